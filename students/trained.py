@@ -1,0 +1,63 @@
+"""A finished training run, as the later stages see it: what it was made of, and as one merged folder that any engine loads."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from distill import models, runs
+from distill.config import PromptConfig, from_mapping
+from distill.prompts import Renderer
+from students.merging import merge_adapter
+
+
+@dataclass(frozen=True)
+class TrainedJudge:
+    """One fold of a student or teacher. `renderer` is the prompt it was trained with, read from its manifest."""
+
+    folder: Path
+    manifest: runs.Manifest
+    base: Path
+    renderer: Renderer
+
+    @property
+    def max_tokens(self) -> int:
+        return self.renderer.config.max_tokens
+
+    def trained_on(self) -> set[str]:
+        """Fingerprints of the conversations that trained it or chose its checkpoint."""
+        return set(pl.read_parquet(self.folder / "trained_on.parquet")["fingerprint"])
+
+    def merged(self, root: Path) -> Path:
+        """Base and adapter as one sequence classifier below `root`/models, made once."""
+        folder = root / "models" / f"merged-{self.manifest.content[:16]}"
+        identity = {"adapter": self.manifest.content, "base": str(self.base)}
+        if not runs.is_finished(folder, "merge", identity, [], root):
+            merge_adapter(self.base, self.folder / "adapter", folder, stored_dtype(self.base))
+            runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
+        return folder
+
+
+def stored_dtype(base: Path) -> torch.dtype:
+    """The type in which a model's weights are stored, which a merged model keeps."""
+    config = json.loads((base / "config.json").read_text())
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def open_trained(folder: Path, root: Path, remedy: str) -> TrainedJudge:
+    """Open a finished run. Raises `ValueError` where it is missing or was trained on other prompts than would be rendered now."""
+    manifest = runs.read_manifest(folder, "student", remedy)
+    student: dict[str, Any] = manifest.config["student"]
+    base = models.resolve(student["base"], root, student["layers"])
+    renderer = Renderer(from_mapping(PromptConfig, manifest.config["prompt"]), base)
+    if differences := runs.differing_fields(manifest.prompt, renderer.hashes):
+        raise ValueError(
+            f"{folder} was trained on other prompts than this code renders with {base}:\n"
+            + "\n".join(f"  - {name} hash: there {there}, now {now}" for name, there, now in differences)
+            + "\n  the tokenizer or the renderer has changed since: train it again"
+        )
+    return TrainedJudge(folder, manifest, base, renderer)

@@ -1,0 +1,44 @@
+"""Tiny models that several test files read; each is built once a session."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import tiny_causal, tiny_judge, tiny_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal(tmp_path_factory.mktemp("qwen2"), "qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal(tmp_path_factory.mktemp("gemma2"), "gemma2")
+
+
+@pytest.fixture(scope="session")
+def tiny_judge_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_judge(tmp_path_factory.mktemp("judge_llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_judge_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_judge(tmp_path_factory.mktemp("judge_qwen2"), "qwen2")
+
+
+@pytest.fixture(scope="session")
+def tiny_judge_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_judge(tmp_path_factory.mktemp("judge_gemma2"), "gemma2")

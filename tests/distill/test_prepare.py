@@ -1,0 +1,154 @@
+"""The door `python -m distill.prepare`: what it writes, when it has nothing to do, and how it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from distill.config import Config, from_mapping
+from distill.conversations import load
+from distill.door import CONF
+from distill.prepare import main
+from distill.records import SCHEMA
+from distill.runs import read_manifest
+
+ROOT = Path(CONF).parent
+HUMAN = ROOT.parent / "shared" / "data"
+
+
+def config(root: Path, *overrides: str) -> Config:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        composed = compose("config", overrides=[f"paths.root={root}", *overrides])
+    values: Any = OmegaConf.to_container(composed, resolve=True)
+    return from_mapping(Config, values | {"run": values["name"]})
+
+
+def write_rows(path: Path, count: int, **changes: str) -> Path:
+    """`count` good rows, then one with `changes`."""
+    names = ("id", "model_a", "model_b", "prompt", "response_a", "response_b")
+    rows = [dict(zip(names, (str(i), "x", "y", f'["{i}?"]', '["Yes"]', '["No"]'), strict=True)) for i in range(count)]
+    rows += [rows[-1] | {"id": "bad"} | changes] if changes else []
+    winners = [{"winner_model_a": i % 2, "winner_model_b": 1 - i % 2, "winner_tie": 0} for i in range(len(rows))]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*names, *winners[0]])
+        writer.writeheader()
+        writer.writerows(row | winner for row, winner in zip(rows, winners, strict=True))
+    return path
+
+
+def test_prepare_writes_conversations_rejected_rows_and_a_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "train.csv", 10, prompt="not JSON")
+    main(config(tmp_path, f"data.files=[{path}]"))
+    folder = tmp_path / "data" / "lmsys"
+    printed = capsys.readouterr().out
+    assert "rejected from train: 1 x prompt is not JSON" in printed
+    assert str(folder) in printed
+    assert len(load(folder)) == 10
+    assert pl.read_parquet(folder / "conversations.parquet").schema == SCHEMA
+    assert pl.read_parquet(folder / "rejected.parquet").to_dicts() == [
+        {
+            "source": "train",
+            "line": 12,
+            "id": "bad",
+            "reason": "prompt is not JSON: 'not JSON' (Expecting value: line 1 column 1 (char 0))",
+        }
+    ]
+    manifest = read_manifest(folder, "prepare")
+    assert manifest.rows == {"read": 11, "kept": 10, "duplicates": 0, "rejected": 1}
+    assert manifest.config["inputs"]["train"]["bytes"] == path.stat().st_size
+
+
+def test_a_finished_artefact_is_kept_and_changed_input_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "train.csv", 10)
+    configured = config(tmp_path, f"data.files=[{path}]")
+    main(configured)
+    written = (tmp_path / "data/lmsys/manifest.json").read_bytes()
+    capsys.readouterr()
+    main(configured)
+    assert "is finished" in capsys.readouterr().out
+    assert (tmp_path / "data/lmsys/manifest.json").read_bytes() == written
+    with pytest.raises(ValueError, match=r"limit: there None, now 8"):
+        main(config(tmp_path, f"data.files=[{path}]", "limit=8"))
+    write_rows(path, 12)
+    with pytest.raises(ValueError, match=r"inputs\.train\.sha256"):
+        main(configured)
+    main(config(tmp_path, f"data.files=[{path}]", "limit=8", "overwrite=true"))
+    assert len(load(tmp_path / "data/lmsys")) == 8
+
+
+def test_an_unfinished_artefact_is_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "lmsys"
+    path = write_rows(tmp_path / "train.csv", 1, prompt="[]")
+    with pytest.raises(ValueError, match=r"data\.folds\.count=5: 1 conversations"):
+        main(config(tmp_path, f"data.files=[{path}]"))
+    assert pl.read_parquet(folder / "rejected.parquet")["reason"][0].startswith("unequal rounds")
+    (folder / "law.parquet").touch()
+    main(config(tmp_path, f"data.files=[{write_rows(path, 10)}]"))
+    assert {p.name for p in folder.iterdir()} == {"conversations.parquet", "rejected.parquet", "manifest.json"}
+
+
+def test_a_simulated_arena_keeps_its_law(tmp_path: Path) -> None:
+    main(config(tmp_path, "data=arena_sim", "data.simulate.conversations=60", "limit=50"))
+    folder = tmp_path / "data" / "arena_sim"
+    assert pl.read_parquet(folder / "law.parquet")["id"].to_list() == [c.id for c in load(folder)]
+    assert read_manifest(folder).rows["kept"] == 50
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.files=[{path}]", "data.hub=nobody/nothing"], "set exactly one of data.files, data.hub, data.simulate"),
+        (["data.files=null"], "now none is set"),
+        (["data.files=[{path},nowhere/*.csv]"], "'nowhere/*.csv' matches no file"),
+        (["data.files=[{path}]", "data.shuffle_sides=[other]"], "choose from ['train']"),
+        (["data.files=[{path}]", "data.folds.split=blackpearl"], "the blackpearl split has count=5 and seed=2025"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
+    path = write_rows(tmp_path / "train.csv", 20)
+    with pytest.raises(ValueError) as caught:
+        main(config(tmp_path, *(override.format(path=path) for override in overrides)))
+    assert said in str(caught.value)
+
+
+def test_the_door_exits_with_2_and_one_message(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("id,question\n1,Hi\n")
+    command = [
+        sys.executable,
+        "-m",
+        "distill.prepare",
+        f"data.files=[{tmp_path / 'train.csv'}]",
+        f"paths.root={tmp_path}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the data cannot be read:\n")
+    assert "missing columns ['prompt', 'response_a', 'response_b'], found ['id', 'question']" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.skipif(not HUMAN.is_dir(), reason="the five public sets of data=human are not in ../shared/data")
+def test_the_human_sets_are_read_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    main(config(tmp_path, "data=human"))
+    folder = tmp_path / "data" / "human"
+    assert read_manifest(folder).rows == {"read": 7388, "kept": 7387, "duplicates": 1, "rejected": 0}
+    table = pl.read_parquet(folder / "conversations.parquet")
+    assert table["source"].n_unique() == 5
+    assert table.group_by("group").agg(pl.col("fold").n_unique())["fold"].max() == 1
+    votes = dict(table.group_by("source").agg(pl.col("votes").list.sum().max()).iter_rows())
+    assert votes["llmfao"] == 5
+    assert votes["pandalm_testset"] == 3
+    assert json.loads((folder / "manifest.json").read_text())["config"]["inputs"].keys() == {*table["source"]}
