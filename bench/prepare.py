@@ -53,15 +53,11 @@ def main() -> None:
         write_rows(arguments.rows, root / "train.csv", arguments.count)
         files = [f"data.files=[{root / 'train.csv'}]", "data.name=bench", f"paths.root={root}"]
         read = ["--render", str(root / "data/bench"), "--tokenizer", str(tokenizer)]
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "distill.prepare", *files], check=True)
-        prepared = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "bench.prepare", *read], check=True)
-        end = time.perf_counter()
+        prepare_s = timed_command("-m", "distill.prepare", *files)
+        render_s = timed_command("-m", "bench.prepare", *read)
         sample = load(root / "data/bench")[: arguments.sample]
-    print(f"prepare {prepared - start:.1f} s, render and tokenise both orders {end - prepared:.1f} s")
     figures = {
-        "seconds_57477": round((end - start) * ROWS / arguments.count, 1),
+        "seconds_57477": round((prepare_s + render_s) * ROWS / arguments.count, 1),
         "speedup_vs_naive": round(speedup(sample, renderer, tokenizer, arguments.repeats), 2),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
     }
@@ -106,6 +102,16 @@ def speedup(sample: Sequence[Conversation], renderer: Renderer, tokenizer: Path,
     per_row = [1000 * statistics.median(times) / len(sample) for times in (naive_s, ours_s)]
     print(f"milliseconds a conversation in both orders: naive {per_row[0]:.2f}, renderer {per_row[1]:.2f}")
     return per_row[0] / per_row[1]
+
+
+def timed_command(*arguments: str) -> float:
+    """Wall seconds of a Python process; prints its processor seconds too, which tell whether the machine was busy."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = timed(lambda: subprocess.run([sys.executable, *arguments], check=True))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"python {' '.join(arguments[:2])}: {seconds:.1f} s, {cpu:.1f} s of processor time", flush=True)
+    return seconds
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -28,12 +28,12 @@ import polars as pl
 from distill.config import SimulateConfig
 from distill.records import Conversation
 
-TIPS = (-1.5, 0.3, 1.5)
-TONE = 1.2
-HEDGE = 1.0
+TIPS = (-0.9, 0.2, 0.9)
+TONE = 2.2
+HEDGE = 1.4
 LENGTH = 0.3
 POSITION = 0.15
-TIE = -0.3
+TIE = -0.2
 NOISE = 0.06
 
 TOPICS: dict[str, tuple[str, ...]] = {

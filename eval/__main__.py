@@ -27,13 +27,18 @@ def main(config: Config) -> None:
     rows = conversations.load(data)
     held_out = [c for c in rows if c.fold == config.fold and c.votes][: config.limit]
     if not held_out:
-        raise ValueError(f"fold={config.fold} of data/{config.data.name} has no votes to evaluate on: choose another fold or data set")
+        raise ValueError(
+            f"fold={config.fold} of data/{config.data.name} has no votes to evaluate on: choose another fold or data set"
+        )
     values = to_mapping(config)
     identity = {"fold": config.fold, "limit": config.limit, "eval": values["eval"]}
     if not runs.is_finished(folder, "eval", identity, parents(config), config.root, config.overwrite):
         folder.mkdir(parents=True, exist_ok=True)
         judges = judge_all(config, held_out, [c for c in rows if c.fold != config.fold])
-        frames = [frame.select(pl.lit(name).alias("judge"), "id", "order", "logits") for name, frame in judges.predictions.items()]
+        frames = [
+            frame.select(pl.lit(name).alias("judge"), "id", "order", "logits")
+            for name, frame in judges.predictions.items()
+        ]
         pl.concat(frames).write_parquet(folder / "predictions.parquet")
         write_metrics(config, folder, data, judges, held_out)
         runs.write_manifest(folder, "eval", identity, parents(config), config.root, rows={"held_out": len(held_out)})
@@ -41,7 +46,9 @@ def main(config: Config) -> None:
     console = Console()
     console.print(table(metrics["judges"]))
     if metrics["bayes"] is not None:
-        console.print(f"No judge can expect less than {metrics['bayes']:.4f} on these {metrics['rows']} conversations (the entropy of the simulated law).")
+        console.print(
+            f"No judge can expect less than {metrics['bayes']:.4f} on these {metrics['rows']} conversations (the entropy of the simulated law)."
+        )
     if config.eval.seeds:
         console.print(compare_seeds(config, folder, held_out))
     console.print(f"report: {folder / 'report.html'}")
@@ -86,9 +93,16 @@ def write_metrics(config: Config, folder: Path, data: Path, judges: object, held
         law = pl.DataFrame({"id": ids}).join(law, on="id", how="left", maintain_order="left")
         bayes, truth = bayes_log_loss(law), np.log(law["probabilities"].to_numpy())
         logits["bayes"] = (truth, truth)
-    metrics = {name: summarise(ab, ba, votes, groups, bins=config.eval.ece_bins, **settings) for name, (ab, ba) in logits.items()}
+    metrics = {
+        name: summarise(ab, ba, votes, groups, bins=config.eval.ece_bins, **settings)
+        for name, (ab, ba) in logits.items()
+    }
     losses = {name: log_loss_rows(predict(ab, ba), votes) for name, (ab, ba) in logits.items()}
-    gain = paired_difference(losses["student_no_teacher"], losses["student"], groups, **settings) if "student_no_teacher" in losses else None
+    gain = (
+        paired_difference(losses["student_no_teacher"], losses["student"], groups, **settings)
+        if "student_no_teacher" in losses
+        else None
+    )
     runs.write_json(folder / "metrics.json", {"rows": len(held_out), "bayes": bayes, "judges": metrics, "gain": gain})
     write_report(
         folder / "report.html",
@@ -100,7 +114,10 @@ def write_metrics(config: Config, folder: Path, data: Path, judges: object, held
         bins=config.eval.ece_bins,
         draws=config.eval.bootstrap,
         history=pl.read_parquet(judges.artefacts["student"] / "history.parquet"),
-        lineage={name: (str(path.relative_to(config.root)), runs.read_manifest(path)) for name, path in judges.artefacts.items()},
+        lineage={
+            name: (str(path.relative_to(config.root)), runs.read_manifest(path))
+            for name, path in judges.artefacts.items()
+        },
     )
 
 
@@ -117,9 +134,17 @@ def compare_seeds(config: Config, folder: Path, held_out: list) -> object:
     ids, groups = [c.id for c in held_out], [c.group for c in held_out]
     votes = np.array([c.votes for c in held_out])
     settings = {"draws": config.eval.bootstrap, "seed": config.seed}
-    logits = {name: [logits_by_order(frame, ids) for frame in frames] for name, frames in judge_seeds(config, held_out).items()}
-    metrics = {name: [summarise(ab, ba, votes, groups, bins=config.eval.ece_bins, **settings) for ab, ba in pairs] for name, pairs in logits.items()}
-    losses = {name: np.array([log_loss_rows(predict(ab, ba), votes) for ab, ba in pairs]) for name, pairs in logits.items()}
+    logits = {
+        name: [logits_by_order(frame, ids) for frame in frames]
+        for name, frames in judge_seeds(config, held_out).items()
+    }
+    metrics = {
+        name: [summarise(ab, ba, votes, groups, bins=config.eval.ece_bins, **settings) for ab, ba in pairs]
+        for name, pairs in logits.items()
+    }
+    losses = {
+        name: np.array([log_loss_rows(predict(ab, ba), votes) for ab, ba in pairs]) for name, pairs in logits.items()
+    }
     summary = summarise_seeds(metrics, losses, config.eval.seeds, groups, **settings)
     runs.write_json(folder / "seeds.json", summary)
     return seeds_table(summary)

@@ -18,7 +18,9 @@ from eval.metrics import shares
 
 LETTER = r"[\p{L}\p{N}_]"
 WORD = f"{LETTER}+"
-REFUSAL = r"(?i)\bI(?:.m| am) sorry|\bI apologi[sz]e|\bas an AI\b|\bas a language model|\bI can(?:no|.)t\b"  # any apostrophe
+REFUSAL = (
+    r"(?i)\bI(?:.m| am) sorry|\bI apologi[sz]e|\bas an AI\b|\bas a language model|\bI can(?:no|.)t\b"  # any apostrophe
+)
 COUNTED = {
     "list_items": r"(?m)^\s*(?:[-*+•]|\d+[.)])\s",
     "code_blocks": r"(?m)^\s*```[^`]*$",  # fences: two a block

@@ -45,7 +45,11 @@ class Judges:
             log.warning("teacher left out: %s has no out-of-fold logits for %d held-out rows", folder, len(missing))
             return
         mean = pl.concat_arr([pl.col("logits").arr.get(i).mean() for i in range(3)]).first()
-        self.predictions["teacher"] = logits.group_by("id", "order", maintain_order=True).agg(mean.alias("logits"), pl.col("prompt_tokens", "truncated").first()).cast(dict(SCORES))
+        self.predictions["teacher"] = (
+            logits.group_by("id", "order", maintain_order=True)
+            .agg(mean.alias("logits"), pl.col("prompt_tokens", "truncated").first())
+            .cast(dict(SCORES))
+        )
         self.artefacts["teacher"] = folder
 
     def add_student(self, name: str, run: str) -> None:
@@ -63,7 +67,9 @@ class Judges:
             judge = open_trained(student, self.config.root, "make student")
             parents = runs.parent_contents([student], self.config.root)
             if runs.read_manifest(folder).parents != parents:
-                raise ValueError(f"{folder} was exported from another student than {student}: export again with overwrite=true")
+                raise ValueError(
+                    f"{folder} was exported from another student than {student}: export again with overwrite=true"
+                )
             self._score(name, folder, judge, folder, self.config.eval.exported)
 
     def _score(self, name: str, artefact: Path, judge: TrainedJudge, model: Path, scorer_config: ScorerConfig) -> None:
@@ -86,7 +92,9 @@ def judge_all(config: Config, held_out: Sequence[Conversation], training: Sequen
     judges.add_student("student_no_teacher", variant(config.run, NO_TEACHER))
     judges.add_student("student", config.run)
     if "student" not in judges.predictions:
-        raise ValueError(f"{config.root / 'students' / config.run} has no finished fold={config.fold}: train it first (make student)")
+        raise ValueError(
+            f"{config.root / 'students' / config.run} has no finished fold={config.fold}: train it first (make student)"
+        )
     judges.add_export("student_w8a8")
     return judges
 
@@ -101,6 +109,8 @@ def judge_seeds(config: Config, held_out: Sequence[Conversation]) -> dict[str, l
         judges.add_student("student", run)
         for name, frames in found.items():
             if name not in judges.predictions:
-                raise ValueError(f"eval.seeds={config.eval.seeds}: {name} of seed {seed} is missing; train it with seed={seed}")
+                raise ValueError(
+                    f"eval.seeds={config.eval.seeds}: {name} of seed {seed} is missing; train it with seed={seed}"
+                )
             frames.append(judges.predictions[name])
     return found

@@ -35,14 +35,18 @@ def summarise_seeds(
     """
     count = len(seeds)
     if count < 2:
-        raise ValueError(f"eval.seeds={list(seeds)}: an interval over seeds needs two or more; train another with seed=N")
+        raise ValueError(
+            f"eval.seeds={list(seeds)}: an interval over seeds needs two or more; train another with seed=N"
+        )
     for judge in JUDGES:
         assert losses[judge].shape == (count, len(groups)), f"{judge}: losses of shape {losses[judge].shape}"
         assert np.allclose(losses[judge].mean(axis=1), [m["log_loss"] for m in metrics[judge]]), f"{judge}: other rows"
     drawn = np.random.default_rng([seed, count]).multinomial(count, [1 / count] * count, size=draws) / count
     weights = 1 / count + (drawn - 1 / count) * np.sqrt(count / (count - 1))
     by_seed = bootstrap_means(np.concatenate([losses[judge] for judge in JUDGES]).T, groups, draws, seed)
-    means = {judge: (half * weights).sum(axis=1) for judge, half in zip(JUDGES, np.split(by_seed, 2, axis=1), strict=True)}
+    means = {
+        judge: (half * weights).sum(axis=1) for judge, half in zip(JUDGES, np.split(by_seed, 2, axis=1), strict=True)
+    }
     without, student = JUDGES
     return {
         "seeds": list(seeds),

@@ -60,7 +60,7 @@ index=()
 have=$("$py" -c 'import importlib.metadata as m; print(m.version("torch"))' 2>/dev/null || true)
 if [ "${have%%+*}" != "$torch" ]; then
     # Newest first, and 2.13.0+cpu counts as newer than 2.13.0: the first match is the one that pip would take.
-    offered=$("$py" -m pip index versions --disable-pip-version-check "${index[@]}" torch | sed -n 's/^Available versions: //p' | tr -d ' ' | tr ',' '\n')
+    offered=$("$py" -m pip index versions --disable-pip-version-check "${index[@]}" torch | sed -n 's/^Available versions: //p' | tr -d ' ' | tr ',' '\n' || true)
     build=$(grep -m1 -E "^${torch//./\\.}(\+|$)" <<<"$offered" || true)
     [ -n "$build" ] || stop "no torch $torch for this machine in ${TORCH_INDEX:-the indexes that pip is configured with}"
     if [[ $build == *+cpu ]]; then

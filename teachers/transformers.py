@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, CompressedTensorsConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from distill.config import ScorerConfig
 from distill.records import LABELS
@@ -25,12 +24,13 @@ class TransformersScorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = DTYPES[config.dtype] if config.dtype != "auto" else fastest_dtype(self.device)
         log.info("scoring with %s through transformers on %s in %s", model, self.device, dtype)
-        options: dict[str, Any] = {"dtype": dtype}
-        if hasattr(AutoConfig.from_pretrained(model), "quantization_config"):
-            # transformers has no int8 kernels: the weights become floats, the activations are rounded at run time. By
-            # default they would become so in the classifier's own forward, which `_logits` goes around.
-            options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
-        self.model = AutoModelForSequenceClassification.from_pretrained(model, **options).to(self.device).eval()
+        settings = AutoConfig.from_pretrained(model)
+        if hasattr(settings, "quantization_config"):
+            # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless told
+            # so, that waits for the classifier's own forward, which `_logits` goes around.
+            settings.quantization_config["dequantize"] = True
+        judge = AutoModelForSequenceClassification.from_pretrained(model, config=settings, dtype=dtype)
+        self.model = judge.to(self.device).eval()
         self.model.score.float()  # as vLLM does: bf16 logits would keep three digits
         self.batch_tokens = config.batch_tokens
 

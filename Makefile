@@ -1,0 +1,81 @@
+# Every target runs one command that can be typed by hand; `make help` lists them.
+SHELL := /bin/bash
+VENV ?= .venv
+PY := $(VENV)/bin/python
+EXP ?= demo
+ARGS ?=
+TEACHER_EXP ?= demo_teacher
+export TORCH_INDEX ALLOW_CUDA PYTHON VENV REQUIREMENTS
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data teacher teacher-logits student student-no-teacher export eval demo demo-teacher demo-seeds human test checks format bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
+	@echo; echo "  EXP=$(EXP) chooses the experiment, ARGS='seed=1 ...' overrides single keys: see conf/"
+
+setup: ## Make .venv from requirements/cpu.txt (TORCH_INDEX=<index with torch's CPU wheels> where pip would take a CUDA build)
+	bash requirements/setup.sh
+
+data: ## Conversations with folds
+	$(PY) -m distill.prepare +exp=$(EXP) $(ARGS)
+
+teacher: ## Fine-tune a teacher on votes (TEACHER_EXP)
+	$(PY) -m distill.student +exp=$(TEACHER_EXP) $(ARGS)
+
+teacher-logits: ## Score the conversations with the teacher through vLLM, both orders
+	$(PY) -m distill.teacher +exp=$(EXP) $(ARGS)
+
+student: ## Distil the student
+	$(PY) -m distill.student +exp=$(EXP) $(ARGS)
+
+student-no-teacher: ## The same student on votes alone, for comparison
+	$(PY) -m distill.student +exp=$(EXP) loss.soft_weight=0 $(ARGS)
+
+export: ## Merge and quantise the student, and check what that cost
+	$(PY) -m distill.export +exp=$(EXP) $(ARGS)
+
+eval: ## Compare all judges on the held-out fold; table and report.html
+	$(PY) -m eval +exp=$(EXP) $(ARGS)
+
+demo: ## The whole path on two CPU cores, with real models; goes on where it stopped
+	@echo "demo: prepare a simulated arena, score it with the shipped teacher (vLLM), train the student with and without"
+	@echo "      its teacher (DeepSpeed), quantise it (llm-compressor), compare all (vLLM). About $(DEMO_MINUTES) minutes on two cores."
+	@for step in data teacher-logits student-no-teacher student export eval; do \
+	    echo; echo "== make $$step EXP=demo"; $(MAKE) --no-print-directory $$step EXP=demo || exit $$?; done
+DEMO_MINUTES := 8
+
+demo-teacher: ## Rebuild the shipped demo teacher in teachers/demo (most of an hour)
+	$(MAKE) data EXP=demo_teacher
+	$(MAKE) teacher TEACHER_EXP=demo_teacher
+	rm -rf teachers/demo && mkdir -p teachers/demo/fold=0
+	cd artifacts/teachers/demo_teacher/fold=0 && cp -r adapter metrics.json history.parquet trained_on.parquet manifest.json $(CURDIR)/teachers/demo/fold=0/
+
+demo-seeds: ## What distillation gains on the demo data over three training seeds (about 15 minutes after make demo)
+	$(PY) -m distill.student -m +exp=demo seed=1,2
+	$(PY) -m distill.student -m +exp=demo seed=1,2 loss.soft_weight=0
+	$(PY) -m eval +exp=demo 'eval.seeds=[0,1,2]' overwrite=true
+
+human: ## The whole path on real human votes (over an hour)
+	$(MAKE) data EXP=human
+	$(PY) -m distill.student -m +exp=human_teacher fold=0,1,2
+	$(MAKE) teacher-logits student-no-teacher student export eval EXP=human
+
+test: ## All tests
+	$(PY) -m pytest $(ARGS)
+
+checks: ## Format, lint and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: ## Rewrite the code in the project's format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: ## Side-by-side measurements; each prints one JSON line last
+	$(PY) -m bench.prepare
+	$(PY) -m bench.teacher
+
+clean: ## Remove caches; artifacts stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,22 @@
+"""Composing the real configuration in tests, as a door would."""
+
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from distill.config import Config, from_mapping
+from distill.door import CONF, run_name
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The plain values that a door would receive for `overrides`."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        values = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
+    assert isinstance(values, dict)
+    return {**values, "run": run_name(values["name"], overrides)}
+
+
+def configured(*overrides: str) -> Config:
+    """The typed configuration for `overrides`."""
+    return from_mapping(Config, composed(*overrides))
