@@ -25,7 +25,7 @@ def run_name(name: str, overrides: Iterable[str]) -> str:
     The same overrides name the same run at every door: `demo,loss.soft_weight=0` is trained, exported and evaluated
     under that name.
     """
-    plain = [override.lstrip("+~").replace(",", "+") for override in overrides]
+    plain = [override.lstrip("+~").replace(",", "+").replace("/", "+") for override in overrides]
     return variant(name, *(o for o in plain if o.split("=")[0].split(".")[0].split("@")[0] in NAMING))
 
 

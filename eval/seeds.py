@@ -30,8 +30,9 @@ def summarise_seeds(
     Every draw resamples groups of conversations and, independently, training seeds, since every seed is tested on
     every conversation (Owen 2007, "The pigeonhole bootstrap"). Both judges see the same draws, and runs of one seed
     stay together. A plain bootstrap of S seeds has only (S - 1) / S of their variance, far too little for three;
-    drawn weights are therefore stretched about their mean by sqrt(S / (S - 1)) (Rao and Wu 1988). Raises `ValueError`
-    for fewer than two seeds.
+    drawn weights are therefore stretched about their mean by sqrt(S / (S - 1)) (Rao and Wu 1988).
+    Where the luck of runs outweighs that of rows, two or three seeds still give too narrow an interval; take five.
+    Raises `ValueError` for fewer than two seeds.
     """
     count = len(seeds)
     if count < 2:

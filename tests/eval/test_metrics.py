@@ -1,4 +1,4 @@
-"""Metrics equal scikit-learn's and hand-worked values, do not care which side is called a, and have honest intervals."""
+"""Metrics equal scikit-learn's, do not care which side is called a, and have intervals that cover the truth."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,7 @@
 """A gain over seeds is paired, and its interval grows with the luck of training runs."""
 
+import io
+
 import numpy as np
 import pytest
 from rich.console import Console
@@ -38,11 +40,11 @@ def test_equal_runs_reduce_to_the_paired_difference_over_rows() -> None:
 
 def test_luck_of_runs_widens_the_interval() -> None:
     widths = []
-    for luck in (0.0, 0.05):
+    for luck in (0.0, 0.2):
         metrics, losses, groups = simulate(4, 100, luck, 0)
         low, high = summarise_seeds(metrics, losses, range(4), groups, draws=300, seed=0)["gain"]["ci"]
         widths.append(high - low)
-    assert widths[1] > 1.3 * widths[0]
+    assert widths[1] > 2 * widths[0]
 
 
 def test_interval_covers_the_gain() -> None:
@@ -56,7 +58,7 @@ def test_interval_covers_the_gain() -> None:
 
 def test_table_shows_both_judges_and_the_gain() -> None:
     metrics, losses, groups = simulate(2, 50, 0.01, 0)
-    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(seeds_table(summarise_seeds(metrics, losses, [3, 7], groups, draws=50, seed=0)))
     shown = console.export_text()
     assert "2 training seeds: 3, 7" in shown and "student_no_teacher" in shown and "gain from the teacher" in shown

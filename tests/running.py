@@ -1,0 +1,29 @@
+"""Running the doors in tests, as users do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_door(module: str, *arguments: str, launcher: tuple[str, ...] = ("-m",), timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    """`python -m module arguments` from the repository's root; output captured, nothing raised."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    return subprocess.run([sys.executable, *launcher, module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def succeeds(module: str, *arguments: str, **options: object) -> str:
+    """Run a door that must succeed; what it printed on both streams."""
+    done = run_door(module, *arguments, **options)  # type: ignore[arg-type]
+    assert done.returncode == 0, f"{module} {arguments}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout + done.stderr
+
+
+def refuses(module: str, *arguments: str) -> str:
+    """Run a door that must refuse its input: exit code 2, one message, no traceback; the message."""
+    done = run_door(module, *arguments)
+    assert done.returncode == 2, f"exit code {done.returncode}\n{done.stderr[-4000:]}"
+    assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1, done.stderr
+    return done.stderr[done.stderr.index("error: ") :]

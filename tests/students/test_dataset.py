@@ -1,0 +1,73 @@
+"""Steps, ranks and micro-batches: everything exactly once, both orders together, targets turned with the rows."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.prompts import Rendered
+from distill.records import Conversation
+from students.dataset import Example, collate, make_examples, micro_batches, plan_epoch, split
+
+LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
+
+
+@given(lengths=LENGTHS, batch=st.integers(1, 9), pool=st.integers(1, 4), epoch=st.integers(0, 3))
+def test_an_epoch_meets_every_example_once(lengths: list[int], batch: int, pool: int, epoch: int) -> None:
+    steps = plan_epoch(lengths, batch, pool, 0, epoch)
+    assert sorted(i for step in steps for i in step) == list(range(len(lengths)))
+    assert len(steps) == -(-len(lengths) // batch) and all(len(step) <= batch for step in steps)
+    assert steps == plan_epoch(lengths, batch, pool, 0, epoch)
+
+
+@given(lengths=LENGTHS, world=st.integers(1, 4), budget=st.integers(10, 200))
+def test_ranks_share_a_step_without_overlap(lengths: list[int], world: int, budget: int) -> None:
+    ranks = micro_batches(range(len(lengths)), lengths, world, budget)
+    rows = [row for rank in ranks for piece in rank for row in piece]
+    assert Counter(rows) == Counter((i, order) for i in range(len(lengths)) for order in (0, 1))
+    assert len({len(rank) for rank in ranks}) == 1  # as many micro-batches everywhere: each is a collective
+    for rank in ranks:
+        owned = {i for piece in rank for i, _ in piece}
+        assert all((i, order) in {row for piece in rank for row in piece} for i in owned for order in (0, 1))
+        for piece in rank:
+            assert len(piece) * max((lengths[i] for i, _ in piece), default=0) <= max(budget, 50)
+
+
+def test_batches_pad_right_and_turn_targets_with_the_order() -> None:
+    example = Example("x", ([1, 2, 3], [4, 5]), (0.7, 0.2, 0.1), (3.0, 2.0, 1.0))
+    unvoted = Example("y", ([6], [7]), None, (0.0, 1.0, 2.0))
+    batch = collate([(0, 0), (0, 1), (1, 0)], [example, unvoted], torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[1, 2, 3], [4, 5, 0], [6, 0, 0]] and batch.lengths.tolist() == [3, 2, 1]
+    torch.testing.assert_close(batch.votes[:2], torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]]))
+    assert batch.teacher[1].tolist() == [2.0, 3.0, 1.0]
+    assert batch.vote_weights.tolist() == [1, 1, 0] and batch.teacher_weights.tolist() == [1, 1, 1]
+    empty = collate([], [example], torch.device("cpu"))
+    assert empty.vote_weights.tolist() == [0] and empty.teacher_weights.tolist() == [0]
+
+
+def conversations(count: int) -> list[Conversation]:
+    return [Conversation(str(i), ["q"], ["a"], ["b"], votes=[2.0, 1.0, 1.0], group=f"g{i // 3}", fold=i // 3 % 5) for i in range(count)]
+
+
+def test_the_held_out_fold_is_in_no_part_and_groups_stay_whole() -> None:
+    rows = conversations(150)
+    training, validation = split(rows, 2, 0.2, 0)
+    assert {c.fold for c in (*training, *validation)} == {0, 1, 3, 4} and len(training) + len(validation) == 120
+    assert not {c.group for c in training} & {c.group for c in validation}
+    assert 15 <= len(validation) <= 33
+    with pytest.raises(ValueError, match=r"fold=9: no conversation is in that fold; folds here: \[0, 1, 2, 3, 4\]"):
+        split(rows, 9, 0.2, 0)
+    with pytest.raises(ValueError, match="has no votes"):
+        split(rows, 2, 0.0, 0)
+
+
+def test_join_is_by_id_and_gaps_are_named() -> None:
+    rows = conversations(2)
+    rendered = [Rendered(c.id, order, [int(c.id), k], False) for c in reversed(rows) for k, order in enumerate(("ab", "ba"))]
+    examples = make_examples(rows, rendered, {"1": [1, 2, 3], "0": [4, 5, 6]})
+    assert [e.ids for e in examples] == [([0, 0], [0, 1]), ([1, 0], [1, 1])]
+    assert examples[0].votes == (0.5, 0.25, 0.25) and examples[0].teacher == (4.0, 5.0, 6.0)
+    with pytest.raises(ValueError, match=r"lack 1 of 2 conversations, such as \['1'\]"):
+        make_examples(rows, rendered, {"0": [4, 5, 6]})

@@ -1,0 +1,173 @@
+"""Training with the real DeepSpeed engine on tiny models: the result depends on the data and the seed, on nothing else."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill import prepare, student
+from distill.config import Config
+from distill.prompts import Renderer
+from distill.records import ORDERS
+from distill.runs import write_manifest
+from distill.store import STORE, LogitsWriter
+from students.loop import Trainer, rate_factor
+from tests.composing import configured
+from tests.running import succeeds
+
+pytestmark = pytest.mark.timeout(300)
+Configure = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared smoke arena with a store of teacher logits that are the simulated law itself."""
+    root = tmp_path_factory.mktemp("artifacts")
+    config = configured("+exp=smoke", f"paths.root={root}")
+    prepare.main(config)
+    law = pl.read_parquet(root / "data" / "smoke" / "law.parquet")
+    rows = [
+        {"id": i, "order": order, "logits": [math.log(x) for x in p], "prompt_tokens": 1, "truncated": False, "judge_fold": 0, "in_sample": False}
+        for i, p in law.rows()
+        for order in ORDERS
+    ]
+    store = root / "logits" / "smoke"
+    LogitsWriter(store, {}).append(pl.DataFrame(rows, schema=STORE))
+    (root / "template").write_text(Renderer(config.prompt, Path(_tokenizer(tmp_path_factory))).hashes["template"])
+    write_manifest(store, "teacher", {}, [], root, prompt={"template": (root / "template").read_text()})
+    return root
+
+
+def _tokenizer(factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import tiny_tokenizer
+
+    folder = factory.mktemp("any_tokenizer")
+    tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def configure(root: Path, tiny_llama: Path) -> Configure:
+    def build(name: str, *overrides: str, base: Path = tiny_llama) -> Config:
+        config = configured("+exp=smoke", f"name={name}", f"paths.root={root}", "student.layers=null", *overrides)
+        return replace(config, run=name, student=replace(config.student, base=str(base)))
+
+    return build
+
+
+def history(config: Config) -> pl.DataFrame:
+    return pl.read_parquet(student.run_folder(config) / "history.parquet")
+
+
+def losses(config: Config) -> torch.Tensor:
+    return torch.tensor(history(config)["loss"].to_list(), dtype=torch.float64)
+
+
+@pytest.fixture
+def straight(configure: Configure) -> Config:
+    config = configure("straight", "student.epochs=2", "loss.temperature=2")
+    student.main(config)
+    return config
+
+
+def test_a_run_writes_what_the_contract_says(straight: Config, configure: Configure) -> None:
+    folder = student.run_folder(straight)
+    assert {p.name for p in folder.iterdir()} >= {"adapter", "history.parquet", "metrics.json", "trained_on.parquet", "manifest.json"}
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert any("score" in name for name in adapter) and all("lora_" in name or "score" in name for name in adapter)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    curve = history(straight)
+    assert metrics["steps"] == len(curve) == 10
+    assert metrics["validation_log_loss"] == curve["validation_log_loss"].min()
+    assert student.main(straight) == metrics["validation_log_loss"]  # finished: nothing is trained again
+    with pytest.raises(ValueError, match=r"loss.temperature: there 2.0, now 3.0"):
+        student.main(configure("straight", "student.epochs=2", "loss.temperature=3"))
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
+def test_micro_batches_do_not_change_the_result(configure: Configure, family: str, request: pytest.FixtureRequest) -> None:
+    base = request.getfixturevalue(family)
+    large, small = (configure(f"{family}-{tokens}", "student.lora.dropout=0", f"student.micro_batch_tokens={tokens}", base=base) for tokens in (8192, 100))
+    for config in (large, small):
+        student.main(config)
+    torch.testing.assert_close(losses(large), losses(small), atol=1e-5, rtol=0)
+
+
+def test_zero_stages_agree(configure: Configure) -> None:
+    configs = [configure(f"zero{stage}", "student.lora.dropout=0", f"engine.zero_stage={stage}") for stage in range(4)]
+    for config in configs:
+        student.main(config)
+    for config in configs[1:]:
+        torch.testing.assert_close(losses(configs[0]), losses(config), atol=1e-5, rtol=0)
+    first, *others = (load_file(student.run_folder(c) / "adapter" / "adapter_model.safetensors") for c in configs)
+    for other in others:
+        assert first.keys() == other.keys()
+        for name, tensor in first.items():
+            torch.testing.assert_close(tensor, other[name], atol=1e-4, rtol=0)
+
+
+def test_two_ranks_train_as_one(configure: Configure, root: Path, tiny_llama: Path) -> None:
+    one = configure("one-rank", "student.lora.dropout=0")
+    student.main(one)
+    overrides = ["+exp=smoke", "name=two-ranks", f"paths.root={root}", "student.layers=null", f"student.base={tiny_llama}", "student.lora.dropout=0"]
+    launcher = ("-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--module", "--no_local_rank")
+    succeeds("distill.student", *overrides, launcher=launcher)
+    (folder,) = root.glob("students/two-ranks*/fold=0")
+    both = pl.read_parquet(folder / "history.parquet")
+    assert json.loads((folder / "manifest.json").read_text())["extra"]["ranks"] == 2
+    torch.testing.assert_close(losses(one), torch.tensor(both["loss"].to_list(), dtype=torch.float64), atol=1e-4, rtol=0)
+    assert history(one)["validation_log_loss"][-1] == pytest.approx(both["validation_log_loss"][-1], abs=1e-4)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure: Configure, straight: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = configure("killed", "student.epochs=2", "loss.temperature=2")
+    steps_taken, take_step = 0, Trainer.take_step
+
+    def dies_at_step_eight(self: Trainer, step: list[int], epoch: int) -> dict[str, object]:
+        nonlocal steps_taken
+        steps_taken += 1
+        if steps_taken == 8:
+            raise KeyboardInterrupt
+        return take_step(self, step, epoch)
+
+    monkeypatch.setattr(Trainer, "take_step", dies_at_step_eight)
+    with pytest.raises(KeyboardInterrupt):
+        student.main(killed)
+    assert not (student.run_folder(killed) / "manifest.json").exists()
+    student.main(killed)
+    assert steps_taken == 8 + 5  # it went on from the checkpoint after the first epoch
+    columns = ["step", "loss", "cross_entropy", "kl_divergence", "grad_norm", "lr", "validation_log_loss"]
+    assert history(killed).select(columns).equals(history(straight).select(columns))
+
+
+def test_without_a_teacher_the_loss_is_cross_entropy_alone(configure: Configure) -> None:
+    config = configure("votes", "loss.soft_weight=0")
+    student.main(config)
+    curve = history(config)
+    assert curve["loss"].equals(curve["cross_entropy"]) and curve["kl_divergence"].null_count() == len(curve)
+    teacher = configure("votes", "role=teacher")  # whatever soft_weight says
+    student.main(teacher)
+    assert history(teacher)["loss"].equals(curve["loss"])
+
+
+def test_a_teacher_of_another_template_is_refused(configure: Configure) -> None:
+    with pytest.raises(ValueError, match=r"was made with prompt template \w+, this run renders \w+: .*same_prompt=false"):
+        student.main(configure("other-template", "prompt.template.verdict=?"))
+    student.main(configure("allowed-template", "prompt.template.verdict=?", "teacher.same_prompt=false"))
+
+
+def test_a_sweep_trains_each_job_with_a_fresh_engine(root: Path, tiny_llama: Path) -> None:
+    output = succeeds("distill.student", "-m", "+exp=smoke", "name=sweep", f"paths.root={root}", f"student.base={tiny_llama}", "student.layers=null", "loss.soft_weight=0,0.5,0.9")
+    assert len(list(root.glob("students/sweep,*loss.soft_weight=*/fold=0/manifest.json"))) == 3, output
+
+
+def test_rates_warm_up_and_fall_to_zero() -> None:
+    factors = [rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[0] == 0.1 and factors[9] == 1.0 and factors[-1] < 0.001
+    assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)

@@ -1,0 +1,110 @@
+"""The whole path through the doors, on a tiny model with the real engines, and what bad input meets there."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from safetensors.torch import load_file, save_file
+
+from distill.runs import read_manifest
+from tests.running import refuses, succeeds
+
+pytestmark = pytest.mark.timeout(580)
+JUDGES = {"prior", "surface", "teacher", "student", "student_no_teacher", "student_w8a8"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tuple[Path, list[str]]:
+    """(root, overrides) after every stage has run once."""
+    root = tmp_path_factory.mktemp("pipeline")
+    experiment = root / "pipeline.yaml"
+    experiment.write_text(f"# @package _global_\ndefaults: [smoke]\nname: tiny\nstudent: {{base: {tiny_llama}, layers: null}}\nteacher: {{name: tiny}}\n")
+    common = [f"hydra.searchpath=[file://{root}/conf]", "+exp=pipeline", f"paths.root={root}/artifacts"]
+    (root / "conf" / "exp").mkdir(parents=True)
+    experiment.rename(root / "conf" / "exp" / "pipeline.yaml")
+    succeeds("distill.prepare", *common)
+    succeeds("distill.student", *common, "role=teacher")
+    succeeds("distill.teacher", *common)
+    succeeds("distill.student", *common)
+    succeeds("distill.student", *common, "loss.soft_weight=0")
+    succeeds("distill.export", *common)
+    table = succeeds("eval", *common)
+    assert all(judge in table for judge in JUDGES)
+    return root / "artifacts", common
+
+
+def test_every_stage_leaves_what_the_contract_says(finished: tuple[Path, list[str]]) -> None:
+    root, _ = finished
+    metrics = json.loads((root / "eval/tiny/metrics.json").read_text())
+    assert set(metrics["judges"]) >= JUDGES and metrics["rows"] == 12
+    for judge in JUDGES:
+        low, high = metrics["judges"][judge]["log_loss_ci"]
+        assert low <= metrics["judges"][judge]["log_loss"] <= high
+        assert 0 <= metrics["judges"][judge]["flip_rate"] <= 1
+    assert 0 < metrics["bayes"] < 1.0987
+    fidelity = json.loads((root / "exports/tiny/w8a8/fidelity.json").read_text())
+    assert fidelity["rows"] == 12 and fidelity["mean_kl"] >= 0 and 0 <= fidelity["flips"] <= 1
+    assert (root / "eval/tiny/report.html").read_text().startswith("<!doctype html>")
+    logits = pl.read_parquet(root / "logits/tiny/part-*.parquet")
+    assert len(logits) == 120 == logits.select("id", "order", "judge_fold").n_unique()
+    held_out = pl.read_parquet(root / "data/smoke/conversations.parquet").filter(fold=0)
+    assert set(logits.filter(~pl.col("in_sample"))["id"]) == set(held_out["id"])
+
+
+def test_the_chain_of_parents_leads_back_to_the_data(finished: tuple[Path, list[str]]) -> None:
+    root, _ = finished
+    seen, todo = set(), ["eval/tiny"]
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        for parent, content in read_manifest(root / name).parents.items():
+            assert read_manifest(root / parent).content == content
+            todo.append(parent)
+    assert {"data/smoke", "teachers/tiny/fold=0", "logits/tiny", "students/tiny/fold=0", "exports/tiny/w8a8"} <= seen
+
+
+def test_a_finished_stage_is_not_run_again(finished: tuple[Path, list[str]]) -> None:
+    root, common = finished
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
+    for door, extra in (("distill.prepare", ()), ("distill.teacher", ()), ("distill.student", ()), ("distill.export", ()), ("eval", ())):
+        succeeds(door, *common, *extra)
+    assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
+
+
+def test_in_fold_targets_are_taken_only_when_asked_for(finished: tuple[Path, list[str]]) -> None:
+    _, common = finished
+    message = refuses("distill.student", *common, "teacher.rows=out_of_fold", "seed=5")
+    assert "the teacher's logits lack 38 of 38 conversations" in message and "make teacher-logits" in message
+
+
+def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[str]]) -> None:
+    root, common = finished
+    path = root / "students/tiny,loss.soft_weight=0/fold=0/adapter/adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(name for name in tensors if "lora_A" in name))
+    save_file(tensors, path)
+    assert "lora" in refuses("distill.export", *common, "loss.soft_weight=0")
+
+
+@pytest.mark.parametrize(
+    ("door", "arguments", "expected"),
+    [
+        ("distill.student", ["loss.soft_weigth=1"], "loss.soft_weigth"),
+        ("distill.student", ["loss.soft_weight=high"], "loss.soft_weight='high': expected float"),
+        ("distill.student", ["data=nothing"], "data/nothing"),
+        ("distill.student", ["student.base=null"], "data/lmsys does not exist"),
+        ("distill.teacher", ["data.name=smoke"], "teacher.name=null"),
+        ("distill.export", ["+exp=smoke", "name=nobody"], "train the student first"),
+        ("eval", ["+exp=smoke", "name=nobody", "data.name=nothing"], "python -m distill.prepare"),
+        ("distill.prepare", ["data.files=[nothing-*.csv]"], "nothing-*.csv"),
+    ],
+)
+def test_bad_configuration_meets_one_message(door: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
+    assert expected in refuses(door, *arguments, f"paths.root={tmp_path}")
+
+
+def test_a_model_without_tokenizer_is_refused_before_training(finished: tuple[Path, list[str]], tiny_llama: Path, tmp_path: Path) -> None:
+    _, common = finished
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    assert "has no tokenizer.json" in refuses("distill.student", *common, f"student.base={tmp_path}", "loss.soft_weight=0")

@@ -1,0 +1,30 @@
+"""The demo teacher that ships came from the configuration that rebuilds it (make demo-teacher)."""
+
+import json
+from pathlib import Path
+
+from distill.runs import content_hash, read_manifest
+from distill.student import UNHASHED, run_identity
+from tests.composing import configured
+
+SHIPPED = Path(__file__).resolve().parent.parent / "teachers" / "demo" / "fold=0"
+
+
+def test_it_is_what_its_manifest_says_and_its_configuration_is_ours() -> None:
+    manifest = read_manifest(SHIPPED, "student")
+    assert content_hash(SHIPPED, UNHASHED) == manifest.content
+    assert manifest.config == json.loads(json.dumps(run_identity(configured("+exp=demo_teacher")))) | {"loss": manifest.config["loss"]}
+    assert manifest.config["loss"]["soft_weight"] == 0  # on votes alone
+
+
+def test_it_is_small_and_never_saw_the_demo_s_conversations() -> None:
+    from distill.arena_sim import simulate
+
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 8 * 2**20
+    import polars as pl
+
+    seen = set(pl.read_parquet(SHIPPED / "trained_on.parquet")["fingerprint"])
+    config = configured("+exp=demo")
+    assert config.data.simulate is not None
+    overlap = [c for c in simulate(config.data.simulate)[0] if c.fingerprint() in seen]
+    assert len(overlap) <= 1
