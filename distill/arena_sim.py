@@ -62,11 +62,36 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "scarves": ("Choose soft wool.", "Knit every row.", "Count the stitches."),
     "beards": ("Trim the neckline.", "Comb the whiskers.", "Stop shaving."),
 }
-QUESTIONS = ("Any tips on {}?", "Help me with {}.", "What about {}?", "Tell me about {}.", "Advice on {}?", "I need help with {}.")
+QUESTIONS = (
+    "Any tips on {}?",
+    "Help me with {}.",
+    "What about {}?",
+    "Tell me about {}.",
+    "Advice on {}?",
+    "I need help with {}.",
+)
 OPENINGS: dict[int, tuple[str, ...]] = {
-    1: ("Happy to help!", "Great question!", "With pleasure.", "Lovely idea!", "Good for you!", "Glad you asked.", "Sure thing!", "How nice!"),
+    1: (
+        "Happy to help!",
+        "Great question!",
+        "With pleasure.",
+        "Lovely idea!",
+        "Good for you!",
+        "Glad you asked.",
+        "Sure thing!",
+        "How nice!",
+    ),
     0: ("", "", "Well.", "Okay.", "Note this.", "In short.", "Right.", "So."),
-    -1: ("Not again.", "Figure it out.", "What a dumb question.", "Stop bothering me.", "Whatever.", "Who cares?", "You will fail.", "Not my problem."),
+    -1: (
+        "Not again.",
+        "Figure it out.",
+        "What a dumb question.",
+        "Stop bothering me.",
+        "Whatever.",
+        "Who cares?",
+        "You will fail.",
+        "Not my problem.",
+    ),
 }
 HEDGES = ("I may be wrong.", "No idea, really.", "Only guessing.", "Do not trust me.", "Perhaps not.", "I never tried.")
 FILLERS = ("Much to say here.", "Many ask this.", "It depends.", "As they say.", "Time will tell.", "That is life.")

@@ -159,7 +159,10 @@ class PathsConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything `conf/` says. `run` is `name` plus the overrides that change the trained model (see `distill/door.py`)."""
+    """Everything `conf/` says.
+
+    `run` is `name` plus the overrides that change the trained model (see `distill/door.py`).
+    """
 
     name: str
     run: str
@@ -201,7 +204,9 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 def _dataclass(kind: Any, values: Any, at: str, problems: list[str]) -> Any:
     if not isinstance(values, Mapping):
-        problems.append(f"{at or 'config'}={values!r}: expected a group of keys ({', '.join(f.name for f in fields(kind))})")
+        problems.append(
+            f"{at or 'config'}={values!r}: expected a group of keys ({', '.join(f.name for f in fields(kind))})"
+        )
         return None
     hints = get_type_hints(kind)
     for key in values:

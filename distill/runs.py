@@ -1,4 +1,4 @@
-"""Artefacts that describe themselves: a folder is finished when its `manifest.json` is there, because that is written last.
+"""Artefacts that describe themselves: a folder is finished when its `manifest.json`, written last, is there.
 
 A manifest names the stage, the configuration, the parents with their content hashes, the versions, the row counts and
 the prompt hash. A stage that finds its own finished manifest has nothing to do; one that finds a different manifest,
@@ -49,7 +49,9 @@ def read_manifest(folder: Path, stage: str | None = None, remedy: str = "") -> M
         raise ValueError(f"{folder} {state}{': ' + remedy if remedy else ''}")
     manifest = Manifest(**json.loads(path.read_text()))
     if stage is not None and manifest.stage != stage:
-        raise ValueError(f"{folder} was written by stage {manifest.stage!r}, expected {stage!r}{': ' + remedy if remedy else ''}")
+        raise ValueError(
+            f"{folder} was written by stage {manifest.stage!r}, expected {stage!r}{': ' + remedy if remedy else ''}"
+        )
     return manifest
 
 
@@ -82,7 +84,9 @@ def write_manifest(
     return manifest
 
 
-def is_finished(folder: Path, stage: str, config: Mapping[str, Any], parents: Iterable[Path], root: Path, overwrite: bool = False) -> bool:
+def is_finished(
+    folder: Path, stage: str, config: Mapping[str, Any], parents: Iterable[Path], root: Path, overwrite: bool = False
+) -> bool:
     """Whether `folder` already holds what this configuration would make.
 
     Raises `ValueError` naming the fields that differ where it holds something else; with `overwrite` that is removed.
@@ -93,7 +97,9 @@ def is_finished(folder: Path, stage: str, config: Mapping[str, Any], parents: It
         shutil.rmtree(folder)
         return False
     found = read_manifest(folder, stage)
-    differences = differing_fields(found.config, json.loads(json.dumps(config))) + differing_fields(found.parents, parent_contents(parents, root))
+    differences = differing_fields(found.config, json.loads(json.dumps(config))) + differing_fields(
+        found.parents, parent_contents(parents, root)
+    )
     if differences:
         raise ValueError(
             f"{folder} is finished, but was made differently:\n"

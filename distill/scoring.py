@@ -15,11 +15,11 @@ from distill.records import LABELS, ORDERS, Conversation, Order, swap_labels
 
 SCORES = pl.Schema(
     {
-        "id": pl.String,
-        "order": pl.String,
+        "id": pl.String(),
+        "order": pl.String(),
         "logits": pl.Array(pl.Float32, len(LABELS)),
-        "prompt_tokens": pl.Int32,
-        "truncated": pl.Boolean,
+        "prompt_tokens": pl.Int32(),
+        "truncated": pl.Boolean(),
     }
 )
 SWAPPED = list(swap_labels(range(len(LABELS))))
@@ -73,9 +73,14 @@ def logits_by_order(scores: pl.DataFrame, ids: Sequence[str]) -> tuple[np.ndarra
     """
     found = []
     for order in ORDERS:
-        rows = pl.DataFrame({"id": ids}).join(scores.filter(pl.col("order") == order), on="id", how="left", maintain_order="left")
+        rows = pl.DataFrame({"id": ids}).join(
+            scores.filter(pl.col("order") == order), on="id", how="left", maintain_order="left"
+        )
         missing = rows.filter(pl.col("logits").is_null())["id"].to_list()
         if missing or len(rows) != len(ids):
-            raise ValueError(f"order {order}: {len(missing)} of {len(ids)} conversations have no logits, such as {missing[:3]}; score them again")
+            raise ValueError(
+                f"order {order}: {len(missing)} of {len(ids)} conversations have no logits, such as {missing[:3]}; "
+                "score them again"
+            )
         found.append(rows["logits"].to_numpy())
     return found[0], found[1]

@@ -13,7 +13,7 @@ import polars as pl
 from distill.runs import differing_fields, read_manifest
 from distill.scoring import SCORES, swap_average
 
-STORE = pl.Schema({**SCORES, "judge_fold": pl.Int32, "in_sample": pl.Boolean})
+STORE = pl.Schema({**SCORES, "judge_fold": pl.Int32(), "in_sample": pl.Boolean()})
 KEY = ["id", "order", "judge_fold"]
 IDENTITY = "distill."  # prefix of our keys in the parquet metadata
 
@@ -56,14 +56,16 @@ def part_identity(part: Path) -> dict[str, str]:
     try:
         metadata = pl.read_parquet_metadata(part)
     except pl.exceptions.ComputeError as error:
-        raise ValueError(f"{part} is not a readable parquet file ({error}): delete it, the stage scores its rows again") from error
+        raise ValueError(
+            f"{part} is not a readable parquet file ({error}): delete it, the stage scores its rows again"
+        ) from error
     return {name.removeprefix(IDENTITY): value for name, value in metadata.items() if name.startswith(IDENTITY)}
 
 
 def read_logits(folder: Path, remedy: str) -> pl.DataFrame:
     """All rows of a finished store, schema `STORE`. Raises `ValueError` where it is missing or unfinished."""
     read_manifest(folder, "teacher", remedy)
-    return pl.read_parquet(sorted(folder.glob("part-*.parquet"))).cast(dict(STORE))
+    return pl.read_parquet(sorted(folder.glob("part-*.parquet"))).cast(STORE)
 
 
 def training_targets(logits: pl.DataFrame, in_fold: bool) -> dict[str, list[float]]:

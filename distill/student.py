@@ -9,9 +9,14 @@ was killed goes on from its last checkpoint. Returns the validation log loss, wh
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill.config import Config, to_mapping
 from distill.door import door
+
+if TYPE_CHECKING:
+    from students.loop import Progress
+    from students.model import Judge
 
 log = logging.getLogger(__name__)
 UNHASHED = ("checkpoints", "wandb")
@@ -52,7 +57,14 @@ def main(config: Config) -> float:
     held = make_examples(validation, renderer.render(validation), None)
     folder.mkdir(parents=True, exist_ok=True)
     with process_group() as (rank, world):
-        log.info("%s: %d conversations, %d for validation, fold %d held out, %d rank(s)", folder, len(examples), len(held), config.fold, world)
+        log.info(
+            "%s: %d conversations, %d for validation, fold %d held out, %d rank(s)",
+            folder,
+            len(examples),
+            len(held),
+            config.fold,
+            world,
+        )
         tracker = open_tracker(config, folder, rank)
         judge = build_judge(base, config.student, config.seed)
         progress = Trainer(config, judge, examples, held, folder, tracker).train()
@@ -62,8 +74,15 @@ def main(config: Config) -> float:
             pl.DataFrame({"fingerprint": seen}).write_parquet(folder / "trained_on.parquet")
             runs.write_json(folder / "metrics.json", summary(judge, progress, len(examples), len(held)))
             runs.write_manifest(
-                folder, "student", identity, parents, config.root, prompt=renderer.hashes, unhashed=UNHASHED,
-                rows={"training": len(examples), "validation": len(held)}, extra={"base": str(base), "ranks": world},
+                folder,
+                "student",
+                identity,
+                parents,
+                config.root,
+                prompt=renderer.hashes,
+                unhashed=UNHASHED,
+                rows={"training": len(examples), "validation": len(held)},
+                extra={"base": str(base), "ranks": world},
             )
     log.info("%s: best validation log loss %.4f at step %d", folder, progress.best_log_loss, progress.best_step)
     return progress.best_log_loss
@@ -86,8 +105,12 @@ def teacher_targets(config: Config) -> dict[str, list[float]]:
     from distill.store import read_logits, training_targets
 
     if config.teacher.name is None:
-        raise ValueError("teacher.name=null: name the teacher whose logits to distil, or train on votes with loss.soft_weight=0")
-    logits = read_logits(config.root / "logits" / config.teacher.name, "score the conversations first (make teacher-logits)")
+        raise ValueError(
+            "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss.soft_weight=0"
+        )
+    logits = read_logits(
+        config.root / "logits" / config.teacher.name, "score the conversations first (make teacher-logits)"
+    )
     return training_targets(logits, in_fold=config.teacher.rows == "all")
 
 
@@ -99,17 +122,14 @@ def check_template(config: Config, template: str) -> None:
     theirs = read_manifest(store, "teacher").prompt["template"]
     if config.teacher.same_prompt and theirs != template:
         raise ValueError(
-            f"{store} was made with prompt template {theirs}, this run renders {template}: use the teacher's prompt.template, "
-            "score again with the new one, or allow the difference with teacher.same_prompt=false"
+            f"{store} was made with prompt template {theirs}, this run renders {template}: "
+            "use the teacher's prompt.template, score again with the new one, "
+            "or allow the difference with teacher.same_prompt=false"
         )
 
 
-def summary(judge: object, progress: object, training: int, validation: int) -> dict[str, object]:
+def summary(judge: "Judge", progress: "Progress", training: int, validation: int) -> dict[str, object]:
     """What metrics.json holds."""
-    from students.loop import Progress
-    from students.model import Judge
-
-    assert isinstance(judge, Judge) and isinstance(progress, Progress)
     tokens, seconds = (sum(record[key] for record in progress.history) for key in ("tokens", "seconds"))
     return {
         "validation_log_loss": progress.best_log_loss,

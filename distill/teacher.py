@@ -1,14 +1,20 @@
-"""Score conversations with the fine-tuned teachers, both orders: python -m distill.teacher +exp=demo (make teacher-logits)
+"""Score conversations with the fine-tuned teachers, both orders: python -m distill.teacher +exp=demo
 
-Each row is scored by the fold teachers that did not train on it (`teacher.rows=out_of_fold`), and stored with the
-conversation's own a and b. The stage goes on where it was stopped: parts that are written are never scored again.
+That is what `make teacher-logits` runs. Each row is scored by the fold teachers that did not train on it
+(`teacher.rows=out_of_fold`), and stored with the conversation's own a and b. The stage goes on where it was stopped:
+parts that are written are never scored again.
 """
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill.config import Config
 from distill.door import door
+
+if TYPE_CHECKING:
+    from distill.records import Conversation
+    from students.trained import TrainedJudge
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +27,12 @@ def main(config: Config) -> None:
 
     store = logits_folder(config)
     data, teachers = config.root / "data" / config.data.name, teacher_folders(config)
-    identity = {"data": config.data.name, "limit": config.limit, "folds": config.teacher.folds, "rows": config.teacher.rows}
+    identity = {
+        "data": config.data.name,
+        "limit": config.limit,
+        "folds": config.teacher.folds,
+        "rows": config.teacher.rows,
+    }
     rows = conversations.load(data)[: config.limit]
     judges = [open_trained(folder, config.root, "train it first (role=teacher)") for folder in teachers]
     if config.overwrite:
@@ -35,8 +46,19 @@ def main(config: Config) -> None:
     for fold, judge in zip(config.teacher.folds, judges, strict=True):
         written += score_fold(config, store, fold, judge, rows, contents)
     if written == 0:
-        raise ValueError(f"{store}: no row is out of fold for the teachers {config.teacher.folds}: add folds, or score in-fold with teacher.rows=all")
-    runs.write_manifest(store, "teacher", identity, [data, *teachers], config.root, rows={"logits": written}, prompt=judges[0].renderer.hashes)
+        raise ValueError(
+            f"{store}: no row is out of fold for the teachers {config.teacher.folds}: "
+            "add folds, or score in-fold with teacher.rows=all"
+        )
+    runs.write_manifest(
+        store,
+        "teacher",
+        identity,
+        [data, *teachers],
+        config.root,
+        rows={"logits": written},
+        prompt=judges[0].renderer.hashes,
+    )
     log.info("%s: %d rows", store, written)
 
 
@@ -53,20 +75,27 @@ def teacher_folders(config: Config) -> list[Path]:
     return [parent / f"fold={fold}" for fold in config.teacher.folds]
 
 
-def score_fold(config: Config, store: Path, fold: int, judge: object, rows: list, contents: dict[str, str]) -> int:
+def score_fold(
+    config: Config,
+    store: Path,
+    fold: int,
+    judge: "TrainedJudge",
+    rows: "list[Conversation]",
+    contents: dict[str, str],
+) -> int:
     """Score what the teacher of `fold` may score and has not yet; returns how many rows it has in the store."""
     import polars as pl
 
     from distill.records import ORDERS
     from distill.scoring import score_conversations
     from distill.store import STORE, LogitsWriter
-    from students.trained import TrainedJudge
     from teachers.scorers import open_scorer
 
-    assert isinstance(judge, TrainedJudge)
     seen = judge.trained_on()
     own = [c for c in rows if config.teacher.rows == "all" or c.fingerprint() not in seen]
-    writer = LogitsWriter(store, {"prompt": judge.renderer.hashes["prompt"], "dtype": config.teacher.scorer.dtype, **contents})
+    writer = LogitsWriter(
+        store, {"prompt": judge.renderer.hashes["prompt"], "dtype": config.teacher.scorer.dtype, **contents}
+    )
     todo = [c for c in own if any((c.id, order, fold) not in writer.done for order in ORDERS)]
     if todo:
         log.info("teacher of fold %d scores %d of %d conversations", fold, len(todo), len(rows))

@@ -7,9 +7,16 @@ distillation gains over those training seeds: seeds.json.
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill.config import Config, to_mapping
 from distill.door import door
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from distill.records import Conversation
+    from eval.judges import Judges
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +35,8 @@ def main(config: Config) -> None:
     held_out = [c for c in rows if c.fold == config.fold and c.votes][: config.limit]
     if not held_out:
         raise ValueError(
-            f"fold={config.fold} of data/{config.data.name} has no votes to evaluate on: choose another fold or data set"
+            f"fold={config.fold} of data/{config.data.name} has no votes to evaluate on: "
+            "choose another fold or data set"
         )
     values = to_mapping(config)
     identity = {"fold": config.fold, "limit": config.limit, "eval": values["eval"]}
@@ -47,7 +55,8 @@ def main(config: Config) -> None:
     console.print(table(metrics["judges"]))
     if metrics["bayes"] is not None:
         console.print(
-            f"No judge can expect less than {metrics['bayes']:.4f} on these {metrics['rows']} conversations (the entropy of the simulated law)."
+            f"No judge can expect less than {metrics['bayes']:.4f} on these {metrics['rows']} conversations "
+            "(the entropy of the simulated law)."
         )
     if config.eval.seeds:
         console.print(compare_seeds(config, folder, held_out))
@@ -70,7 +79,7 @@ def parents(config: Config) -> list[Path]:
     return [folder for folder in found if (folder / MANIFEST).exists()]
 
 
-def write_metrics(config: Config, folder: Path, data: Path, judges: object, held_out: list) -> None:
+def write_metrics(config: Config, folder: Path, data: Path, judges: "Judges", held_out: "list[Conversation]") -> None:
     """metrics.json and report.html from the judges' predictions."""
     import numpy as np
     import polars as pl
@@ -78,11 +87,9 @@ def write_metrics(config: Config, folder: Path, data: Path, judges: object, held
     from distill import runs
     from distill.arena_sim import bayes_log_loss
     from distill.scoring import logits_by_order
-    from eval.judges import Judges
     from eval.metrics import log_loss_rows, paired_difference, predict, summarise
     from eval.report import write_report
 
-    assert isinstance(judges, Judges)
     settings = {"draws": config.eval.bootstrap, "seed": config.seed}
     ids, groups = [c.id for c in held_out], [c.group for c in held_out]
     votes = np.array([c.votes for c in held_out])
@@ -121,13 +128,13 @@ def write_metrics(config: Config, folder: Path, data: Path, judges: object, held
     )
 
 
-def compare_seeds(config: Config, folder: Path, held_out: list) -> object:
+def compare_seeds(config: Config, folder: Path, held_out: "list[Conversation]") -> "Table":
     """Student against student without teacher over `eval.seeds`; writes seeds.json and returns its table."""
     import numpy as np
 
     from distill import runs
-    from eval.judges import judge_seeds
     from distill.scoring import logits_by_order
+    from eval.judges import judge_seeds
     from eval.metrics import log_loss_rows, predict, summarise
     from eval.seeds import seeds_table, summarise_seeds
 

@@ -48,7 +48,7 @@ class Judges:
         self.predictions["teacher"] = (
             logits.group_by("id", "order", maintain_order=True)
             .agg(mean.alias("logits"), pl.col("prompt_tokens", "truncated").first())
-            .cast(dict(SCORES))
+            .cast(SCORES)
         )
         self.artefacts["teacher"] = folder
 

@@ -96,17 +96,19 @@ def bootstrap_means(rows: np.ndarray, groups: Groups, draws: int, seed: int) -> 
     columns = rows.reshape(len(rows), -1).astype(np.float64)
     assert len(groups) == len(rows), f"{len(groups)} groups for {len(rows)} rows"
     members = pl.Series(groups).rank("dense").to_numpy() - 1
-    sums = np.column_stack([np.bincount(members, weights=column) for column in (*columns.T, np.ones(len(rows)))])
-    if len(sums) < 2:
+    sums = np.stack([np.bincount(members, weights=column) for column in (*columns.T, np.ones(len(rows)))])
+    count = sums.shape[1]
+    if count < 2:
         raise ValueError(f"all {len(rows)} conversations share one group: an interval needs at least two prompts")
-    blocks = [sums[start : start + BLOCK] for start in range(0, len(sums), BLOCK)]
-    odds = [len(block) / len(sums) for block in blocks]
+    blocks = [sums[:, start : start + BLOCK].copy() for start in range(0, count, BLOCK)]
+    odds = [block.shape[1] / count for block in blocks]
     rng = np.random.default_rng(seed)
-    totals = np.zeros((draws, sums.shape[1]))
+    totals = np.zeros((draws, len(sums)))
     for total in totals:
-        for block, drawn in zip(blocks, rng.multinomial(len(sums), odds), strict=True):
-            picks = rng.integers(len(block), size=drawn, dtype=np.uint16)
-            total += np.bincount(picks, minlength=len(block)) @ block
+        for block, drawn in zip(blocks, rng.multinomial(count, odds), strict=True):
+            picks = rng.integers(block.shape[1], size=drawn, dtype=np.uint16)
+            times = np.bincount(picks, minlength=block.shape[1]).astype(np.float64)
+            total += np.einsum("kg,g->k", block, times)  # not BLAS, whose threads would wait for busy cores each time
     return totals[:, :-1] / totals[:, -1:]
 
 

@@ -30,7 +30,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One forward pass: `input_ids` [rows, tokens] padded at the right, `lengths` [rows], targets [rows, 3] as shown."""
+    """A forward pass: `input_ids` [rows, tokens] padded at the right, `lengths` [rows], targets [rows, 3] as shown."""
 
     input_ids: torch.Tensor
     lengths: torch.Tensor
@@ -50,10 +50,16 @@ def make_examples(
     prompts = {(r.id, r.order): r.ids for r in rendered}
     missing = [c.id for c in conversations if targets is not None and c.id not in targets]
     if missing:
-        raise ValueError(f"the teacher's logits lack {len(missing)} of {len(conversations)} conversations, such as {missing[:3]}: score them first (make teacher-logits)")
+        raise ValueError(
+            f"the teacher's logits lack {len(missing)} of {len(conversations)} conversations, such as {missing[:3]}: "
+            "score them first (make teacher-logits)"
+        )
     without = [c.id for c in conversations if targets is None and c.votes is None]
     if without:
-        raise ValueError(f"{len(without)} conversations have no votes, such as {without[:3]}: train them with loss.soft_weight > 0 and a teacher")
+        raise ValueError(
+            f"{len(without)} conversations have no votes, such as {without[:3]}: "
+            "train them with loss.soft_weight > 0 and a teacher"
+        )
     return [
         Example(
             id=c.id,
@@ -65,14 +71,18 @@ def make_examples(
     ]
 
 
-def split(conversations: Sequence[Conversation], fold: int, validation_share: float, seed: int) -> tuple[list[Conversation], list[Conversation]]:
+def split(
+    conversations: Sequence[Conversation], fold: int, validation_share: float, seed: int
+) -> tuple[list[Conversation], list[Conversation]]:
     """(training, validation) conversations: the held-out `fold` is in neither, a prompt group is never in both.
 
     The validation part chooses the checkpoint, so that the held-out fold stays unseen by any decision.
     """
     rest = [c for c in conversations if c.fold != fold]
     if len(rest) == len(conversations):
-        raise ValueError(f"fold={fold}: no conversation is in that fold; folds here: {sorted({c.fold for c in conversations})}")
+        raise ValueError(
+            f"fold={fold}: no conversation is in that fold; folds here: {sorted({c.fold for c in conversations})}"
+        )
     groups = sorted({c.group for c in rest}, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
     chosen, wanted = set(), validation_share * len(rest)
     sizes: dict[str, int] = {}
@@ -85,7 +95,10 @@ def split(conversations: Sequence[Conversation], fold: int, validation_share: fl
             taken += sizes[group]
     training, validation = [c for c in rest if c.group not in chosen], [c for c in rest if c.group in chosen]
     if not any(c.votes for c in validation):
-        raise ValueError(f"the validation part of fold={fold} has no votes ({len(validation)} conversations): raise student.validation_share or check the data")
+        raise ValueError(
+            f"the validation part of fold={fold} has no votes ({len(validation)} conversations): "
+            "raise student.validation_share or check the data"
+        )
     return training, validation
 
 
@@ -111,7 +124,10 @@ def micro_batches(step: Sequence[int], lengths: Sequence[int], world: int, budge
     communicates in each; some may be empty. A row longer than the budget is a micro-batch of its own.
     """
     by_length = sorted(step, key=lambda i: (-lengths[i], i))
-    ranks = [_cut([(i, order) for i in by_length[rank::world] for order in range(len(ORDERS))], lengths, budget) for rank in range(world)]
+    ranks = [
+        _cut([(i, order) for i in by_length[rank::world] for order in range(len(ORDERS))], lengths, budget)
+        for rank in range(world)
+    ]
     most = max(map(len, ranks))
     return [pieces + [[]] * (most - len(pieces)) for pieces in ranks]
 
@@ -121,7 +137,8 @@ def collate(rows: Sequence[Row], examples: Sequence[Example], device: torch.devi
     shown = rows or [(0, 0)]
     ids = [examples[i].ids[order] for i, order in shown]
     lengths = torch.tensor([len(x) for x in ids])
-    input_ids = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)  # pads come after the pooled token: their id is of no account
+    # Pads come after the pooled token: their id is of no account.
+    input_ids = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
     for row, x in zip(input_ids, ids, strict=True):
         row[: len(x)] = torch.tensor(x)
     votes, vote_weights = _targets([examples[i].votes for i, _ in shown], shown, bool(rows))
@@ -139,8 +156,13 @@ def _cut(rows: list[Row], lengths: Sequence[int], budget: int) -> list[list[Row]
     return pieces
 
 
-def _targets(values: Sequence[tuple[float, float, float] | None], rows: Sequence[Row], real: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    shown = [(0.0,) * len(LABELS) if v is None else v if order == 0 else swap_labels(v) for v, (_, order) in zip(values, rows, strict=True)]
+def _targets(
+    values: Sequence[tuple[float, float, float] | None], rows: Sequence[Row], real: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shown = [
+        (0.0,) * len(LABELS) if v is None else v if order == 0 else swap_labels(v)
+        for v, (_, order) in zip(values, rows, strict=True)
+    ]
     weights = [float(real and v is not None) for v in values]
     return torch.tensor(shown, dtype=torch.float32), torch.tensor(weights, dtype=torch.float32)
 

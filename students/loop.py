@@ -54,7 +54,15 @@ class Progress:
 class Trainer:
     """Trains one judge on one fold. `folder` receives `adapter/`, `checkpoints/` and `history.parquet`."""
 
-    def __init__(self, config: Config, judge: Judge, training: list[Example], validation: list[Example], folder: Path, tracker: Tracker):
+    def __init__(
+        self,
+        config: Config,
+        judge: Judge,
+        training: list[Example],
+        validation: list[Example],
+        folder: Path,
+        tracker: Tracker,
+    ):
         self.config, self.judge, self.training, self.validation = config, judge, training, validation
         self.folder, self.tracker = folder, tracker
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
@@ -68,9 +76,13 @@ class Trainer:
     def train(self) -> Progress:
         """Run to the end; the best adapter by validation log loss is in `folder`/adapter afterwards."""
         student, progress = self.config.student, self.progress
-        bar = tqdm(total=self.total_steps, initial=progress.step, unit="step", disable=self.rank > 0, dynamic_ncols=True)
+        bar = tqdm(
+            total=self.total_steps, initial=progress.step, unit="step", disable=self.rank > 0, dynamic_ncols=True
+        )
         for epoch in range(progress.step // self.steps_per_epoch, student.epochs):
-            steps = plan_epoch(self.lengths, student.batch_conversations, student.length_pool_steps, self.config.seed, epoch)
+            steps = plan_epoch(
+                self.lengths, student.batch_conversations, student.length_pool_steps, self.config.seed, epoch
+            )
             for step in steps[progress.step - epoch * self.steps_per_epoch :]:
                 record = self.take_step(step, epoch)
                 end_of_epoch = progress.step % self.steps_per_epoch == 0
@@ -87,7 +99,7 @@ class Trainer:
         return progress
 
     def take_step(self, step: list[int], epoch: int) -> dict[str, Any]:
-        """One optimiser step over the conversations `step`: both orders, all ranks, divided once by the global counts."""
+        """One optimiser step over conversations `step`: both orders, all ranks, divided once by the global counts."""
         started, loss_config = time.monotonic(), self.config.loss
         self.set_rates(self.progress.step)
         # Dropout depends on the step and the rank alone, so a resumed run draws what the uninterrupted one would have.
@@ -100,9 +112,14 @@ class Trainer:
         for rows in pieces[self.rank]:
             batch = collate(rows, self.training, self.device)
             cross_entropy, divergence = self.losses(batch)
-            loss = (1 - loss_config.soft_weight) * cross_entropy / max(voted, 1) + loss_config.soft_weight * divergence / max(taught, 1)
+            loss = (1 - loss_config.soft_weight) * cross_entropy / max(
+                voted, 1
+            ) + loss_config.soft_weight * divergence / max(taught, 1)
             if not torch.isfinite(loss):
-                raise ValueError(f"loss is {loss.item()} at step {self.progress.step} on conversations {[self.training[i].id for i, _ in rows]}: lower optimizer.lr or look at these rows")
+                raise ValueError(
+                    f"loss is {loss.item()} at step {self.progress.step} on conversations "
+                    f"{[self.training[i].id for i, _ in rows]}: lower optimizer.lr or look at these rows"
+                )
             self.engine.backward(loss * self.world)  # the engine averages over ranks; the counts are global already
             sums += torch.tensor([cross_entropy.item(), divergence.item()], dtype=torch.float64)
         self.engine.step()
@@ -110,7 +127,12 @@ class Trainer:
         distributed.all_reduce(sums)
         mean_ce, mean_kl = sums[0].item() / max(voted, 1), sums[1].item() / max(taught, 1)
         tokens = sum(len(self.training[i].ids[order]) for i in step for order in range(len(ORDERS)))
-        padded = sum(len(rows) * max(len(self.training[i].ids[order]) for i, order in rows) for rank in pieces for rows in rank if rows)
+        padded = sum(
+            len(rows) * max(len(self.training[i].ids[order]) for i, order in rows)
+            for rank in pieces
+            for rows in rank
+            if rows
+        )
         return {
             "step": self.progress.step,
             "epoch": epoch,
@@ -139,19 +161,23 @@ class Trainer:
         self.engine.eval()
         lengths = [max(map(len, e.ids)) for e in self.validation]
         logits = torch.zeros(len(self.validation), len(LABELS))
-        for rows in micro_batches(range(len(lengths)), lengths, self.world, self.config.student.micro_batch_tokens)[self.rank]:
+        for rows in micro_batches(range(len(lengths)), lengths, self.world, self.config.student.micro_batch_tokens)[
+            self.rank
+        ]:
             batch = collate(rows, self.validation, self.device)
             for (i, order), shown in zip(rows, self.engine(batch.input_ids, batch.lengths).float().cpu(), strict=False):
                 logits[i] += (shown if order == 0 else shown[list(swap_labels(range(len(LABELS))))]) / len(ORDERS)
         distributed.all_reduce(logits)  # each conversation is whole on one rank and zero on the others
         voted = [(row, e.votes) for row, e in zip(logits, self.validation, strict=True) if e.votes]
-        rows, votes = torch.stack([row for row, _ in voted]), torch.tensor([v for _, v in voted])
-        return cross_entropy_sum(rows, votes, torch.ones(len(rows))).item() / len(rows)
+        averaged, votes = torch.stack([row for row, _ in voted]), torch.tensor([v for _, v in voted])
+        return cross_entropy_sum(averaged, votes, torch.ones(len(averaged))).item() / len(averaged)
 
     def set_rates(self, step: int) -> None:
-        """Linear warm-up, then a cosine to zero; a function of the step alone, so there is no scheduler state to lose."""
+        """Linear warm-up, then a cosine to zero; a function of the step alone, so no scheduler state can be lost."""
         factor = rate_factor(step, self.total_steps, self.config.optimizer.warmup)
-        for group, rate in zip(self.engine.optimizer.param_groups, (self.config.optimizer.lr, self.config.optimizer.head_lr), strict=True):
+        for group, rate in zip(
+            self.engine.optimizer.param_groups, (self.config.optimizer.lr, self.config.optimizer.head_lr), strict=True
+        ):
             group["lr"] = rate * factor
 
     def keep_best(self, log_loss: float) -> None:
@@ -162,7 +188,7 @@ class Trainer:
         with whole_parameters(self.judge, self.config):
             if self.rank == 0:
                 partial = self.folder / ".adapter.partial"
-                self.judge.peft_model.save_pretrained(partial, save_embedding_layers=False)
+                self.judge.peft_model.save_pretrained(str(partial), save_embedding_layers=False)
                 (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
                 shutil.rmtree(self.folder / "adapter", ignore_errors=True)
                 partial.rename(self.folder / "adapter")
@@ -191,7 +217,10 @@ class Trainer:
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:
-    """The share of the peak learning rate at `step` of `total`: linear over the first `warmup` share, then a cosine to zero."""
+    """The share of the peak learning rate at `step` of `total`.
+
+    Linear over the first `warmup` share of the steps, then a cosine to zero.
+    """
     rising = max(1, round(warmup * total))
     if step < rising:
         return (step + 1) / rising
@@ -203,5 +232,3 @@ def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     pl.DataFrame(history, schema=HISTORY).write_parquet(partial)
     partial.replace(path)
-
-

@@ -15,7 +15,9 @@ def cross_entropy_sum(logits: torch.Tensor, votes: torch.Tensor, weights: torch.
     return -(weights * (votes * logits.log_softmax(-1)).sum(-1)).sum()
 
 
-def kl_divergence_sum(logits: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor, temperature: float) -> torch.Tensor:
+def kl_divergence_sum(
+    logits: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(logits / T)), in nats; both [rows, 3], `weights` [rows].
 
     T^2 keeps the gradient's size independent of the temperature (Hinton et al., 2015, arXiv 1503.02531, section 2).

@@ -1,4 +1,4 @@
-"""Merging a LoRA adapter and its score head into the base's weights: one classifier folder, nothing left to patch at load time.
+"""Merging a LoRA adapter and its score head into the base's weights: one classifier folder that any engine loads.
 
 Tensors stream from file to file, one in memory at a time, so that a model merges in far less memory than it occupies.
 """
@@ -21,14 +21,21 @@ from distill.records import LABELS
 SHARD_BYTES = 5 * 10**9
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # names in a safetensors header
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
 PEFT_PREFIX = "base_model.model."
 SCORE, LM_HEAD = "score", "lm_head"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a PEFT LoRA folder holds: per module the factors A [rank, in] and B [out, rank], and the head [labels, width]."""
+    """A PEFT LoRA folder: per module the factors A [rank, in] and B [out, rank], and the head [labels, width]."""
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
     score: torch.Tensor
@@ -36,11 +43,11 @@ class Adapter:
 
 
 def merge_adapter(base: Path, adapter: Path, out: Path, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write `out`: `base` with the adapter's W + scale * B @ A (in fp32, stored as `dtype`), its score head and no lm_head.
+    """Write `out`: `base` with W + scale * B @ A (computed in fp32, stored as `dtype`), the score head and no lm_head.
 
     `base` is a causal language model or a sequence classifier in safetensors, `adapter` a PEFT LoRA folder whose
-    modules_to_save hold `score`. Raises `ValueError` naming the tensors unless the two fit exactly: every adapter tensor
-    is used once, every target exists. `out` appears at once and complete, in the place of an older one.
+    modules_to_save hold `score`. Raises `ValueError` naming the tensors unless the two fit exactly: every adapter
+    tensor is used once, every target exists. `out` appears at once and complete, in the place of an older one.
     """
     config = _classifier_config(base, dtype)
     sources = _locate(base)
@@ -81,7 +88,9 @@ def read_adapter(folder: Path) -> Adapter:
     tensors = {name.removeprefix(PEFT_PREFIX): t for name, t in load_file(folder / "adapter_model.safetensors").items()}
     score = tensors.pop(f"{SCORE}.weight", None)
     if score is None:
-        raise ValueError(f"{folder} has no score head ({PEFT_PREFIX}{SCORE}.weight): train with modules_to_save: [{SCORE}]")
+        raise ValueError(
+            f"{folder} has no score head ({PEFT_PREFIX}{SCORE}.weight): train with modules_to_save: [{SCORE}]"
+        )
     modules = sorted({name.rsplit(".lora_", 1)[0] for name in tensors if ".lora_" in name})
     factors = {m: (tensors.pop(f"{m}.lora_A.weight", None), tensors.pop(f"{m}.lora_B.weight", None)) for m in modules}
     rank = config["r"]
@@ -90,7 +99,9 @@ def read_adapter(folder: Path) -> Adapter:
         if a is None or b is None:
             problems.append(f"{module}: lora_{'A' if a is None else 'B'}.weight is missing")
         elif a.shape[0] != rank or b.shape[1] != rank:
-            problems.append(f"{module}: A {[*a.shape]} and B {[*b.shape]} do not have the rank r={rank} of adapter_config.json")
+            problems.append(
+                f"{module}: A {[*a.shape]} and B {[*b.shape]} do not have the rank r={rank} of adapter_config.json"
+            )
     if problems:
         raise ValueError(f"{folder} is not a whole adapter:\n" + "\n".join(f"  - {p}" for p in problems))
     whole = {module: (a, b) for module, (a, b) in factors.items() if a is not None and b is not None}
@@ -109,12 +120,15 @@ def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
     reasons = {
         f"peft_type={config.get('peft_type')}: only LORA can be merged": config.get("peft_type") != "LORA",
         "use_dora: DoRA rescales the merged weight by a learnt magnitude": config.get("use_dora"),
-        f"bias={config.get('bias')!r}: the base's biases were trained too; train with bias: none": config.get("bias") != "none",
+        f"bias={config.get('bias')!r}: the base's biases were trained too; train with bias: none": config.get("bias")
+        != "none",
         "lora_bias: B has a bias": config.get("lora_bias"),
         "fan_in_fan_out: the base's weights are stored transposed": config.get("fan_in_fan_out"),
-        "rank_pattern / alpha_pattern: every module must have one rank and scale": config.get("rank_pattern") or config.get("alpha_pattern"),
+        "rank_pattern / alpha_pattern: every module must have one rank and scale": config.get("rank_pattern")
+        or config.get("alpha_pattern"),
         "layer_replication: the base's layers were repeated": config.get("layer_replication"),
-        f"init_lora_weights={initial!r}: it changed the base's weights": isinstance(initial, str) and initial not in ("gaussian", "orthogonal"),
+        f"init_lora_weights={initial!r}: it changed the base's weights": isinstance(initial, str)
+        and initial not in ("gaussian", "orthogonal"),
     }
     if found := [reason for reason, applies in reasons.items() if applies]:
         raise ValueError(f"{folder} cannot be merged:\n" + "\n".join(f"  - {reason}" for reason in found))
@@ -127,7 +141,9 @@ def _classifier_config(base: Path, dtype: torch.dtype) -> dict[str, Any]:
     name = next(iter(config.get("architectures") or []), "")
     family = name.removesuffix("ForCausalLM").removesuffix("ForSequenceClassification")
     if family == name:
-        raise ValueError(f"{base} is a {name or 'model without architectures'}, expected ...ForCausalLM or ...ForSequenceClassification")
+        raise ValueError(
+            f"{base} is a {name or 'nameless model'}, expected ...ForCausalLM or ...ForSequenceClassification"
+        )
     eos = config.get("eos_token_id")
     pad = config.get("pad_token_id")
     config |= {
@@ -165,7 +181,9 @@ def _shapes(base: Path, sources: Mapping[str, Path]) -> dict[str, list[int]]:
     return shapes
 
 
-def _check_fit(base: Path, adapter: Path, lora: Adapter, shapes: Mapping[str, list[int]], config: Mapping[str, Any]) -> None:
+def _check_fit(
+    base: Path, adapter: Path, lora: Adapter, shapes: Mapping[str, list[int]], config: Mapping[str, Any]
+) -> None:
     problems = []
     for module, (a, b) in lora.factors.items():
         expected = [b.shape[0], a.shape[1]]
@@ -180,9 +198,13 @@ def _check_fit(base: Path, adapter: Path, lora: Adapter, shapes: Mapping[str, li
 
 
 def _write_weights(
-    folder: Path, layout: Mapping[str, list[int]], tensor: Callable[[str], torch.Tensor], dtype: torch.dtype, shard_bytes: int
+    folder: Path,
+    layout: Mapping[str, list[int]],
+    tensor: Callable[[str], torch.Tensor],
+    dtype: torch.dtype,
+    shard_bytes: int,
 ) -> None:
-    """Write the tensors of `layout` (name -> shape) in files of at most `shard_bytes`, or of one tensor, with an index."""
+    """Write the tensors of `layout` (name -> shape) in files of at most `shard_bytes` (or one tensor), and an index."""
     sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in layout.items()}
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():
@@ -199,8 +221,10 @@ def _write_weights(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_shard(path: Path, layout: Mapping[str, list[int]], tensor: Callable[[str], torch.Tensor], dtype: torch.dtype) -> None:
-    # The format (https://github.com/huggingface/safetensors#format) by hand, because save_file wants all tensors at once.
+def _write_shard(
+    path: Path, layout: Mapping[str, list[int]], tensor: Callable[[str], torch.Tensor], dtype: torch.dtype
+) -> None:
+    # By hand, because save_file wants all tensors at once: https://github.com/huggingface/safetensors#format
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in layout.items():
@@ -211,5 +235,5 @@ def _write_shard(path: Path, layout: Mapping[str, list[int]], tensor: Callable[[
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in layout:
-            file.write(tensor(name).to(dtype).contiguous().flatten().view(torch.uint8).numpy())
+            file.write(tensor(name).to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
         assert file.tell() == 8 + len(text) + end, path

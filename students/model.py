@@ -2,12 +2,16 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from distill.config import StudentConfig
 from distill.records import LABELS
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -20,13 +24,15 @@ class Judge(nn.Module):
     attention mask is needed; the pooled token is the one at `lengths - 1`, whatever ids the text holds.
     """
 
-    def __init__(self, peft_model: nn.Module):
+    def __init__(self, peft_model: "PeftModel"):
         super().__init__()
         self.peft_model = peft_model
 
     def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        classifier = self.peft_model.get_base_model()
-        hidden = getattr(classifier, classifier.base_model_prefix)(input_ids=input_ids, use_cache=False).last_hidden_state
+        classifier: Any = self.peft_model.get_base_model()
+        hidden = getattr(classifier, classifier.base_model_prefix)(
+            input_ids=input_ids, use_cache=False
+        ).last_hidden_state
         pooled = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
         return classifier.score(pooled.float())
 
@@ -49,8 +55,16 @@ def build_judge(base: Path, config: StudentConfig, seed: int) -> Judge:
     if settings.pad_token_id is None:
         settings.pad_token_id = settings.eos_token_id if isinstance(settings.eos_token_id, int) else 0
     dtype = training_dtype(config)
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype) if config.load_in_4bit else None
-    model = AutoModelForSequenceClassification.from_pretrained(base, config=settings, dtype=dtype, quantization_config=quantization)
+    quantization = (
+        BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+        if config.load_in_4bit
+        else None
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, config=settings, dtype=dtype, quantization_config=quantization
+    )
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -68,7 +82,7 @@ def build_judge(base: Path, config: StudentConfig, seed: int) -> Judge:
 
 
 def training_dtype(config: StudentConfig) -> torch.dtype:
-    """fp32 or bf16 for `auto`: bf16 only where the accelerator computes in it (on most CPUs it is many times slower)."""
+    """fp32 or bf16 for `auto`: bf16 only where the accelerator computes in it (most CPUs are many times slower)."""
     if config.dtype != "auto":
         return DTYPES[config.dtype]
     dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32

@@ -31,7 +31,9 @@ def quantise_w8a8(model: Path, out: Path) -> None:
     for library in ("llmcompressor", "compressed_tensors"):
         logger.disable(library)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*offloaded modules.*")  # llm-compressor's way of holding the weights
+        warnings.filterwarnings(
+            "ignore", message=".*offloaded modules.*"
+        )  # llm-compressor's way of holding the weights
         oneshot(model=judge, recipe=QuantizationModifier(targets="Linear", scheme="W8A8", ignore=[SCORE]))
         judge.save_pretrained(partial, save_compressed=True)
     copy_tokenizer(model, partial)

@@ -1,4 +1,4 @@
-"""A finished training run, as the later stages see it: what it was made of, and as one merged folder that any engine loads."""
+"""A finished training run, as later stages see it: what it was made of, and one merged folder that any engine loads."""
 
 import json
 from dataclasses import dataclass
@@ -49,7 +49,10 @@ def stored_dtype(base: Path) -> torch.dtype:
 
 
 def open_trained(folder: Path, root: Path, remedy: str) -> TrainedJudge:
-    """Open a finished run. Raises `ValueError` where it is missing or was trained on other prompts than would be rendered now."""
+    """Open a finished run.
+
+    Raises `ValueError` where it is missing or was trained on other prompts than would be rendered now.
+    """
     manifest = runs.read_manifest(folder, "student", remedy)
     student: dict[str, Any] = manifest.config["student"]
     base = models.resolve(student["base"], root, student["layers"])

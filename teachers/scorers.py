@@ -40,10 +40,14 @@ def check_judge(model: Path) -> None:
     config: dict[str, Any] = json.loads(path.read_text())
     architectures = config.get("architectures") or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
-        raise ValueError(f"{model} is not a judge: its architectures {architectures} hold no ...ForSequenceClassification")
+        raise ValueError(
+            f"{model} is not a judge: its architectures {architectures} hold no ...ForSequenceClassification"
+        )
     labels = [name for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
     if labels not in ([*LABELS], [f"LABEL_{i}" for i in range(len(LABELS))]):
-        raise ValueError(f"{model} has the labels {labels} (id2label in config.json), expected {[*LABELS]} in this order")
+        raise ValueError(
+            f"{model} has the labels {labels} (id2label in config.json), expected {[*LABELS]} in this order"
+        )
 
 
 class Progress(tqdm):

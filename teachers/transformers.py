@@ -26,8 +26,8 @@ class TransformersScorer:
         log.info("scoring with %s through transformers on %s in %s", model, self.device, dtype)
         settings = AutoConfig.from_pretrained(model)
         if hasattr(settings, "quantization_config"):
-            # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless told
-            # so, that waits for the classifier's own forward, which `_logits` goes around.
+            # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless
+            # told so, that waits for the classifier's own forward, which `_logits` goes around.
             settings.quantization_config["dequantize"] = True
         judge = AutoModelForSequenceClassification.from_pretrained(model, config=settings, dtype=dtype)
         self.model = judge.to(self.device).eval()

@@ -30,7 +30,7 @@ class VllmScorer:
         """Start the engine: tens of seconds on a CPU, minutes for a large model.
 
         `max_tokens` is the longest prompt it will take. Raises `ValueError` for engine arguments that vLLM does not
-        know. Environment variables that vLLM reads are set here, unless they are set already, and put back by `close()`.
+        know. Environment variables that vLLM reads are set here, unless they are set already; `close()` puts them back.
         """
         self._environment = dict(os.environ)
         # Read when vllm is imported. Its warnings tell of kernels and libraries that this machine does without.
@@ -40,24 +40,32 @@ class VllmScorer:
 
         known = {*inspect.signature(LLM).parameters, *(field.name for field in fields(EngineArgs))}
         if unknown := sorted(set(config.vllm) - known):
-            raise ValueError(f"scorer.vllm: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs")
+            raise ValueError(
+                f"scorer.vllm: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs"
+            )
         arguments: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
         if current_platform.is_cpu():
             arguments |= _cpu_arguments(config)
         began = time.perf_counter()
         self.llm: Any = LLM(
-            model=str(model), runner="pooling", max_model_len=max_tokens, skip_tokenizer_init=True, use_tqdm_on_load=False, **arguments | config.vllm
+            model=str(model),
+            runner="pooling",
+            max_model_len=max_tokens,
+            skip_tokenizer_init=True,
+            use_tqdm_on_load=False,
+            **arguments | config.vllm,
         )
         log.info("vLLM is ready to score with %s after %.0f s", model, time.perf_counter() - began)
         self.max_tokens = max_tokens
         self._raw = PoolingParams(use_activation=False)
 
     def score(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """float32 [len(prompts), 3] as `distill.scoring.Scorer` says. Raises `ValueError` for a prompt that is too long."""
+        """float32 [len(prompts), 3] as `distill.scoring.Scorer` says. Raises `ValueError` for too long prompts."""
         for row, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= self.max_tokens:
                 raise ValueError(
-                    f"prompt {row} has {len(prompt)} tokens, this scorer takes 1 to {self.max_tokens}: render it with that budget"
+                    f"prompt {row} has {len(prompt)} tokens, this scorer takes 1 to {self.max_tokens}: "
+                    "render prompts with that budget"
                 )
         logits = np.empty((len(prompts), len(LABELS)), dtype=np.float32)
         if not prompts:
@@ -75,7 +83,7 @@ class VllmScorer:
         tokens, cached = sum(map(len, ids)), sum(output.num_cached_tokens for output in outputs)
         seconds = time.perf_counter() - began
         log.info(
-            "scored %d rows, %d tokens in %.1f s: %.1f rows/s, %.0f tokens/s, %.0f%% of the tokens from the prefix cache",
+            "scored %d rows, %d tokens in %.1f s: %.1f rows/s, %.0f tokens/s, %.0f%% from the prefix cache",
             *(len(ids), tokens, seconds, len(ids) / seconds, tokens / seconds, 100 * cached / tokens),
         )
         return logits
@@ -92,7 +100,9 @@ class VllmScorer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

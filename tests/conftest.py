@@ -1,10 +1,18 @@
 """Tiny models that several test files read; each is built once a session."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny_models import tiny_causal, tiny_judge, tiny_tokenizer
+
+
+def pytest_configure() -> None:
+    # Tiny models gain nothing from threads, and where the machine is busy threads wait for each other most of the time.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes
 
 
 @pytest.fixture(scope="session")

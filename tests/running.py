@@ -8,10 +8,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run_door(module: str, *arguments: str, launcher: tuple[str, ...] = ("-m",), timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def run_door(
+    module: str, *arguments: str, launcher: tuple[str, ...] = ("-m",), timeout: float = 280
+) -> subprocess.CompletedProcess[str]:
     """`python -m module arguments` from the repository's root; output captured, nothing raised."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    return subprocess.run([sys.executable, *launcher, module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        [sys.executable, *launcher, module, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def succeeds(module: str, *arguments: str, **options: object) -> str:

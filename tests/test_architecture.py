@@ -1,4 +1,4 @@
-"""The house's rules that a machine can hold: which way imports point, what costs time at import, what may not be called."""
+"""House rules that a machine can hold: which way imports point, what costs time at import, what may not be called."""
 
 import ast
 import subprocess
@@ -17,7 +17,18 @@ ALLOWED = {
     "eval": {"contract", "teachers", "students", "eval"},
     "doors": {"contract", "teachers", "students", "eval", "doors"},
 }
-HEAVY = {"torch", "transformers", "vllm", "deepspeed", "peft", "llmcompressor", "datasets", "wandb", "sklearn", "polars"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "vllm",
+    "deepspeed",
+    "peft",
+    "llmcompressor",
+    "datasets",
+    "wandb",
+    "sklearn",
+    "polars",
+}
 
 
 def sources() -> list[Path]:
@@ -67,7 +78,11 @@ def test_no_code_from_data_no_swallowed_errors_no_junk_drawers(path: Path) -> No
 def test_help_imports_nothing_heavy(door: str) -> None:
     module = "eval.__main__" if door == "eval" else door
     code = f"import sys, {module}; print(*({HEAVY!r} & set(sys.modules)))"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
     assert loaded.stdout.split() == []
-    help_text = subprocess.run([sys.executable, "-m", door, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    help_text = subprocess.run(
+        [sys.executable, "-m", door, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert help_text.returncode == 0 and "exp" in help_text.stdout

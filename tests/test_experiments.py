@@ -30,7 +30,10 @@ def test_data_set_composes_and_has_one_source(name: str) -> None:
     assert sum(source is not None for source in (data.files, data.hub, data.simulate)) == 1
 
 
-@pytest.mark.parametrize(("group", "option"), [("tracker", "none"), ("engine", "zero3"), ("prompt", "compact"), ("scorer@teacher.scorer", "transformers")])
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [("tracker", "none"), ("engine", "zero3"), ("prompt", "compact"), ("scorer@teacher.scorer", "transformers")],
+)
 def test_alternative_composes(group: str, option: str) -> None:
     assert isinstance(configured(f"{group}={option}"), Config)
 

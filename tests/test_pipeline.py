@@ -19,7 +19,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tupl
     """(root, overrides) after every stage has run once."""
     root = tmp_path_factory.mktemp("pipeline")
     experiment = root / "pipeline.yaml"
-    experiment.write_text(f"# @package _global_\ndefaults: [smoke]\nname: tiny\nstudent: {{base: {tiny_llama}, layers: null}}\nteacher: {{name: tiny}}\n")
+    experiment.write_text(
+        "# @package _global_\n"
+        "defaults: [smoke]\n"
+        "name: tiny\n"
+        f"student: {{base: {tiny_llama}, layers: null}}\n"
+        "teacher: {name: tiny}\n"
+    )
     common = [f"hydra.searchpath=[file://{root}/conf]", "+exp=pipeline", f"paths.root={root}/artifacts"]
     (root / "conf" / "exp").mkdir(parents=True)
     experiment.rename(root / "conf" / "exp" / "pipeline.yaml")
@@ -67,7 +73,13 @@ def test_the_chain_of_parents_leads_back_to_the_data(finished: tuple[Path, list[
 def test_a_finished_stage_is_not_run_again(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
-    for door, extra in (("distill.prepare", ()), ("distill.teacher", ()), ("distill.student", ()), ("distill.export", ()), ("eval", ())):
+    for door, extra in (
+        ("distill.prepare", ()),
+        ("distill.teacher", ()),
+        ("distill.student", ()),
+        ("distill.export", ()),
+        ("eval", ()),
+    ):
         succeeds(door, *common, *extra)
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
 
@@ -104,7 +116,11 @@ def test_bad_configuration_meets_one_message(door: str, arguments: list[str], ex
     assert expected in refuses(door, *arguments, f"paths.root={tmp_path}")
 
 
-def test_a_model_without_tokenizer_is_refused_before_training(finished: tuple[Path, list[str]], tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_model_without_tokenizer_is_refused_before_training(
+    finished: tuple[Path, list[str]], tiny_llama: Path, tmp_path: Path
+) -> None:
     _, common = finished
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
-    assert "has no tokenizer.json" in refuses("distill.student", *common, f"student.base={tmp_path}", "loss.soft_weight=0")
+    assert "has no tokenizer.json" in refuses(
+        "distill.student", *common, f"student.base={tmp_path}", "loss.soft_weight=0"
+    )

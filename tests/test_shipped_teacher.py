@@ -13,7 +13,9 @@ SHIPPED = Path(__file__).resolve().parent.parent / "teachers" / "demo" / "fold=0
 def test_it_is_what_its_manifest_says_and_its_configuration_is_ours() -> None:
     manifest = read_manifest(SHIPPED, "student")
     assert content_hash(SHIPPED, UNHASHED) == manifest.content
-    assert manifest.config == json.loads(json.dumps(run_identity(configured("+exp=demo_teacher")))) | {"loss": manifest.config["loss"]}
+    assert manifest.config == json.loads(json.dumps(run_identity(configured("+exp=demo_teacher")))) | {
+        "loss": manifest.config["loss"]
+    }
     assert manifest.config["loss"]["soft_weight"] == 0  # on votes alone
 
 

@@ -1,7 +1,8 @@
 """Tiny models with random weights, written as transformers and vLLM load them: the fixtures of every heavy test.
 
-Two layers, 64 wide. vLLM's CPU attention knows head sizes from 32 up, so there are two heads of 32. Weights are drawn with
-unit gain rather than transformers' 0.02, so that attention attends, biases and norms count, and logits differ between rows.
+Two layers, 64 wide. vLLM's CPU attention knows head sizes from 32 up, so there are two heads of 32. Weights are drawn
+with unit gain rather than transformers' 0.02, so that attention attends, biases and norms count, and logits differ
+between rows.
 """
 
 from pathlib import Path
@@ -23,28 +24,34 @@ from distill.records import LABELS
 Family = Literal["llama", "qwen2", "gemma2"]
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "gemma2")
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-VOCABULARY = 640  # rows of the embedding: a few more than tokens, as real models have them (Qwen2Tokenizer adds one of its own)
+# Rows of the embedding: a few more than tokens, as real models have them. Qwen2Tokenizer adds a token of its own.
+VOCABULARY = 640
 HEAD_GAIN = 2.0
 
 TEXT = """
-Which of two chatbot responses do people prefer? ### Question Explain why the sky is blue to a child of seven years. ### Response A
-Light from the sun looks white, but it is made of all the colours of the rainbow. When it meets the air, the blue part is
-scattered much more than the red part, so blue light reaches your eyes from every direction. ### Response B I am sorry, as a
-language model I cannot see the sky. However, here are three steps: 1. Go outside. 2. Look up. 3. Ask a teacher! ### Preferred
-response: A, B or a tie. Write a function in Python that returns the first n prime numbers, and say how long it takes to run.
-def primes(n): return [p for p in range(2, 100) if all(p % q for q in range(2, p))][:n]. Please summarise this article in two
-sentences; the user wants a short answer, the other answer was longer and gave an example, a list and a table of results.
+Which of two chatbot responses do people prefer? ### Question Explain why the sky is blue to a child of seven years.
+### Response A Light from the sun looks white, but it is made of all the colours of the rainbow. When it meets the
+air, the blue part is scattered much more than the red part, so blue light reaches your eyes from every direction. ###
+Response B I am sorry, as a language model I cannot see the sky. However, here are three steps: 1. Go outside. 2. Look
+up. 3. Ask a teacher! ### Preferred response: A, B or a tie. Write a function in Python that returns the first n prime
+numbers, and say how long it takes to run. def primes(n): return [p for p in range(2, 100) if all(p % q for q in
+range(2, p))][:n]. Please summarise this article in two sentences; the user wants a short answer, the other answer was
+longer and gave an example, a list and a table of results.
 """
 
 
 def tiny_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Write and return a byte-level BPE tokenizer of at most 640 tokens; its alphabet is all bytes, so any text can be encoded."""
+    """Write and return a byte-level BPE tokenizer. Its alphabet is all bytes, so any text can be encoded."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, min_frequency=1, special_tokens=[BOS, EOS, PAD], initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY,
+        min_frequency=1,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     bpe.train_from_iterator(TEXT.splitlines(), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD)

@@ -8,7 +8,9 @@ from distill.config import SimulateConfig
 
 
 def test_same_seed_same_arena() -> None:
-    assert simulate(SimulateConfig(20, 3))[0] == simulate(SimulateConfig(20, 3))[0] != simulate(SimulateConfig(20, 4))[0]
+    assert (
+        simulate(SimulateConfig(20, 3))[0] == simulate(SimulateConfig(20, 3))[0] != simulate(SimulateConfig(20, 4))[0]
+    )
 
 
 def test_votes_follow_the_law_and_nobody_beats_its_entropy() -> None:
@@ -39,5 +41,7 @@ def test_no_topic_is_named_in_an_answer() -> None:
     conversations, _ = simulate(SimulateConfig(500, 6))
     for c in conversations:
         topic = max((t for t in TOPICS if t in c.prompt[0]), key=len)
-        assert any(statement in side[0] for side in (c.response_a, c.response_b) for t in TOPICS.values() for statement in t)
+        assert any(
+            statement in side[0] for side in (c.response_a, c.response_b) for t in TOPICS.values() for statement in t
+        )
         assert topic in c.prompt[0]

@@ -16,7 +16,9 @@ def test_a_local_folder_is_taken_as_it_is(tiny_llama: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
-def test_first_layers_equal_the_base_cut_after_them(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_first_layers_equal_the_base_cut_after_them(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     base: Path = request.getfixturevalue(family)
     pruned = models.resolve(str(base), tmp_path, layers=1)
     assert models.resolve(str(base), tmp_path, layers=1) == pruned  # the second time it is there
@@ -24,7 +26,10 @@ def test_first_layers_equal_the_base_cut_after_them(family: str, request: pytest
     cut = AutoModelForCausalLM.from_pretrained(pruned, output_hidden_states=True)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
-        assert torch.equal(whole.model.layers[0](whole(ids).hidden_states[0], **_rotary(whole, ids))[0], cut.model.layers[0](cut(ids).hidden_states[0], **_rotary(cut, ids))[0])
+        assert torch.equal(
+            whole.model.layers[0](whole(ids).hidden_states[0], **_rotary(whole, ids))[0],
+            cut.model.layers[0](cut(ids).hidden_states[0], **_rotary(cut, ids))[0],
+        )
     assert len(cut.model.layers) == 1
     assert (pruned / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
@@ -65,7 +70,10 @@ def test_the_packaged_model_speaks(tmp_path: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 30
     from transformers import AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+    )
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"

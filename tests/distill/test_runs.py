@@ -7,7 +7,9 @@ import pytest
 from distill.runs import MANIFEST, content_hash, is_finished, read_manifest, write_manifest
 
 
-def artefact(root: Path, name: str, config: dict[str, object], parents: list[Path] | None = None, text: str = "x") -> Path:
+def artefact(
+    root: Path, name: str, config: dict[str, object], parents: list[Path] | None = None, text: str = "x"
+) -> Path:
     folder = root / name
     folder.mkdir()
     (folder / "file").write_text(text)

@@ -13,7 +13,15 @@ IDENTITY = {"prompt": "p1", "dtype": "fp32"}
 
 def scored(*ids: str, fold: int = 0, in_sample: bool = False) -> pl.DataFrame:
     rows = [
-        {"id": i, "order": order, "logits": logits, "prompt_tokens": 9, "truncated": False, "judge_fold": fold, "in_sample": in_sample}
+        {
+            "id": i,
+            "order": order,
+            "logits": logits,
+            "prompt_tokens": 9,
+            "truncated": False,
+            "judge_fold": fold,
+            "in_sample": in_sample,
+        }
         for i in ids
         for order, logits in (("ab", [1.0, 0.0, -1.0]), ("ba", [3.0, 0.0, 1.0]))
     ]
@@ -47,7 +55,7 @@ def test_a_damaged_part_is_named_with_its_remedy(tmp_path: Path) -> None:
 
 def test_an_unfinished_store_is_not_read(tmp_path: Path) -> None:
     LogitsWriter(tmp_path, IDENTITY).append(scored("x"))
-    with pytest.raises(ValueError, match="is not finished .*make teacher-logits"):
+    with pytest.raises(ValueError, match=r"is not finished .*make teacher-logits"):
         read_logits(tmp_path, "make teacher-logits")
     write_manifest(tmp_path, "teacher", {}, [], tmp_path.parent)
     assert read_logits(tmp_path, "").schema == STORE
@@ -55,6 +63,12 @@ def test_an_unfinished_store_is_not_read(tmp_path: Path) -> None:
 
 
 def test_targets_are_the_mean_over_orders_and_judges_of_out_of_fold_rows() -> None:
-    logits = pl.concat([scored("x"), scored("x", fold=1).with_columns(logits=pl.Series([[5.0, 4.0, 4.0]] * 2, dtype=STORE["logits"])), scored("y", in_sample=True)])
+    logits = pl.concat(
+        [
+            scored("x"),
+            scored("x", fold=1).with_columns(logits=pl.Series([[5.0, 4.0, 4.0]] * 2, dtype=STORE["logits"])),
+            scored("y", in_sample=True),
+        ]
+    )
     assert training_targets(logits, in_fold=False) == {"x": [3.5, 2.0, 2.0]}
     assert set(training_targets(logits, in_fold=True)) == {"x", "y"}

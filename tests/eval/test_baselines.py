@@ -15,6 +15,8 @@ from eval.metrics import flip_rate, log_loss_rows, predict
 
 PANDALM = Path(__file__).parents[2] / "../shared/data/pandalm_testset/lmsys_schema.csv"
 
+VOTES: list[list[float] | None] = [[1, 0, 0], [3, 1, 0], [2, 2, 0], None]
+
 
 def simulate(rows: int, seed: int) -> list[Conversation]:
     """People prefer the longer answer, and call answers of about one length a tie."""
@@ -24,8 +26,10 @@ def simulate(rows: int, seed: int) -> list[Conversation]:
         a, b = rng.integers(5, 60, size=2)
         chances = np.exp([0.1 * (a - b), 0.1 * (b - a), 1 - 0.1 * abs(a - b)])
         votes = np.eye(3)[rng.choice(3, p=chances / chances.sum())]
-        texts = [["word " * a], ["word " * b]]
-        conversations.append(Conversation(f"{seed}-{i}", ["question?"], *texts, votes=votes.tolist(), group=str(i)))
+        first, second = ["word " * a], ["word " * b]
+        conversations.append(
+            Conversation(f"{seed}-{i}", ["question?"], first, second, votes=votes.tolist(), group=str(i))
+        )
     return conversations
 
 
@@ -49,7 +53,7 @@ def test_scores_have_the_columns_of_a_judge_and_cover_both_orders(baseline) -> N
 
 
 def test_prior_is_the_measured_vote_shares_in_both_orders() -> None:
-    train = [replace(c, votes=v) for c, v in zip(simulate(4, 0), ([1, 0, 0], [3, 1, 0], [2, 2, 0], None), strict=True)]
+    train = [replace(c, votes=v) for c, v in zip(simulate(4, 0), VOTES, strict=True)]
     ab, ba = logits_of(prior(train, simulate(2, 1)))
     assert np.exp(ab) == pytest.approx(np.tile([3.25 / 6, 1.75 / 6, 1 / 6], (2, 1)))
     assert (ab == ba).all() and flip_rate(ab, ba) == 0

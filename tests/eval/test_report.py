@@ -87,7 +87,7 @@ def test_hostile_texts_and_names_are_escaped(tmp_path: Path) -> None:
     )
     found = Tags(page)
     assert "script" not in found.seen and "onload" not in found.attributes
-    assert found.text.count(EVIL) == 14  # title, kicker, snippet, id, source, prompt, 2 responses, 2 models, 4 of lineage
+    assert found.text.count(EVIL) == 14  # 2 names, snippet, id, source, prompt, 2 responses, 2 models, 4 of lineage
 
 
 def test_page_needs_nothing_beside_it_and_its_tags_close(tmp_path: Path) -> None:

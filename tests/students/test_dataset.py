@@ -48,7 +48,10 @@ def test_batches_pad_right_and_turn_targets_with_the_order() -> None:
 
 
 def conversations(count: int) -> list[Conversation]:
-    return [Conversation(str(i), ["q"], ["a"], ["b"], votes=[2.0, 1.0, 1.0], group=f"g{i // 3}", fold=i // 3 % 5) for i in range(count)]
+    return [
+        Conversation(str(i), ["q"], ["a"], ["b"], votes=[2.0, 1.0, 1.0], group=f"g{i // 3}", fold=i // 3 % 5)
+        for i in range(count)
+    ]
 
 
 def test_the_held_out_fold_is_in_no_part_and_groups_stay_whole() -> None:
@@ -65,7 +68,9 @@ def test_the_held_out_fold_is_in_no_part_and_groups_stay_whole() -> None:
 
 def test_join_is_by_id_and_gaps_are_named() -> None:
     rows = conversations(2)
-    rendered = [Rendered(c.id, order, [int(c.id), k], False) for c in reversed(rows) for k, order in enumerate(("ab", "ba"))]
+    rendered = [
+        Rendered(c.id, order, [int(c.id), k], False) for c in reversed(rows) for k, order in enumerate(("ab", "ba"))
+    ]
     examples = make_examples(rows, rendered, {"1": [1, 2, 3], "0": [4, 5, 6]})
     assert [e.ids for e in examples] == [([0, 0], [0, 1]), ([1, 0], [1, 1])]
     assert examples[0].votes == (0.5, 0.25, 0.25) and examples[0].teacher == (4.0, 5.0, 6.0)

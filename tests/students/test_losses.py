@@ -12,11 +12,15 @@ ONES = torch.ones(7, dtype=torch.float64)
 
 
 def test_cross_entropy_equals_pytorchs() -> None:
-    torch.testing.assert_close(cross_entropy_sum(LOGITS, VOTES, ONES), functional.cross_entropy(LOGITS, VOTES, reduction="sum"))
+    torch.testing.assert_close(
+        cross_entropy_sum(LOGITS, VOTES, ONES), functional.cross_entropy(LOGITS, VOTES, reduction="sum")
+    )
 
 
 def test_kl_equals_pytorchs_with_temperature_squared() -> None:
-    expected = 9 * functional.kl_div((LOGITS / 3).log_softmax(-1), (TEACHER / 3).log_softmax(-1), log_target=True, reduction="sum")
+    expected = 9 * functional.kl_div(
+        (LOGITS / 3).log_softmax(-1), (TEACHER / 3).log_softmax(-1), log_target=True, reduction="sum"
+    )
     torch.testing.assert_close(kl_divergence_sum(LOGITS, TEACHER, ONES, 3.0), expected)
 
 
@@ -34,7 +38,10 @@ def test_gradient_size_does_not_depend_on_a_high_temperature() -> None:
 
 
 def test_sums_add_up_over_a_split_and_weight_zero_is_absent() -> None:
-    for loss in (lambda s, w: cross_entropy_sum(LOGITS[s], VOTES[s], w), lambda s, w: kl_divergence_sum(LOGITS[s], TEACHER[s], w, 2.0)):
+    for loss in (
+        lambda s, w: cross_entropy_sum(LOGITS[s], VOTES[s], w),
+        lambda s, w: kl_divergence_sum(LOGITS[s], TEACHER[s], w, 2.0),
+    ):
         torch.testing.assert_close(loss(slice(0, 3), ONES[:3]) + loss(slice(3, 7), ONES[3:]), loss(slice(0, 7), ONES))
         masked = ONES.clone()
         masked[3:] = 0

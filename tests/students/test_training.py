@@ -1,4 +1,4 @@
-"""Training with the real DeepSpeed engine on tiny models: the result depends on the data and the seed, on nothing else."""
+"""Training with the real DeepSpeed engine on tiny models: the result depends on data and seed, on nothing else."""
 
 import json
 import math
@@ -33,7 +33,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare.main(config)
     law = pl.read_parquet(root / "data" / "smoke" / "law.parquet")
     rows = [
-        {"id": i, "order": order, "logits": [math.log(x) for x in p], "prompt_tokens": 1, "truncated": False, "judge_fold": 0, "in_sample": False}
+        {
+            "id": i,
+            "order": order,
+            "logits": [math.log(x) for x in p],
+            "prompt_tokens": 1,
+            "truncated": False,
+            "judge_fold": 0,
+            "in_sample": False,
+        }
         for i, p in law.rows()
         for order in ORDERS
     ]
@@ -78,7 +86,13 @@ def straight(configure: Configure) -> Config:
 
 def test_a_run_writes_what_the_contract_says(straight: Config, configure: Configure) -> None:
     folder = student.run_folder(straight)
-    assert {p.name for p in folder.iterdir()} >= {"adapter", "history.parquet", "metrics.json", "trained_on.parquet", "manifest.json"}
+    assert {p.name for p in folder.iterdir()} >= {
+        "adapter",
+        "history.parquet",
+        "metrics.json",
+        "trained_on.parquet",
+        "manifest.json",
+    }
     adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
     assert any("score" in name for name in adapter) and all("lora_" in name or "score" in name for name in adapter)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -91,9 +105,14 @@ def test_a_run_writes_what_the_contract_says(straight: Config, configure: Config
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
-def test_micro_batches_do_not_change_the_result(configure: Configure, family: str, request: pytest.FixtureRequest) -> None:
+def test_micro_batches_do_not_change_the_result(
+    configure: Configure, family: str, request: pytest.FixtureRequest
+) -> None:
     base = request.getfixturevalue(family)
-    large, small = (configure(f"{family}-{tokens}", "student.lora.dropout=0", f"student.micro_batch_tokens={tokens}", base=base) for tokens in (8192, 100))
+    large, small = (
+        configure(f"{family}-{tokens}", "student.lora.dropout=0", f"student.micro_batch_tokens={tokens}", base=base)
+        for tokens in (8192, 100)
+    )
     for config in (large, small):
         student.main(config)
     torch.testing.assert_close(losses(large), losses(small), atol=1e-5, rtol=0)
@@ -115,17 +134,28 @@ def test_zero_stages_agree(configure: Configure) -> None:
 def test_two_ranks_train_as_one(configure: Configure, root: Path, tiny_llama: Path) -> None:
     one = configure("one-rank", "student.lora.dropout=0")
     student.main(one)
-    overrides = ["+exp=smoke", "name=two-ranks", f"paths.root={root}", "student.layers=null", f"student.base={tiny_llama}", "student.lora.dropout=0"]
+    overrides = [
+        "+exp=smoke",
+        "name=two-ranks",
+        f"paths.root={root}",
+        "student.layers=null",
+        f"student.base={tiny_llama}",
+        "student.lora.dropout=0",
+    ]
     launcher = ("-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--module", "--no_local_rank")
     succeeds("distill.student", *overrides, launcher=launcher)
     (folder,) = root.glob("students/two-ranks*/fold=0")
     both = pl.read_parquet(folder / "history.parquet")
     assert json.loads((folder / "manifest.json").read_text())["extra"]["ranks"] == 2
-    torch.testing.assert_close(losses(one), torch.tensor(both["loss"].to_list(), dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        losses(one), torch.tensor(both["loss"].to_list(), dtype=torch.float64), atol=1e-4, rtol=0
+    )
     assert history(one)["validation_log_loss"][-1] == pytest.approx(both["validation_log_loss"][-1], abs=1e-4)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(configure: Configure, straight: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    configure: Configure, straight: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed = configure("killed", "student.epochs=2", "loss.temperature=2")
     steps_taken, take_step = 0, Trainer.take_step
 
@@ -157,13 +187,24 @@ def test_without_a_teacher_the_loss_is_cross_entropy_alone(configure: Configure)
 
 
 def test_a_teacher_of_another_template_is_refused(configure: Configure) -> None:
-    with pytest.raises(ValueError, match=r"was made with prompt template \w+, this run renders \w+: .*same_prompt=false"):
+    with pytest.raises(
+        ValueError, match=r"was made with prompt template \w+, this run renders \w+: .*same_prompt=false"
+    ):
         student.main(configure("other-template", "prompt.template.verdict=?"))
     student.main(configure("allowed-template", "prompt.template.verdict=?", "teacher.same_prompt=false"))
 
 
 def test_a_sweep_trains_each_job_with_a_fresh_engine(root: Path, tiny_llama: Path) -> None:
-    output = succeeds("distill.student", "-m", "+exp=smoke", "name=sweep", f"paths.root={root}", f"student.base={tiny_llama}", "student.layers=null", "loss.soft_weight=0,0.5,0.9")
+    output = succeeds(
+        "distill.student",
+        "-m",
+        "+exp=smoke",
+        "name=sweep",
+        f"paths.root={root}",
+        f"student.base={tiny_llama}",
+        "student.layers=null",
+        "loss.soft_weight=0,0.5,0.9",
+    )
     assert len(list(root.glob("students/sweep,*loss.soft_weight=*/fold=0/manifest.json"))) == 3, output
 
 

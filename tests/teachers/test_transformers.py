@@ -1,0 +1,85 @@
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification
+
+from distill.config import ScorerConfig
+from teachers.scorers import open_scorer
+from teachers.transformers import TransformersScorer, batches_by_length
+from tests.tiny_models import FAMILIES, Family, tiny_judge
+
+pytestmark = pytest.mark.timeout(300)
+CONFIG = ScorerConfig(backend="transformers", dtype="auto", batch_tokens=512, vllm={})
+TOLERANCE = 2e-5  # logits are of the order of 2: other shapes, other summation order
+EOS, PAD = 1, 2
+
+
+def random_prompts(count: int, seed: int = 0) -> list[list[int]]:
+    """Prompts of 1 to 200 tokens; eos and pad are among their ids, and end some of them."""
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(0, 560, size=rng.integers(1, 200)).tolist() for _ in range(count)]
+    for prompt, ending in zip(prompts, ([PAD], [PAD, PAD], [EOS], [EOS, PAD]), strict=False):
+        prompt += ending
+    return prompts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_one_row_at_a_time(family: Family, tmp_path: Path) -> None:
+    folder = tiny_judge(tmp_path, family)
+    prompts = random_prompts(24)
+    found = TransformersScorer(folder, CONFIG).score(prompts)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        hidden = [model.base_model(torch.tensor([prompt])).last_hidden_state[0, -1] for prompt in prompts]
+        expected = model.score(torch.stack(hidden)).numpy()
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() < TOLERANCE
+    assert np.ptp(expected, axis=0).min() > 0.5  # the rows differ, so a mixed-up order would show
+
+
+def test_order_of_prompts_is_kept(tiny_judge_llama: Path) -> None:
+    scorer = TransformersScorer(tiny_judge_llama, CONFIG)
+    prompts = random_prompts(24)
+    order = np.random.default_rng(1).permutation(len(prompts))
+    shuffled = scorer.score([prompts[i] for i in order])
+    assert np.abs(shuffled - scorer.score(prompts)[order]).max() < TOLERANCE
+
+
+def test_pad_and_eos_in_a_prompt_do_not_move_the_pooled_position(tiny_judge_llama: Path) -> None:
+    scorer = TransformersScorer(tiny_judge_llama, CONFIG)
+    stem = random_prompts(8)[-1]
+    ended = [stem, [*stem, EOS], [*stem, PAD], [*stem, PAD, PAD]]
+    together = scorer.score(ended)
+    alone = np.concatenate([scorer.score([prompt]) for prompt in ended])
+    assert np.abs(together - alone).max() < TOLERANCE
+    assert min(np.abs(a - b).max() for a, b in combinations(together, 2)) > 0.01
+
+
+def test_nothing_to_score(tiny_judge_llama: Path) -> None:
+    assert TransformersScorer(tiny_judge_llama, CONFIG).score([]).shape == (0, 3)
+
+
+@given(st.lists(st.integers(1, 300)), st.integers(1, 1000))
+def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = batches_by_length(lengths, budget)
+    assert sorted(row for batch in batches for row in batch) == [*range(len(lengths))]
+    assert all(len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget for batch in batches)
+    in_order = [lengths[row] for batch in batches for row in batch]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+def test_refuses_folders_that_are_no_judge(tiny_llama: Path, tiny_judge_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no config\.json"), open_scorer(tmp_path, CONFIG, 64):
+        pass
+    with pytest.raises(ValueError, match="LlamaForCausalLM"), open_scorer(tiny_llama, CONFIG, 64):
+        pass
+    config = json.loads((tiny_judge_llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"id2label": {"0": "b", "1": "a", "2": "tie"}}))
+    with pytest.raises(ValueError, match=r"\['b', 'a', 'tie'\]"), open_scorer(tmp_path, CONFIG, 64):
+        pass

@@ -1,0 +1,82 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from distill.config import ScorerConfig
+from students.quantising import quantise_w8a8
+from teachers.scorers import open_scorer
+from teachers.transformers import TransformersScorer
+from teachers.vllm import VllmScorer
+
+MAX_TOKENS = 256
+VLLM = ScorerConfig(backend="vllm", dtype="auto", batch_tokens=512, vllm={"enable_prefix_caching": True})
+REFERENCE = ScorerConfig(backend="transformers", dtype="auto", batch_tokens=512, vllm={})
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Prompts of 1 to 256 tokens: families of a shared beginning, a repeated one, some ending in pad or eos."""
+    rng = np.random.default_rng(0)
+    stems = rng.integers(0, 560, size=(3, 128)).tolist()
+    rows = [stem[: rng.integers(0, 128)] + rng.integers(0, 560, rng.integers(1, 126)).tolist() for stem in stems * 12]
+    return [*rows, rows[0], [*rows[1], 2], [*rows[2], 1, 2], rng.integers(0, 560, MAX_TOKENS).tolist()]
+
+
+def engine_processes() -> list[str]:
+    return [child.name() for child in psutil.Process().children(recursive=True) if "VLLM" in child.name()]
+
+
+class TestFloat:
+    @pytest.fixture(scope="class")
+    def scorer(self, tiny_judge_llama: Path) -> Iterator[VllmScorer]:
+        with open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as scorer:
+            assert isinstance(scorer, VllmScorer)
+            yield scorer
+        assert not engine_processes()
+
+    @pytest.mark.timeout(600)
+    def test_equals_transformers(self, scorer: VllmScorer, tiny_judge_llama: Path, prompts: list[list[int]]) -> None:
+        expected = TransformersScorer(tiny_judge_llama, REFERENCE).score(prompts)
+        found = scorer.score(prompts)
+        assert found.dtype == np.float32
+        assert np.abs(found - expected).max() < 1e-4
+        assert np.abs(scorer.score(prompts) - expected).max() < 1e-4  # now out of the prefix cache
+
+    @pytest.mark.timeout(60)
+    def test_order_of_prompts_is_kept(self, scorer: VllmScorer, prompts: list[list[int]]) -> None:
+        order = np.random.default_rng(1).permutation(len(prompts))
+        assert np.abs(scorer.score([prompts[i] for i in order]) - scorer.score(prompts)[order]).max() < 1e-4
+
+    @pytest.mark.timeout(60)
+    def test_refuses_prompts_of_the_wrong_length(self, scorer: VllmScorer) -> None:
+        with pytest.raises(ValueError, match=f"prompt 1 has 257 tokens, this scorer takes 1 to {MAX_TOKENS}"):
+            scorer.score([[5], [5] * (MAX_TOKENS + 1)])
+        with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
+            scorer.score([[]])
+        assert scorer.score([]).shape == (0, 3)
+
+
+class TestW8A8:
+    @pytest.fixture(scope="class")
+    def folder(self, tiny_judge_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("w8a8") / "judge"
+        quantise_w8a8(tiny_judge_llama, folder)
+        return folder
+
+    @pytest.mark.timeout(600)
+    def test_int8_engine_agrees_with_fake_quantised_transformers(self, folder: Path, prompts: list[list[int]]) -> None:
+        expected = TransformersScorer(folder, REFERENCE).score(prompts)
+        with open_scorer(folder, VLLM, MAX_TOKENS) as scorer:
+            found = scorer.score(prompts)
+        assert not engine_processes()
+        assert np.abs(found - expected).max() < 0.3
+
+
+@pytest.mark.timeout(120)
+def test_names_engine_arguments_that_vllm_does_not_have(tiny_judge_llama: Path) -> None:
+    config = ScorerConfig(backend="vllm", dtype="auto", batch_tokens=512, vllm={"gpu_memory": 0.9})
+    with pytest.raises(ValueError, match="gpu_memory"), open_scorer(tiny_judge_llama, config, MAX_TOKENS):
+        pass
