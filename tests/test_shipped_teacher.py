@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from distill.runs import content_hash, read_manifest
-from distill.student import UNHASHED, run_identity
+from distill.student import run_identity
 from tests.composing import configured
 
 SHIPPED = Path(__file__).resolve().parent.parent / "teachers" / "demo" / "fold=0"
@@ -12,7 +12,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "teachers" / "demo" / "fold=0
 
 def test_it_is_what_its_manifest_says_and_its_configuration_is_ours() -> None:
     manifest = read_manifest(SHIPPED, "student")
-    assert content_hash(SHIPPED, UNHASHED) == manifest.content
+    assert content_hash(SHIPPED) == manifest.content
     assert manifest.config == json.loads(json.dumps(run_identity(configured("+exp=demo_teacher")))) | {
         "loss": manifest.config["loss"]
     }

@@ -53,7 +53,7 @@ def read(*files: Path, **changes: Any) -> tuple[list[Conversation], list[dict[st
     return from_frame(table), rejected.to_dicts()
 
 
-letters = st.sampled_from("\ud83d\ude00\udfff\U0001f600/\"\\\n,é") | st.characters(exclude_categories=[])
+letters = st.sampled_from('\ud83d\ude00\udfff\U0001f600/"\\\n,é') | st.characters(exclude_categories=[])
 any_text = st.none() | st.text(letters, max_size=8)
 rounds = st.lists(st.tuples(any_text, any_text, any_text), min_size=1, max_size=3)
 

@@ -170,6 +170,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     with pytest.raises(KeyboardInterrupt):
         student.main(killed)
     assert not (student.run_folder(killed) / "manifest.json").exists()
+    with pytest.raises(
+        ValueError, match=r"started differently:\n  - loss.temperature: there 2.0, now 3.0\n.*overwrite=true"
+    ):
+        student.main(configure("killed", "student.epochs=2", "loss.temperature=3"))
     student.main(killed)
     assert steps_taken == 8 + 5  # it went on from the checkpoint after the first epoch
     columns = ["step", "loss", "cross_entropy", "kl_divergence", "grad_norm", "lr", "validation_log_loss"]
