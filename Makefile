@@ -43,7 +43,7 @@ demo: ## The whole path on two CPU cores, with real models; goes on where it sto
 	@echo "      its teacher (DeepSpeed), quantise it (llm-compressor), compare all (vLLM). About $(DEMO_MINUTES) minutes on two cores."
 	@for step in data teacher-logits student-no-teacher student export eval; do \
 	    echo; echo "== make $$step EXP=demo"; $(MAKE) --no-print-directory $$step EXP=demo || exit $$?; done
-DEMO_MINUTES := 10
+DEMO_MINUTES := 12
 
 demo-teacher: ## Rebuild the shipped demo teacher in teachers/demo (most of an hour)
 	$(MAKE) data EXP=demo_teacher
