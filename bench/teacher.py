@@ -113,25 +113,36 @@ def measure(model: Path, prompts: Sequence[list[int]], repeats: int) -> dict[str
         }
         sides["scorer"]()  # the first pass through an engine is slower than all others
         seconds: dict[str, list[float]] = defaultdict(list)
+        processor: dict[str, list[float]] = defaultdict(list)
         results: dict[str, Any] = {}
         for _ in range(repeats):
             for name, side in sides.items():
                 assert scorer.llm.reset_prefix_cache()
-                began = time.perf_counter()
+                began, busy = time.perf_counter(), processor_seconds()
                 results[name] = side()
                 seconds[name].append(time.perf_counter() - began)
+                processor[name].append(processor_seconds() - busy)
     assert np.abs(results["scorer"] - results["transformers"]).max() < AGREEMENT
     median = {name: statistics.median(times) for name, times in seconds.items()}
     cached = sum(output.num_cached_tokens for output in results["engine"]) / tokens
     print(f"{len(prompts)} prompts, {tokens} tokens, {100 * cached:.1f}% from the cache; start-up {startup_s:.0f} s")
     for name, times in seconds.items():
-        print(f"{name}: {tokens / median[name]:.0f} tokens/s, seconds {[round(t, 1) for t in times]}")
+        rounded, busy_s = ([round(t, 1) for t in values] for values in (times, processor[name]))
+        print(f"{name}: {tokens / median[name]:.0f} tokens/s, seconds {rounded}, of processor time {busy_s}")
     return {
         "speedup_vs_transformers": round(median["transformers"] / median["scorer"], 2),
         "overhead_vs_engine": round(median["scorer"] / median["engine"], 3),
         "cached_fraction": round(cached, 3),
         "engine_start_s": round(startup_s),
     }
+
+
+def processor_seconds() -> float:
+    """Of this process and its children: beside the wall's seconds it tells whether the machine was busy with others."""
+    import psutil
+
+    own = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in [own, *own.children(recursive=True)])
 
 
 def transformers_loop(model: Path) -> Callable[[Sequence[list[int]]], np.ndarray]:

@@ -20,7 +20,7 @@ from teachers.scorers import Progress
 log = logging.getLogger(__name__)
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU_KV_CACHE_GIB = 2
-SHUTDOWN_SECONDS = 30  # vLLM's 5 would kill the engine while it still waits for its workers
+SHUTDOWN_SECONDS = 60  # vLLM's 5 would kill the engine while it still waits for its workers
 
 
 class VllmScorer:
@@ -91,7 +91,10 @@ class VllmScorer:
     def close(self) -> None:
         """End the engine's processes, which frees their memory, and put the environment back."""
         if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_SECONDS)
+            core = self.llm.llm_engine.engine_core
+            core.shutdown(timeout=SHUTDOWN_SECONDS)
+            for process in core.resources.engine_manager.processes:
+                process.join()  # where the time was not enough, vLLM kills it but leaves a zombie
             self.llm = None
             gc.collect()
             os.environ.clear()
