@@ -41,7 +41,7 @@ def main(config: Config) -> None:
         log.info("%s is finished", store)
         return
 
-    contents = {folder: manifest for folder, manifest in runs.parent_contents([data, *teachers], config.root).items()}
+    contents = runs.parent_contents([data, *teachers], config.root)
     written = 0
     for fold, judge in zip(config.teacher.folds, judges, strict=True):
         written += score_fold(config, store, fold, judge, rows, contents)

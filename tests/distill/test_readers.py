@@ -53,8 +53,8 @@ def read(*files: Path, **changes: Any) -> tuple[list[Conversation], list[dict[st
     return from_frame(table), rejected.to_dicts()
 
 
-letters = st.sampled_from('\ud83d\ude00\udfff\U0001f600/"\\\n,é') | st.characters(exclude_categories=[])
-any_text = st.none() | st.text(letters, max_size=8)
+odd_letters = list('\ud83d\ude00\udfff\U0001f600/"\\\n,é')  # halves of surrogate pairs, and what formats escape
+any_text = st.none() | st.text(max_size=8) | st.text(odd_letters, max_size=8)
 rounds = st.lists(st.tuples(any_text, any_text, any_text), min_size=1, max_size=3)
 
 
