@@ -88,6 +88,7 @@ def test_shuffled_sides_are_swapped_conversations() -> None:
     mixed = from_frame(collect([source(rows)], None, ["test"])[0])
     assert mixed == [c.swap() if is_swapped(c) else c for c in plain]
     assert 150 < sum(is_swapped(c) for c in plain) < 250
+    assert [is_swapped(c) for c in plain] != [is_swapped(replace(c, source="other")) for c in plain]
     among_others = from_frame(collect([source(rows), source([raw("z", "?")], "other")], None, ["test"])[0])
     assert [replace(c, id=c.id.removeprefix("test/")) for c in among_others[:-1]] == mixed
     assert all(c.swap().swap() == c and c.swap().fingerprint() == c.fingerprint() for c in mixed)
