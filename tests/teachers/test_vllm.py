@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from distill.config import ScorerConfig
 from students.quantising import quantise_w8a8
@@ -59,18 +60,34 @@ class TestFloat:
         assert scorer.score([]).shape == (0, 3)
 
 
+def round_as_vllm_does(linear: torch.nn.Linear) -> None:
+    """Round the layer's input to int8 with the step max|x| / 127; compressed-tensors takes max|x| / 127.5."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        step = x.abs().amax(-1, keepdim=True) / 127
+        return torch.nn.functional.linear((x / step).round() * step, linear.weight, linear.bias)
+
+    linear.forward = forward  # type: ignore[method-assign]
+
+
 @pytest.mark.timeout(900)
 def test_int8_engine_agrees_with_fake_quantised_transformers(
     tiny_judge_llama: Path, prompts: list[list[int]], tmp_path: Path
 ) -> None:
     quantise_w8a8(tiny_judge_llama, tmp_path / "w8a8")
-    expected = TransformersScorer(tmp_path / "w8a8", REFERENCE).score(prompts)
+    reference = TransformersScorer(tmp_path / "w8a8", REFERENCE)
+    expected = reference.score(prompts)
     environment = dict(os.environ)
     with open_scorer(tmp_path / "w8a8", VLLM, MAX_TOKENS) as scorer:
         found = scorer.score(prompts)
     assert not engine_processes() and os.environ == environment
-    print(np.abs(found - expected).max(), np.abs(found - expected).mean())
-    assert np.abs(found - expected).max() < 0.3
+    # 0.4% between the steps turn many a rounding, so the two differ as much as each does from the unquantised judge:
+    # by 0.05 on average, where logits have a standard deviation of 2. With one step they agree but for a few roundings.
+    assert np.abs(found - expected).mean() < 0.1
+    for name, module in reference.model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "score":
+            round_as_vllm_does(module)
+    assert np.abs(found - reference.score(prompts)).mean() < 0.01
 
 
 @pytest.mark.timeout(300)
