@@ -52,12 +52,17 @@ class TemplateConfig:
     verdict: str
     cut: str
     omitted: str
+    model_a: str
+    model_b: str
 
 
 @dataclass(frozen=True)
 class PromptConfig:
+    """`show_models` tells the judge who wrote each response: for teachers, whose student need not know."""
+
     max_tokens: int
     min_round_tokens: int
+    show_models: bool
     template: TemplateConfig
 
 
@@ -110,23 +115,77 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
-class ScorerConfig:
-    """One way to turn token ids into logits; `vllm` holds engine arguments passed on as they are."""
+class ServerConfig:
+    """OpenAI-compatible vLLM servers. In `urls`, {fold} stands for the fold of the teacher that a server holds."""
 
+    urls: list[str]
+    model: str | None
+    api_key_variable: str | None
+    prompts_per_request: int
+    requests_in_flight: int
+    retries: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Workers on a Ray cluster, each a scorer of its own with `gpus` GPUs."""
+
+    address: str | None
     backend: Literal["vllm", "transformers"]
+    workers: int
+    gpus: float
+    cpus: float
+    prompts_per_task: int
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """One way to turn token ids into logits; `vllm` holds engine arguments passed on as they are.
+
+    `method`: `classify` reads a score head, `label_tokens` the log-probabilities of the tokens `labels` as the next one.
+    """
+
+    backend: Literal["vllm", "transformers", "server", "ray"]
+    method: Literal["classify", "label_tokens"]
+    labels: list[str]
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
     batch_tokens: int
     vllm: dict[str, Any]
+    server: ServerConfig
+    ray: RayConfig
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Several finished teachers as one: `weights` by name; each divided by its own temperature where `calibrate`."""
+
+    weights: dict[str, float]
+    space: Literal["logits", "probabilities"]
+    calibrate: bool
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
+    """Who gives the soft targets, and which of them a student takes.
+
+    `folds`: fine-tuned fold teachers below `path`; `model`: one ready-made `model` that saw none of the rows; `reward`:
+    a reward model, which scores each response alone; `mixture`: other teachers' stored logits.
+    """
+
     name: str | None
+    kind: Literal["folds", "model", "reward", "mixture"]
     path: str | None
+    model: str | None
     folds: list[int]
-    rows: Literal["out_of_fold", "all"]
+    rows: Literal["out_of_fold", "in_fold"]
+    max_entropy: float | None
     rows_per_part: int
     same_prompt: bool
+    merge: bool
+    reward_l2: float
+    price_per_hour: float | None
+    mixture: MixtureConfig
     scorer: ScorerConfig
 
 
@@ -234,6 +293,8 @@ def _value(hint: Any, value: Any, at: str, problems: list[str]) -> Any:
         return None
     if origin is list:
         return [_value(arguments[0], item, f"{at}[{i}]", problems) for i, item in enumerate(value)]
+    if origin is dict and arguments[1] is not Any:
+        return {key: _value(arguments[1], item, _join(at, key), problems) for key, item in value.items()}
     return float(value) if hint is float else value
 
 

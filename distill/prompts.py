@@ -2,13 +2,16 @@
 
     <instruction> <question> q1 <answer_a> .. <answer_b> .. <question> q2 <answer_a> .. <answer_b> .. <verdict>
 
+With `show_models`, <model_a> name <model_b> name stand before the verdict.
+
 The newest round is always shown. Of what the budget leaves, older rounds are taken from the newest back, and a marker
 stands for those left out. Within a round that does not fit, the question comes first (a third of the room is its own,
 more where the answers need less), then the longer answer is shortened until both are equally long. A text is
 shortened in its middle, where another marker stands. Shared text is in front, so both orders share a prefix.
 
 Fixed texts and user texts are tokenised apart, so what a user wrote can neither merge with a marker nor pose as one,
-and special-token strings inside a user's text are encoded as plain text.
+and special-token strings inside a user's text are encoded as plain text. In the template they are special tokens, so
+that it can hold a chat format.
 """
 
 import hashlib
@@ -24,6 +27,8 @@ from distill.config import PromptConfig
 from distill.records import ORDERS, Conversation, Order
 
 LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
+NAME_TOKENS = 32  # room for a model's name
+UNNAMED = "an unknown model"
 CHUNK = 1024  # conversations tokenised at a time: enough to keep the tokenizer's threads busy, small in memory
 
 
@@ -50,13 +55,16 @@ class Renderer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._start = self._tokenizer.encode("").ids  # the bos token of models that want one
-        self._tokenizer.encode_special_tokens = True
         fixed = {name: self._encode([text])[0] for name, text in asdict(config.template).items()}
+        self._tokenizer.encode_special_tokens = True
         self._opening = self._start + fixed["instruction"]
         self._question, self._answers = fixed["question"], (fixed["answer_a"], fixed["answer_b"])
+        self._names = (fixed["model_a"], fixed["model_b"])
         self._verdict, self._cut, self._omitted = fixed["verdict"], fixed["cut"], fixed["omitted"]
         self._round_overhead = len(self._question) + sum(map(len, self._answers))
         self._budget = config.max_tokens - len(self._opening) - len(self._verdict)
+        if config.show_models:
+            self._budget -= sum(map(len, self._names)) + 2 * NAME_TOKENS
         minimum = (
             config.max_tokens - self._budget + self._round_overhead + len(self._omitted) + 3 * (len(self._cut) + 2)
         )
@@ -67,13 +75,15 @@ class Renderer:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """`template`: what a judge is shown, whatever its tokenizer. `prompt`: that, the budget and the tokenizer."""
-        template = _digest([LAYOUT_VERSION, asdict(self.config.template)])
+        """`template`: what a judge is shown of a conversation, whatever its tokenizer; models' names are left aside, so
+        that a student may learn from a teacher that sees them. `prompt`: all of it, the budget and the tokenizer.
+        """
+        texts = asdict(self.config.template)
+        names = {name: texts.pop(name) for name in ("model_a", "model_b")}
+        template = _digest([LAYOUT_VERSION, texts])
         tokenizer = json.loads(self._tokenizer.to_str())
-        return {
-            "template": template,
-            "prompt": _digest([template, self.config.max_tokens, self.config.min_round_tokens, tokenizer]),
-        }
+        parts = [template, self.config.max_tokens, self.config.min_round_tokens, tokenizer]
+        return {"template": template, "prompt": _digest([*parts, names] if self.config.show_models else parts)}
 
     def render(self, conversations: Iterable[Conversation], orders: Sequence[Order] = ORDERS) -> Iterator[Rendered]:
         """The prompts in the order given, all `orders` of a conversation together."""
@@ -85,15 +95,26 @@ class Renderer:
                 questions, side_a, side_b = (
                     [next(encoded) for _ in part] for part in (c.prompt, c.response_a, c.response_b)
                 )
+                names = self._encode_names(c)
                 for order in orders:
                     first, second = (side_a, side_b) if order == "ab" else (side_b, side_a)
-                    ids, truncated = self._assemble(list(zip(questions, first, second, strict=True)))
+                    shown = names if order == "ab" else names[::-1]
+                    ids, truncated = self._assemble(list(zip(questions, first, second, strict=True)), shown)
                     yield Rendered(c.id, order, ids, truncated)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _assemble(self, rounds: list[tuple[list[int], list[int], list[int]]]) -> tuple[list[int], bool]:
+    def _encode_names(self, conversation: Conversation) -> list[list[int]]:
+        """The names of models a and b, none where they are not shown."""
+        if not self.config.show_models:
+            return []
+        names = self._encode([name or UNNAMED for name in (conversation.model_a, conversation.model_b)])
+        return [name[:NAME_TOKENS] for name in names]
+
+    def _assemble(
+        self, rounds: list[tuple[list[int], list[int], list[int]]], names: Sequence[list[int]]
+    ) -> tuple[list[int], bool]:
         sizes = [(len(q), len(first), len(second)) for q, first, second in rounds]
         kept = self._fit(sizes)
         left_out = len(rounds) - len(kept)
@@ -104,6 +125,8 @@ class Renderer:
             for marker, text, length in zip((self._question, *self._answers), texts, lengths, strict=True):
                 ids += marker
                 ids += text if length == len(text) else self._shorten(text, length)
+        for marker, name in zip(self._names, names, strict=False):
+            ids += marker + name
         ids += self._verdict
         assert len(ids) <= self.config.max_tokens
         return ids, kept != sizes

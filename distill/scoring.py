@@ -4,7 +4,7 @@ A scorer sees token ids and nothing else. Whoever showed it b first permutes its
 stored, so that no later stage can forget to swap.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,11 +26,23 @@ SWAPPED = list(swap_labels(range(len(LABELS))))
 
 
 class Scorer(Protocol):
-    """Raw three-way logits for prompts given as token ids."""
+    """Raw logits for prompts given as token ids."""
 
-    def score(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """float32 [len(prompts), 3], in the order in which the responses were shown, not activated."""
+    def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+        """(position in `prompts`, float32 [outputs]) of each prompt, in whatever order they finish.
+
+        A judge has three outputs, in the order in which the responses were shown, not activated. A scorer draws
+        prompts as it needs them, a bounded number ahead of what it has finished: when `prompts` ends, little is left
+        to wait for. Raises `ValueError` for a prompt that it cannot take, and where its engine has died.
+        """
         ...
+
+
+def score(scorer: Scorer, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Logits of all `prompts`: float32 [len(prompts), outputs]; [0, 3] for none."""
+    rows = dict(scorer.stream(prompts))
+    assert len(rows) == len(prompts), f"{len(prompts)} prompts, {len(rows)} results"
+    return np.stack([rows[i] for i in range(len(prompts))]) if rows else np.empty((0, len(LABELS)), np.float32)
 
 
 def to_own_order(logits: np.ndarray, order: Order) -> np.ndarray:
@@ -38,22 +50,21 @@ def to_own_order(logits: np.ndarray, order: Order) -> np.ndarray:
     return logits if order == "ab" else logits[..., SWAPPED]
 
 
+def mean_logits() -> pl.Expr:
+    """The mean of column `logits` over a group's rows, as an aggregation."""
+    return pl.concat_arr([pl.col("logits").arr.get(i).mean() for i in range(len(LABELS))]).first().alias("logits")
+
+
 def swap_average(scores: pl.DataFrame) -> pl.DataFrame:
     """One row an id: the plain mean of `logits` over orders (and judges), in order of first appearance."""
-    logits = pl.col("logits")
-    return scores.group_by("id", maintain_order=True).agg(
-        pl.concat_arr([logits.arr.get(i).mean() for i in range(len(LABELS))]).first().alias("logits")
-    )
+    return scores.group_by("id", maintain_order=True).agg(mean_logits())
 
 
 def score_conversations(scorer: Scorer, renderer: Renderer, conversations: Sequence[Conversation]) -> pl.DataFrame:
     """Both orders of every conversation: one row each in `SCORES`, logits in the conversation's own a/b order."""
     prompts = list(renderer.render(conversations))
-    shown = scorer.score([p.ids for p in prompts])
-    assert shown.shape == (len(prompts), len(LABELS)), shown.shape
-    if not np.isfinite(shown).all():
-        broken = [p.id for p, row in zip(prompts, shown, strict=True) if not np.isfinite(row).all()]
-        raise ValueError(f"the scorer gave logits that are not finite for {broken[:3]}: use scorer dtype=fp32 or bf16")
+    shown = score(scorer, [p.ids for p in prompts])
+    check_finite(shown, [p.id for p in prompts])
     return pl.DataFrame(
         {
             "id": [p.id for p in prompts],
@@ -64,6 +75,13 @@ def score_conversations(scorer: Scorer, renderer: Renderer, conversations: Seque
         },
         schema=SCORES,
     )
+
+
+def check_finite(logits: np.ndarray, ids: Sequence[str]) -> None:
+    """Raise `ValueError` naming the conversations whose logits [rows, outputs] hold NaN or infinities."""
+    broken = [i for i, row in zip(ids, logits, strict=True) if not np.isfinite(row).all()]
+    if broken:
+        raise ValueError(f"the scorer gave logits that are not finite for {broken[:3]}: use scorer dtype=fp32 or bf16")
 
 
 def logits_by_order(scores: pl.DataFrame, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
