@@ -143,7 +143,7 @@ class RayConfig:
 class ScorerConfig:
     """One way to turn token ids into logits; `vllm` holds engine arguments passed on as they are.
 
-    `method`: `classify` reads a score head, `label_tokens` the log-probabilities of the tokens `labels` as the next one.
+    `method`: `classify` reads a score head; `label_tokens` the log-probabilities of `labels` as the next token.
     """
 
     backend: Literal["vllm", "transformers", "server", "ray"]
@@ -158,9 +158,10 @@ class ScorerConfig:
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Several finished teachers as one: `weights` by name; each divided by its own temperature where `calibrate`."""
+    """Several finished teachers as one, by name. `weights`: null for equal ones."""
 
-    weights: dict[str, float]
+    teachers: list[str]
+    weights: list[float] | None
     space: Literal["logits", "probabilities"]
     calibrate: bool
 
@@ -206,6 +207,21 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    """The machine and the work that `distill.plan` reckons with."""
+
+    gpu: str
+    peak_tflops: float
+    utilisation: float
+    gpus: int
+    price_per_gpu_hour: float | None
+    parameters: float | None
+    tokens: int
+    cached: float
+    conversations: int | None
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     backend: Literal["wandb", "none"]
     project: str
@@ -239,6 +255,7 @@ class Config:
     teacher: TeacherConfig
     export: ExportConfig
     eval: EvalConfig
+    plan: PlanConfig
     tracker: TrackerConfig
     paths: PathsConfig
 
@@ -293,8 +310,6 @@ def _value(hint: Any, value: Any, at: str, problems: list[str]) -> Any:
         return None
     if origin is list:
         return [_value(arguments[0], item, f"{at}[{i}]", problems) for i, item in enumerate(value)]
-    if origin is dict and arguments[1] is not Any:
-        return {key: _value(arguments[1], item, _join(at, key), problems) for key, item in value.items()}
     return float(value) if hint is float else value
 
 

@@ -16,7 +16,10 @@ from distill.config import Config, from_mapping
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 # Overrides below these keys make another model, so they become part of the run's name; all others do not.
-NAMING = ("seed", "loss", "student", "optimizer", "prompt")
+NAMING = (
+    *("seed", "loss", "student", "optimizer", "prompt"),
+    *("teacher.name", "teacher.rows", "teacher.max_entropy"),
+)
 
 
 def run_name(name: str, overrides: Iterable[str]) -> str:
@@ -26,7 +29,9 @@ def run_name(name: str, overrides: Iterable[str]) -> str:
     under that name.
     """
     plain = [override.lstrip("+~").replace(",", "+").replace("/", "+") for override in overrides]
-    return variant(name, *(o for o in plain if o.split("=")[0].split(".")[0].split("@")[0] in NAMING))
+    keys = [override.split("=")[0].split("@")[0] for override in plain]
+    naming = [any(key == n or key.startswith(f"{n}.") for n in NAMING) for key in keys]
+    return variant(name, *(override for override, named in zip(plain, naming, strict=True) if named))
 
 
 def variant(run: str, *overrides: str) -> str:

@@ -4,28 +4,44 @@ It always ends in a folder. Everything after this (tokenizer, training, merging,
 depth-pruned base is made here too, as a folder of its own.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill.runs import is_finished, write_manifest
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger(__name__)
 PIP = "pip:"
+MEGABYTE = 2**20
+HEADS = ("lm_head", "score", "classifier", "regression_layer", "gating", "v_head")  # outputs that a new head replaces
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
 
 
-def resolve(base: str | None, root: Path, layers: int | None = None) -> Path:
+def resolve(base: str | None, root: Path, layers: int | None = None, key: str = "student.base") -> Path:
     """The folder of the model that `base` names, with only its first `layers` decoder layers where that is set.
 
-    `base` is a local folder, a hub id (`google/gemma-2-9b-it`) or `pip:PACKAGE` for a package that carries a GGUF file.
+    `base` is a local folder, a hub id (`google/gemma-2-9b-it`) or `pip:PACKAGE` for a package that carries a GGUF file;
+    `key` is the configuration key that named it.
     Raises `ValueError` saying what to do where the model or its tokenizer cannot be had.
     """
     if base is None:
-        raise ValueError("student.base=null: name the model to start from (hub id, local folder or pip:PACKAGE)")
+        raise ValueError(f"{key}=null: name the model (hub id, local folder or pip:PACKAGE)")
     if base.startswith(PIP):
         folder = from_package(base.removeprefix(PIP), root)
     elif Path(base).is_dir():
@@ -109,10 +125,63 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
             tensors |= {name: file.get_tensor(name) for name in file.keys() if layer_of(name) < layers}  # noqa: SIM118
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
     (partial / "config.json").write_text(json.dumps(config, indent=1))
-    for path in base.iterdir():
-        if path.name.startswith("tokenizer") or path.suffix == ".jinja":
-            shutil.copy(path, partial / path.name)
+    copy_tokenizer(base, partial)
     return finish(partial, folder, identity, [], root)
+
+
+def linked_classifier(base: Path, folder: Path, tensors: Mapping[str, "torch.Tensor"], labels: Sequence[str]) -> Path:
+    """`base` as a sequence classifier without a copy of its weights: links to its files, and a shard with the head.
+
+    `tensors` are the head's (`score.weight` [labels, width]), in place of the base's own and of its `lm_head`. A link
+    is as good as the file it points to: keep the base where it is.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    config = json.loads((base / "config.json").read_text())
+    family = config["architectures"][0].split("For")[0]
+    config |= {
+        "architectures": [f"{family}ForSequenceClassification"],
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    config.pop("auto_map", None)
+    partial = begin(folder)
+    weight_map = dict.fromkeys(tensors, "head.safetensors")
+    for shard in sorted(base.glob("*.safetensors")):
+        (partial / f"base-{shard.name}").symlink_to(shard.resolve())
+        with safe_open(shard, "pt") as file:
+            names = [name for name in file.keys() if name.split(".")[0] not in HEADS]  # noqa: SIM118
+        weight_map |= dict.fromkeys(names, f"base-{shard.name}")
+    save_file(dict(tensors), partial / "head.safetensors", metadata={"format": "pt"})
+    (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (partial / "config.json").write_text(json.dumps(config, indent=1))
+    copy_tokenizer(base, partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def digest(folder: Path) -> str:
+    """sha256 of what a model folder holds, as far as that is quick.
+
+    That is its configuration, and each weight file's name, size, first and last megabyte: all of a 70B takes minutes.
+    """
+    found = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        found.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            found.update(file.read(MEGABYTE))
+            file.seek(max(0, path.stat().st_size - MEGABYTE))
+            found.update(file.read(MEGABYTE))
+    return found.hexdigest()
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files, which a model folder must hold for the next reader to tokenise as this one did."""
+    for pattern in TOKENIZER_FILES:
+        for path in source.glob(pattern):
+            shutil.copy(path, target)
 
 
 def layer_of(tensor: str) -> int:

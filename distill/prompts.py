@@ -63,11 +63,11 @@ class Renderer:
         self._verdict, self._cut, self._omitted = fixed["verdict"], fixed["cut"], fixed["omitted"]
         self._round_overhead = len(self._question) + sum(map(len, self._answers))
         self._budget = config.max_tokens - len(self._opening) - len(self._verdict)
-        if config.show_models:
-            self._budget -= sum(map(len, self._names)) + 2 * NAME_TOKENS
         minimum = (
             config.max_tokens - self._budget + self._round_overhead + len(self._omitted) + 3 * (len(self._cut) + 2)
         )
+        if config.show_models:
+            minimum += sum(map(len, self._names)) + 2 * NAME_TOKENS
         if config.max_tokens < minimum:
             raise ValueError(
                 f"prompt.max_tokens={config.max_tokens}: this template and tokenizer need at least {minimum}"
@@ -116,7 +116,8 @@ class Renderer:
         self, rounds: list[tuple[list[int], list[int], list[int]]], names: Sequence[list[int]]
     ) -> tuple[list[int], bool]:
         sizes = [(len(q), len(first), len(second)) for q, first, second in rounds]
-        kept = self._fit(sizes)
+        authors = [token for part in zip(self._names, names, strict=False) for tokens in part for token in tokens]
+        kept = self._fit(sizes, self._budget - len(authors))
         left_out = len(rounds) - len(kept)
         ids = list(self._opening)
         if left_out:
@@ -125,15 +126,12 @@ class Renderer:
             for marker, text, length in zip((self._question, *self._answers), texts, lengths, strict=True):
                 ids += marker
                 ids += text if length == len(text) else self._shorten(text, length)
-        for marker, name in zip(self._names, names, strict=False):
-            ids += marker + name
-        ids += self._verdict
+        ids += authors + self._verdict
         assert len(ids) <= self.config.max_tokens
         return ids, kept != sizes
 
-    def _fit(self, sizes: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    def _fit(self, sizes: list[tuple[int, int, int]], budget: int) -> list[tuple[int, int, int]]:
         """Lengths for the newest rounds that the budget holds, oldest of them first."""
-        budget = self._budget
         if sum(map(sum, sizes)) + len(sizes) * self._round_overhead <= budget:
             return sizes
         budget -= len(self._omitted) if len(sizes) > 1 else 0

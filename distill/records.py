@@ -60,10 +60,10 @@ class Conversation:
             votes=None if self.votes is None else list(swap_labels(self.votes)),
         )
 
-    def fingerprint(self) -> str:
-        """16 hex digits of the texts alone, equal for both orders: tells whether a model has seen this pair."""
+    def fingerprint(self) -> int:
+        """64 bits of a hash of the texts alone, equal for both orders: tells whether a model has seen this pair."""
         sides = sorted(json.dumps(side) for side in (self.response_a, self.response_b))
-        return hashlib.sha256("\n".join([json.dumps(self.prompt), *sides]).encode()).hexdigest()[:16]
+        return int.from_bytes(hashlib.sha256("\n".join([json.dumps(self.prompt), *sides]).encode()).digest()[:8])
 
 
 def swap_labels(values: Sequence[T]) -> tuple[T, T, T]:

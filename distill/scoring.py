@@ -26,7 +26,10 @@ SWAPPED = list(swap_labels(range(len(LABELS))))
 
 
 class Scorer(Protocol):
-    """Raw logits for prompts given as token ids."""
+    """Raw logits for prompts given as token ids. `tokens_cached`: how many of them a prefix cache has spared so far."""
+
+    @property
+    def tokens_cached(self) -> int: ...
 
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
         """(position in `prompts`, float32 [outputs]) of each prompt, in whatever order they finish.

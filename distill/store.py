@@ -1,75 +1,256 @@
-"""The soft-logits store: parquet parts, each written whole or not at all, each saying what made it.
+"""The soft-logits store: what its rows are, who adds to them, and what every reader may rely on.
 
-A part carries the scorer's identity in its parquet metadata, so a run that goes on after a kill adds only to parts of
-its own making, and knows by (id, order, judge_fold) what is done.
+    python -m distill.store inspect|verify|compact PATH
+
+A run that goes on after a kill adds only to parts of its own making and knows by key what is done; a reader notices
+one flipped bit. Beside the parts lies what each judge was trained on (`seen-<fold>.parquet`), against which the
+`in_sample` of every row is checked: a leak is found by what the judge saw, not by what the row claims.
 """
 
-import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import polars as pl
 
-from distill.runs import differing_fields, read_manifest
-from distill.scoring import SCORES, swap_average
+from distill.parts import (
+    NO_FOLD,
+    Origin,
+    Part,
+    columns_of,
+    content_digest,
+    explained,
+    list_parts,
+    locked,
+    part_path,
+    publish,
+    read_checked,
+    tidy,
+    token,
+)
+from distill.runs import read_manifest
+from distill.scoring import SCORES
 
-STORE = pl.Schema({**SCORES, "judge_fold": pl.Int32(), "in_sample": pl.Boolean()})
-KEY = ["id", "order", "judge_fold"]
-IDENTITY = "distill."  # prefix of our keys in the parquet metadata
+__all__ = ["LOGITS", "NO_FOLD", "REWARDS", "StoreWriter", "check_leaks", "read_logits", "read_parts", "write_seen"]
+
+LOGITS = pl.Schema(
+    {
+        **SCORES,
+        "judge_fold": pl.Int32(),
+        "in_sample": pl.Boolean(),
+        "fingerprint": pl.UInt64(),  # Conversation.fingerprint(): the texts that the row was scored for
+        "outside": pl.Float32(),  # probability mass that `label_tokens` found outside the labels; null for score heads
+    }
+)
+REWARDS = pl.Schema(
+    {
+        "id": pl.String(),
+        "response": pl.String(),
+        "rewards": pl.List(pl.Float32),
+        "prompt_tokens": pl.Int32(),
+        "truncated": pl.Boolean(),
+        "judge_fold": pl.Int32(),
+        "fingerprint": pl.UInt64(),
+    }
+)
+SEEN = pl.Schema({"fingerprint": pl.UInt64()})
+NAMED = 3  # how many offending rows a message names
 
 
-class LogitsWriter:
-    """Appends scored rows to `folder`. `done` holds the keys that are there already.
+class StoreWriter:
+    """Appends the rows of one judge to `folder`: a context manager that holds the lock of the judge's fold.
 
-    Raises `ValueError` where parts in `folder` were made by another identity (teacher, prompt, data, engine).
+    `identity` is what all parts of a store share (prompt hash, dtype, method); `judge` tells the judge of `judge_fold`
+    from any other. Inside, `done` has the key and the fingerprint of every row that this fold has. Entering raises
+    `ValueError` where another process writes this fold, and where the folder holds parts that were made differently,
+    foreign parquet files, or damaged ones.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, str]):
-        self.folder, self.identity = folder, dict(identity)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parts = sorted(folder.glob("part-*.parquet"))
-        for part in self.parts:
-            if differences := differing_fields(part_identity(part), self.identity):
-                raise ValueError(
-                    f"{part} was made differently:\n"
-                    + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)
-                    + f"\n  choose another teacher.name, or replace the logits in {folder} with overwrite=true"
-                )
-        self.done = set(pl.read_parquet(self.parts, columns=KEY).rows()) if self.parts else set()
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, str],
+        judge: str,
+        judge_fold: int = NO_FOLD,
+        schema: pl.Schema = LOGITS,
+    ):
+        assert not {"columns", "judge"} & set(identity), identity
+        self.folder, self.schema = folder, schema
+        self.origin = Origin(dict(identity), judge, judge_fold, columns_of(schema))
+        self.done = pl.DataFrame(schema=schema).select(*key(schema), "fingerprint")
+        self._next = 0
+        self._held: ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        fold = self.origin.judge_fold
+        with ExitStack() as stack:
+            with explained(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder, fold))
+                parts = tidy(self.folder, fold)
+            for part in parts:
+                if differences := part.origin.differences(self.origin):
+                    raise ValueError(
+                        f"{part.path} was made differently:\n"
+                        + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)
+                        + f"\n  choose another teacher.name, or replace the rows in {self.folder} with overwrite=true"
+                    )
+            own = [part for part in parts if part.origin.judge_fold == fold]
+            self._next = max((part.number for part in own), default=-1) + 1
+            empty = pl.DataFrame(schema=self.schema).select(self.done.columns)
+            self.done = pl.concat([empty, *(part.read(self.done.columns) for part in own)])
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._held is not None
+        self._held.close()
+        self._held = None
 
     def append(self, rows: pl.DataFrame) -> Path:
-        """Write `rows` (schema `STORE`) as the next part: to a hidden file, synced, then renamed."""
-        assert rows.schema == STORE, rows.schema
-        part = self.folder / f"part-{len(self.parts):05d}.parquet"
-        partial = part.with_name(f".{part.name}.partial")
-        rows.write_parquet(partial, metadata={IDENTITY + name: value for name, value in self.identity.items()})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(part)
-        self.parts.append(part)
-        self.done |= set(rows.select(KEY).rows())
-        return part
+        """Write `rows`, in the writer's schema and of its fold, as the next part: on disk when this returns.
+
+        Raises `ValueError` where the file system refuses; the parts before stay, and the next call may go on.
+        """
+        assert self._held is not None, "append() outside of the with block"
+        assert rows.schema == self.schema, rows.schema
+        assert (rows["judge_fold"] == self.origin.judge_fold).all(), rows["judge_fold"].unique()
+        assert not sum(rows.drop("outside", strict=False).null_count().row(0)), rows.null_count()
+        path = part_path(self.folder, self.origin.judge_fold, self._next)
+        publish(rows, path, self.origin.metadata())
+        self._next += 1
+        self.done = pl.concat([self.done, rows.select(self.done.columns)], rechunk=False)
+        return path
 
 
-def part_identity(part: Path) -> dict[str, str]:
-    """What the part's metadata says of the scorer that made it. Raises `ValueError` for a file that is no part."""
-    try:
-        metadata = pl.read_parquet_metadata(part)
-    except pl.exceptions.ComputeError as error:
-        raise ValueError(
-            f"{part} is not a readable parquet file ({error}): delete it, the stage scores its rows again"
-        ) from error
-    return {name.removeprefix(IDENTITY): value for name, value in metadata.items() if name.startswith(IDENTITY)}
+def key(schema: Iterable[str]) -> list[str]:
+    """The columns by which the rows of a store are unique."""
+    return ["id", view(schema), "judge_fold"]
+
+
+def view(schema: Iterable[str]) -> str:
+    """The column that tells apart the two rows of a conversation: which order, or which response, the judge saw."""
+    return "order" if "order" in schema else "response"
+
+
+def read_parts(folder: Path) -> pl.DataFrame:
+    """All rows of a store, finished or not, in `LOGITS` or `REWARDS`.
+
+    Raises `ValueError` where a part is damaged, foreign or of another making than the rest, and where a key is double.
+    """
+    parts = list_parts(folder)
+    if not parts:
+        raise ValueError(f"{folder} holds no parts: run the teacher stage, or check the path")
+    if mixed := mixed_parts(parts):
+        raise ValueError(mixed[0])
+    rows = pl.concat([part.checked() for part in parts], rechunk=False)
+    if double := double_keys(rows):
+        raise ValueError(f"{folder}: {double}")
+    return rows
+
+
+def mixed_parts(parts: Sequence[Part]) -> list[str]:
+    """What keeps `parts` from being one store: a sentence for each that was made differently from those before it."""
+    problems, of_fold = [], dict[int, Part]()
+    for part in parts:
+        first = of_fold.setdefault(part.origin.judge_fold, part)
+        for other in (parts[0], first):
+            if differences := part.origin.differences(other.origin):
+                told = "; ".join(f"{name}: {there!r}, but {now!r} there" for name, there, now in differences)
+                problems.append(
+                    f"{part.path} was made differently from {other.path.name} ({told}): move away the one that does "
+                    "not belong here, or score anew with overwrite=true"
+                )
+                break
+    return problems
+
+
+def double_keys(rows: pl.DataFrame) -> str | None:
+    """What is wrong where rows share a key, with some of the keys, or None."""
+    keys = key(rows.columns)
+    # Two rows of one conversation differ in a column of two values: ids within each are the smaller thing to compare.
+    groups = rows.select(keys).partition_by(keys[1:])
+    if all(group["id"].n_unique() == len(group) for group in groups):
+        return None
+    double = rows.select(keys).filter(pl.struct(keys).is_duplicated()).unique(maintain_order=True)
+    return (
+        f"{len(double)} keys ({', '.join(keys)}) have more than one row, such as {double.head(NAMED).rows()}: "
+        "a part was copied, or two runs wrote at once; score anew with overwrite=true"
+    )
 
 
 def read_logits(folder: Path, remedy: str) -> pl.DataFrame:
-    """All rows of a finished store, schema `STORE`. Raises `ValueError` where it is missing or unfinished."""
+    """All rows of a finished store, schema `LOGITS`, after the checks of `read_parts` and `check_leaks`.
+
+    Raises `ValueError` where it is missing or unfinished, with `remedy`, or where a check fails.
+    """
     read_manifest(folder, "teacher", remedy)
-    return pl.read_parquet(sorted(folder.glob("part-*.parquet"))).cast(STORE)
+    rows = read_parts(folder)
+    if rows.schema != LOGITS:
+        raise ValueError(f"{folder} holds columns {rows.columns}, not soft logits: {remedy}")
+    check_leaks(rows, read_seen(folder, rows["judge_fold"].unique()))
+    return rows
 
 
-def training_targets(logits: pl.DataFrame, in_fold: bool) -> dict[str, list[float]]:
-    """id -> logits [a, b, tie]: the mean over orders and judges. In-sample rows count only with `in_fold`."""
-    usable = logits if in_fold else logits.filter(~pl.col("in_sample"))
-    averaged = swap_average(usable)
-    return dict(zip(averaged["id"].to_list(), averaged["logits"].to_list(), strict=True))
+def check_leaks(logits: pl.DataFrame, seen: pl.DataFrame) -> None:
+    """Raise `ValueError` unless `in_sample` is, row by row, whether the judge was trained on the row's fingerprint.
+
+    `seen` has columns judge_fold and fingerprint: what each judge was trained on.
+    """
+    trained = [
+        (pl.col("judge_fold") == fold) & pl.col("fingerprint").is_in(theirs["fingerprint"].implode())
+        for (fold,), theirs in seen.partition_by("judge_fold", as_dict=True).items()
+    ]
+    wrong = logits.filter(pl.col("in_sample").ne_missing(pl.any_horizontal(pl.lit(False), *trained)))
+    wrong = wrong.select("id", "judge_fold", "in_sample").unique(maintain_order=True)
+    if len(wrong):
+        leaks = wrong.filter(~pl.col("in_sample"))
+        told = ", ".join(
+            f"{row['id']!r} by the judge of fold {token(row['judge_fold'])} "
+            f"({'in_sample=true, but it was not trained on it' if row['in_sample'] else 'trained on it: a leak'})"
+            for row in pl.concat([leaks, wrong.filter("in_sample")]).head(NAMED).iter_rows(named=True)
+        )
+        raise ValueError(
+            f"{len(wrong)} judgements do not say rightly whether their judge was trained on the conversation, "
+            f"{len(leaks)} of them leaks: {told}; score the conversations again with overwrite=true"
+        )
+
+
+def write_seen(folder: Path, judge_fold: int, fingerprints: Collection[int]) -> None:
+    """Note what the judge of `judge_fold` was trained on: seen-<fold>.parquet, fingerprints in order, each once."""
+    assert judge_fold != NO_FOLD or not fingerprints, "a judge of no fold was trained on none of the rows"
+    rows = pl.DataFrame({"fingerprint": sorted(set(fingerprints))}, schema=SEEN)
+    path = seen_path(folder, judge_fold)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or content_digest(read_checked(path)) != content_digest(rows):
+        publish(rows, path, {}, replace=True)
+
+
+def read_seen(folder: Path, judge_folds: Iterable[int]) -> pl.DataFrame:
+    """judge_fold, fingerprint: what these judges were trained on; for `NO_FOLD` nothing.
+
+    Raises `ValueError` where that is not known.
+    """
+    rows = [pl.DataFrame(schema={"judge_fold": pl.Int32, **SEEN})]
+    for fold in judge_folds:
+        path = seen_path(folder, fold)
+        if path.exists():
+            rows.append(read_checked(path).select(pl.lit(fold, pl.Int32).alias("judge_fold"), *SEEN))
+        elif fold != NO_FOLD:
+            raise ValueError(
+                f"{path} is missing: without it nobody can tell what the judge of fold {fold} was trained on; "
+                "run the teacher stage again with overwrite=true"
+            )
+    return pl.concat(rows)
+
+
+def seen_path(folder: Path, judge_fold: int) -> Path:
+    return folder / f"seen-{token(judge_fold)}.parquet"
+
+
+if __name__ == "__main__":
+    from distill.inspection import main
+
+    main()

@@ -29,6 +29,7 @@ def main(config: Config) -> float:
 
     from distill import conversations, models, runs
     from distill.prompts import Renderer
+    from distill.targets import soft_targets
     from students.dataset import make_examples, split
     from students.engine import process_group
     from students.loop import Trainer
@@ -39,12 +40,23 @@ def main(config: Config) -> float:
         config = replace(config, loss=replace(config.loss, soft_weight=0.0))  # a teacher learns from votes alone
     folder = run_folder(config)
     data = config.root / "data" / config.data.name
+    store = config.root / "logits" / str(config.teacher.name)
     distils = config.loss.soft_weight > 0
-    parents = [data, config.root / "logits" / str(config.teacher.name)] if distils else [data]
+    if distils and config.teacher.name is None:
+        raise ValueError(
+            "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss.soft_weight=0"
+        )
+    parents = [data, store] if distils else [data]
     identity = run_identity(config)
     rows = conversations.load(data)[: config.limit]
     training, validation = split(rows, config.fold, config.student.validation_share, config.seed)
-    targets = teacher_targets(config) if distils else None
+    targets = None
+    if distils:
+        targets, unsure = soft_targets(store, training, config.fold, config.teacher.rows, config.teacher.max_entropy)
+        training = [c for c in training if c.id not in unsure]
+    elif unvoted := sum(c.votes is None for c in training):
+        log.info("%d of %d conversations have no votes and are left out: nothing to learn from", unvoted, len(training))
+        training = [c for c in training if c.votes]
     if not config.overwrite and runs.is_finished(folder, "student", identity, parents, config.root):
         metrics = json.loads((folder / "metrics.json").read_text())
         log.info("%s is finished: validation log loss %.4f", folder, metrics["validation_log_loss"])
@@ -72,7 +84,7 @@ def main(config: Config) -> float:
         progress = Trainer(config, judge, examples, held, folder, tracker).train()
         tracker.finish()
         if rank == 0:
-            seen = sorted({c.fingerprint() for c in (*training, *validation)})
+            seen = sorted({f"{c.fingerprint():016x}" for c in (*training, *validation)})
             pl.DataFrame({"fingerprint": seen}).write_parquet(folder / "trained_on.parquet")
             runs.write_json(folder / "metrics.json", summary(judge, progress, len(examples), len(held)))
             runs.write_manifest(
@@ -98,21 +110,9 @@ def run_identity(config: Config) -> dict[str, object]:
     """The part of the configuration that decides what is trained; a finished run with another one is refused."""
     values = to_mapping(config)
     kept = ("role", "fold", "seed", "limit", "prompt", "student", "loss", "optimizer")
-    return {**{name: values[name] for name in kept}, "data": config.data.name}
-
-
-def teacher_targets(config: Config) -> dict[str, list[float]]:
-    """The teacher's averaged logits by conversation id, out-of-fold rows only unless `teacher.rows=all`."""
-    from distill.store import read_logits, training_targets
-
-    if config.teacher.name is None:
-        raise ValueError(
-            "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss.soft_weight=0"
-        )
-    logits = read_logits(
-        config.root / "logits" / config.teacher.name, "score the conversations first (make teacher-logits)"
-    )
-    return training_targets(logits, in_fold=config.teacher.rows == "all")
+    teacher = {name: values["teacher"][name] for name in ("name", "rows", "max_entropy")}
+    distils = config.role == "student" and config.loss.soft_weight > 0
+    return {**{name: values[name] for name in kept}, "data": config.data.name, **({"teacher": teacher} if distils else {})}
 
 
 def check_template(config: Config, template: str) -> None:

@@ -1,65 +1,71 @@
-"""Score conversations with the fine-tuned teachers, both orders: python -m distill.teacher +exp=demo
+"""Write a teacher's soft logits for every conversation in both orders: python -m distill.teacher +exp=demo
 
-That is what `make teacher-logits` runs. Each row is scored by the fold teachers that did not train on it
-(`teacher.rows=out_of_fold`), and stored with the conversation's own a and b. The stage goes on where it was stopped:
-parts that are written are never scored again.
+That is what `make teacher-logits` runs. `teacher.kind` says who the teacher is: fine-tuned `folds`, of which each row
+is scored by those that did not train on it; one ready-made `model`; a `reward` model; or a `mixture` of stored
+teachers. Logits are stored with the conversation's own a and b. The stage goes on where it was stopped, by a kill, a
+Ctrl-C, a full disk, or `limit=200`, which ends with the time that all rows would take: what is written is never
+scored again.
 """
 
 import logging
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from distill.config import Config
+from distill.config import Config, TeacherConfig
 from distill.door import door
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from distill.prompts import Rendered, Renderer
     from distill.records import Conversation
+    from distill.store import StoreWriter
+    from distill.scoring import Scorer
     from students.trained import TrainedJudge
+    from teachers.filling import Interrupt, Progress
 
 log = logging.getLogger(__name__)
 
 
-def main(config: Config) -> None:
-    import shutil
+@dataclass(frozen=True)
+class Judge:
+    """One model of the teacher. `seen`: fingerprints of what it was trained on; `model()`: its folder, and an adapter
+    that is served beside it.
+    """
 
-    from distill import conversations, runs
-    from students.trained import open_trained
+    name: str
+    fold: int
+    seen: frozenset[int]
+    renderer: "Renderer"
+    tokenizer: Path
+    model: Callable[[], tuple[Path, Path | None]]
+
+    def saw(self, conversation: "Conversation") -> bool:
+        return conversation.fingerprint() in self.seen
+
+
+def main(config: Config) -> None:
+    from distill import conversations
 
     store = logits_folder(config)
-    data, teachers = config.root / "data" / config.data.name, teacher_folders(config)
-    identity = {
-        "data": config.data.name,
-        "limit": config.limit,
-        "folds": config.teacher.folds,
-        "rows": config.teacher.rows,
-    }
-    rows = conversations.load(data)[: config.limit]
-    judges = [open_trained(folder, config.root, "train it first (role=teacher)") for folder in teachers]
+    rows = conversations.load(config.root / "data" / config.data.name)
     if config.overwrite:
         shutil.rmtree(store, ignore_errors=True)
-    if runs.is_finished(store, "teacher", identity, [data, *teachers], config.root):
-        log.info("%s is finished", store)
-        return
+    if config.teacher.kind == "mixture":
+        from teachers.mixing import write_mixture
 
-    contents = runs.parent_contents([data, *teachers], config.root)
-    written = 0
-    for fold, judge in zip(config.teacher.folds, judges, strict=True):
-        written += score_fold(config, store, fold, judge, rows, contents)
-    if written == 0:
-        raise ValueError(
-            f"{store}: no row is out of fold for the teachers {config.teacher.folds}: "
-            "add folds, or score in-fold with teacher.rows=all"
-        )
-    runs.write_manifest(
-        store,
-        "teacher",
-        identity,
-        [data, *teachers],
-        config.root,
-        rows={"logits": written},
-        prompt=judges[0].renderer.hashes,
-    )
-    log.info("%s: %d rows", store, written)
+        write_mixture(config, store, rows[: config.limit])
+    elif config.teacher.kind == "reward":
+        from teachers.reward_logits import write_rewards
+
+        write_rewards(config, store, rows)
+    else:
+        judges = fold_judges(config) if config.teacher.kind == "folds" else [ready_made_judge(config)]
+        write_judgements(config, store, judges, rows)
 
 
 def logits_folder(config: Config) -> Path:
@@ -75,38 +81,126 @@ def teacher_folders(config: Config) -> list[Path]:
     return [parent / f"fold={fold}" for fold in config.teacher.folds]
 
 
-def score_fold(
-    config: Config,
-    store: Path,
-    fold: int,
-    judge: "TrainedJudge",
-    rows: "list[Conversation]",
-    contents: dict[str, str],
-) -> int:
-    """Score what the teacher of `fold` may score and has not yet; returns how many rows it has in the store."""
-    import polars as pl
+def fold_judges(config: Config) -> list[Judge]:
+    """The fine-tuned teachers of `teacher.folds`."""
+    from students.trained import open_trained
 
+    if not config.teacher.folds:
+        raise ValueError("teacher.folds=[]: name the folds whose teachers score, as in teacher.folds=[0,1,2]")
+
+    def judge(fold: int, trained: "TrainedJudge") -> Judge:
+        def model() -> tuple[Path, Path | None]:
+            return (trained.merged(config.root), None) if config.teacher.merge else trained.unmerged(config.root)
+
+        return Judge(trained.manifest.content, fold, trained.trained_on(), trained.renderer, trained.base, model)
+
+    opened = [open_trained(f, config.root, "train it first (role=teacher)") for f in teacher_folders(config)]
+    return [judge(fold, trained) for fold, trained in zip(config.teacher.folds, opened, strict=True)]
+
+
+def ready_made_judge(config: Config) -> Judge:
+    """`teacher.model`, which was trained on none of the rows: a language model or a judge with a score head."""
+    from distill import models
+    from distill.prompts import Renderer
+    from distill.store import NO_FOLD
+
+    folder = models.resolve(config.teacher.model, config.root, key="teacher.model")
+    renderer = Renderer(config.prompt, folder)
+    return Judge(models.digest(folder), NO_FOLD, frozenset(), renderer, folder, lambda: (folder, None))
+
+
+def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows: "Sequence[Conversation]") -> None:
+    """Score with each judge the conversations that are its own, in an order in which shared prefixes are neighbours."""
+    from distill import runs
     from distill.records import ORDERS
-    from distill.scoring import score_conversations
-    from distill.store import STORE, LogitsWriter
+    from distill.store import LOGITS, NO_FOLD, write_seen
+    from teachers.filling import not_done, open_writer, scoring_run
+
+    by_prompt = sorted(rows, key=prefix_order)
+    limited = {c.id for c in rows[: config.limit]}
+    shares = [[c for c in by_prompt if config.teacher.rows == "in_fold" or not judge.saw(c)] for judge in judges]
+    if not any(shares):
+        raise ValueError(
+            f"{store}: no row is out of fold for the teachers {config.teacher.folds}: "
+            "add folds, or score in-fold with teacher.rows=in_fold"
+        )
+    data = config.root / "data" / config.data.name
+    parents = [data, *(teacher_folders(config) if judges[0].fold != NO_FOLD else [])]
+    identity = {"rows": config.teacher.rows, "judges": {str(judge.fold): judge.name for judge in judges}}
+    with ExitStack() as stack:
+        work = []
+        for judge, share in zip(judges, shares, strict=True):
+            writer = stack.enter_context(
+                open_writer(config, store, judge.renderer.hashes, judge.name, judge.fold, LOGITS)
+            )
+            todo, done = not_done([c for c in share if c.id in limited], writer, ORDERS)
+            work.append((judge, writer, todo, done))
+        scored = sum(len(todo) * len(ORDERS) - len(done) for *_, todo, done in work)
+        everything = sum(map(len, shares)) * len(ORDERS)
+        with scoring_run(config, store, scored, everything) as (progress, interrupt):
+            for judge, writer, todo, done in work:
+                if todo and not interrupt.asked:
+                    write_seen(store, judge.fold, judge.seen)
+                    log.info("the teacher of fold %s scores %d conversations", judge.fold, len(todo))
+                    with open_judge(config.teacher, judge) as scorer:
+                        fill_store(config.teacher, judge, writer, scorer, todo, done, progress, interrupt)
+        rows_there = {"logits": sum(len(writer.done) for _, writer, *_ in work)}
+    runs.write_manifest(
+        store, "teacher", identity, parents, config.root, rows=rows_there, prompt=judges[0].renderer.hashes
+    )
+    log.info("%s is finished: %d rows", store, rows_there["logits"])
+
+
+def prefix_order(conversation: "Conversation") -> tuple[object, ...]:
+    """Sorts conversations so that prompts with a long common beginning are neighbours, whatever their length."""
+    return conversation.group, conversation.prompt, conversation.id
+
+
+def open_judge(config: TeacherConfig, judge: Judge) -> "AbstractContextManager[Scorer]":
+    """The scorer of one judge, with its model made ready first."""
     from teachers.scorers import open_scorer
 
-    seen = judge.trained_on()
-    own = [c for c in rows if config.teacher.rows == "all" or c.fingerprint() not in seen]
-    writer = LogitsWriter(
-        store, {"prompt": judge.renderer.hashes["prompt"], "dtype": config.teacher.scorer.dtype, **contents}
-    )
-    todo = [c for c in own if any((c.id, order, fold) not in writer.done for order in ORDERS)]
-    if todo:
-        log.info("teacher of fold %d scores %d of %d conversations", fold, len(todo), len(rows))
-        in_sample = {c.id for c in todo if c.fingerprint() in seen}
-        per_part = max(1, config.teacher.rows_per_part // len(ORDERS))
-        with open_scorer(judge.merged(config.root), config.teacher.scorer, judge.max_tokens) as scorer:
-            for start in range(0, len(todo), per_part):
-                scores = score_conversations(scorer, judge.renderer, todo[start : start + per_part])
-                flagged = pl.col("id").is_in(list(in_sample)).alias("in_sample")
-                writer.append(scores.with_columns(pl.lit(fold, STORE["judge_fold"]).alias("judge_fold"), flagged))
-    return len(own) * len(ORDERS)
+    model, adapter = (judge.tokenizer, None) if config.scorer.backend == "server" else judge.model()
+    fold = judge.fold if judge.fold >= 0 else None
+    return open_scorer(model, config.scorer, judge.renderer.config.max_tokens, adapter=adapter, fold=fold)
+
+
+def fill_store(
+    config: TeacherConfig,
+    judge: Judge,
+    writer: "StoreWriter",
+    scorer: "Scorer",
+    todo: "list[Conversation]",
+    done: set[tuple[str, str]],
+    progress: "Progress",
+    interrupt: "Interrupt",
+) -> None:
+    """Score both orders of `todo` with one judge's scorer, but for what is `done`."""
+    import numpy as np
+
+    from distill.scoring import to_own_order
+    from teachers.filling import fill
+
+    by_id = {c.id: c for c in todo}
+    labelled = config.scorer.method == "label_tokens"
+
+    def row(prompt: "Rendered", logits: "np.ndarray") -> dict[str, Any]:
+        conversation = by_id[prompt.id]
+        return {
+            "id": prompt.id,
+            "order": prompt.order,
+            "logits": to_own_order(logits, prompt.order),
+            "prompt_tokens": len(prompt.ids),
+            "truncated": prompt.truncated,
+            "judge_fold": judge.fold,
+            "in_sample": judge.saw(conversation),
+            "fingerprint": conversation.fingerprint(),
+            # The log-probabilities are over the whole vocabulary: what the three leave over went to other answers.
+            "outside": max(0.0, 1.0 - float(np.exp(logits.astype(float)).sum())) if labelled else None,
+        }
+
+    prompts = (p for p in judge.renderer.render(todo) if (p.id, p.order) not in done)
+    fill(writer, scorer, prompts, row, config, progress, interrupt)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from distill import runs
 from distill.config import Config, ScorerConfig
 from distill.door import variant
 from distill.records import Conversation
-from distill.scoring import SCORES, score_conversations
+from distill.scoring import SCORES, mean_logits, score_conversations
 from distill.store import read_logits
 from eval import baselines
 from students.trained import TrainedJudge, open_trained
@@ -44,10 +44,9 @@ class Judges:
         if missing := set(ids) - set(logits["id"]):
             log.warning("teacher left out: %s has no out-of-fold logits for %d held-out rows", folder, len(missing))
             return
-        mean = pl.concat_arr([pl.col("logits").arr.get(i).mean() for i in range(3)]).first()
         self.predictions["teacher"] = (
             logits.group_by("id", "order", maintain_order=True)
-            .agg(mean.alias("logits"), pl.col("prompt_tokens", "truncated").first())
+            .agg(mean_logits(), pl.col("prompt_tokens", "truncated").first())
             .cast(SCORES)
         )
         self.artefacts["teacher"] = folder

@@ -76,7 +76,7 @@ def split(
 ) -> tuple[list[Conversation], list[Conversation]]:
     """(training, validation) conversations: the held-out `fold` is in neither, a prompt group is never in both.
 
-    The validation part chooses the checkpoint, so that the held-out fold stays unseen by any decision.
+    The validation part chooses the checkpoint, so that the held-out fold stays unseen by any decision; it has votes.
     """
     rest = [c for c in conversations if c.fold != fold]
     if len(rest) == len(conversations):
@@ -93,11 +93,11 @@ def split(
         if taken + sizes[group] / 2 < wanted:
             chosen.add(group)
             taken += sizes[group]
-    training, validation = [c for c in rest if c.group not in chosen], [c for c in rest if c.group in chosen]
-    if not any(c.votes for c in validation):
+    training = [c for c in rest if c.group not in chosen]
+    validation = [c for c in rest if c.group in chosen and c.votes]
+    if not validation:
         raise ValueError(
-            f"the validation part of fold={fold} has no votes ({len(validation)} conversations): "
-            "raise student.validation_share or check the data"
+            f"the validation part of fold={fold} has no votes: raise student.validation_share or check the data"
         )
     return training, validation
 

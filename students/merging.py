@@ -14,21 +14,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from distill.models import copy_tokenizer, linked_classifier
 from distill.records import LABELS
 
 SHARD_BYTES = 5 * 10**9
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # names in a safetensors header
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-)
 PEFT_PREFIX = "base_model.model."
 SCORE, LM_HEAD = "score", "lm_head"
 
@@ -72,10 +65,26 @@ def merge_adapter(base: Path, adapter: Path, out: Path, dtype: torch.dtype, shar
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _write_weights(partial, layout, merged, dtype, shard_bytes)
-    _copy_tokenizer(base, partial)
+    copy_tokenizer(base, partial)
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
+
+
+def unmerge_adapter(base: Path, adapter: Path, model: Path, bare: Path) -> None:
+    """Write `model`, `base` under the adapter's score head (links, no copy), and `bare`, the adapter without that head.
+
+    Together they are the judge, for an engine that serves LoRA adapters beside the weights of a base that is perhaps
+    quantised or too large to be written once more.
+    """
+    lora = read_adapter(adapter)
+    linked_classifier(base, model, {f"{SCORE}.weight": lora.score}, LABELS)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors.pop(f"{PEFT_PREFIX}{SCORE}.weight")
+    bare.mkdir(parents=True, exist_ok=True)
+    (bare / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": None}, indent=2) + "\n")
+    save_file(tensors, bare / "adapter_model.safetensors")
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -106,13 +115,6 @@ def read_adapter(folder: Path) -> Adapter:
         raise ValueError(f"{folder} is not a whole adapter:\n" + "\n".join(f"  - {p}" for p in problems))
     whole = {module: (a, b) for module, (a, b) in factors.items() if a is not None and b is not None}
     return Adapter(whole, score, config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files, which a model folder must hold for the next reader to tokenise as this one did."""
-    for pattern in TOKENIZER_FILES:
-        for path in source.glob(pattern):
-            shutil.copy(path, target)
 
 
 def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:

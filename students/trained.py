@@ -11,7 +11,7 @@ import torch
 from distill import models, runs
 from distill.config import PromptConfig, from_mapping
 from distill.prompts import Renderer
-from students.merging import merge_adapter
+from students.merging import merge_adapter, unmerge_adapter
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class TrainedJudge:
     def max_tokens(self) -> int:
         return self.renderer.config.max_tokens
 
-    def trained_on(self) -> set[str]:
+    def trained_on(self) -> frozenset[int]:
         """Fingerprints of the conversations that trained it or chose its checkpoint."""
-        return set(pl.read_parquet(self.folder / "trained_on.parquet")["fingerprint"])
+        return frozenset(int(f, 16) for f in pl.read_parquet(self.folder / "trained_on.parquet")["fingerprint"])
 
     def merged(self, root: Path) -> Path:
         """Base and adapter as one sequence classifier below `root`/models, made once."""
@@ -39,6 +39,15 @@ class TrainedJudge:
             merge_adapter(self.base, self.folder / "adapter", folder, stored_dtype(self.base))
             runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
         return folder
+
+    def unmerged(self, root: Path) -> tuple[Path, Path]:
+        """Base with its score head, and the adapter to be served beside it: no copy of the base's weights."""
+        folder = root / "models" / f"unmerged-{self.manifest.content[:16]}"
+        identity = {"adapter": self.manifest.content, "base": str(self.base)}
+        if not runs.is_finished(folder, "merge", identity, [], root):
+            unmerge_adapter(self.base, self.folder / "adapter", folder / "model", folder / "adapter")
+            runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
+        return folder / "model", folder / "adapter"
 
 
 def stored_dtype(base: Path) -> torch.dtype:

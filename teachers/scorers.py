@@ -1,13 +1,12 @@
-"""Opening a scorer by its configuration, and the progress bar that all scorers share."""
+"""Opening a scorer by its configuration: one protocol (`distill.scoring.Scorer`), four backends, two ways to ask."""
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tokenizers import Tokenizer
 
 from distill.config import ScorerConfig
 from distill.records import LABELS
@@ -15,25 +14,85 @@ from distill.scoring import Scorer
 
 
 @contextmanager
-def open_scorer(model: Path, config: ScorerConfig, max_tokens: int) -> Iterator[Scorer]:
-    """The scorer of a judge's folder, closed at the end so that the next engine finds the device free.
+def open_scorer(
+    model: Path,
+    config: ScorerConfig,
+    max_tokens: int,
+    *,
+    labels: Sequence[str] | None = LABELS,
+    adapter: Path | None = None,
+    fold: int | None = None,
+) -> Iterator[Scorer]:
+    """The scorer of a model's folder, closed at the end so that the next engine finds the device free.
 
-    `max_tokens` is the longest prompt in tokens. Raises `ValueError` where the folder holds no three-way judge.
+    `max_tokens` is the longest prompt in tokens. `labels` are the outputs that a classifier must have (None: any).
+    `adapter` is a LoRA folder that vLLM serves beside `model`, `fold` fills a server's URL. Raises `ValueError` where
+    the folder or the servers do not hold such a model.
     """
-    check_judge(model)
+    label_ids = None
+    if config.method == "label_tokens":
+        label_ids = label_token_ids(config.labels, model)
+    elif config.backend != "server":
+        check_classifier(model, labels)
+    if config.backend == "server":
+        from teachers.server import ServerScorer
+
+        yield ServerScorer(config, max_tokens, fold, label_ids, None if labels is None else len(labels))
+    elif config.backend == "ray":
+        from teachers.ray import RayScorer
+
+        with RayScorer(model, config, max_tokens, label_ids) as scorer:
+            yield scorer
+    else:
+        with open_engine(model, config, max_tokens, label_ids, adapter) as scorer:
+            yield scorer
+
+
+@contextmanager
+def open_engine(
+    model: Path,
+    config: ScorerConfig,
+    max_tokens: int,
+    label_ids: Sequence[int] | None = None,
+    adapter: Path | None = None,
+) -> Iterator[Scorer]:
+    """A scorer in this process: vLLM or transformers. With `label_ids` the model is read as a language model."""
     if config.backend == "vllm":
         from teachers.vllm import VllmScorer
 
-        with VllmScorer(model, config, max_tokens) as scorer:
+        with VllmScorer(model, config, max_tokens, label_ids, adapter) as scorer:
             yield scorer
     else:
         from teachers.transformers import TransformersScorer
 
-        yield TransformersScorer(model, config)
+        if adapter is not None:
+            raise ValueError("teacher.merge=false: only the vllm backend serves an adapter beside its base; merge it")
+        yield TransformersScorer(model, config, label_ids)
 
 
-def check_judge(model: Path) -> None:
-    """Raise `ValueError` unless `model` is a local folder with a sequence classifier over `LABELS`, in that order."""
+def label_token_ids(labels: Sequence[str], model: Path) -> list[int]:
+    """The token of each of the three `labels`, in the order of `LABELS`.
+
+    Raises `ValueError` for a label that is more than one token, or two labels that are the same.
+    """
+    if len(labels) != len(LABELS):
+        raise ValueError(f"scorer.labels={list(labels)}: give one text for each of {list(LABELS)}, in this order")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    pieces = [tokenizer.encode(label, add_special_tokens=False) for label in labels]
+    problems = [f"{label!r} is {p.tokens}" for label, p in zip(labels, pieces, strict=True) if len(p.ids) != 1]
+    if problems:
+        raise ValueError(
+            f"scorer.labels must be one token each for {model}, but {'; '.join(problems)}: "
+            "choose other texts, with or without their leading space, as prompt.template.verdict ends"
+        )
+    ids = [p.ids[0] for p in pieces]
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"scorer.labels={list(labels)}: two of them are the same token of {model}")
+    return ids
+
+
+def check_classifier(model: Path, labels: Sequence[str] | None = LABELS) -> None:
+    """Raise `ValueError` unless `model` is a folder with a sequence classifier, over `labels` where they are given."""
     path = model / "config.json"
     if not path.exists():
         raise ValueError(f"{model} holds no model: there is no config.json; give the folder that distill.export wrote")
@@ -41,25 +100,11 @@ def check_judge(model: Path) -> None:
     architectures = config.get("architectures") or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise ValueError(
-            f"{model} is not a judge: its architectures {architectures} hold no ...ForSequenceClassification"
+            f"{model} is not a judge: its architectures {architectures} hold no ...ForSequenceClassification; "
+            "a language model without a score head is asked with scorer.method=label_tokens"
         )
-    labels = [name for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
-    if labels not in ([*LABELS], [f"LABEL_{i}" for i in range(len(LABELS))]):
+    found = [name for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
+    if labels is not None and found not in ([*labels], [f"LABEL_{i}" for i in range(len(labels))]):
         raise ValueError(
-            f"{model} has the labels {labels} (id2label in config.json), expected {[*LABELS]} in this order"
+            f"{model} has the labels {found} (id2label in config.json), expected {[*labels]} in this order"
         )
-
-
-class Progress(tqdm):
-    """A progress bar over rows that shows tokens per second, too; silent where nobody watches (no terminal)."""
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        """`lengths`: tokens of each row, in the order of scoring."""
-        self.ends = [0, *accumulate(lengths)]
-        super().__init__(total=len(lengths), desc="scoring", unit=" rows", dynamic_ncols=True, disable=None)
-
-    def update(self, n: float | None = 1) -> bool | None:
-        shown = super().update(n)
-        if not self.disable:
-            self.set_postfix_str(f"{self.ends[int(self.n)] / self.format_dict['elapsed']:,.0f} tokens/s", refresh=False)
-        return shown

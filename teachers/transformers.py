@@ -1,25 +1,31 @@
 """The reference scorer: padded forward passes through transformers."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from distill.config import ScorerConfig
-from distill.records import LABELS
-from teachers.scorers import Progress
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+POOL_BATCHES = 8  # prompts of so many forward passes are sorted by length before they are cut into batches
 
 
 class TransformersScorer:
-    """Scores with a sequence classifier on one device: the first GPU, or else the CPU."""
+    """Scores on one device: the first GPU, or else the CPU.
 
-    def __init__(self, model: Path, config: ScorerConfig) -> None:
+    With `label_ids` it reads a language model's log-probabilities of these tokens as the next one, else the score head
+    of a sequence classifier.
+    """
+
+    tokens_cached = 0
+
+    def __init__(self, model: Path, config: ScorerConfig, label_ids: Sequence[int] | None = None) -> None:
         """`config.batch_tokens` bounds the padded tokens of one forward pass."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = DTYPES[config.dtype] if config.dtype != "auto" else fastest_dtype(self.device)
@@ -27,27 +33,28 @@ class TransformersScorer:
         settings = AutoConfig.from_pretrained(model)
         if hasattr(settings, "quantization_config"):
             # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless
-            # told so, that waits for the classifier's own forward, which `_logits` goes around.
+            # told so, that waits for the classifier's own forward, which `_outputs` goes around.
             settings.quantization_config["dequantize"] = True
         if getattr(settings, "attn_logit_softcapping", None):
             settings._attn_implementation = "eager"  # Gemma-2: the default, sdpa, leaves the softcap out without a word
-        judge = AutoModelForSequenceClassification.from_pretrained(model, config=settings, dtype=dtype)
-        self.model = judge.to(self.device).eval()
-        self.model.score.float()  # as vLLM does: bf16 logits would keep three digits
+        kind = AutoModelForSequenceClassification if label_ids is None else AutoModelForCausalLM
+        loaded: Any = kind.from_pretrained(model, config=settings, dtype=dtype)
+        self.model = loaded.to(self.device).eval()
+        if label_ids is None:
+            self.model.score.float()  # as vLLM does: bf16 logits would keep three digits
+        self.label_ids = None if label_ids is None else list(label_ids)
         self.batch_tokens = config.batch_tokens
 
-    @torch.inference_mode()
-    def score(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """float32 [len(prompts), 3] as `distill.scoring.Scorer` says; the longest prompts are scored first."""
-        logits = np.empty((len(prompts), len(LABELS)), dtype=np.float32)
-        batches = batches_by_length([len(prompt) for prompt in prompts], self.batch_tokens)
-        with Progress([len(prompts[row]) for batch in batches for row in batch]) as progress:
-            for batch in batches:
-                logits[batch] = self._logits([prompts[row] for row in batch])
-                progress.update(len(batch))
-        return logits
+    def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+        """As `distill.scoring.Scorer` says; within a pool of some batches, the longest prompts come first."""
+        waiting = enumerate(prompts)
+        while pool := _take(waiting, POOL_BATCHES * self.batch_tokens):
+            for batch in batches_by_length([len(prompt) for _, prompt in pool], self.batch_tokens):
+                outputs = self._outputs([pool[row][1] for row in batch])
+                yield from ((pool[row][0], output) for row, output in zip(batch, outputs, strict=True))
 
-    def _logits(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    @torch.inference_mode()
+    def _outputs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         # The pooled position comes from the lengths. transformers' own pooling takes the last id that is not
         # pad_token_id, and where pad is also a token of the prompt's end, that is another position.
         lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -58,7 +65,12 @@ class TransformersScorer:
             input_ids=ids.to(self.device), attention_mask=mask.long().to(self.device), use_cache=False
         ).last_hidden_state
         last = hidden[torch.arange(len(prompts), device=self.device), lengths.to(self.device) - 1]
-        return self.model.score(last.float()).cpu().numpy()
+        if self.label_ids is None:
+            return self.model.score(last.float()).cpu().numpy()
+        logits = self.model.lm_head(last).float()
+        if cap := getattr(self.model.config, "final_logit_softcapping", None):
+            logits = cap * torch.tanh(logits / cap)
+        return logits.log_softmax(-1)[:, self.label_ids].cpu().numpy()
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
@@ -75,3 +87,16 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[in
             batches.append([])
         batches[-1].append(row)
     return batches
+
+
+def _take(waiting: Iterator[tuple[int, Sequence[int]]], tokens: int) -> list[tuple[int, Sequence[int]]]:
+    """The next prompts, until they have `tokens` tokens together."""
+    pool: list[tuple[int, Sequence[int]]] = []
+    for position, prompt in waiting:
+        if not prompt:
+            raise ValueError(f"prompt {position} has no tokens")
+        pool.append((position, prompt))
+        tokens -= len(prompt)
+        if tokens <= 0:
+            break
+    return pool

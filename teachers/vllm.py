@@ -1,41 +1,63 @@
-"""The scorer for large runs: vLLM's pooling engine, fed with token ids in the order that suits its prefix cache."""
+"""The scorer for large runs: a vLLM engine that is never without work.
+
+`LLM.classify` takes a whole list and comes back when all of it is done, so the engine would run dry at the end of each
+part. Here prompts are handed over one by one, always some steps ahead of what the engine has finished.
+"""
 
 import gc
 import inspect
+import json
 import logging
 import os
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 
 from distill.config import ScorerConfig
-from distill.records import LABELS
-from teachers.scorers import Progress
 
 log = logging.getLogger(__name__)
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CPU_KV_CACHE_GIB = 2
+STEPS_AHEAD = 4  # the engine holds prompts for so many full steps: it never waits, and little is left after a Ctrl-C
 SHUTDOWN_SECONDS = 60  # vLLM's 5 would kill the engine while it still waits for its workers
 
 
 class VllmScorer:
-    """Scores with a vLLM engine, which lives in a child process until `close()`."""
+    """Scores with a vLLM engine, which lives in a child process until `close()`.
 
-    def __init__(self, model: Path, config: ScorerConfig, max_tokens: int) -> None:
+    With `label_ids` the model is asked as a language model for the log-probabilities of these tokens as the next one,
+    over the whole vocabulary; else its score head gives raw logits.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        config: ScorerConfig,
+        max_tokens: int,
+        label_ids: Sequence[int] | None = None,
+        adapter: Path | None = None,
+    ) -> None:
         """Start the engine: tens of seconds on a CPU, minutes for a large model.
 
-        `max_tokens` is the longest prompt it will take. Raises `ValueError` for engine arguments that vLLM does not
-        know. Environment variables that vLLM reads are set here, unless they are set already; `close()` puts them back.
+        `max_tokens` is the longest prompt it will take, `adapter` a LoRA folder that it serves beside the model. Raises
+        `ValueError` for engine arguments that vLLM does not know. Environment variables that vLLM reads are set here,
+        unless they are set already; `close()` puts them back.
         """
         self._environment = dict(os.environ)
         # Read when vllm is imported. Its warnings tell of kernels and libraries that this machine does without.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from vllm import LLM, EngineArgs, PoolingParams
+        from vllm import LLM, EngineArgs
+        from vllm.config.lora import MaxLoRARanks
+        from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
 
         known = {*inspect.signature(LLM).parameters, *(field.name for field in fields(EngineArgs))}
@@ -46,47 +68,84 @@ class VllmScorer:
         arguments: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
         if current_platform.is_cpu():
             arguments |= _cpu_arguments(config)
+        if adapter is not None:
+            rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
+            room = min(size for size in get_args(MaxLoRARanks) if size >= rank)
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
         began = time.perf_counter()
-        self.llm: Any = LLM(
-            model=str(model),
-            runner="pooling",
-            max_model_len=max_tokens,
-            skip_tokenizer_init=True,
-            use_tqdm_on_load=False,
-            **arguments | config.vllm,
-        )
+        with _children_without_interrupts():
+            self.llm: Any = LLM(
+                model=str(model),
+                runner="pooling" if label_ids is None else "generate",
+                max_model_len=max_tokens + (label_ids is not None),  # room for the token that it is asked for
+                skip_tokenizer_init=True,
+                use_tqdm_on_load=False,
+                **arguments | config.vllm,
+            )
+        self._watch()
         log.info("vLLM is ready to score with %s after %.0f s", model, time.perf_counter() - began)
-        self.max_tokens = max_tokens
-        self._raw = PoolingParams(use_activation=False)
+        self.max_tokens, self.label_ids = max_tokens, label_ids
+        self.tokens_cached = 0
+        self._lora = None if adapter is None else LoRARequest("adapter", 1, str(adapter))
+        self._params = _params(label_ids)
+        scheduler = self.llm.llm_engine.vllm_config.scheduler_config
+        self._tokens_ahead = STEPS_AHEAD * scheduler.max_num_batched_tokens
+        self._prompts_ahead = STEPS_AHEAD * scheduler.max_num_seqs
 
-    def score(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
-        """float32 [len(prompts), 3] as `distill.scoring.Scorer` says. Raises `ValueError` for too long prompts."""
-        for row, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= self.max_tokens:
-                raise ValueError(
-                    f"prompt {row} has {len(prompt)} tokens, this scorer takes 1 to {self.max_tokens}: "
-                    "render prompts with that budget"
-                )
-        logits = np.empty((len(prompts), len(LABELS)), dtype=np.float32)
-        if not prompts:
-            return logits
-        # Neighbours in lexicographic order share the longest prefixes, so that the cache still holds them.
-        ids = [list(prompt) for prompt in prompts]
-        order = sorted(range(len(ids)), key=ids.__getitem__)
-        began = time.perf_counter()
-        outputs = self.llm.classify(
-            [{"prompt_token_ids": ids[row]} for row in order],
-            pooling_params=self._raw,
-            use_tqdm=lambda **_: Progress([len(ids[row]) for row in order]),
-        )
-        logits[order] = [output.outputs.probs for output in outputs]  # "probs" are logits, see `_raw`
-        tokens, cached = sum(map(len, ids)), sum(output.num_cached_tokens for output in outputs)
-        seconds = time.perf_counter() - began
-        log.info(
-            "scored %d rows, %d tokens in %.1f s: %.1f rows/s, %.0f tokens/s, %.0f%% from the prefix cache",
-            *(len(ids), tokens, seconds, len(ids) / seconds, tokens / seconds, 100 * cached / tokens),
-        )
-        return logits
+    def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+        """As `distill.scoring.Scorer` says. Raises `ValueError` for prompts of no or too many tokens."""
+        from vllm.inputs import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        engine, waiting = self.llm.llm_engine, enumerate(prompts)
+        upcoming = next(waiting, None)
+        held: dict[int, int] = {}  # position -> tokens
+        tokens_held = 0
+        try:
+            while upcoming is not None or held:
+                while upcoming and len(held) < self._prompts_ahead and tokens_held < self._tokens_ahead:
+                    position, prompt = upcoming
+                    if not 0 < len(prompt) <= self.max_tokens:
+                        raise ValueError(
+                            f"prompt {position} has {len(prompt)} tokens, this scorer takes 1 to {self.max_tokens}: "
+                            "render prompts with that budget"
+                        )
+                    engine.add_request(str(position), tokens_input(list(prompt)), self._params, lora_request=self._lora)
+                    held[position] = len(prompt)
+                    tokens_held += len(prompt)
+                    upcoming = next(waiting, None)
+                for output in engine.step():
+                    if output.finished:
+                        tokens_held -= held.pop(int(output.request_id))
+                        self.tokens_cached += output.num_cached_tokens or 0
+                        yield int(output.request_id), self._read(output)
+        except EngineDeadError as error:
+            raise ValueError(
+                "vLLM's engine died (its own message is above). What is written stays: the same command goes on. Where "
+                "memory was short, lower scorer.vllm.gpu_memory_utilization or set scorer.vllm.max_num_seqs"
+            ) from error
+        finally:
+            if held:  # the consumer stopped, or something broke
+                engine.abort_request([str(position) for position in held])
+
+    def _watch(self) -> None:
+        """Have a thread wait for the engine's death. vLLM notes it, but leaves whoever waits for output waiting."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        core = self.llm.llm_engine.engine_core
+        sentinels = [process.sentinel for process in core.resources.engine_manager.processes]
+
+        def tell() -> None:
+            connection.wait(sentinels)
+            core.outputs_queue.put_nowait(EngineDeadError())  # after close() nobody reads it
+
+        threading.Thread(target=tell, name="engine-watch", daemon=True).start()
+
+    def _read(self, output: Any) -> np.ndarray:
+        if self.label_ids is None:
+            return output.outputs.data.float().numpy().reshape(-1)
+        found = output.outputs[0].logprobs[0]
+        return np.array([found[token].logprob for token in self.label_ids], np.float32)
 
     def close(self) -> None:
         """End the engine's processes, which frees their memory, and put the environment back."""
@@ -107,6 +166,34 @@ class VllmScorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _children_without_interrupts() -> Iterator[None]:
+    """Children inherit a signal mask: a Ctrl-C, which the terminal sends to all, shall not end the engine while the
+    stage still waits for what it is computing. (While the engine loads, this process waits with it.)
+    """
+    resource_tracker.ensure_running()  # it would unblock the signals when multiprocessing starts it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _params(label_ids: Sequence[int] | None) -> Any:
+    from vllm import PoolingParams, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    if label_ids is None:
+        return PoolingParams(task="classify", use_activation=False)
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0,
+        logprob_token_ids=list(label_ids),
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def _cpu_arguments(config: ScorerConfig) -> dict[str, Any]:

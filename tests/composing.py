@@ -5,7 +5,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from distill.config import Config, from_mapping
+from distill.config import Config, ScorerConfig, from_mapping
 from distill.door import CONF, run_name
 
 
@@ -20,3 +20,11 @@ def composed(*overrides: str) -> dict[str, Any]:
 def configured(*overrides: str) -> Config:
     """The typed configuration for `overrides`."""
     return from_mapping(Config, composed(*overrides))
+
+
+def scorer(backend: str, **changes: Any) -> ScorerConfig:
+    """The configuration of a scorer as `conf/` has it, with `changes`."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        values = OmegaConf.to_container(compose(f"scorer/{backend}")["scorer"], resolve=True)
+    assert isinstance(values, dict)
+    return from_mapping(ScorerConfig, {**values, **changes})

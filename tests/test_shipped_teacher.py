@@ -25,7 +25,7 @@ def test_it_is_small_and_never_saw_the_demo_s_conversations() -> None:
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 8 * 2**20
     import polars as pl
 
-    seen = set(pl.read_parquet(SHIPPED / "trained_on.parquet")["fingerprint"])
+    seen = {int(f, 16) for f in pl.read_parquet(SHIPPED / "trained_on.parquet")["fingerprint"]}
     config = configured("+exp=demo")
     assert config.data.simulate is not None
     overlap = [c for c in simulate(config.data.simulate)[0] if c.fingerprint() in seen]

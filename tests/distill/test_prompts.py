@@ -9,12 +9,23 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from distill.config import PromptConfig, TemplateConfig
-from distill.prompts import Renderer, share_room
+from distill.prompts import UNNAMED, Renderer, share_room
 from distill.records import Conversation
 from tests.tiny_models import BOS, EOS, PAD
 
-TEMPLATE = TemplateConfig("Which is better?", "\nQ: ", "\nA: ", "\nB: ", "\nBest:", " [cut] ", "\n[left out]")
-CONFIG = PromptConfig(max_tokens=96, min_round_tokens=20, template=TEMPLATE)
+TEMPLATE = TemplateConfig(
+    instruction="Which is better?",
+    question="\nQ: ",
+    answer_a="\nA: ",
+    answer_b="\nB: ",
+    verdict="\nBest:",
+    cut=" [cut] ",
+    omitted="\n[left out]",
+    model_a="\nA by ",
+    model_b="\nB by ",
+)
+CONFIG = PromptConfig(max_tokens=96, min_round_tokens=20, show_models=False, template=TEMPLATE)
+PRIVILEGED = replace(CONFIG, max_tokens=144, show_models=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=120) | st.sampled_from(
     [BOS, EOS, PAD, f"x{EOS}y", "\nA: ", ""]
 )
@@ -28,12 +39,18 @@ fixtures_are_constant = settings(
 def conversations(draw: st.DrawFn) -> Conversation:
     rounds = draw(st.integers(1, 4))
     prompt, a, b = (draw(st.lists(TEXT, min_size=rounds, max_size=rounds)) for _ in range(3))
-    return Conversation("1", prompt, a, b)
+    name = st.none() | TEXT
+    return Conversation("1", prompt, a, b, draw(name), draw(name))
 
 
 @pytest.fixture(scope="module")
 def renderer(tiny_tokenizer_folder: Path) -> Renderer:
     return Renderer(CONFIG, tiny_tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def privileged(tiny_tokenizer_folder: Path) -> Renderer:
+    return Renderer(PRIVILEGED, tiny_tokenizer_folder)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +83,27 @@ def test_never_over_budget_and_truncated_says_whether_anything_is_missing(
 
 @fixtures_are_constant
 @given(conversation=conversations())
-def test_order_ba_is_order_ab_of_the_swapped_conversation(renderer: Renderer, conversation: Conversation) -> None:
-    ab, ba = renderer.render([conversation])
-    swapped_ab, swapped_ba = renderer.render([conversation.swap()])
-    assert (ab.ids, ba.ids) == (swapped_ba.ids, swapped_ab.ids)
+def test_order_ba_is_order_ab_of_the_swapped_conversation(
+    renderer: Renderer, privileged: Renderer, conversation: Conversation
+) -> None:
+    for each in (renderer, privileged):
+        ab, ba = each.render([conversation])
+        swapped_ab, swapped_ba = each.render([conversation.swap()])
+        assert (ab.ids, ba.ids) == (swapped_ba.ids, swapped_ab.ids)
+
+
+@fixtures_are_constant
+@given(conversation=conversations())
+def test_models_are_named_before_the_verdict_within_the_budget(
+    privileged: Renderer, tokenizer: Tokenizer, conversation: Conversation
+) -> None:
+    for rendered in privileged.render([conversation]):
+        assert len(rendered.ids) <= PRIVILEGED.max_tokens
+        assert not {tokenizer.token_to_id(t) for t in (BOS, EOS, PAD)} & set(rendered.ids)
+    named = replace(conversation, model_a="gpt-4", model_b=None)
+    for rendered, names in zip(privileged.render([named]), (("gpt-4", UNNAMED), (UNNAMED, "gpt-4")), strict=True):
+        ending = f"{TEMPLATE.model_a}{names[0]}{TEMPLATE.model_b}{names[1]}{TEMPLATE.verdict}"
+        assert tokenizer.decode(rendered.ids).endswith(ending)
 
 
 @fixtures_are_constant
@@ -113,6 +147,9 @@ def test_hashes_tell_template_budget_and_tokenizer_apart(
     assert longer["template"] == renderer.hashes["template"] and longer["prompt"] != renderer.hashes["prompt"]
     other = Renderer(replace(CONFIG, template=replace(TEMPLATE, verdict="?")), tiny_tokenizer_folder).hashes
     assert other["template"] != renderer.hashes["template"] and other["prompt"] != renderer.hashes["prompt"]
+    naming = Renderer(replace(CONFIG, max_tokens=144, show_models=True), tiny_tokenizer_folder).hashes
+    assert naming["template"] == renderer.hashes["template"]  # its student is shown the same conversation
+    assert naming["prompt"] != Renderer(replace(CONFIG, max_tokens=144), tiny_tokenizer_folder).hashes["prompt"]
     text = (tiny_tokenizer_folder / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true', 1))
     assert Renderer(CONFIG, tmp_path).hashes["prompt"] != renderer.hashes["prompt"]
@@ -123,3 +160,10 @@ def test_impossible_budget_and_missing_tokenizer_are_refused(tiny_tokenizer_fold
         Renderer(replace(CONFIG, max_tokens=10), tiny_tokenizer_folder)
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         Renderer(CONFIG, tmp_path)
+
+
+def test_a_template_may_hold_special_tokens(tiny_tokenizer_folder: Path, tokenizer: Tokenizer) -> None:
+    chat = replace(CONFIG, template=replace(TEMPLATE, instruction=f"{BOS}user\n", verdict=f"{EOS}assistant\n"))
+    (rendered, _) = Renderer(chat, tiny_tokenizer_folder).render([Conversation("1", [BOS], [EOS], ["x"])])
+    special = [i for i in rendered.ids if i in {tokenizer.token_to_id(t) for t in (BOS, EOS, PAD)}]
+    assert special == [tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)]

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from distill.config import ScorerConfig
+from distill.scoring import score
 from teachers.scorers import open_scorer
 from teachers.transformers import TransformersScorer, batches_by_length
+from tests.composing import scorer
 from tests.tiny_models import FAMILIES, Family, tiny_judge
 
 pytestmark = pytest.mark.timeout(300)
-CONFIG = ScorerConfig(backend="transformers", dtype="auto", batch_tokens=512, vllm={})
+CONFIG = scorer("transformers", batch_tokens=512)
 TOLERANCE = 2e-5  # logits are of the order of 2: other shapes, other summation order
 EOS, PAD = 1, 2
 
@@ -33,7 +34,7 @@ def random_prompts(count: int, seed: int = 0) -> list[list[int]]:
 def test_equals_one_row_at_a_time(family: Family, tmp_path: Path) -> None:
     folder = tiny_judge(tmp_path, family)
     prompts = random_prompts(24)
-    found = TransformersScorer(folder, CONFIG).score(prompts)
+    found = score(TransformersScorer(folder, CONFIG), prompts)
     # Eager attention is the definition; sdpa has no softcap, which Gemma-2 needs.
     model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.inference_mode():
@@ -45,25 +46,25 @@ def test_equals_one_row_at_a_time(family: Family, tmp_path: Path) -> None:
 
 
 def test_order_of_prompts_is_kept(tiny_judge_llama: Path) -> None:
-    scorer = TransformersScorer(tiny_judge_llama, CONFIG)
+    judge = TransformersScorer(tiny_judge_llama, CONFIG)
     prompts = random_prompts(24)
     order = np.random.default_rng(1).permutation(len(prompts))
-    shuffled = scorer.score([prompts[i] for i in order])
-    assert np.abs(shuffled - scorer.score(prompts)[order]).max() < TOLERANCE
+    shuffled = score(judge, [prompts[i] for i in order])
+    assert np.abs(shuffled - score(judge, prompts)[order]).max() < TOLERANCE
 
 
 def test_pad_and_eos_in_a_prompt_do_not_move_the_pooled_position(tiny_judge_llama: Path) -> None:
-    scorer = TransformersScorer(tiny_judge_llama, CONFIG)
+    judge = TransformersScorer(tiny_judge_llama, CONFIG)
     stem = random_prompts(8)[-1]
     ended = [stem, [*stem, EOS], [*stem, PAD], [*stem, PAD, PAD]]
-    together = scorer.score(ended)
-    alone = np.concatenate([scorer.score([prompt]) for prompt in ended])
+    together = score(judge, ended)
+    alone = np.concatenate([score(judge, [prompt]) for prompt in ended])
     assert np.abs(together - alone).max() < TOLERANCE
     assert min(np.abs(a - b).max() for a, b in combinations(together, 2)) > 0.01
 
 
 def test_nothing_to_score(tiny_judge_llama: Path) -> None:
-    assert TransformersScorer(tiny_judge_llama, CONFIG).score([]).shape == (0, 3)
+    assert score(TransformersScorer(tiny_judge_llama, CONFIG), []).shape == (0, 3)
 
 
 @given(st.lists(st.integers(1, 300)), st.integers(1, 1000))

@@ -6,16 +6,22 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from distill.config import ScorerConfig
+from distill.prompts import Renderer
+from distill.records import Conversation
+from distill.scoring import score
+from students.merging import merge_adapter, unmerge_adapter
 from students.quantising import quantise_w8a8
-from teachers.scorers import open_scorer
+from teachers.scorers import label_token_ids, open_scorer
 from teachers.transformers import TransformersScorer
 from teachers.vllm import VllmScorer
+from tests.composing import configured, scorer
 
 MAX_TOKENS = 256
-VLLM = ScorerConfig(backend="vllm", dtype="auto", batch_tokens=512, vllm={"enable_prefix_caching": True})
-REFERENCE = ScorerConfig(backend="transformers", dtype="auto", batch_tokens=512, vllm={})
+VLLM = scorer("vllm", vllm={"enable_prefix_caching": True})
+REFERENCE = scorer("transformers", batch_tokens=512)
 
 
 @pytest.fixture(scope="module")
@@ -32,32 +38,32 @@ def engine_processes() -> list[str]:
 
 
 @pytest.fixture(scope="class")
-def scorer(tiny_judge_llama: Path) -> Iterator[VllmScorer]:
-    with open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as scorer:
-        assert isinstance(scorer, VllmScorer)
-        yield scorer
+def engine(tiny_judge_llama: Path) -> Iterator[VllmScorer]:
+    with open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
+        assert isinstance(engine, VllmScorer)
+        yield engine
     assert not engine_processes()
 
 
 @pytest.mark.timeout(900)  # an engine takes half a minute to start, on a busy machine several
 class TestFloat:
-    def test_equals_transformers(self, scorer: VllmScorer, tiny_judge_llama: Path, prompts: list[list[int]]) -> None:
-        expected = TransformersScorer(tiny_judge_llama, REFERENCE).score(prompts)
-        found = scorer.score(prompts)
+    def test_equals_transformers(self, engine: VllmScorer, tiny_judge_llama: Path, prompts: list[list[int]]) -> None:
+        expected = score(TransformersScorer(tiny_judge_llama, REFERENCE), prompts)
+        found = score(engine, prompts)
         assert found.dtype == np.float32
         assert np.abs(found - expected).max() < 1e-4
-        assert np.abs(scorer.score(prompts) - expected).max() < 1e-4  # now out of the prefix cache
+        assert np.abs(score(engine, prompts) - expected).max() < 1e-4  # now out of the prefix cache
 
-    def test_order_of_prompts_is_kept(self, scorer: VllmScorer, prompts: list[list[int]]) -> None:
+    def test_order_of_prompts_is_kept(self, engine: VllmScorer, prompts: list[list[int]]) -> None:
         order = np.random.default_rng(1).permutation(len(prompts))
-        assert np.abs(scorer.score([prompts[i] for i in order]) - scorer.score(prompts)[order]).max() < 1e-4
+        assert np.abs(score(engine, [prompts[i] for i in order]) - score(engine, prompts)[order]).max() < 1e-4
 
-    def test_refuses_prompts_of_the_wrong_length(self, scorer: VllmScorer) -> None:
+    def test_refuses_prompts_of_the_wrong_length(self, engine: VllmScorer) -> None:
         with pytest.raises(ValueError, match=f"prompt 1 has 257 tokens, this scorer takes 1 to {MAX_TOKENS}"):
-            scorer.score([[5], [5] * (MAX_TOKENS + 1)])
+            score(engine, [[5], [5] * (MAX_TOKENS + 1)])
         with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
-            scorer.score([[]])
-        assert scorer.score([]).shape == (0, 3)
+            score(engine, [[]])
+        assert score(engine, []).shape == (0, 3)
 
 
 def round_as_vllm_does(linear: torch.nn.Linear) -> None:
@@ -76,10 +82,10 @@ def test_int8_engine_agrees_with_fake_quantised_transformers(
 ) -> None:
     quantise_w8a8(tiny_judge_llama, tmp_path / "w8a8")
     reference = TransformersScorer(tmp_path / "w8a8", REFERENCE)
-    expected = reference.score(prompts)
+    expected = score(reference, prompts)
     environment = dict(os.environ)
-    with open_scorer(tmp_path / "w8a8", VLLM, MAX_TOKENS) as scorer:
-        found = scorer.score(prompts)
+    with open_scorer(tmp_path / "w8a8", VLLM, MAX_TOKENS) as engine:
+        found = score(engine, prompts)
     assert not engine_processes() and os.environ == environment
     # 0.4% between the steps turn many a rounding, so the two differ as much as each does from the unquantised judge:
     # by 0.05 on average, where logits have a standard deviation of 2. With one step they agree but for a few roundings.
@@ -87,11 +93,56 @@ def test_int8_engine_agrees_with_fake_quantised_transformers(
     for name, module in reference.model.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "score":
             round_as_vllm_does(module)
-    assert np.abs(found - reference.score(prompts)).mean() < 0.01
+    assert np.abs(found - score(reference, prompts)).mean() < 0.01
 
 
 @pytest.mark.timeout(300)
 def test_names_engine_arguments_that_vllm_does_not_have(tiny_judge_llama: Path) -> None:
-    config = ScorerConfig(backend="vllm", dtype="auto", batch_tokens=512, vllm={"gpu_memory": 0.9})
+    config = scorer("vllm", vllm={"gpu_memory": 0.9})
     with pytest.raises(ValueError, match="gpu_memory"), open_scorer(tiny_judge_llama, config, MAX_TOKENS):
         pass
+
+
+@pytest.mark.timeout(900)
+def test_label_tokens_of_a_real_language_model_equal_transformers(smollm2: Path) -> None:
+    prompt = configured("prompt=label_tokens").prompt
+    rows = [
+        Conversation("x", ["What is the capital of France?"], ["Paris."], ["I do not know, sorry."]),
+        Conversation("y", ["Say hello."], ["No."], ["Hello! How can I help you today?"]),
+    ]
+    prompts = [p.ids for p in Renderer(prompt, smollm2).render(rows)]
+    labelled = {"method": "label_tokens", "labels": [" A", " B", " C"]}
+    with open_scorer(smollm2, scorer("transformers", **labelled), prompt.max_tokens) as reference:
+        expected = score(reference, prompts)
+    ids = label_token_ids([" A", " B", " C"], smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        plain = torch.stack([model(torch.tensor([p])).logits[0, -1].log_softmax(-1)[ids] for p in prompts]).numpy()
+    assert np.abs(expected - plain).max() < 1e-3
+    with open_scorer(smollm2, scorer("vllm", vllm=VLLM.vllm, **labelled), prompt.max_tokens) as engine:
+        found = score(engine, prompts)
+    assert np.abs(found - plain).max() < 1e-3
+    assert (np.exp(found).sum(1) < 1).all()  # log-probabilities over the whole vocabulary, not over the three
+    assert not engine_processes()
+
+
+@pytest.mark.timeout(900)
+def test_an_adapter_beside_its_base_equals_the_merged_judge(
+    tiny_llama: Path, prompts: list[list[int]], tmp_path: Path
+) -> None:
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", modules_to_save=["score"], task_type="SEQ_CLS")
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=3, dtype=torch.float32)
+    judge = get_peft_model(base, config)
+    torch.manual_seed(0)
+    for name, parameter in judge.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    judge.save_pretrained(tmp_path / "adapter")
+    merge_adapter(tiny_llama, tmp_path / "adapter", tmp_path / "merged", torch.float32)
+    expected = score(TransformersScorer(tmp_path / "merged", REFERENCE), prompts)
+    unmerge_adapter(tiny_llama, tmp_path / "adapter", tmp_path / "model", tmp_path / "bare")
+    own = sum(p.stat().st_size for p in (tmp_path / "model").rglob("*.safetensors") if not p.is_symlink())
+    assert own < 4096  # the head: no second copy of the base
+    with open_scorer(tmp_path / "model", VLLM, MAX_TOKENS, adapter=tmp_path / "bare") as engine:
+        found = score(engine, prompts)
+    assert np.abs(found - expected).max() < 1e-3

@@ -1,0 +1,63 @@
+"""What a student learns from a store: soft targets by conversation, none of them leaked, none for other texts."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from distill.records import Conversation
+from distill.scoring import swap_average
+from distill.store import NO_FOLD, read_logits
+
+log = logging.getLogger(__name__)
+REMEDY = "score the conversations first (make teacher-logits)"
+
+
+def soft_targets(
+    store: Path, conversations: Sequence[Conversation], fold: int, rows: str, max_entropy: float | None
+) -> tuple[dict[str, list[float]], set[str]]:
+    """id -> logits [a, b, tie], the mean over orders and judges, for a student that holds out `fold`; ids to leave out.
+
+    `rows="out_of_fold"` takes what judges said of rows they were not trained on. `"in_fold"` takes what the teacher of
+    the student's own fold said, which was trained on the same rows as the student will be (the LMSYS winner's way).
+    To be left out are conversations without votes whose target's entropy is above `max_entropy` nats. Raises
+    `ValueError` where the store leaks, is unfinished, or scored other texts under the same id.
+    """
+    logits = read_logits(store, REMEDY)
+    if rows == "out_of_fold":
+        logits = logits.filter(~pl.col("in_sample"))
+    else:
+        logits = logits.filter(pl.col("judge_fold").is_in([fold, NO_FOLD]))
+    logits = logits.filter(pl.col("id").is_in([c.id for c in conversations]))
+    check_texts(store, logits, conversations)
+    averaged = swap_average(logits)
+    targets = dict(zip(averaged["id"].to_list(), averaged["logits"].to_list(), strict=True))
+    if max_entropy is None:
+        return targets, set()
+    unvoted = [c.id for c in conversations if c.votes is None and c.id in targets]
+    unsure = {key for key in unvoted if entropy(targets[key]) > max_entropy}
+    log.info("%d of %d conversations without votes left out: entropy above %g", len(unsure), len(unvoted), max_entropy)
+    return targets, unsure
+
+
+def check_texts(store: Path, logits: pl.DataFrame, conversations: Sequence[Conversation]) -> None:
+    """Raise `ValueError` naming ids whose logits in `store` were given for other texts than `conversations` hold."""
+    here = pl.DataFrame(
+        {"id": [c.id for c in conversations], "now": [c.fingerprint() for c in conversations]},
+        schema={"id": pl.String, "now": pl.UInt64},
+    )
+    other = logits.join(here, on="id").filter(pl.col("fingerprint") != pl.col("now"))["id"].unique(maintain_order=True)
+    if len(other):
+        raise ValueError(
+            f"{store} scored other texts under the same ids, such as {other.head(3).to_list()} ({len(other)} in all): "
+            "the data changed since; score them under another teacher.name, or anew with overwrite=true"
+        )
+
+
+def entropy(logits: Sequence[float]) -> float:
+    """Entropy of softmax(logits) in nats."""
+    p = np.exp(np.asarray(logits, dtype=float) - max(logits))
+    p /= p.sum()
+    return float(-(p[p > 0] * np.log(p[p > 0])).sum())
