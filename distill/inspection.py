@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from distill import compaction
 from distill.door import refuse
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def inspect(folder: Path) -> list[Table]:
     """Tables of what made the store, what its rows are like, and how many each judge gave. Rows are checked first."""
     rows, parts = read_parts(folder), list_parts(folder)
-    what, side = Table("made by", "", title=str(folder)), view(rows.columns)
+    what, side = Table("made by", Column(overflow="fold"), title=str(folder)), view(rows.columns)
     for name, value in parts[0].origin.identity.items():
         what.add_row(name, value)
     for fold, judge in {part.origin.judge_fold: part.origin.judge for part in parts}.items():

@@ -3,9 +3,9 @@
     FLOPs of a row = 2 x parameters x computed tokens + attention, 2 x 2 x layers x width x tokens^2 / 2
     rows/s         = GPUs x peak x utilisation / FLOPs of a row
 
-The first term is every weight's multiplication and addition for each token (Kaplan et al. 2020, "Scaling laws for neural
-language models", section 2.1); the second the scores and sums of causal attention. Tokens from the prefix cache are not
-computed. `utilisation` is an assumption until `python -m bench.teacher` has measured it on the machine.
+The first term is every weight's multiplication and addition for each token (Kaplan et al. 2020, "Scaling laws for
+neural language models", section 2.1), the second the scores and sums of causal attention. Tokens from the prefix cache
+are not computed. `utilisation` is an assumption until `python -m bench.teacher` has run on the machine.
 """
 
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 from distill.config import Config, PlanConfig
 from distill.door import door
-from distill.records import ORDERS
+
+ORDERS = 2  # each conversation is scored with either response first
 
 
 def main(config: Config) -> None:
@@ -23,14 +24,14 @@ def main(config: Config) -> None:
 
     plan = config.plan
     model = teacher_shape(config)
-    rows = (plan.conversations or count_conversations(config)) * len(ORDERS)
+    rows = (plan.conversations or count_conversations(config)) * ORDERS
     rate = rows_per_second(plan, **model)
     hours = rows / rate / 3600
     table = Table(title=f"scoring with {config.teacher.name}: not measured, computed", show_header=False)
     table.add_row("parameters", f"{model['parameters'] / 1e9:.1f} billion")
     table.add_row("GPUs", f"{plan.gpus} x {plan.gpu}, {plan.utilisation:.0%} of {plan.peak_tflops:g} TFLOPS")
     table.add_row("a row", f"{plan.tokens} tokens, {plan.cached:.0%} cached")
-    table.add_row("rows", f"{rows:,} ({rows // len(ORDERS):,} conversations, both orders)")
+    table.add_row("rows", f"{rows:,} ({rows // ORDERS:,} conversations, both orders)")
     table.add_row("rate", f"{rate:.1f} rows/s")
     table.add_row("time", f"{hours:.1f} h")
     if plan.price_per_gpu_hour is not None:
@@ -56,7 +57,9 @@ def teacher_shape(config: Config) -> dict[str, Any]:
     try:
         shape: Any = AutoConfig.from_pretrained(base)
     except (OSError, ValueError) as error:
-        raise ValueError(f"the configuration of {base!r} is neither here nor to be had from the hub: {error}") from error
+        raise ValueError(
+            f"the configuration of {base!r} is neither here nor to be had from the hub: {error}"
+        ) from error
     if config.plan.parameters is None:
         with torch.device("meta"):
             parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(shape).parameters())

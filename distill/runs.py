@@ -142,7 +142,7 @@ def content_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         relative = path.relative_to(folder)
-        if not skipped & set(relative.parts):
+        if not skipped & set(relative.parts) and not path.name.startswith("."):  # locks and what a kill left half done
             digest.update(str(relative).encode() + b"\0")
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -112,7 +112,11 @@ def run_identity(config: Config) -> dict[str, object]:
     kept = ("role", "fold", "seed", "limit", "prompt", "student", "loss", "optimizer")
     teacher = {name: values["teacher"][name] for name in ("name", "rows", "max_entropy")}
     distils = config.role == "student" and config.loss.soft_weight > 0
-    return {**{name: values[name] for name in kept}, "data": config.data.name, **({"teacher": teacher} if distils else {})}
+    return {
+        **{name: values[name] for name in kept},
+        "data": config.data.name,
+        **({"teacher": teacher} if distils else {}),
+    }
 
 
 def check_template(config: Config, template: str) -> None:

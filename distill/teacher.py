@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from distill.prompts import Rendered, Renderer
     from distill.records import Conversation
-    from distill.store import StoreWriter
     from distill.scoring import Scorer
+    from distill.store import StoreWriter
     from students.trained import TrainedJudge
     from teachers.filling import Interrupt, Progress
 

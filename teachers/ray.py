@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import ray
 import ray.data.exceptions
@@ -32,6 +34,7 @@ PACKAGES = ("distill", "teachers")  # what a worker imports of ours: Ray takes t
 START_RETRIES = 3  # workers in a row that die while they start
 TASKS_IN_FLIGHT = 2  # of each worker: the next one's prompts are there when it has finished one
 STUCK_SECONDS = 3600  # without a result, a start or a task begun: long for loading a model, short for a run of days
+CLOSE_SECONDS = 60
 PROMPTS = pa.schema({"position": pa.int64(), "ids": pa.list_(pa.int32())})
 RESULTS = pa.schema(  # one row a task
     {
@@ -65,6 +68,7 @@ class RayScorer:
             # Ray has given the worker its GPUs. vLLM's ray executor would ask Ray for as many again.
             engine = replace(engine, vllm={"distributed_executor_backend": "mp", **config.vllm})
         self._worker = (model.resolve(), engine, max_tokens, None if label_ids is None else list(label_ids))
+        self._results: Any = None
         self._environment = dict(os.environ)
         self._started = not ray.is_initialized()
         if self._started:
@@ -117,6 +121,7 @@ class RayScorer:
         )
         # A batch that is fetched ahead would hold back the one before it.
         finished: Any = iter(results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        self._results = finished
         try:
             for table in finished:
                 for task in table.to_pylist():
@@ -145,8 +150,14 @@ class RayScorer:
             yield pa.table({"position": positions, "ids": ids}, schema=PROMPTS)
 
     def close(self) -> None:
-        """End the Ray that was started here; one that was there already stays."""
+        """End the workers, and Ray too if it was started here: the next engine finds the device free."""
+        if self._results is not None:
+            self._results.close()
+            self._results = None
         if self._started:
+            # Workers that had no more to do are closing their engines now.
+            ending = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::MapWorker")]
+            psutil.wait_procs(ending, timeout=CLOSE_SECONDS)
             ray.shutdown()
             os.environ.clear()
             os.environ.update(self._environment)
@@ -212,7 +223,8 @@ def _engine_died(error: Exception) -> bool:
 
 
 def _started_again() -> bool:
-    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+    with warnings.catch_warnings(action="ignore"):  # it uses a part of Ray that it advises against
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 def _check(config: ScorerConfig) -> None:

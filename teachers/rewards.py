@@ -24,7 +24,7 @@ from scipy.special import log_softmax, logsumexp
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from distill.models import linked_classifier
+from distill.models import layer_of, linked_classifier
 from distill.prompts import CHUNK, share_room
 from distill.records import LABELS, Conversation
 from distill.scoring import SCORES
@@ -79,11 +79,11 @@ class RewardRenderer:
     """Renders both responses of a conversation as chats in the model's own template, within a budget of tokens.
 
     The ids are those of transformers' `apply_chat_template` (without a generation prompt, `date_string` fixed to
-    `DATE`) as long as no text holds a special token of the tokenizer or of the template and the chats fit.
-    Otherwise the texts of both responses are tokenised apart from the template, markers in them as plain text, so that
-    no text can pose as a turn; there the tokens where a text meets the template may differ from those of the whole
-    (SentencePiece puts a space before each part). A template that looks into its texts, as reasoning models' do to drop
-    thoughts, is not followed in that.
+    `DATE`) as long as no text of the rounds shown holds a special token of the tokenizer or a marker of the template.
+    Where one does, or a text is shortened, the texts of both responses are tokenised apart from the template, markers
+    in them as plain text, so that no text can pose as a turn; there the tokens where a text meets the template may
+    differ from those of the whole (SentencePiece puts a space before each part). A template that looks into its texts,
+    as reasoning models' do to drop thoughts, is not followed in that.
 
     What does not fit is left out for both responses alike, so that their rewards can be compared: the oldest rounds
     first, then the middle of the last question, which keeps a third of the room at least, and of the answer.
@@ -129,31 +129,31 @@ class RewardRenderer:
             chats = [_interleave(c.prompt, answers) for c in chunk for answers in (c.response_a, c.response_b)]
             encoded = iter(_encode(self._whole, [self._layout(len(turns) // 2).chat(turns) for turns in chats]))
             for c in chunk:
-                pair = [next(encoded), next(encoded)]
-                layout, truncated = self._layout(len(c.prompt)), [False, False]
-                if not all(len(ids) <= self.max_tokens and self._adds_no_marker(ids, layout) for ids in pair):
+                pair, truncated = [next(encoded), next(encoded)], [False, False]
+                if not self._is_safe(pair, len(c.prompt)):
                     pair, truncated = self._render_apart(c)
                 for response, ids, cut in zip(RESPONSES, pair, truncated, strict=True):
                     yield RenderedResponse(c.id, response, ids, cut)
 
-    def _adds_no_marker(self, ids: Sequence[int], layout: Layout) -> bool:
-        own = sum(token in self._markers for piece in layout.ids for token in piece)
-        return sum(token in self._markers for token in ids) == own
+    def _is_safe(self, chats: Sequence[list[int]], rounds: int) -> bool:
+        """Whether chats that were tokenised as a whole fit, and all of their markers are the template's."""
+        own = sum(token in self._markers for piece in self._layout(rounds).ids for token in piece)
+        return all(len(i) <= self.max_tokens and sum(token in self._markers for token in i) == own for i in chats)
 
     def _render_apart(self, conversation: Conversation) -> tuple[list[list[int]], list[bool]]:
         rounds = len(conversation.prompt)
-        sides = [
-            _encode(self._plain, self._layout(rounds).stripped(_interleave(conversation.prompt, answers)))
-            for answers in (conversation.response_a, conversation.response_b)
-        ]
+        chats = [_interleave(conversation.prompt, side) for side in (conversation.response_a, conversation.response_b)]
+        sides = [_encode(self._plain, self._layout(rounds).stripped(turns)) for turns in chats]
         for kept in range(rounds, 0, -1):
-            shown = [side[-2 * kept :] for side in sides]
-            if self._layout(kept).overhead + max(sum(map(len, side)) for side in shown) <= self.max_tokens:
-                return [self._assemble(side) for side in shown], [kept < rounds] * 2
-        room = self.max_tokens - self._layout(1).overhead
+            layout, shown = self._layout(kept), [side[-2 * kept :] for side in sides]
+            if layout.overhead + max(sum(map(len, side)) for side in shown) <= self.max_tokens:
+                whole = _encode(self._whole, [layout.chat(turns[-2 * kept :]) for turns in chats])
+                pair = whole if self._is_safe(whole, kept) else [self._assemble(side) for side in shown]
+                return pair, [kept < rounds] * 2
+        room = self.max_tokens - layout.overhead
         question = share_room(len(shown[0][0]), max(len(answer) for _, answer in shown), 0, room)[0]
         short = [[_shorten(q, question, self._cut), _shorten(a, room - question, self._cut)] for q, a in shown]
-        truncated = [rounds > 1 or side != whole for side, whole in zip(short, shown, strict=True)]
+        truncated = [rounds > 1 or side != full for side, full in zip(short, shown, strict=True)]
         return [self._assemble(side) for side in short], truncated
 
     def _assemble(self, texts: Sequence[list[int]]) -> list[int]:
@@ -174,10 +174,10 @@ class RewardRenderer:
         turns = [{"role": ("user", "assistant")[i % 2], "content": padding + slot} for i, slot in enumerate(slots)]
         where = f"the chat template of {self._folder}"
         try:
-            rest = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=False, date_string=DATE)
+            chat = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=False, date_string=DATE)
         except jinja2.TemplateError as error:
             raise ValueError(f"{where} cannot show {rounds} rounds of user and assistant: {error}") from error
-        pieces = []
+        rest, pieces = str(chat), []
         for slot in slots:
             piece, found, rest = rest.partition(slot)
             if not found or slot in rest:
@@ -203,11 +203,17 @@ def as_classifier(model: Path, folder: Path) -> Path:
             places |= {name: (shard, file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     head = next((name for name in HEADS if name in places), None)
     if head is None:
-        candidates = {name: shape for name, (_, shape) in places.items() if len(shape) == 2 and shape[0] <= FEW_OUTPUTS}
+        candidates = {
+            name: shape
+            for name, (_, shape) in places.items()
+            if len(shape) == 2 and shape[0] <= FEW_OUTPUTS and layer_of(name) < 0
+        }
         raise ValueError(
             f"{model} has no reward head that is known here ({', '.join(HEADS)}); of its {len(places)} tensors these "
             f"may be one: {candidates}. If one is, save the model with that tensor named score.weight"
         )
+    if not config.get("architectures"):
+        raise ValueError(f"{model}/config.json names no architectures: add the class of the model, such as LlamaModel")
     if head == HEADS[0] and config["architectures"][0].endswith("ForSequenceClassification"):
         return model
     shard, (outputs, _) = places[head]
@@ -245,7 +251,7 @@ class BradleyTerry:
     log_tie: float
 
     def logits(self, differences: np.ndarray) -> np.ndarray:
-        """float64 [n, 3] for differences r_a - r_b [n, objectives]; negated, they give a and b exchanged, bit by bit."""
+        """float64 [n, 3] for differences r_a - r_b [n, objectives]; negated, they give a and b exchanged."""
         strength = differences @ self.weights
         return np.column_stack([strength / 2, -strength / 2, np.full(len(differences), self.log_tie)])
 

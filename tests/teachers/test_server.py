@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -384,13 +385,34 @@ class TestFailures:
         assert len(finished) == 5 and all(np.array_equal(row, EXPECTED[position]) for position, row in finished)
         assert len(fake.arrivals) <= 5 + in_flight + 3
 
+    @pytest.mark.timeout(60)
     def test_one_request_that_always_fails_ends_the_stream_after_its_retries(self, fakes: Callable[..., Fake]) -> None:
-        fake = fakes()
-        fake.always = lambda prompts: 500 if [4] * 4 in prompts else None
-        judge = ServerScorer(configured(fake.url, retries=3, prompts_per_request=1, requests_in_flight=2), MAX_TOKENS)
+        servers = [fakes(), fakes()]
+        for fake in servers:
+            fake.always = lambda prompts: 500 if prompts == [[4] * 4] else None
+        config = configured(*(f.url for f in servers), retries=3, prompts_per_request=1, requests_in_flight=2)
+        endless = chain(PROMPTS, repeat([5]))  # the others succeed for ever
         with pytest.raises(ValueError, match="still fails after 3 retries: status 500"):
-            score(judge, PROMPTS)
-        assert 4 <= sum(prompts == [[4] * 4] for _, prompts in fake.arrivals) <= 8
+            for _ in ServerScorer(config, MAX_TOKENS).stream(endless):
+                pass
+        assert 4 <= sum(prompts == [[4] * 4] for fake in servers for _, prompts in fake.arrivals) <= 12
+
+    def test_what_one_server_failed_waits_for_the_other(self, fakes: Callable[..., Fake]) -> None:
+        broken, busy = fakes(), fakes()
+        broken.always, busy.always = always(503), after(0.4)
+        drawn = finished = 0
+
+        def draw() -> Iterator[list[int]]:
+            nonlocal drawn
+            for prompt in PROMPTS[:8]:
+                drawn += 1
+                assert drawn - finished <= 2, "more prompts ahead than there are slots"
+                yield prompt
+
+        for _ in ServerScorer(configured(broken.url, busy.url, retries=1, **ONE_REQUEST), MAX_TOKENS).stream(draw()):
+            finished += 1
+        failed = [prompts[0][0] for _, prompts in broken.arrivals]
+        assert finished == 8 and len(failed) == len(set(failed)) >= 2
 
     def test_the_work_of_a_server_that_dies_moves_over(self, fakes: Callable[..., Fake]) -> None:
         dying, working = fakes(), fakes()

@@ -1,0 +1,143 @@
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from distill.config import ScorerConfig
+from distill.scoring import score
+from teachers.ray import RayScorer
+from teachers.scorers import open_scorer
+from teachers.transformers import TransformersScorer
+from tests.composing import scorer
+
+pytestmark = pytest.mark.timeout(600)  # Ray and its workers take half a minute to start, on a busy machine several
+MAX_TOKENS = 256
+REFERENCE = scorer("transformers", batch_tokens=1024)
+
+
+def on_ray(vllm: dict[str, Any] | None = None, **changes: Any) -> ScorerConfig:
+    """Two workers with transformers that share a core, as `conf/scorer/ray.yaml` has them but for `changes`."""
+    config = scorer("ray", batch_tokens=1024, **({} if vllm is None else {"vllm": vllm}))
+    tiny = {"backend": "transformers", "workers": 2, "gpus": 0.0, "cpus": 0.5, "prompts_per_task": 16}
+    return replace(config, ray=replace(config.ray, **tiny | changes))
+
+
+def random_prompts(count: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 560, rng.integers(1, MAX_TOKENS + 1)).tolist() for _ in range(count)]
+
+
+def expected(model: Path, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    return score(TransformersScorer(model, REFERENCE), prompts)
+
+
+def children(name: str) -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if child.name().startswith(name)]
+
+
+@pytest.fixture(scope="module")
+def judge(tiny_judge_llama: Path) -> Iterator[RayScorer]:
+    before = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    with open_scorer(tiny_judge_llama, on_ray(), MAX_TOKENS) as judge:
+        assert isinstance(judge, RayScorer)
+        assert signal.getsignal(signal.SIGTERM) == before[0]  # the stage's own answer to it stays
+        yield judge
+    assert not ray.is_initialized() and not psutil.Process().children(recursive=True)
+    assert (signal.getsignal(signal.SIGTERM), dict(os.environ)) == before
+
+
+def test_equals_transformers_task_by_task(judge: RayScorer, tiny_judge_llama: Path) -> None:
+    prompts = random_prompts(400)
+    found: dict[int, np.ndarray] = {}
+    arrived: list[float] = []
+    for position, output in judge.stream(iter(prompts)):
+        assert position not in found and output.dtype == np.float32
+        found[position] = output
+        arrived.append(time.perf_counter())
+    assert sorted(found) == [*range(len(prompts))]
+    assert np.abs(np.stack([found[i] for i in range(len(prompts))]) - expected(tiny_judge_llama, prompts)).max() < 1e-5
+    assert len({t for t in np.round(arrived, 1)}) > 3  # not all at the end
+    assert score(judge, []).shape == (0, 3)
+
+
+def test_a_worker_that_is_killed_loses_nothing(judge: RayScorer, tiny_judge_llama: Path) -> None:
+    prompts = random_prompts(1600, seed=1)
+    found: dict[int, np.ndarray] = {}
+    killed = None
+    for position, output in judge.stream(prompts):
+        if killed is None:
+            killed = children("ray::MapWorker")[0]
+            killed.kill()
+        assert position not in found
+        found[position] = output
+    assert killed is not None and not killed.is_running()
+    rows = np.stack([found[i] for i in range(len(prompts))])
+    assert np.abs(rows - expected(tiny_judge_llama, prompts)).max() < 1e-5
+
+
+def test_stopping_early_ends_the_workers(judge: RayScorer) -> None:
+    stream = judge.stream(random_prompts(1600))
+    next(stream)
+    workers = children("ray::MapWorker")
+    stream.close()
+    assert workers and not psutil.wait_procs(workers, timeout=60)[1]
+
+
+def test_an_error_on_a_worker_says_which_prompts_and_what(judge: RayScorer, tiny_judge_llama: Path) -> None:
+    prompts = random_prompts(48)
+    with pytest.raises(ValueError, match=r"prompts 16 to 31, on a worker on Ray: IndexError: index out of range"):
+        score(judge, [*prompts[:20], [10**6], *prompts[21:]])  # beyond the vocabulary
+    assert len(score(judge, prompts[:2])) == 2
+
+
+@pytest.mark.parametrize("prompt", [[], [5] * (MAX_TOKENS + 1)])
+def test_refuses_prompts_of_the_wrong_length(judge: RayScorer, prompt: list[int]) -> None:
+    with pytest.raises(ValueError, match=f"prompt 1 has {len(prompt)} tokens, this scorer takes 1 to {MAX_TOKENS}"):
+        score(judge, [[5], prompt])
+
+
+def test_a_model_that_a_worker_does_not_see(judge: RayScorer, tmp_path: Path) -> None:
+    # Ray runs already: the second scorer joins, and leaves it running.
+    with RayScorer(tmp_path / "elsewhere", on_ray(), MAX_TOKENS) as other:
+        with pytest.raises(ValueError, match=r"there is no model .*elsewhere.*a path that all nodes see"):
+            score(other, random_prompts(4))
+    assert ray.is_initialized()
+
+
+def test_workers_that_fit_nowhere_are_refused_at_once(judge: RayScorer, tiny_judge_llama: Path) -> None:
+    for changes in ({"gpus": 8.0}, {"cpus": 4096.0}):
+        with pytest.raises(ValueError, match=r"fits on no node .* have \d+ GPUs and \d+ CPUs"):
+            RayScorer(tiny_judge_llama, on_ray(**changes), MAX_TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 0}, "scorer.ray.workers=0"),
+        ({"prompts_per_task": 0}, "scorer.ray.prompts_per_task=0"),
+        ({"gpus": 1.5}, "scorer.ray.gpus=1.5"),
+        ({"gpus": 1.0, "backend": "vllm", "vllm": {"tensor_parallel_size": 8}}, "over 8: set gpus to tensor_"),
+    ],
+)
+def test_refuses_settings_that_cannot_be_meant(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RayScorer(Path("nowhere"), on_ray(**changes), MAX_TOKENS)
+
+
+@pytest.mark.timeout(900)
+def test_vllm_on_a_worker_equals_transformers(judge: RayScorer, tiny_judge_llama: Path) -> None:
+    stem = random_prompts(1)[0] + random_prompts(1, seed=1)[0]
+    prompts = [stem[:200] + tail[:50] for tail in random_prompts(40, seed=2)]
+    config = on_ray(backend="vllm", workers=1, vllm={"enable_prefix_caching": True})
+    with RayScorer(tiny_judge_llama, config, MAX_TOKENS) as engine:
+        found = score(engine, prompts)
+        assert engine.tokens_cached > 100 * len(prompts) / 2  # the shared beginning, in later tasks at least
+    assert np.abs(found - expected(tiny_judge_llama, prompts)).max() < 1e-4

@@ -1,0 +1,418 @@
+"""Reward models: the template's own chats, deaf to markup; heads of other names; votes weigh rewards without a leak."""
+
+import json
+import logging
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from scipy.special import softmax
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from distill.records import Conversation, swap_labels
+from distill.store import REWARDS
+from teachers.rewards import (
+    CROSS_FIT,
+    BradleyTerry,
+    RewardRenderer,
+    as_classifier,
+    cross_fit,
+    cross_fitted,
+    davidson_loss,
+    fit_bradley_terry,
+)
+from tests.composing import scorer
+from tests.tiny_models import BOS, EOS, PAD, tiny_causal, tiny_judge
+
+BUDGET = 160
+CHATML = (  # a system turn of its own, as SmolLM2's has it; the tiny tokenizer's markers in place of <|im_start|>
+    "{% for m in messages %}{% if loop.first %}{{ '<|bos|>system\\nBe kind.<|eos|>\\n' }}{% endif %}"
+    "{{ '<|bos|>' + m['role'] + '\\n' + m['content'] + '<|eos|>' + '\\n' }}{% endfor %}"
+)
+LLAMA3 = (  # strips, and begins with a token that belongs to no turn
+    "{{ bos_token }}{% for m in messages %}{{ '<|pad|>' + m['role'] + '\\n\\n' + m['content'] | trim + '<|eos|>' }}"
+    "{% endfor %}"
+)
+MISTRAL = (  # marks turns in plain text: nothing parts a question from its answer
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ ' [INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+)
+TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "mistral": MISTRAL}
+PLAIN = st.text(st.characters(exclude_categories=["Cs", "Co"]), max_size=20).map(str.strip)
+MARKED = st.sampled_from([BOS, EOS, PAD, f"x{EOS}\n{BOS}assistant\ny", f"{EOS}z"])
+LONG = st.integers(30, 400).map(lambda n: " ".join(f"w{i}" for i in range(n)))
+examples = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+
+
+@st.composite
+def conversations(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> Conversation:
+    rounds = draw(st.integers(1, 3))
+    prompt, a, b = (draw(st.lists(texts, min_size=rounds, max_size=rounds)) for _ in range(3))
+    return Conversation("1", prompt, a, b)
+
+
+def with_template(source: Path, folder: Path, template: str) -> Path:
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+tokenizer_of = cache(AutoTokenizer.from_pretrained)
+
+
+def as_transformers(folder: Path, questions: list[str], answers: list[str]) -> list[int]:
+    rounds = zip(questions, answers, strict=True)
+    turns = [{"role": r, "content": t} for pair in rounds for r, t in zip(("user", "assistant"), pair, strict=True)]
+    return list(tokenizer_of(folder).apply_chat_template(turns, add_generation_prompt=False)["input_ids"])
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def folder(
+    request: pytest.FixtureRequest, tiny_tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return with_template(tiny_tokenizer_folder, tmp_path_factory.mktemp("chat"), TEMPLATES[request.param])
+
+
+@pytest.fixture(scope="module")
+def renderer(folder: Path) -> RewardRenderer:
+    return RewardRenderer(folder, BUDGET)
+
+
+class TestRendering:
+    @examples
+    @given(conversation=conversations(PLAIN))
+    def test_equals_apply_chat_template(self, folder: Path, conversation: Conversation) -> None:
+        a, b = RewardRenderer(folder, 2048).render([conversation])
+        assert (a.response, b.response, a.truncated, b.truncated) == ("a", "b", False, False)
+        assert a.ids == as_transformers(folder, conversation.prompt, conversation.response_a)
+        assert b.ids == as_transformers(folder, conversation.prompt, conversation.response_b)
+
+    def test_strips_what_the_template_strips(self, folder: Path) -> None:
+        question, answer = ["  why?\n", "and?"], ["\n because", " so \n\n"]
+        rendered = next(RewardRenderer(folder, 2048).render([Conversation("1", question, answer, answer)]))
+        assert rendered.ids == as_transformers(folder, question, answer)
+
+    @examples
+    @given(conversation=conversations(PLAIN | MARKED | LONG))
+    def test_no_text_poses_as_a_turn_and_none_is_over_budget(
+        self, folder: Path, renderer: RewardRenderer, conversation: Conversation
+    ) -> None:
+        tokenizer = tokenizer_of(folder)
+        special = set(tokenizer.all_special_ids)
+        whole = RewardRenderer(folder, 1 << 20).render([conversation])
+        for full, rendered in zip(whole, renderer.render([conversation]), strict=True):
+            assert len(rendered.ids) <= BUDGET and not full.truncated
+            shown = [t for t in rendered.ids if t in special]
+            assert shown in [
+                [t for t in as_transformers(folder, ["q"] * n, ["a"] * n) if t in special] for n in (1, 2, 3)
+            ]
+            assert rendered.truncated == (tokenizer.decode(rendered.ids) != tokenizer.decode(full.ids))
+
+    @examples
+    @given(conversation=conversations(PLAIN | MARKED | LONG))
+    def test_swapped_sides_swap_what_is_rendered(self, renderer: RewardRenderer, conversation: Conversation) -> None:
+        a, b = renderer.render([conversation])
+        swapped_a, swapped_b = renderer.render([conversation.swap()])
+        assert (a.ids, a.truncated, b.ids, b.truncated) == (
+            swapped_b.ids,
+            swapped_b.truncated,
+            swapped_a.ids,
+            swapped_a.truncated,
+        )
+
+    def test_old_rounds_go_first_then_the_middle_of_the_last(self, folder: Path, renderer: RewardRenderer) -> None:
+        tokenizer = tokenizer_of(folder)
+        long = " ".join(f"word{i}" for i in range(200))
+        two = Conversation("1", ["old question", "new question"], ["old a " * 40, "new a"], ["old b", "new b"])
+        a, b = renderer.render([two])
+        assert a.truncated and b.truncated  # b would fit, but is compared with a in the same context
+        assert b.ids == as_transformers(folder, ["new question"], ["new b"])
+        a, b = renderer.render([Conversation("1", ["old", "why sky?"], ["old", long], ["old", "short"])])
+        text = tokenizer.decode(a.ids)
+        assert "word0 " in text and "word199" in text and " [...] " in text and "word100 " not in text
+        assert "old" not in text and "why sky?" in text and len(a.ids) == BUDGET
+        a, b = renderer.render([Conversation("1", [long], [long], ["short"])])
+        text = tokenizer.decode(a.ids)
+        assert text.count(" [...] ") == text.count("word0 ") == text.count("word199") == 2
+        assert a.truncated and b.truncated  # both answer the same shortened question
+        assert tokenizer.decode(b.ids).count("word199") == 1 and "short" in tokenizer.decode(b.ids)
+
+    def test_hashes_tell_template_budget_and_tokenizer_apart(
+        self, folder: Path, renderer: RewardRenderer, tmp_path: Path
+    ) -> None:
+        assert RewardRenderer(folder, BUDGET).hashes == renderer.hashes
+        longer = RewardRenderer(folder, BUDGET + 1).hashes
+        assert longer["template"] == renderer.hashes["template"] and longer["prompt"] != renderer.hashes["prompt"]
+        template = (folder / "chat_template.jinja").read_text().replace("m['content']", "'>' + m['content']")
+        other = RewardRenderer(with_template(folder, tmp_path, template), BUDGET).hashes
+        assert other["template"] != renderer.hashes["template"] and other["prompt"] != renderer.hashes["prompt"]
+
+
+def test_markers_that_are_no_special_tokens_are_closed_to_texts_too(
+    tiny_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
+    tokenizer.add_tokens(["<human>", "<think>"])  # not special: encode_special_tokens alone would let texts write them
+    tokenizer.save_pretrained(tmp_path)
+    template = "{% for m in messages %}{{ '<human>' if m['role'] == 'user' else ':' }}{{ m['content'] }}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    human, think = tokenizer.convert_tokens_to_ids(["<human>", "<think>"])
+    a, b = RewardRenderer(tmp_path, 500).render([Conversation("1", ["x"], ["y<human>z"], ["<think>so"])])
+    assert a.ids.count(human) == b.ids.count(human) == 1
+    assert b.ids.count(think) == 1  # no marker of this template: an ordinary token of the model
+    assert tokenizer.decode(a.ids) == "<human>x:y<human>z"
+
+
+def test_a_template_without_a_date_of_its_own_gets_the_same_every_day(
+    tiny_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    date = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y %f') %}{% endif %}"
+    folder = with_template(tiny_tokenizer_folder, tmp_path, date + "{{ date_string }}" + CHATML)
+    assert RewardRenderer(folder, BUDGET).hashes == RewardRenderer(folder, BUDGET).hashes
+
+
+def test_unusable_templates_and_budgets_are_refused(tiny_tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no chat template.*chat_template\.jinja"):
+        RewardRenderer(tiny_tokenizer_folder, BUDGET)
+    folder = with_template(tiny_tokenizer_folder, tmp_path / "last", "{{ messages[-1]['content'] }}")
+    with pytest.raises(ValueError, match="does not show each text of 2 rounds once and in order"):
+        RewardRenderer(folder, BUDGET)
+    folder = with_template(tiny_tokenizer_folder, tmp_path / "raises", "{{ raise_exception('system turn missing') }}")
+    with pytest.raises(ValueError, match="cannot show 2 rounds of user and assistant: system turn missing"):
+        RewardRenderer(folder, BUDGET)
+    folder = with_template(tiny_tokenizer_folder, tmp_path / "chatml", CHATML)
+    with pytest.raises(ValueError, match=r"prompt.max_tokens=30: the chat template of .* needs \d+"):
+        RewardRenderer(folder, 30)
+
+
+@pytest.mark.timeout(300)
+def test_a_real_tokenizer_with_its_own_template(smollm2: Path) -> None:
+    texts = [
+        "Why is the sky blue?",
+        "Écris un poème.\n\n```py\nx = 1\n```",
+        "0  1\t2",
+        "日本語 🎉",
+        "",
+        "and\n\n\n- a\n- b",
+    ]
+    rng = np.random.default_rng(0)
+    rounds = [[list(rng.choice(texts, n)) for _ in range(3)] for n in (1, 1, 2, 3, 5) for _ in range(10)]
+    shown = [Conversation(str(i), *three) for i, three in enumerate(rounds)]
+    answers = {(c.id, side): getattr(c, f"response_{side}") for c in shown for side in "ab"}
+    for c, pair in zip(shown, zip(*[RewardRenderer(smollm2, 4096).render(shown)] * 2, strict=True), strict=True):
+        for rendered in pair:
+            assert rendered.id == c.id and not rendered.truncated
+            assert rendered.ids == as_transformers(smollm2, c.prompt, answers[c.id, rendered.response])
+
+
+HEADS = {"regression_layer.weight": 19, "v_head.summary.weight": 1}
+
+
+def plant_head(folder: Path, name: str, rows: int) -> torch.Tensor:
+    """Make the causal model in `folder` a reward model of one shard of layers and one with a head as `name`."""
+    tensors = load_file(folder / "model.safetensors")
+    head = torch.randn(rows, 64, generator=torch.Generator().manual_seed(3))
+    last = {"model.norm.weight": tensors.pop("model.norm.weight"), "lm_head.weight": tensors.pop("lm_head.weight")}
+    last |= {name: head, name.replace("weight", "bias"): torch.ones(rows), "gating.logit_scale": torch.ones(1)}
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model-00001-of-00002.safetensors", metadata={"format": "pt"})
+    save_file(last, folder / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["LlamaForRewardModelWithGating"], "auto_map": {"AutoModel": "modeling.Custom"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return head
+
+
+def rewards_of(folder: Path, prompt: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A classifier's own logits of one prompt, and the last hidden state under its head."""
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    with torch.no_grad():
+        hidden = model.base_model(torch.tensor([prompt])).last_hidden_state[0, -1]
+        return model(torch.tensor([prompt])).logits[0], hidden
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_foreign_head_becomes_the_score_of_a_classifier(name: str, tmp_path: Path) -> None:
+    source = tiny_causal(tmp_path / "source", "llama")
+    reference = tiny_judge(tmp_path / "judge", "llama")  # another head on the same layers: the seeds are equal
+    head = plant_head(source, name, HEADS[name])
+    folder = as_classifier(source, tmp_path / "built")
+    prompt = [1, 7, 300, 12, 55]
+    logits, hidden = rewards_of(folder, prompt)
+    torch.testing.assert_close(logits, head @ hidden)
+    assert logits.shape == (HEADS[name],) and logits.abs().max() > 1
+    assert not torch.equal(rewards_of(reference, prompt)[0][:1], logits[:1])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"] and "auto_map" not in config
+    assert len(config["id2label"]) == HEADS[name]
+    assert (folder / "base-model-00001-of-00002.safetensors").is_symlink()  # the layers are not copied
+    assert as_classifier(source, tmp_path / "built") == folder  # again: from links to links
+    torch.testing.assert_close(rewards_of(folder, prompt)[0], logits)
+    assert as_classifier(folder, tmp_path / "other") == folder  # a classifier already
+
+
+@pytest.mark.timeout(300)
+def test_vllm_gives_the_rewards_of_transformers(tmp_path: Path) -> None:
+    from teachers.vllm import VllmScorer
+
+    source = tiny_causal(tmp_path / "source", "llama")
+    plant_head(source, "regression_layer.weight", 19)
+    folder = as_classifier(source, tmp_path / "built")
+    prompts = [[1, 7, 300, 12, 55], [4, 9]]
+    with VllmScorer(folder, scorer("vllm", dtype="fp32"), max_tokens=64) as engine:
+        rewards = dict(engine.stream(prompts))
+    for row, prompt in enumerate(prompts):
+        np.testing.assert_allclose(rewards[row], rewards_of(folder, prompt)[0], atol=1e-3)
+
+
+def test_a_head_of_unknown_name_is_refused_with_what_may_be_it(tmp_path: Path) -> None:
+    source = tiny_causal(tmp_path, "llama")
+    plant_head(source, "value.weight", 2)
+    with pytest.raises(ValueError, match=r"no reward head .* may be one: \{'value.weight': \[2, 64\]\}"):
+        as_classifier(source, tmp_path / "built")
+
+
+def planted(n: int, weights: np.ndarray, log_tie: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Differences of unequal scales, and votes drawn from Davidson's model."""
+    rng = np.random.default_rng(seed)
+    differences = rng.normal(size=(n, len(weights))) / (np.abs(weights) + 0.5)
+    chances = softmax(BradleyTerry(weights, log_tie).logits(differences), axis=1)
+    return differences, (chances.cumsum(axis=1) > rng.random((n, 1))).cumsum(axis=1).cumsum(axis=1) == 1
+
+
+class TestBradleyTerry:
+    def test_recovers_planted_parameters(self) -> None:
+        weights = np.array([1.5, -0.2, 0.0, 20.0])
+        fit = fit_bradley_terry(*planted(40_000, weights, -0.4), l2=0.0)
+        np.testing.assert_allclose(
+            fit.weights * (1 / (np.abs(weights) + 0.5)), weights / (np.abs(weights) + 0.5), atol=0.04
+        )
+        assert abs(fit.log_tie + 0.4) < 0.04
+
+    @pytest.mark.parametrize("l2", [0.0, 3.0])
+    def test_gradient_equals_finite_differences(self, l2: float) -> None:
+        differences, votes = planted(50, np.array([1.0, -2.0]), 0.3)
+        shares = softmax(votes + np.arange(3.0), axis=1)  # soft votes
+        for at in np.random.default_rng(1).normal(size=(5, 3)):
+            steps = 1e-5 * np.eye(3)
+            up, down = ([davidson_loss(at + sign * e, differences, shares, l2)[0] for e in steps] for sign in (1, -1))
+            _, gradient = davidson_loss(at, differences, shares, l2)
+            np.testing.assert_allclose(gradient, (np.array(up) - down) / 2e-5, rtol=1e-5, atol=1e-5)
+
+    def test_swapping_sides_swaps_logits_exactly(self) -> None:
+        differences, votes = planted(300, np.array([1.0, -2.0, 0.3]), 0.3)
+        fit = fit_bradley_terry(differences, votes, 1.0)
+        swapped = np.stack(swap_labels(fit.logits(-differences).T), axis=1)
+        assert np.array_equal(fit.logits(differences), swapped)
+        side = np.random.default_rng(2).random(300) < 0.5  # exchange a and b in some rows: nothing else may change
+        other = fit_bradley_terry(
+            np.where(side[:, None], -differences, differences), np.where(side[:, None], votes[:, [1, 0, 2]], votes), 1.0
+        )
+        np.testing.assert_allclose(other.weights, fit.weights, atol=1e-5)
+        assert abs(other.log_tie - fit.log_tie) < 1e-5
+
+    def test_a_reward_in_other_units_gives_the_same_logits_and_a_constant_one_weight_zero(self) -> None:
+        differences, votes = planted(500, np.array([1.0, -2.0]), 0.3)
+        fit = fit_bradley_terry(differences, votes, 5.0)
+        scaled = np.column_stack([differences * [1e4, 1e-4], np.zeros(500)])
+        other = fit_bradley_terry(scaled, votes, 5.0)
+        np.testing.assert_allclose(other.logits(scaled), fit.logits(differences), atol=1e-4)
+        assert other.weights[2] == 0
+
+    def test_a_penalty_shrinks_and_rows_count_as_shares(self) -> None:
+        differences, votes = planted(100, np.array([2.0]), 0.0)
+        free, held = (fit_bradley_terry(differences, votes, l2).weights[0] for l2 in (0.0, 50.0))
+        assert 0 < held < 0.8 * free
+        many = fit_bradley_terry(differences, votes * 7.0, 0.0).weights[0]
+        assert abs(many - free) < 1e-6
+
+    def test_labels_nobody_chose_stay_possible(self) -> None:
+        never = fit_bradley_terry(np.zeros((100, 1)), np.tile([1.0, 1.0, 0.0], (100, 1)), 1.0)
+        assert softmax(never.logits(np.zeros((1, 1))))[0, 2] == pytest.approx(1 / 103, rel=1e-3)
+        separable = fit_bradley_terry(np.ones((20, 1)), np.tile([1.0, 0.0, 0.0], (20, 1)), 1.0)
+        assert np.isfinite(separable.logits(np.ones((1, 1)))).all() and separable.weights[0] > 1
+
+    def test_what_cannot_be_fitted_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="of 2 conversations 1 have no votes"):
+            fit_bradley_terry(np.ones((2, 1)), np.array([[1.0, 0, 0], [0, 0, 0]]), 1.0)
+        with pytest.raises(ValueError, match="of 0 conversations"):
+            fit_bradley_terry(np.ones((0, 1)), np.ones((0, 3)), 1.0)
+        with pytest.raises(ValueError, match=r"teacher\.reward_l2=-1"):
+            fit_bradley_terry(np.ones((1, 1)), np.ones((1, 3)), -1.0)
+
+
+def arena(n: int, folds: int = 3, voted: float = 0.8) -> tuple[pl.DataFrame, list[Conversation]]:
+    """Rewards of two objectives and the conversations whose votes follow the first; some have no votes."""
+    rng = np.random.default_rng(4)
+    rewards = rng.normal(size=(n, 2, 2)).astype(np.float32)
+    strength = BradleyTerry(np.array([2.0, 0.0]), -0.5).logits((rewards[:, 0] - rewards[:, 1]).astype(np.float64))
+    labels = [rng.choice(3, p=p) for p in softmax(strength, axis=1)]
+    votes = [list(np.eye(3)[label]) if rng.random() < voted else None for label in labels]
+    shown = [Conversation(f"c{i}", ["q"], ["a"], ["b"], votes=v, fold=i % folds) for i, v in enumerate(votes)]
+    rows = [
+        (c.id, r, pair[k].tolist(), 5, False, -1, 7)
+        for c, pair in zip(shown, rewards, strict=True)
+        for k, r in enumerate("ab")
+    ]
+    return pl.DataFrame(rows, schema=REWARDS, orient="row").sample(fraction=1, shuffle=True, seed=0), shown
+
+
+class TestCrossFit:
+    def test_a_folds_logits_are_those_of_the_model_fitted_on_the_others(self) -> None:
+        rewards, shown = arena(90)
+        logits = cross_fit(rewards, shown, 1.0)
+        assert logits.schema == CROSS_FIT and logits["id"].to_list() == [c.id for c in shown]
+        assert logits["judge_fold"].to_list() == [c.fold for c in shown]
+        vectors = {(row[0], row[1]): np.array(row[2]) for row in rewards.iter_rows()}
+        differences = np.array([vectors[c.id, "a"] - vectors[c.id, "b"] for c in shown])
+        others = [i for i, c in enumerate(shown) if c.fold != 1 and c.votes]
+        fit = fit_bradley_terry(differences[others], np.array([shown[i].votes for i in others]), 1.0)
+        here = [i for i, c in enumerate(shown) if c.fold == 1]
+        np.testing.assert_allclose(logits["logits"].to_numpy()[here], fit.logits(differences[here]), rtol=1e-5)
+
+    def test_no_logits_know_the_votes_of_their_own_fold(self) -> None:
+        rewards, shown = arena(90)
+        changed = [replace(c, votes=[0.0, 1.0, 0.0] if c.fold == 1 else c.votes) for c in shown]
+        before, after = (cross_fit(rewards, c, 1.0)["logits"].to_numpy() for c in (shown, changed))
+        own = np.array([c.fold == 1 for c in shown])
+        assert np.array_equal(before[own], after[own]) and not np.isclose(before[~own], after[~own]).all()
+
+    def test_says_what_was_fitted_and_what_it_is_worth(self, caplog: pytest.LogCaptureFixture) -> None:
+        rewards, shown = arena(3000)
+        fitted = cross_fitted(rewards, shown, 1.0)
+        assert list(fitted.fits) == [0, 1, 2]
+        for fit in fitted.fits.values():
+            np.testing.assert_allclose(fit.weights, [2.0, 0.0], atol=0.15)
+        assert 0.5 < fitted.log_loss < fitted.prior_log_loss - 0.1 < np.log(3)
+        with caplog.at_level(logging.INFO):
+            cross_fit(rewards, shown, 1.0)
+        assert f"log loss on the folds left out: {fitted.log_loss:.4f}" in caplog.text
+        assert "fold 2 left out: weights [" in caplog.text
+
+    def test_incomplete_rewards_and_votes_are_refused(self) -> None:
+        rewards, shown = arena(9)
+        with pytest.raises(ValueError, match=r"1 of 9 conversations lack the rewards of a response, such as \['c4'\]"):
+            cross_fit(rewards.filter((pl.col("id") != "c4") | (pl.col("response") == "b")), shown, 1.0)
+        odd = rewards.with_columns(
+            pl.when(pl.col("id") == "c2")
+            .then(pl.lit([1.0]))
+            .otherwise("rewards")
+            .cast(pl.List(pl.Float32))
+            .alias("rewards")
+        )
+        with pytest.raises(ValueError, match=r"responses have \[1, 2\] rewards each"):
+            cross_fit(odd, shown, 1.0)
+        with pytest.raises(ValueError, match=r"not finite for \['c\d'"):
+            cross_fit(rewards.with_columns(pl.col("rewards") * float("nan")), shown, 1.0)
+        with pytest.raises(ValueError, match="fold 0: no conversation of another fold has votes"):
+            cross_fit(rewards, [replace(c, fold=0) for c in shown], 1.0)
