@@ -54,7 +54,7 @@ demo-teacher: ## Rebuild the shipped demo teacher in teachers/demo (most of an h
 demo-seeds: ## What distillation gains on the demo data over three training seeds (about 15 minutes after make demo)
 	$(PY) -m distill.student -m +exp=demo seed=1,2
 	$(PY) -m distill.student -m +exp=demo seed=1,2 loss.soft_weight=0
-	$(PY) -m eval +exp=demo 'eval.seeds=[0,1,2]' overwrite=true
+	$(PY) -m eval +exp=demo 'eval.seeds=[0,1,2]'
 
 human: ## The whole path on real human votes (over an hour)
 	$(MAKE) data EXP=human

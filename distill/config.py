@@ -202,6 +202,7 @@ class EvalConfig:
     bootstrap: int
     ece_bins: int
     seeds: list[int]
+    variants: list[str]
     student: ScorerConfig
     exported: ScorerConfig
 

@@ -1,7 +1,7 @@
 """Compare the judges of an experiment on its held-out fold: python -m eval +exp=demo
 
 Prints a table and writes eval/<run>/predictions.parquet, metrics.json and report.html. `eval.seeds=[0,1,2]` adds what
-distillation gains over those training seeds: seeds.json.
+the student gains over its variants (`eval.variants`) over those training seeds: seeds.json.
 """
 
 import json
@@ -38,8 +38,9 @@ def main(config: Config) -> None:
             f"fold={config.fold} of data/{config.data.name} has no votes to evaluate on: "
             "choose another fold or data set"
         )
-    values = to_mapping(config)
-    identity = {"fold": config.fold, "limit": config.limit, "eval": values["eval"]}
+    over_seeds = ("seeds", "variants")  # compared below, whether or not the rest is there already
+    settings = {name: value for name, value in to_mapping(config)["eval"].items() if name not in over_seeds}
+    identity = {"fold": config.fold, "limit": config.limit, "eval": settings}
     if not runs.is_finished(folder, "eval", identity, parents(config), config.root, config.overwrite):
         folder.mkdir(parents=True, exist_ok=True)
         judges = judge_all(config, held_out, [c for c in rows if c.fold != config.fold])
@@ -129,7 +130,7 @@ def write_metrics(config: Config, folder: Path, data: Path, judges: "Judges", he
 
 
 def compare_seeds(config: Config, folder: Path, held_out: "list[Conversation]") -> "Table":
-    """Student against student without teacher over `eval.seeds`; writes seeds.json and returns its table."""
+    """The student against `eval.variants` over `eval.seeds`; writes seeds.json and returns its table."""
     import numpy as np
 
     from distill import runs

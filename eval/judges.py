@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -14,6 +13,7 @@ from distill.records import Conversation
 from distill.scoring import SCORES, mean_logits, score_conversations
 from distill.store import read_logits
 from eval import baselines
+from eval.seeds import STUDENT
 from students.trained import TrainedJudge, open_trained
 from teachers.scorers import open_scorer
 
@@ -99,17 +99,18 @@ def judge_all(config: Config, held_out: Sequence[Conversation], training: Sequen
 
 
 def judge_seeds(config: Config, held_out: Sequence[Conversation]) -> dict[str, list[pl.DataFrame]]:
-    """Predictions of student and student_no_teacher for each of `eval.seeds`."""
-    found: dict[str, list[Any]] = {"student_no_teacher": [], "student": []}
+    """Predictions of the student and of each of `eval.variants`, by name, for each of `eval.seeds`."""
+    found: dict[str, list[pl.DataFrame]] = {name: [] for name in (STUDENT, *config.eval.variants)}
     for seed in config.eval.seeds:
         run = config.run if seed == config.seed else variant(config.run, f"seed={seed}")
         judges = Judges(config, held_out)
-        judges.add_student("student_no_teacher", variant(run, NO_TEACHER))
-        judges.add_student("student", run)
         for name, frames in found.items():
+            overrides = [] if name == STUDENT else name.split(",")
+            judges.add_student(name, variant(run, *overrides))
             if name not in judges.predictions:
                 raise ValueError(
-                    f"eval.seeds={config.eval.seeds}: {name} of seed {seed} is missing; train it with seed={seed}"
+                    f"eval.seeds={config.eval.seeds}: {name} of seed {seed} is missing; train it first: "
+                    f"python -m distill.student +exp={config.name} {' '.join([f'seed={seed}', *overrides])}"
                 )
             frames.append(judges.predictions[name])
     return found

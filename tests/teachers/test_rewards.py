@@ -256,6 +256,10 @@ def test_a_foreign_head_becomes_the_score_of_a_classifier(name: str, tmp_path: P
     assert config["architectures"] == ["LlamaForSequenceClassification"] and "auto_map" not in config
     assert len(config["id2label"]) == HEADS[name]
     assert (folder / "base-model-00001-of-00002.safetensors").is_symlink()  # the layers are not copied
+    names = {name for shard in folder.glob("*.safetensors") for name in load_file(shard)}
+    assert not {
+        name for name in names if name.split(".")[0] in ("regression_layer", "v_head", "gating")
+    }  # vLLM refuses to load them
     assert as_classifier(source, tmp_path / "built") == folder  # again: from links to links
     torch.testing.assert_close(rewards_of(folder, prompt)[0], logits)
     assert as_classifier(folder, tmp_path / "other") == folder  # a classifier already
