@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PIP = "pip:"
 MEGABYTE = 2**20
-HEADS = ("lm_head", "score", "classifier", "regression_layer", "gating", "v_head")  # outputs that a new head replaces
+# Outputs that a new head replaces, of language models, classifiers, ArmoRM (three) and TRL.
+HEADS = ("lm_head", "score", "classifier", "regression_layer", "gating", "reward_transform_matrix", "v_head")
 TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -133,7 +134,7 @@ def linked_classifier(base: Path, folder: Path, tensors: Mapping[str, "torch.Ten
     """`base` as a sequence classifier without a copy of its weights: links to its files, and a shard with the head.
 
     `tensors` are the head's (`score.weight` [labels, width]), in place of the base's own and of its `lm_head`. A link
-    is as good as the file it points to: keep the base where it is.
+    is as good as the file it points to: keep the base where it is. A file that holds another head is copied without it.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -149,10 +150,15 @@ def linked_classifier(base: Path, folder: Path, tensors: Mapping[str, "torch.Ten
     partial = begin(folder)
     weight_map = dict.fromkeys(tensors, "head.safetensors")
     for shard in sorted(base.glob("*.safetensors")):
-        (partial / f"base-{shard.name}").symlink_to(shard.resolve())
+        target = partial / f"base-{shard.name}"
         with safe_open(shard, "pt") as file:
-            names = [name for name in file.keys() if name.split(".")[0] not in HEADS]  # noqa: SIM118
-        weight_map |= dict.fromkeys(names, f"base-{shard.name}")
+            held = list(file.keys())
+            kept = [name for name in held if name.split(".")[0] not in HEADS]
+            if all(name in kept or name.startswith("lm_head.") for name in held):
+                target.symlink_to(shard.resolve())
+            elif kept:  # vLLM passes over lm_head and refuses any other tensor that it does not know
+                save_file({name: file.get_tensor(name) for name in kept}, target, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(kept, target.name)
     save_file(dict(tensors), partial / "head.safetensors", metadata={"format": "pt"})
     (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (partial / "config.json").write_text(json.dumps(config, indent=1))

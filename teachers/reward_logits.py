@@ -12,8 +12,9 @@ from distill import models, runs
 from distill.config import Config
 from distill.records import ORDERS, Conversation
 from distill.store import LOGITS, NO_FOLD, REWARDS, read_parts, write_seen
+from teachers.bradley_terry import cross_fit
 from teachers.filling import fill, not_done, open_writer, scoring_run
-from teachers.rewards import RESPONSES, RewardRenderer, as_classifier, cross_fit
+from teachers.rewards import RESPONSES, RewardRenderer, as_classifier
 from teachers.scorers import open_scorer
 
 log = logging.getLogger(__name__)

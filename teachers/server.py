@@ -68,6 +68,7 @@ class ServerScorer:
             "headers": _headers(config.server.api_key_variable),
             "timeout": httpx.Timeout(config.server.timeout_s, connect=min(CONNECT_SECONDS, config.server.timeout_s)),
             "limits": httpx.Limits(max_connections=None),  # the slots are the limit
+            "verify": httpx.create_ssl_context(),  # reading the certificates takes longer than most requests
         }
         self._seen_raw: set[str] = set()
         # The token that is asked for has to fit in as well.

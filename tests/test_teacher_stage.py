@@ -22,10 +22,11 @@ from distill import conversations, prepare, student, teacher
 from distill.config import Config
 from distill.records import ORDERS, to_frame
 from distill.runs import MANIFEST, read_manifest
-from distill.store import LOGITS, StoreWriter, read_logits, write_seen
+from distill.store import LOGITS, StoreWriter, read_logits, read_parts, write_seen
 from distill.targets import entropy, soft_targets
 from tests.composing import configured
 from tests.running import ROOT
+from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
 KILLS = 20
@@ -295,6 +296,31 @@ def test_a_language_model_labels_without_any_fine_tuning(configure: Configure, t
     assert np.abs(outside - logits["outside"].to_numpy()).max() < 1e-6 and 0.5 < outside.min() < 1
     with pytest.raises(ValueError, match="must be one token each"):
         teacher.main(replace_labels(config, ["yes indeed", "B", "C"]))
+
+
+def test_a_reward_model_is_a_teacher_like_any_other(configure: Configure, tmp_path: Path) -> None:
+    reward_model = tiny_judge(tmp_path / "reward", "llama")  # three outputs: three objectives
+    (reward_model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ '<|bos|>' + m['role'] + '\\n' + m['content'] + '<|eos|>' }}{% endfor %}"
+    )
+    config = configure("teacher.kind=reward", "teacher.name=reward", f"teacher.model={reward_model}", "limit=60")
+    teacher.main(config)
+    raw = read_parts(config.root / "rewards" / "reward")
+    assert len(raw) == 120 and raw["rewards"].list.len().eq(3).all()
+    scored = {path: path.stat().st_mtime_ns for path in (config.root / "rewards" / "reward").glob("part-*")}
+    logits = read_logits(teacher.logits_folder(config), "")
+    assert len(logits) == 60 * len(ORDERS) and not logits["in_sample"].any()
+    rows = {c.id: c for c in conversations.load(config.root / "data" / config.data.name)}
+    assert all(rows[i].fold == fold for i, fold in logits.select("id", "judge_fold").iter_rows())
+    by_order = logits.sort("id", "order").group_by("id", maintain_order=True).agg("logits")
+    assert all(ab == ba for ab, ba in by_order["logits"].to_list())  # each response was scored alone
+    teacher.main(replace(config, teacher=replace(config.teacher, reward_l2=9.0), overwrite=True))
+    assert scored == {path: path.stat().st_mtime_ns for path in (config.root / "rewards" / "reward").glob("part-*")}
+    softer = read_logits(teacher.logits_folder(config), "")
+    assert softer["logits"].to_list() != logits["logits"].to_list()
+    assert (
+        student.main(replace(configure("teacher.name=reward", "teacher.same_prompt=false", "limit=60"), run="rm")) < 5
+    )
 
 
 def replace_labels(config: Config, labels: list[str]) -> Config:
