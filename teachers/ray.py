@@ -12,7 +12,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -35,6 +35,11 @@ START_RETRIES = 3  # workers in a row that die while they start
 TASKS_IN_FLIGHT = 2  # of each worker: the next one's prompts are there when it has finished one
 STUCK_SECONDS = 3600  # without a result, a start or a task begun: long for loading a model, short for a run of days
 CLOSE_SECONDS = 60
+LOG_LEVELS = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,  # it warns that its bars are off
+    "ray.data._internal.execution.operators.map_operator": logging.ERROR,  # and that num_cpus and num_gpus are both set
+}
 PROMPTS = pa.schema({"position": pa.int64(), "ids": pa.list_(pa.int32())})
 RESULTS = pa.schema(  # one row a task
     {
@@ -74,35 +79,19 @@ class RayScorer:
         if self._started:
             _start(config.ray)
         try:
-            self._check_room()
+            self._room = _room(config.ray)
         except ValueError:
             self.close()
             raise
-
-    def _check_room(self) -> None:
-        needs = {"GPU": self.settings.gpus, "CPU": self.settings.cpus}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(_fits(needs, node) for node in nodes)
-        if not room:
-            there = "; ".join(f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes)
-            raise ValueError(
-                f"scorer.ray: a worker with gpus={needs['GPU']:g}, cpus={needs['CPU']:g} fits on no node of the "
-                f"cluster, whose nodes have {there}: ask for less, or add nodes first"
-            )
-        if room < self.settings.workers:
-            log.warning(
-                "scorer.ray.workers=%d: the cluster has room for %d now; others start when nodes are added",
-                self.settings.workers,
-                room,
-            )
 
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
         """As `distill.scoring.Scorer` says, a task at a time. Raises `ValueError` for what fails on a worker."""
         blocks = list(self._blocks(prompts))
         if not blocks:
             return
+        workers = min(self.settings.workers, len(blocks))
         pool = ray.data.ActorPoolStrategy(
-            size=min(self.settings.workers, len(blocks)), max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
+            min_size=int(min(workers, self._room)), max_size=workers, max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT
         )
         dataset = ray.data.from_blocks(blocks)
         del blocks  # the object store has them
@@ -155,9 +144,7 @@ class RayScorer:
             self._results.close()
             self._results = None
         if self._started:
-            # Workers that had no more to do are closing their engines now.
-            ending = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::MapWorker")]
-            psutil.wait_procs(ending, timeout=CLOSE_SECONDS)
+            psutil.wait_procs(_local_workers(), timeout=CLOSE_SECONDS)  # they are closing their engines
             ray.shutdown()
             os.environ.clear()
             os.environ.update(self._environment)
@@ -227,6 +214,15 @@ def _started_again() -> bool:
         return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
+def _local_workers() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name().startswith("ray::MapWorker"):  # Ray Data's name for them
+                found.append(child)
+    return found
+
+
 def _check(config: ScorerConfig) -> None:
     settings = config.ray
     for key in ("workers", "prompts_per_task"):
@@ -244,8 +240,27 @@ def _check(config: ScorerConfig) -> None:
         )
 
 
-def _fits(needs: dict[str, float], node: dict[str, float]) -> float:
-    return min((node.get(name, 0) // need for name, need in needs.items() if need), default=math.inf)
+def _room(settings: RayConfig) -> float:
+    """How many workers the cluster's nodes can hold, whoever uses them at the moment; infinite if they ask for nothing.
+
+    Raises `ValueError` if it is none: Ray would wait for ever.
+    """
+    needs = {name: need for name, need in (("GPU", settings.gpus), ("CPU", settings.cpus)) if need}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min((node.get(name, 0) // need for name, need in needs.items()), default=math.inf) for node in nodes)
+    if not room:
+        there = "; ".join(f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes)
+        raise ValueError(
+            f"scorer.ray: a worker with gpus={settings.gpus:g}, cpus={settings.cpus:g} fits on no node of the cluster, "
+            f"whose nodes have {there}: ask for less, or add nodes first"
+        )
+    if room < settings.workers:
+        log.warning(
+            "scorer.ray.workers=%d: the cluster has room for %d now; others start when nodes come",
+            settings.workers,
+            room,
+        )
+    return room
 
 
 def _start(settings: RayConfig) -> None:
@@ -270,5 +285,5 @@ def _start(settings: RayConfig) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    for name, level in LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)

@@ -13,7 +13,7 @@ import ray
 
 from distill.config import ScorerConfig
 from distill.scoring import score
-from teachers.ray import RayScorer
+from teachers.ray import RayScorer, _local_workers
 from teachers.scorers import open_scorer
 from teachers.transformers import TransformersScorer
 from tests.composing import scorer
@@ -26,7 +26,7 @@ REFERENCE = scorer("transformers", batch_tokens=1024)
 def on_ray(vllm: dict[str, Any] | None = None, **changes: Any) -> ScorerConfig:
     """Two workers with transformers that share a core, as `conf/scorer/ray.yaml` has them but for `changes`."""
     config = scorer("ray", batch_tokens=1024, **({} if vllm is None else {"vllm": vllm}))
-    tiny = {"backend": "transformers", "workers": 2, "gpus": 0.0, "cpus": 0.5, "prompts_per_task": 16}
+    tiny: dict[str, Any] = {"backend": "transformers", "workers": 2, "gpus": 0.0, "cpus": 0.5, "prompts_per_task": 16}
     return replace(config, ray=replace(config.ray, **tiny | changes))
 
 
@@ -37,10 +37,6 @@ def random_prompts(count: int, seed: int = 0) -> list[list[int]]:
 
 def expected(model: Path, prompts: Sequence[Sequence[int]]) -> np.ndarray:
     return score(TransformersScorer(model, REFERENCE), prompts)
-
-
-def children(name: str) -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.name().startswith(name)]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +70,7 @@ def test_a_worker_that_is_killed_loses_nothing(judge: RayScorer, tiny_judge_llam
     killed = None
     for position, output in judge.stream(prompts):
         if killed is None:
-            killed = children("ray::MapWorker")[0]
+            killed = _local_workers()[0]
             killed.kill()
         assert position not in found
         found[position] = output
@@ -86,7 +82,7 @@ def test_a_worker_that_is_killed_loses_nothing(judge: RayScorer, tiny_judge_llam
 def test_stopping_early_ends_the_workers(judge: RayScorer) -> None:
     stream = judge.stream(random_prompts(1600))
     next(stream)
-    workers = children("ray::MapWorker")
+    workers = _local_workers()
     stream.close()
     assert workers and not psutil.wait_procs(workers, timeout=60)[1]
 
@@ -106,9 +102,9 @@ def test_refuses_prompts_of_the_wrong_length(judge: RayScorer, prompt: list[int]
 
 def test_a_model_that_a_worker_does_not_see(judge: RayScorer, tmp_path: Path) -> None:
     # Ray runs already: the second scorer joins, and leaves it running.
-    with RayScorer(tmp_path / "elsewhere", on_ray(), MAX_TOKENS) as other:
-        with pytest.raises(ValueError, match=r"there is no model .*elsewhere.*a path that all nodes see"):
-            score(other, random_prompts(4))
+    missing = pytest.raises(ValueError, match=r"there is no model .*elsewhere.*a path that all nodes see")
+    with RayScorer(tmp_path / "elsewhere", on_ray(), MAX_TOKENS) as other, missing:
+        score(other, random_prompts(4))
     assert ray.is_initialized()
 
 
