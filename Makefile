@@ -8,7 +8,7 @@ TEACHER_EXP ?= demo_teacher
 export TORCH_INDEX ALLOW_CUDA PYTHON VENV REQUIREMENTS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher teacher-logits student student-no-teacher export eval demo demo-teacher demo-seeds human test checks format bench clean
+.PHONY: help setup data teacher teacher-logits student student-no-teacher export eval demo demo-teacher demo-seeds human in-fold test checks format bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
@@ -61,6 +61,13 @@ human: ## The whole path on real human votes (over an hour)
 	$(PY) -m distill.student -m +exp=human_teacher fold=0,1,2
 	$(MAKE) teacher-logits student-no-teacher student export eval EXP=human
 
+in-fold: ## In-fold against out-of-fold targets on the same real votes, three seeds (half an hour after make human)
+	$(PY) -m distill.teacher +exp=human teacher.rows=in_fold
+	$(PY) -m distill.student -m +exp=human seed=1,2
+	$(PY) -m distill.student +exp=human teacher.rows=in_fold
+	$(PY) -m distill.student -m +exp=human seed=1,2 teacher.rows=in_fold
+	$(PY) -m eval +exp=human 'eval.seeds=[0,1,2]' 'eval.variants=["teacher.rows=in_fold"]'
+
 test: ## All tests
 	$(PY) -m pytest $(ARGS)
 
@@ -75,6 +82,7 @@ format: ## Rewrite the code in the project's format
 
 bench: ## Side-by-side measurements; each prints one JSON line last
 	$(PY) -m bench.prepare
+	$(PY) -m bench.store
 	$(PY) -m bench.teacher
 
 clean: ## Remove caches; artifacts stay

@@ -116,7 +116,7 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]
     folder = root / "models" / f"{base.name}-first-{layers}-layers"
-    identity = {"base": str(base), "config": config}
+    identity = {"base": digest(base), "config": config}
     if is_finished(folder, "model", identity, [], root):
         return folder
     partial = begin(folder)

@@ -67,18 +67,16 @@ def seeds_table(summary: Mapping[str, Any]) -> Table:
         title=f"{len(summary['seeds'])} training seeds: {', '.join(map(str, summary['seeds']))}",
         caption="intervals: 95%, over rows and seeds; gain: by how many nats the student is better, paired",
     )
-    table.add_column("judge")
-    for heading in ("log loss", "95% interval", "sd over seeds", "accuracy", "ECE", "flips", "student's gain"):
-        table.add_column(heading, justify="right")
+    table.add_column("judge", overflow="fold")
+    for heading in ("log loss", "95% interval", "student's gain", "95% interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for judge, of in summary["judges"].items():
         gain = summary["gains"].get(judge)
         table.add_row(
             judge,
             f"{of['log_loss']:.4f}",
             "{:.4f} to {:.4f}".format(*of["log_loss_ci"]),
-            f"{of['log_loss_sd']:.4f}",
-            *(f"{of[name]:.1%}" for name in ("accuracy", "ece", "flip_rate")),
-            "" if gain is None else "{:+.4f} ({:+.4f} to {:+.4f})".format(gain["difference"], *gain["ci"]),
+            *([] if gain is None else [f"{gain['difference']:+.4f}", "{:+.4f} to {:+.4f}".format(*gain["ci"])]),
         )
     return table
 

@@ -34,7 +34,7 @@ class TrainedJudge:
     def merged(self, root: Path) -> Path:
         """Base and adapter as one sequence classifier below `root`/models, made once."""
         folder = root / "models" / f"merged-{self.manifest.content[:16]}"
-        identity = {"adapter": self.manifest.content, "base": str(self.base)}
+        identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
         if not runs.is_finished(folder, "merge", identity, [], root):
             merge_adapter(self.base, self.folder / "adapter", folder, stored_dtype(self.base))
             runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
@@ -43,7 +43,7 @@ class TrainedJudge:
     def unmerged(self, root: Path) -> tuple[Path, Path]:
         """Base with its score head, and the adapter to be served beside it: no copy of the base's weights."""
         folder = root / "models" / f"unmerged-{self.manifest.content[:16]}"
-        identity = {"adapter": self.manifest.content, "base": str(self.base)}
+        identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
         if not runs.is_finished(folder, "merge", identity, [], root):
             unmerge_adapter(self.base, self.folder / "adapter", folder / "model", folder / "adapter")
             runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ PACKAGES = ("distill", "teachers")  # what a worker imports of ours: Ray takes t
 START_RETRIES = 3  # workers in a row that die while they start
 TASKS_IN_FLIGHT = 2  # of each worker: the next one's prompts are there when it has finished one
 STUCK_SECONDS = 3600  # without a result, a start or a task begun: long for loading a model, short for a run of days
+CONNECT_SECONDS = 20
 CLOSE_SECONDS = 60
 LOG_LEVELS = {
     "ray.data": logging.WARNING,
@@ -268,6 +270,7 @@ def _start(settings: RayConfig) -> None:
     # `ray.init` takes SIGTERM for itself, which whoever scores may have an answer to.
     before = signal.getsignal(signal.SIGTERM)
     try:
+        _check_address(settings.address)
         ray.init(
             address=settings.address or "local",  # null would join what RAY_ADDRESS names
             include_dashboard=None if settings.address else False,
@@ -277,13 +280,20 @@ def _start(settings: RayConfig) -> None:
                 "env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1"},  # each worker would show bars of its own
             },
         )
-    except ConnectionError as error:
+    except OSError as error:
         raise ValueError(
-            f"scorer.ray.address={settings.address}: no Ray cluster answers there ({error}); start it, or set the "
-            "address to null for this machine alone"
+            f"scorer.ray.address={settings.address}: no Ray cluster lets us in there ({error}); start it, set "
+            "RAY_AUTH_MODE=token if it asks for a token, or set the address to null for this machine alone"
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
     for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
+
+
+def _check_address(address: str | None) -> None:
+    """Raise `OSError` where nothing answers at a host:port: Ray would try for a quarter of an hour."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()

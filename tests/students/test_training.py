@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill import prepare, student
+from distill import conversations, prepare, student
 from distill.config import Config
 from distill.prompts import Renderer
 from distill.records import ORDERS
 from distill.runs import write_manifest
-from distill.store import STORE, LogitsWriter
+from distill.store import LOGITS, NO_FOLD, StoreWriter
 from students.loop import Trainer, rate_factor
 from tests.composing import configured
 from tests.running import succeeds
@@ -31,22 +31,24 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("artifacts")
     config = configured("+exp=smoke", f"paths.root={root}")
     prepare.main(config)
-    law = pl.read_parquet(root / "data" / "smoke" / "law.parquet")
+    law = dict(pl.read_parquet(root / "data" / "smoke" / "law.parquet").rows())
     rows = [
         {
-            "id": i,
+            "id": c.id,
             "order": order,
-            "logits": [math.log(x) for x in p],
+            "logits": [math.log(x) for x in law[c.id]],
             "prompt_tokens": 1,
             "truncated": False,
-            "judge_fold": 0,
+            "judge_fold": NO_FOLD,
             "in_sample": False,
+            "fingerprint": c.fingerprint(),
         }
-        for i, p in law.rows()
+        for c in conversations.load(root / "data" / "smoke")
         for order in ORDERS
     ]
     store = root / "logits" / "smoke"
-    LogitsWriter(store, {}).append(pl.DataFrame(rows, schema=STORE))
+    with StoreWriter(store, {}, "the law") as writer:
+        writer.append(pl.DataFrame(rows, schema=LOGITS))
     (root / "template").write_text(Renderer(config.prompt, Path(_tokenizer(tmp_path_factory))).hashes["template"])
     write_manifest(store, "teacher", {}, [], root, prompt={"template": (root / "template").read_text()})
     return root

@@ -30,7 +30,7 @@ from tests.composing import scorer
 
 MAX_TOKENS = 64
 PATIENCE = 0.05  # the first pause of the tests that do not measure it
-ONE_REQUEST = {"prompts_per_request": 1, "requests_in_flight": 1}
+ONE_REQUEST: dict[str, Any] = {"prompts_per_request": 1, "requests_in_flight": 1}
 
 
 def configured(*urls: str, method: str = "classify", **changes: Any) -> ScorerConfig:
@@ -383,7 +383,7 @@ class TestFailures:
         judge = ServerScorer(
             configured(fake.url, retries=3, prompts_per_request=1, requests_in_flight=in_flight), MAX_TOKENS
         )
-        finished = []
+        finished: list[tuple[int, np.ndarray]] = []
         with pytest.raises(ValueError, match=rf"{fake.url} still fails after 3 retries: status 503, as told.*stays"):
             finished.extend(judge.stream(PROMPTS))
         # What was finished came out; one request after another probed the server, whatever else was under way.
@@ -503,7 +503,7 @@ class TestConfiguration:
         ("key", "value"),
         [("prompts_per_request", 0), ("requests_in_flight", 0), ("retries", -1), ("timeout_s", 0.0)],
     )
-    def test_numbers_that_would_never_send_anything(self, key: str, value: float) -> None:
+    def test_numbers_that_would_never_send_anything(self, key: str, value: Any) -> None:
         with pytest.raises(ValueError, match=f"scorer.server.{key}={value}"):
             ServerScorer(configured("http://localhost:1", **{key: value}), MAX_TOKENS)
 
