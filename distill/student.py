@@ -42,13 +42,13 @@ def main(config: Config) -> float:
     data = config.root / "data" / config.data.name
     store = config.root / "logits" / str(config.teacher.name)
     distils = config.loss.soft_weight > 0
+    parents = [data, store] if distils else [data]
+    identity = run_identity(config)
+    rows = conversations.load(data)[: config.limit]
     if distils and config.teacher.name is None:
         raise ValueError(
             "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss.soft_weight=0"
         )
-    parents = [data, store] if distils else [data]
-    identity = run_identity(config)
-    rows = conversations.load(data)[: config.limit]
     training, validation = split(rows, config.fold, config.student.validation_share, config.seed)
     targets = None
     if distils:

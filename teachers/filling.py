@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, Self, TypeVar
@@ -200,7 +201,9 @@ def fill(
         for position, item in enumerate(ahead(rendered, PROMPTS_AHEAD)):
             if interrupt.asked:
                 return
-            held[position] = item
+            held[position] = replace(
+                item, ids=range(len(item.ids))
+            )  # Ray draws all prompts: their ids would be many GB
             yield item.ids
 
     def write() -> None:

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("distill", "teachers")  # what a worker imports of ours: Ray takes them along
 START_RETRIES = 3  # workers in a row that die while they start
 TASKS_IN_FLIGHT = 2  # of each worker: the next one's prompts are there when it has finished one
-STUCK_SECONDS = 3600  # without a result, a start or a task begun: long for loading a model, short for a run of days
+STUCK_SECONDS = 3600  # without any result: long for loading a model, short for a run of days
 CONNECT_SECONDS = 20
 CLOSE_SECONDS = 60
 LOG_LEVELS = {
@@ -243,10 +243,7 @@ def _check(config: ScorerConfig) -> None:
 
 
 def _room(settings: RayConfig) -> float:
-    """How many workers the cluster's nodes can hold, whoever uses them at the moment; infinite if they ask for nothing.
-
-    Raises `ValueError` if it is none: Ray would wait for ever.
-    """
+    """How many workers the nodes can hold, whoever uses them now. Raises `ValueError` for none: Ray would just wait."""
     needs = {name: need for name, need in (("GPU", settings.gpus), ("CPU", settings.cpus)) if need}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(min((node.get(name, 0) // need for name, need in needs.items()), default=math.inf) for node in nodes)
@@ -257,11 +254,8 @@ def _room(settings: RayConfig) -> float:
             f"whose nodes have {there}: ask for less, or add nodes first"
         )
     if room < settings.workers:
-        log.warning(
-            "scorer.ray.workers=%d: the cluster has room for %d now; others start when nodes come",
-            settings.workers,
-            room,
-        )
+        more = "the others start when nodes come"
+        log.warning("scorer.ray.workers=%d: the cluster has room for %d now; %s", settings.workers, room, more)
     return room
 
 
@@ -281,6 +275,8 @@ def _start(settings: RayConfig) -> None:
             },
         )
     except OSError as error:
+        if settings.address is None:
+            raise
         raise ValueError(
             f"scorer.ray.address={settings.address}: no Ray cluster lets us in there ({error}); start it, set "
             "RAY_AUTH_MODE=token if it asks for a token, or set the address to null for this machine alone"

@@ -1,5 +1,9 @@
 import os
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -39,14 +43,59 @@ def expected(model: Path, prompts: Sequence[Sequence[int]]) -> np.ndarray:
     return score(TransformersScorer(model, REFERENCE), prompts)
 
 
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a cluster of one node, started apart from this process, as an administrator would."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # socket names must be short: not below tmp_path
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
+        command += [
+            "--num-cpus=2",
+            "--num-gpus=2",
+            "--include-dashboard=false",
+            "--disable-usage-stats",
+            f"--temp-dir={folder}",
+        ]
+        head = subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert head.stdout is not None and any("runtime started" in line for line in head.stdout)
+        yield f"127.0.0.1:{port}"
+        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        for process in processes:
+            process.kill()  # `ray stop` would end every Ray on the machine
+        psutil.wait_procs(processes)
+
+
+def test_joins_a_running_cluster(cluster: str, tiny_llama: Path) -> None:
+    prompts = random_prompts(64)
+    labelled: dict[str, Any] = {"method": "label_tokens", "labels": ["A", "B", "?"]}
+    config = replace(on_ray(address=cluster, gpus=1.0), **labelled)  # of the two GPUs that it believes it has
+    with open_scorer(tiny_llama, config, MAX_TOKENS) as judge:
+        found = score(judge, prompts)
+    with open_scorer(tiny_llama, replace(REFERENCE, **labelled), MAX_TOKENS) as reference:
+        assert np.abs(found - score(reference, prompts)).max() < 1e-5
+    with socket.create_connection(("127.0.0.1", int(cluster.rpartition(":")[2])), timeout=10):
+        pass  # the cluster is still there
+    assert not ray.is_initialized()
+
+
+@pytest.mark.timeout(60)
+def test_an_address_where_nothing_answers(tiny_judge_llama: Path) -> None:
+    with pytest.raises(ValueError, match=r"scorer\.ray\.address=127\.0\.0\.1:9: no Ray cluster"):
+        RayScorer(tiny_judge_llama, on_ray(address="127.0.0.1:9"), MAX_TOKENS)
+
+
 @pytest.fixture(scope="module")
 def judge(tiny_judge_llama: Path) -> Iterator[RayScorer]:
     before = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    processes = set(psutil.Process().children(recursive=True))
     with open_scorer(tiny_judge_llama, on_ray(), MAX_TOKENS) as judge:
         assert isinstance(judge, RayScorer)
         assert signal.getsignal(signal.SIGTERM) == before[0]  # the stage's own answer to it stays
         yield judge
-    assert not ray.is_initialized() and not psutil.Process().children(recursive=True)
+    assert not ray.is_initialized() and not set(psutil.Process().children(recursive=True)) - processes
     assert (signal.getsignal(signal.SIGTERM), dict(os.environ)) == before
 
 
@@ -60,7 +109,7 @@ def test_equals_transformers_task_by_task(judge: RayScorer, tiny_judge_llama: Pa
         arrived.append(time.perf_counter())
     assert sorted(found) == [*range(len(prompts))]
     assert np.abs(np.stack([found[i] for i in range(len(prompts))]) - expected(tiny_judge_llama, prompts)).max() < 1e-5
-    assert len({t for t in np.round(arrived, 1)}) > 3  # not all at the end
+    assert len(set(np.round(arrived, 1))) > 3  # not all at the end
     assert score(judge, []).shape == (0, 3)
 
 
@@ -80,7 +129,7 @@ def test_a_worker_that_is_killed_loses_nothing(judge: RayScorer, tiny_judge_llam
 
 
 def test_stopping_early_ends_the_workers(judge: RayScorer) -> None:
-    stream = judge.stream(random_prompts(1600))
+    stream: Any = judge.stream(random_prompts(1600))
     next(stream)
     workers = _local_workers()
     stream.close()
@@ -109,7 +158,8 @@ def test_a_model_that_a_worker_does_not_see(judge: RayScorer, tmp_path: Path) ->
 
 
 def test_workers_that_fit_nowhere_are_refused_at_once(judge: RayScorer, tiny_judge_llama: Path) -> None:
-    for changes in ({"gpus": 8.0}, {"cpus": 4096.0}):
+    asked: list[dict[str, Any]] = [{"gpus": 64.0}, {"cpus": 4096.0}]
+    for changes in asked:
         with pytest.raises(ValueError, match=r"fits on no node .* have \d+ GPUs and \d+ CPUs"):
             RayScorer(tiny_judge_llama, on_ray(**changes), MAX_TOKENS)
 
@@ -133,7 +183,7 @@ def test_vllm_on_a_worker_equals_transformers(judge: RayScorer, tiny_judge_llama
     stem = random_prompts(1)[0] + random_prompts(1, seed=1)[0]
     prompts = [stem[:200] + tail[:50] for tail in random_prompts(40, seed=2)]
     config = on_ray(backend="vllm", workers=1, vllm={"enable_prefix_caching": True})
-    with RayScorer(tiny_judge_llama, config, MAX_TOKENS) as engine:
+    with open_scorer(tiny_judge_llama, config, MAX_TOKENS) as engine:
         found = score(engine, prompts)
         assert engine.tokens_cached > 100 * len(prompts) / 2  # the shared beginning, in later tasks at least
     assert np.abs(found - expected(tiny_judge_llama, prompts)).max() < 1e-4
