@@ -213,7 +213,9 @@ def as_classifier(model: Path, folder: Path) -> Path:
             f"may be one: {candidates}. If one is, save the model with that tensor named score.weight"
         )
     if not config.get("architectures"):
-        raise ValueError(f"{model}/config.json names no architectures: add the class of the model, such as LlamaForCausalLM")
+        raise ValueError(
+            f"{model}/config.json names no architectures: add the class of the model, such as LlamaForCausalLM"
+        )
     if head == HEADS[0] and config["architectures"][0].endswith("ForSequenceClassification"):
         return model
     shard, (outputs, _) = places[head]

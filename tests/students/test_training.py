@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distill import prepare, student
+from distill import conversations, prepare, student
 from distill.config import Config
 from distill.prompts import Renderer
 from distill.records import ORDERS
 from distill.runs import write_manifest
-from distill.store import STORE, LogitsWriter
+from distill.store import LOGITS, NO_FOLD, StoreWriter
 from students.loop import Trainer, rate_factor
 from tests.composing import configured
 from tests.running import succeeds
@@ -31,22 +31,24 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("artifacts")
     config = configured("+exp=smoke", f"paths.root={root}")
     prepare.main(config)
-    law = pl.read_parquet(root / "data" / "smoke" / "law.parquet")
+    law = dict(pl.read_parquet(root / "data" / "smoke" / "law.parquet").rows())
     rows = [
         {
-            "id": i,
+            "id": c.id,
             "order": order,
-            "logits": [math.log(x) for x in p],
+            "logits": [math.log(x) for x in law[c.id]],
             "prompt_tokens": 1,
             "truncated": False,
-            "judge_fold": 0,
+            "judge_fold": NO_FOLD,
             "in_sample": False,
+            "fingerprint": c.fingerprint(),
         }
-        for i, p in law.rows()
+        for c in conversations.load(root / "data" / "smoke")
         for order in ORDERS
     ]
     store = root / "logits" / "smoke"
-    LogitsWriter(store, {}).append(pl.DataFrame(rows, schema=STORE))
+    with StoreWriter(store, {}, "the law") as writer:
+        writer.append(pl.DataFrame(rows, schema=LOGITS))
     (root / "template").write_text(Renderer(config.prompt, Path(_tokenizer(tmp_path_factory))).hashes["template"])
     write_manifest(store, "teacher", {}, [], root, prompt={"template": (root / "template").read_text()})
     return root
@@ -79,7 +81,7 @@ def losses(config: Config) -> torch.Tensor:
 
 @pytest.fixture
 def straight(configure: Configure) -> Config:
-    config = configure("straight", "student.epochs=2", "loss.temperature=2")
+    config = configure("straight", "student.epochs=2", "loss.kl.temperature=2")
     student.main(config)
     return config
 
@@ -100,8 +102,8 @@ def test_a_run_writes_what_the_contract_says(straight: Config, configure: Config
     assert metrics["steps"] == len(curve) == 10
     assert metrics["validation_log_loss"] == curve["validation_log_loss"].min()
     assert student.main(straight) == metrics["validation_log_loss"]  # finished: nothing is trained again
-    with pytest.raises(ValueError, match=r"loss.temperature: there 2.0, now 3.0"):
-        student.main(configure("straight", "student.epochs=2", "loss.temperature=3"))
+    with pytest.raises(ValueError, match=r"loss.kl.temperature: there 2.0, now 3.0"):
+        student.main(configure("straight", "student.epochs=2", "loss.kl.temperature=3"))
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
@@ -116,6 +118,37 @@ def test_micro_batches_do_not_change_the_result(
     for config in (large, small):
         student.main(config)
     torch.testing.assert_close(losses(large), losses(small), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
+def test_padding_free_equals_padded(configure: Configure, family: str, request: pytest.FixtureRequest) -> None:
+    base = request.getfixturevalue(family)
+    padded, free = (
+        configure(f"{family}-{flag}", "student.lora.dropout=0", f"engine.padding_free={flag}", base=base)
+        for flag in ("false", "true")
+    )
+    for config in (padded, free):
+        student.main(config)
+    torch.testing.assert_close(losses(padded), losses(free), atol=1e-4, rtol=0)
+    assert history(free)["padding"].eq(0).all() and history(padded)["padding"].gt(0).any()
+    assert history(free)["validation_log_loss"][-1] == pytest.approx(history(padded)["validation_log_loss"][-1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("loss=blackpearl",),
+        ("loss=wsdm3", "student.lora.method=rslora", "optimizer.decay=linear"),
+        ("loss.swap_consistency.weight=0.5", "loss.rows.confidence=1", "loss.kl.final_weight=0.2"),
+        ("loss.reverse_kl.weight=1", "loss.squared_error.weight=0.1", "loss.skew_kl.weight=1", "optimizer.clip=0"),
+        ("optimizer.kahan=true", "engine=zero0"),
+    ],
+)
+def test_recipes_train(configure: Configure, overrides: tuple[str, ...]) -> None:
+    config = configure(f"recipe-{'-'.join(overrides)[:40].replace('/', '_')}", "student.epochs=2", *overrides)
+    student.main(config)
+    curve = losses(config)
+    assert torch.isfinite(curve).all() and curve[-3:].mean() < curve[:3].mean()
 
 
 def test_zero_stages_agree(configure: Configure) -> None:
@@ -156,7 +189,7 @@ def test_two_ranks_train_as_one(configure: Configure, root: Path, tiny_llama: Pa
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     configure: Configure, straight: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = configure("killed", "student.epochs=2", "loss.temperature=2")
+    killed = configure("killed", "student.epochs=2", "loss.kl.temperature=2")
     steps_taken, take_step = 0, Trainer.take_step
 
     def dies_at_step_eight(self: Trainer, step: list[int], epoch: int) -> dict[str, object]:
@@ -171,21 +204,21 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         student.main(killed)
     assert not (student.run_folder(killed) / "manifest.json").exists()
     with pytest.raises(
-        ValueError, match=r"started differently:\n  - loss.temperature: there 2.0, now 3.0\n.*overwrite=true"
+        ValueError, match=r"started differently:\n  - loss.kl.temperature: there 2.0, now 3.0\n.*overwrite=true"
     ):
-        student.main(configure("killed", "student.epochs=2", "loss.temperature=3"))
+        student.main(configure("killed", "student.epochs=2", "loss.kl.temperature=3"))
     student.main(killed)
     assert steps_taken == 8 + 5  # it went on from the checkpoint after the first epoch
-    columns = ["step", "loss", "cross_entropy", "kl_divergence", "grad_norm", "lr", "validation_log_loss"]
+    columns = ["step", "loss", "cross_entropy", "kl", "grad_norm", "lr", "validation_log_loss"]
     assert history(killed).select(columns).equals(history(straight).select(columns))
 
 
 def test_without_a_teacher_the_loss_is_cross_entropy_alone(configure: Configure) -> None:
-    config = configure("votes", "loss.soft_weight=0")
+    config = configure("votes", "loss=votes")
     student.main(config)
     curve = history(config)
-    assert curve["loss"].equals(curve["cross_entropy"]) and curve["kl_divergence"].null_count() == len(curve)
-    teacher = configure("votes", "role=teacher")  # whatever soft_weight says
+    assert curve["loss"].equals(curve["cross_entropy"]) and curve["kl"].null_count() == len(curve)
+    teacher = configure("votes", "role=teacher")  # whatever the loss says
     student.main(teacher)
     assert history(teacher)["loss"].equals(curve["loss"])
 
@@ -207,9 +240,9 @@ def test_a_sweep_trains_each_job_with_a_fresh_engine(root: Path, tiny_llama: Pat
         f"paths.root={root}",
         f"student.base={tiny_llama}",
         "student.layers=null",
-        "loss.soft_weight=0,0.5,0.9",
+        "loss=votes,distill,wsdm3",
     )
-    assert len(list(root.glob("students/sweep,*loss.soft_weight=*/fold=0/manifest.json"))) == 3, output
+    assert len(list(root.glob("students/sweep,*loss=*/fold=0/manifest.json"))) == 3, output
 
 
 def test_rates_warm_up_and_fall_to_zero() -> None:
