@@ -142,9 +142,6 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """`kahan` keeps what bf16 parameters lose in rounding (torch-optimi)."""
-
-    kahan: bool
     lr: float
     head_lr: float
     betas: list[float]

@@ -103,8 +103,9 @@ def main(config: Config) -> float:
 
 def votes_alone(loss: LossConfig) -> LossConfig:
     """The loss of a teacher, which learns from votes alone."""
-    none = {name: replace(term, weight=0.0, final_weight=None) for name, term in loss.terms.items()}
-    return replace(loss, **none, cross_entropy=replace(loss.cross_entropy, weight=1.0, final_weight=None))
+    terms = {name: replace(term, weight=0.0, final_weight=None) for name, term in loss.terms.items()}
+    terms["cross_entropy"] = replace(loss.cross_entropy, weight=1.0, final_weight=None)
+    return replace(loss, **terms)
 
 
 def run_folder(config: Config) -> Path:

@@ -81,18 +81,7 @@ def open_optimizer(judge: Judge, config: Config) -> torch.optim.Optimizer:
     lora, head = judge.trainable()
     groups = [{"params": lora, "lr": config.optimizer.lr}, {"params": head, "lr": config.optimizer.head_lr}]
     first, second = config.optimizer.betas
-    if not config.optimizer.kahan:
-        return torch.optim.AdamW(groups, betas=(first, second), weight_decay=config.optimizer.weight_decay)
-    from optimi import AdamW
-
-    # Zamirai et al. 2020, "Revisiting BFloat16 Training", arXiv 2010.06192.
-    return AdamW(
-        groups,
-        lr=config.optimizer.lr,
-        betas=(first, second),
-        weight_decay=config.optimizer.weight_decay,
-        kahan_sum=True,
-    )
+    return torch.optim.AdamW(groups, betas=(first, second), weight_decay=config.optimizer.weight_decay)
 
 
 def offloading(config: EngineConfig) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class Trainer:
                     progress.history.append(record)
                     self.tracker.log({k: v for k, v in record.items() if v is not None}, progress.step)
                     bar.update()
-                    bar.set_postfix_str(f"loss {record['loss']:.4f}, {record['tokens'] / record['seconds']:.0f} tokens/s")
+                    rate = record["tokens"] / record["seconds"]
+                    bar.set_postfix_str(f"loss {record['loss']:.4f}, {rate:.0f} tokens/s")
                     signalled = stop.anywhere(self.device)
                     if signalled or record["validation_log_loss"] is not None or self.checkpoint_is_due():
                         self.checkpoint()

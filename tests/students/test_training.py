@@ -131,7 +131,8 @@ def test_padding_free_equals_padded(configure: Configure, family: str, request: 
         student.main(config)
     torch.testing.assert_close(losses(padded), losses(free), atol=1e-4, rtol=0)
     assert history(free)["padding"].eq(0).all() and history(padded)["padding"].gt(0).any()
-    assert history(free)["validation_log_loss"][-1] == pytest.approx(history(padded)["validation_log_loss"][-1], abs=1e-4)
+    ends = [history(config)["validation_log_loss"][-1] for config in (free, padded)]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -141,18 +142,19 @@ def test_padding_free_equals_padded(configure: Configure, family: str, request: 
         ("loss=wsdm3", "student.lora.method=rslora", "optimizer.decay=linear"),
         ("loss.swap_consistency.weight=0.5", "loss.rows.confidence=1", "loss.kl.final_weight=0.2"),
         ("loss.reverse_kl.weight=1", "loss.squared_error.weight=0.1", "loss.skew_kl.weight=1", "optimizer.clip=0"),
-        ("optimizer.kahan=true", "engine=zero0"),
+        ("loss=kl", "loss.kl.temperature=5", "loss.kl.final_temperature=1", "optimizer.decay=constant"),
     ],
 )
 def test_recipes_train(configure: Configure, overrides: tuple[str, ...]) -> None:
-    config = configure(f"recipe-{'-'.join(overrides)[:40].replace('/', '_')}", "student.epochs=2", *overrides)
+    config = configure(f"recipe-{abs(hash(overrides))}", "student.epochs=2", *overrides)
     student.main(config)
     curve = losses(config)
     assert torch.isfinite(curve).all() and curve[-3:].mean() < curve[:3].mean()
 
 
 def test_zero_stages_agree(configure: Configure) -> None:
-    configs = [configure(f"zero{stage}", "student.lora.dropout=0", f"engine.zero_stage={stage}") for stage in range(4)]
+    engines = ["zero0", "zero1", "zero2", "zero3", "zero3_cpu"]
+    configs = [configure(engine, "student.lora.dropout=0", f"engine={engine}") for engine in engines]
     for config in configs:
         student.main(config)
     for config in configs[1:]:
@@ -246,6 +248,8 @@ def test_a_sweep_trains_each_job_with_a_fresh_engine(root: Path, tiny_llama: Pat
 
 
 def test_rates_warm_up_and_fall_to_zero() -> None:
-    factors = [rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[0] == 0.1 and factors[9] == 1.0 and factors[-1] < 0.001
-    assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    for decay, last in (("cosine", 0.001), ("linear", 0.02)):
+        factors = [rate_factor(step, 100, 0.1, decay) for step in range(100)]
+        assert factors[0] == 0.1 and factors[9] == 1.0 and factors[-1] < last
+        assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    assert rate_factor(99, 100, 0.1, "constant") == 1.0
