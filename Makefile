@@ -30,7 +30,7 @@ student: ## Distil the student
 	$(PY) -m distill.student +exp=$(EXP) $(ARGS)
 
 student-no-teacher: ## The same student on votes alone, for comparison
-	$(PY) -m distill.student +exp=$(EXP) loss.soft_weight=0 $(ARGS)
+	$(PY) -m distill.student +exp=$(EXP) loss=votes $(ARGS)
 
 export: ## Merge and quantise the student, and check what that cost
 	$(PY) -m distill.export +exp=$(EXP) $(ARGS)
@@ -53,7 +53,7 @@ demo-teacher: ## Rebuild the shipped demo teacher in teachers/demo (most of an h
 
 demo-seeds: ## What distillation gains on the demo data over three training seeds (about 15 minutes after make demo)
 	$(PY) -m distill.student -m +exp=demo seed=1,2
-	$(PY) -m distill.student -m +exp=demo seed=1,2 loss.soft_weight=0
+	$(PY) -m distill.student -m +exp=demo seed=1,2 loss=votes
 	$(PY) -m eval +exp=demo 'eval.seeds=[0,1,2]'
 
 human: ## The whole path on real human votes (over an hour)

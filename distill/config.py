@@ -68,6 +68,9 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
+    """`method`: the scale is alpha / rank, for rslora alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)."""
+
+    method: Literal["lora", "rslora"]
     rank: int
     alpha: int
     dropout: float
@@ -93,9 +96,48 @@ class StudentConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
-    soft_weight: float
+class TermConfig:
+    """One term of the loss. It moves straight from `weight` to `final_weight` over the training, null: it stays."""
+
+    weight: float
     temperature: float
+    final_weight: float | None
+    final_temperature: float | None
+
+
+@dataclass(frozen=True)
+class RowWeightsConfig:
+    """How much a conversation counts in the loss."""
+
+    votes: Literal["one", "count"]
+    confidence: float
+    sources: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The terms that `students/losses.py` defines; those of weight 0 are absent."""
+
+    cross_entropy: TermConfig
+    kl: TermConfig
+    reverse_kl: TermConfig
+    jensen_shannon: TermConfig
+    skew_kl: TermConfig
+    cosine: TermConfig
+    squared_error: TermConfig
+    swap_consistency: TermConfig
+    rows: RowWeightsConfig
+
+    @property
+    def terms(self) -> dict[str, TermConfig]:
+        """The terms that count at any time of the training, by name."""
+        every = {name: term for name, term in vars(self).items() if isinstance(term, TermConfig)}
+        return {name: term for name, term in every.items() if term.weight or term.final_weight}
+
+    @property
+    def distils(self) -> bool:
+        """Whether a term needs a teacher."""
+        return bool(self.terms.keys() - {"cross_entropy", "swap_consistency"})
 
 
 @dataclass(frozen=True)
@@ -105,13 +147,22 @@ class OptimizerConfig:
     betas: list[float]
     weight_decay: float
     warmup: float
+    decay: Literal["cosine", "linear", "constant"]
     clip: float
 
 
 @dataclass(frozen=True)
 class EngineConfig:
+    """How a step is carried out; nothing here changes what is learnt.
+
+    `offload`: where optimiser states (and, with zero_stage 3, parameters) are kept.
+    """
+
     zero_stage: Literal[0, 1, 2, 3]
-    offload: bool
+    offload: Literal["none", "cpu", "nvme"]
+    nvme_path: str | None
+    padding_free: bool
+    checkpoint_minutes: float
 
 
 @dataclass(frozen=True)
@@ -311,6 +362,8 @@ def _value(hint: Any, value: Any, at: str, problems: list[str]) -> Any:
         return None
     if origin is list:
         return [_value(arguments[0], item, f"{at}[{i}]", problems) for i, item in enumerate(value)]
+    if origin is dict and arguments[1] is not Any:
+        return {key: _value(arguments[1], item, _join(at, key), problems) for key, item in value.items()}
     return float(value) if hint is float else value
 
 

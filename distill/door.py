@@ -25,7 +25,7 @@ NAMING = (
 def run_name(name: str, overrides: Iterable[str]) -> str:
     """`name` plus the overrides that change the trained model, so that no variant writes over another.
 
-    The same overrides name the same run at every door: `demo,loss.soft_weight=0` is trained, exported and evaluated
+    The same overrides name the same run at every door: `demo,loss=votes` is trained, exported and evaluated
     under that name.
     """
     plain = [override.lstrip("+~").replace(",", "+").replace("/", "+") for override in overrides]

@@ -1,7 +1,7 @@
 """Train one judge on one fold: python -m distill.student +exp=demo
 
 `role=student` (default) distils a teacher's logits and the votes; `role=teacher` trains on votes alone and writes
-below teachers/, where distill.teacher finds it. `-m fold=0,1,2,3,4` trains all folds, `-m loss.soft_weight=0,0.5,0.9`
+below teachers/, where distill.teacher finds it. `-m fold=0,1,2,3,4` trains all folds, `-m loss=votes,distill,wsdm3`
 sweeps; `deepspeed --module --no_local_rank --num_accelerators 2 distill.student +exp=demo` uses two ranks. A run that
 was killed goes on from its last checkpoint. Returns the validation log loss, which a sweep minimises.
 """
@@ -9,9 +9,9 @@ was killed goes on from its last checkpoint. Returns the validation log loss, wh
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from distill.config import Config, to_mapping
+from distill.config import Config, LossConfig, to_mapping
 from distill.door import door
 
 if TYPE_CHECKING:
@@ -37,17 +37,17 @@ def main(config: Config) -> float:
     from students.tracking import open_tracker
 
     if config.role == "teacher":
-        config = replace(config, loss=replace(config.loss, soft_weight=0.0))  # a teacher learns from votes alone
+        config = replace(config, loss=votes_alone(config.loss))
     folder = run_folder(config)
     data = config.root / "data" / config.data.name
     store = config.root / "logits" / str(config.teacher.name)
-    distils = config.loss.soft_weight > 0
+    distils = config.loss.distils
     parents = [data, store] if distils else [data]
     identity = run_identity(config)
     rows = conversations.load(data)[: config.limit]
     if distils and config.teacher.name is None:
         raise ValueError(
-            "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss.soft_weight=0"
+            "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes"
         )
     training, validation = split(rows, config.fold, config.student.validation_share, config.seed)
     targets = None
@@ -65,8 +65,8 @@ def main(config: Config) -> float:
     base = models.resolve(config.student.base, config.root, config.student.layers)
     renderer = Renderer(config.prompt, base)
     check_template(config, renderer.hashes["template"]) if distils else None
-    examples = make_examples(training, renderer.render(training), targets)
-    held = make_examples(validation, renderer.render(validation), None)
+    examples = make_examples(training, renderer.render(training), targets, config.loss.rows)
+    held = make_examples(validation, renderer.render(validation), None, config.loss.rows)
     with process_group() as (rank, world):
         if rank == 0:
             runs.claim(folder, identity, parents, config.root, config.overwrite)
@@ -101,6 +101,13 @@ def main(config: Config) -> float:
     return progress.best_log_loss
 
 
+def votes_alone(loss: LossConfig) -> LossConfig:
+    """The loss of a teacher, which learns from votes alone."""
+    terms: dict[str, Any] = {name: replace(term, weight=0.0, final_weight=None) for name, term in loss.terms.items()}
+    terms["cross_entropy"] = replace(loss.cross_entropy, weight=1.0, final_weight=None)
+    return replace(loss, **terms)
+
+
 def run_folder(config: Config) -> Path:
     """Where the configured run lives: students/<run>/fold=<k> or teachers/<run>/fold=<k>."""
     return config.root / f"{config.role}s" / config.run / f"fold={config.fold}"
@@ -111,7 +118,7 @@ def run_identity(config: Config) -> dict[str, object]:
     values = to_mapping(config)
     kept = ("role", "fold", "seed", "limit", "prompt", "student", "loss", "optimizer")
     teacher = {name: values["teacher"][name] for name in ("name", "rows", "max_entropy")}
-    distils = config.role == "student" and config.loss.soft_weight > 0
+    distils = config.role == "student" and config.loss.distils
     return {
         **{name: values[name] for name in kept},
         "data": config.data.name,

@@ -18,7 +18,7 @@ from students.trained import TrainedJudge, open_trained
 from teachers.scorers import open_scorer
 
 log = logging.getLogger(__name__)
-NO_TEACHER = "loss.soft_weight=0"
+NO_TEACHER = "loss=votes"
 
 
 class Judges:

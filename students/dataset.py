@@ -6,34 +6,55 @@ conversations in the same steps, each exactly once an epoch.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from distill.config import RowWeightsConfig
 from distill.prompts import Rendered
 from distill.records import LABELS, ORDERS, Conversation, swap_labels
+from distill.targets import entropy
 
 Row = tuple[int, int]  # (index of the example, index into ORDERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation ready for training: token ids of both orders, and targets in its own a/b order."""
+    """One conversation ready for training: token ids of both orders, and targets in its own a/b order.
+
+    A target that is missing has weight 0.
+    """
 
     id: str
     ids: tuple[list[int], list[int]]
     votes: tuple[float, float, float] | None
     teacher: tuple[float, float, float] | None
+    vote_weight: float = 1.0
+    teacher_weight: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer order."""
+        return max(map(len, self.ids))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A forward pass: `input_ids` [rows, tokens] padded at the right, `lengths` [rows], targets [rows, 3] as shown."""
+    """A forward pass over whole conversations: targets [rows, 3] as shown, weights [rows].
+
+    Padded: `input_ids` [rows, tokens] with pads at the right, `positions` None. Padding-free: [1, all tokens], and
+    `positions` count anew in each row. `ends` [rows] is where the last token of each row lies in the flattened ids.
+    `rows_ab` and `rows_ba` [conversations] are the rows in which a conversation is shown in either order.
+    """
 
     input_ids: torch.Tensor
-    lengths: torch.Tensor
+    positions: torch.Tensor | None
+    ends: torch.Tensor
+    rows_ab: torch.Tensor
+    rows_ba: torch.Tensor
     votes: torch.Tensor
     vote_weights: torch.Tensor
     teacher: torch.Tensor
@@ -41,9 +62,12 @@ class Batch:
 
 
 def make_examples(
-    conversations: Sequence[Conversation], rendered: Iterable[Rendered], targets: Mapping[str, Sequence[float]] | None
+    conversations: Sequence[Conversation],
+    rendered: Iterable[Rendered],
+    targets: Mapping[str, Sequence[float]] | None,
+    rows: RowWeightsConfig,
 ) -> list[Example]:
-    """Join conversations, their prompts and the teacher's swap-averaged logits by id.
+    """Join conversations, their prompts and the teacher's swap-averaged logits by id; `rows` says what each counts.
 
     Raises `ValueError` naming conversations for which `targets` has no logits, or that have no target at all.
     """
@@ -58,7 +82,7 @@ def make_examples(
     if without:
         raise ValueError(
             f"{len(without)} conversations have no votes, such as {without[:3]}: "
-            "train them with loss.soft_weight > 0 and a teacher"
+            "train them with a loss that has a teacher, such as loss=distill"
         )
     return [
         Example(
@@ -66,9 +90,25 @@ def make_examples(
             ids=(prompts[c.id, ORDERS[0]], prompts[c.id, ORDERS[1]]),
             votes=None if c.votes is None else _distribution(c.votes),
             teacher=None if targets is None else _triple(targets[c.id]),
+            vote_weight=vote_weight(c, rows),
+            teacher_weight=0.0 if targets is None else teacher_weight(c, targets[c.id], rows),
         )
         for c in conversations
     ]
+
+
+def vote_weight(conversation: Conversation, rows: RowWeightsConfig) -> float:
+    """What the votes count: one, or as many as people voted, times the source's weight; 0 without votes."""
+    if conversation.votes is None:
+        return 0.0
+    count = sum(conversation.votes) if rows.votes == "count" else 1.0
+    return count * rows.sources.get(conversation.source, 1.0)
+
+
+def teacher_weight(conversation: Conversation, logits: Sequence[float], rows: RowWeightsConfig) -> float:
+    """What the teacher's logits count: (1 - entropy / ln 3)^confidence times the source's weight."""
+    sure = max(0.0, 1 - entropy(logits) / math.log(len(LABELS)))
+    return sure**rows.confidence * rows.sources.get(conversation.source, 1.0)
 
 
 def split(
@@ -118,53 +158,69 @@ def plan_epoch(lengths: Sequence[int], batch: int, pool_steps: int, seed: int, e
 
 
 def micro_batches(step: Sequence[int], lengths: Sequence[int], world: int, budget: int) -> list[list[list[Row]]]:
-    """Deal a step's examples to ranks and cut each rank's rows into micro-batches of at most `budget` padded tokens.
+    """Deal a step's examples to ranks and cut each rank's into micro-batches of at most `budget` padded tokens.
 
-    Returns [rank][micro-batch][row]. All ranks get the same number of micro-batches, because a ZeRO engine
-    communicates in each; some may be empty. A row longer than the budget is a micro-batch of its own.
+    Returns [rank][micro-batch][row], both orders of a conversation side by side. All ranks get the same number of
+    micro-batches, because a ZeRO engine communicates in each; some may be empty. A conversation that is longer than the
+    budget is a micro-batch of its own.
     """
     by_length = sorted(step, key=lambda i: (-lengths[i], i))
-    ranks = [
-        _cut([(i, order) for i in by_length[rank::world] for order in range(len(ORDERS))], lengths, budget)
-        for rank in range(world)
-    ]
+    ranks = [_cut(by_length[rank::world], lengths, budget) for rank in range(world)]
     most = max(map(len, ranks))
     return [pieces + [[]] * (most - len(pieces)) for pieces in ranks]
 
 
-def collate(rows: Sequence[Row], examples: Sequence[Example], device: torch.device) -> Batch:
-    """Pad rows at the right and permute their targets to the order shown. No rows: one dummy row of weight 0."""
+def collate(
+    rows: Sequence[Row], examples: Sequence[Example], device: torch.device, padding_free: bool = False
+) -> Batch:
+    """A batch of `rows`, their targets permuted to the order shown. No rows: one dummy row of weight 0."""
     shown = rows or [(0, 0)]
     ids = [examples[i].ids[order] for i, order in shown]
+    input_ids, positions, ends = _side_by_side(ids) if padding_free else _padded(ids)
+    votes = _turned([examples[i].votes for i, _ in shown], shown)
+    teacher = _turned([examples[i].teacher for i, _ in shown], shown)
+    vote_weights = torch.tensor([examples[i].vote_weight * bool(rows) for i, _ in shown])
+    teacher_weights = torch.tensor([examples[i].teacher_weight * bool(rows) for i, _ in shown])
+    rows_ab, rows_ba = (
+        torch.tensor([row for row, (_, shown_order) in enumerate(rows) if shown_order == order], dtype=torch.long)
+        for order in range(len(ORDERS))
+    )
+    tensors = (ends, rows_ab, rows_ba, votes, vote_weights, teacher, teacher_weights)
+    return Batch(
+        input_ids.to(device), None if positions is None else positions.to(device), *(t.to(device) for t in tensors)
+    )
+
+
+def _padded(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, None, torch.Tensor]:
     lengths = torch.tensor([len(x) for x in ids])
     # Pads come after the pooled token: their id is of no account.
     input_ids = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
     for row, x in zip(input_ids, ids, strict=True):
         row[: len(x)] = torch.tensor(x)
-    votes, vote_weights = _targets([examples[i].votes for i, _ in shown], shown, bool(rows))
-    teacher, teacher_weights = _targets([examples[i].teacher for i, _ in shown], shown, bool(rows))
-    return Batch(*(t.to(device) for t in (input_ids, lengths, votes, vote_weights, teacher, teacher_weights)))
+    return input_ids, None, torch.arange(len(ids)) * input_ids.shape[1] + lengths - 1
 
 
-def _cut(rows: list[Row], lengths: Sequence[int], budget: int) -> list[list[Row]]:
+def _side_by_side(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    flat = torch.tensor([token for x in ids for token in x])
+    positions = torch.cat([torch.arange(len(x)) for x in ids])
+    return flat[None], positions[None], torch.tensor([len(x) for x in ids]).cumsum(0) - 1
+
+
+def _cut(examples: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[Row]]:
     pieces: list[list[Row]] = []
-    for row in rows:  # longest first, so the first row of a piece sets its padded width
-        if pieces and (len(pieces[-1]) + 1) * lengths[pieces[-1][0][0]] <= budget:
-            pieces[-1].append(row)
-        else:
-            pieces.append([row])
+    for i in examples:  # longest first, so the first one of a piece sets its padded width
+        if not pieces or (len(pieces[-1]) + len(ORDERS)) * lengths[pieces[-1][0][0]] > budget:
+            pieces.append([])
+        pieces[-1] += [(i, order) for order in range(len(ORDERS))]
     return pieces
 
 
-def _targets(
-    values: Sequence[tuple[float, float, float] | None], rows: Sequence[Row], real: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _turned(values: Sequence[tuple[float, float, float] | None], rows: Sequence[Row]) -> torch.Tensor:
     shown = [
         (0.0,) * len(LABELS) if v is None else v if order == 0 else swap_labels(v)
         for v, (_, order) in zip(values, rows, strict=True)
     ]
-    weights = [float(real and v is not None) for v in values]
-    return torch.tensor(shown, dtype=torch.float32), torch.tensor(weights, dtype=torch.float32)
+    return torch.tensor(shown, dtype=torch.float32)
 
 
 def _distribution(votes: Sequence[float]) -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from distill.config import Config
+from distill.config import Config, EngineConfig
 from students.model import Judge, training_dtype
 
 
@@ -54,15 +54,10 @@ def process_group() -> Iterator[tuple[int, int]]:
 
 
 def open_engine(judge: Judge, config: Config) -> Any:
-    """A DeepSpeed engine over `judge` with AdamW on the LoRA matrices and, at its own rate, the score head."""
+    """A DeepSpeed engine over `judge`; gradients are clipped at `optimizer.clip`, 0 leaves them as they are."""
     import deepspeed
 
-    lora, head = judge.trainable()
-    optimizer = torch.optim.AdamW(
-        [{"params": lora, "lr": config.optimizer.lr}, {"params": head, "lr": config.optimizer.head_lr}],
-        betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
-        weight_decay=config.optimizer.weight_decay,
-    )
+    optimizer = open_optimizer(judge, config)
     settings = {
         "train_micro_batch_size_per_gpu": 1,  # nominal: micro-batches are cut by tokens
         "managed_gradient_accumulation": False,
@@ -71,7 +66,7 @@ def open_engine(judge: Judge, config: Config) -> Any:
         "zero_optimization": {
             "stage": config.engine.zero_stage,
             "overlap_comm": False,
-            **({"offload_optimizer": {"device": "cpu"}} if config.engine.offload else {}),
+            **offloading(config.engine),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -79,6 +74,27 @@ def open_engine(judge: Judge, config: Config) -> Any:
     }
     engine, *_ = deepspeed.initialize(model=judge, optimizer=optimizer, config=settings)
     return engine
+
+
+def open_optimizer(judge: Judge, config: Config) -> torch.optim.Optimizer:
+    """AdamW over (LoRA matrices, score head), each at its own rate."""
+    lora, head = judge.trainable()
+    groups = [{"params": lora, "lr": config.optimizer.lr}, {"params": head, "lr": config.optimizer.head_lr}]
+    first, second = config.optimizer.betas
+    return torch.optim.AdamW(groups, betas=(first, second), weight_decay=config.optimizer.weight_decay)
+
+
+def offloading(config: EngineConfig) -> dict[str, Any]:
+    """DeepSpeed's offload settings. Raises `ValueError` for nvme without a folder, or below ZeRO-3."""
+    if config.offload == "none":
+        return {}
+    if config.offload == "nvme" and (config.nvme_path is None or config.zero_stage < 3):
+        raise ValueError(
+            f"engine.offload=nvme needs engine.zero_stage=3 (now {config.zero_stage}) and engine.nvme_path "
+            f"(now {config.nvme_path}), a folder on a fast local disk"
+        )
+    device = {"device": config.offload, **({"nvme_path": config.nvme_path} if config.offload == "nvme" else {})}
+    return {"offload_optimizer": device, **({"offload_param": device} if config.zero_stage == 3 else {})}
 
 
 def whole_parameters(judge: Judge, config: Config) -> Any:

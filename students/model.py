@@ -18,23 +18,24 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Judge(nn.Module):
-    """`forward(input_ids [rows, tokens], lengths [rows]) -> logits [rows, 3]`, in the order shown.
+    """`forward(input_ids, positions, ends [rows]) -> logits [rows, 3]`, in the order shown.
 
-    Rows are padded at the right. A causal backbone never looks right, so real tokens cannot see the pads and no
-    attention mask is needed; the pooled token is the one at `lengths - 1`, whatever ids the text holds.
+    Padded, `input_ids` are [rows, tokens] with pads at the right, and `positions` None: a causal backbone never looks
+    right, so real tokens cannot see the pads and no attention mask is needed. Padding-free, they are [1, all tokens],
+    and where `positions` begin anew at 0 transformers begins a new sequence, which sees none before it. The pooled
+    token is the one at `ends` in the flattened ids, whatever ids the text holds.
     """
 
     def __init__(self, peft_model: "PeftModel"):
         super().__init__()
         self.peft_model = peft_model
 
-    def forward(self, input_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> torch.Tensor:
         classifier: Any = self.peft_model.get_base_model()
         hidden = getattr(classifier, classifier.base_model_prefix)(
-            input_ids=input_ids, use_cache=False
+            input_ids=input_ids, position_ids=positions, use_cache=False
         ).last_hidden_state
-        pooled = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-        return classifier.score(pooled.float())
+        return classifier.score(hidden.flatten(0, 1)[ends].float())
 
     def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(LoRA matrices, score head)."""
@@ -72,6 +73,7 @@ def build_judge(base: Path, config: StudentConfig, seed: int) -> Judge:
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
+        use_rslora=config.lora.method == "rslora",
         target_modules=config.lora.targets,
         modules_to_save=["score"],
         task_type="SEQ_CLS",

@@ -51,7 +51,7 @@ def test_preset_builds_on_a_tiny_stand_in(name: str, family: str, request: pytes
     preset = configured(f"+exp={name}").student
     student = replace(preset, dtype="fp32", load_in_4bit=False)  # 4 bits need a GPU
     judge = build_judge(request.getfixturevalue(family), student, seed=0)
-    logits = judge(torch.tensor([[5, 6, 7, 0], [5, 6, 7, 8]]), torch.tensor([3, 4]))
+    logits = judge(torch.tensor([[5, 6, 7, 0], [5, 6, 7, 8]]), None, torch.tensor([2, 7]))
     logits.sum().backward()
     lora, head = judge.trainable()
     assert logits.shape == (2, 3) and logits.dtype == torch.float32

@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tupl
     succeeds("distill.student", *common, "role=teacher")
     succeeds("distill.teacher", *common)
     succeeds("distill.student", *common)
-    succeeds("distill.student", *common, "loss.soft_weight=0")
+    succeeds("distill.student", *common, "loss=votes")
     succeeds("distill.export", *common)
     table = succeeds("eval", *common)
     assert all(judge in table for judge in JUDGES)
@@ -92,18 +92,18 @@ def test_in_fold_targets_are_taken_only_when_asked_for(finished: tuple[Path, lis
 
 def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
-    path = root / "students/tiny,loss.soft_weight=0/fold=0/adapter/adapter_model.safetensors"
+    path = root / "students/tiny,loss=votes/fold=0/adapter/adapter_model.safetensors"
     tensors = load_file(path)
     tensors.pop(next(name for name in tensors if "lora_A" in name))
     save_file(tensors, path)
-    assert "have changed since its manifest was written" in refuses("distill.export", *common, "loss.soft_weight=0")
+    assert "have changed since its manifest was written" in refuses("distill.export", *common, "loss=votes")
 
 
 @pytest.mark.parametrize(
     ("door", "arguments", "expected"),
     [
         ("distill.student", ["loss.soft_weigth=1"], "loss.soft_weigth"),
-        ("distill.student", ["loss.soft_weight=high"], "loss.soft_weight='high': expected float"),
+        ("distill.student", ["loss.kl.weight=high"], "loss.kl.weight='high': expected float"),
         ("distill.student", ["data=nothing"], "data/nothing"),
         ("distill.student", ["student.base=null"], "data/lmsys does not exist"),
         ("distill.teacher", ["data.name=smoke"], "teacher.name=null"),
@@ -121,6 +121,4 @@ def test_a_model_without_tokenizer_is_refused_before_training(
 ) -> None:
     _, common = finished
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
-    assert "has no tokenizer.json" in refuses(
-        "distill.student", *common, f"student.base={tmp_path}", "loss.soft_weight=0"
-    )
+    assert "has no tokenizer.json" in refuses("distill.student", *common, f"student.base={tmp_path}", "loss=votes")

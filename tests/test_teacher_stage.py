@@ -261,7 +261,7 @@ def test_a_mixture_is_a_teacher_like_any_other(configure: Configure, straight: p
 
 def test_a_student_is_the_next_student_s_teacher(configure: Configure) -> None:
     for fold in FOLDS:
-        student.main(replace(configure(f"fold={fold}", "loss.soft_weight=0"), run="plain"))
+        student.main(replace(configure(f"fold={fold}", "loss=votes"), run="plain"))
     config = configure("teacher.name=itself")
     config = replace(config, teacher=replace(config.teacher, path=str(config.root / "students" / "plain")))
     teacher.main(config)

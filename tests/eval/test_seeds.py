@@ -10,7 +10,7 @@ from eval.metrics import paired_difference
 from eval.seeds import seeds_table, summarise_seeds
 
 GAIN = 0.02
-NO_TEACHER = "loss.soft_weight=0"
+NO_TEACHER = "loss=votes"
 
 
 def simulate(seeds: int, rows: int, luck: float, seed: int) -> tuple[dict, dict, list[str]]:

@@ -1,6 +1,7 @@
 """Steps, ranks and micro-batches: everything exactly once, both orders together, targets turned with the rows."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,17 @@ from hypothesis import strategies as st
 
 from distill.prompts import Rendered
 from distill.records import Conversation
-from students.dataset import Example, collate, make_examples, micro_batches, plan_epoch, split
+from students.dataset import (
+    Example,
+    collate,
+    make_examples,
+    micro_batches,
+    plan_epoch,
+    split,
+    teacher_weight,
+    vote_weight,
+)
+from tests.composing import configured
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
@@ -32,19 +43,37 @@ def test_ranks_share_a_step_without_overlap(lengths: list[int], world: int, budg
         owned = {i for piece in rank for i, _ in piece}
         assert all((i, order) in {row for piece in rank for row in piece} for i in owned for order in (0, 1))
         for piece in rank:
-            assert len(piece) * max((lengths[i] for i, _ in piece), default=0) <= max(budget, 50)
+            assert len(piece) * max((lengths[i] for i, _ in piece), default=0) <= max(budget, 2 * 50)
+            assert [order for _, order in piece] == [0, 1] * (len(piece) // 2)  # both orders side by side
 
 
 def test_batches_pad_right_and_turn_targets_with_the_order() -> None:
     example = Example("x", ([1, 2, 3], [4, 5]), (0.7, 0.2, 0.1), (3.0, 2.0, 1.0))
-    unvoted = Example("y", ([6], [7]), None, (0.0, 1.0, 2.0))
+    unvoted = Example("y", ([6], [7]), None, (0.0, 1.0, 2.0), vote_weight=0.0, teacher_weight=0.5)
     batch = collate([(0, 0), (0, 1), (1, 0)], [example, unvoted], torch.device("cpu"))
-    assert batch.input_ids.tolist() == [[1, 2, 3], [4, 5, 0], [6, 0, 0]] and batch.lengths.tolist() == [3, 2, 1]
+    assert batch.input_ids.tolist() == [[1, 2, 3], [4, 5, 0], [6, 0, 0]] and batch.positions is None
+    assert batch.input_ids.flatten()[batch.ends].tolist() == [3, 5, 6]
+    assert batch.rows_ab.tolist() == [0, 2] and batch.rows_ba.tolist() == [1]
     torch.testing.assert_close(batch.votes[:2], torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]]))
     assert batch.teacher[1].tolist() == [2.0, 3.0, 1.0]
-    assert batch.vote_weights.tolist() == [1, 1, 0] and batch.teacher_weights.tolist() == [1, 1, 1]
+    assert batch.vote_weights.tolist() == [1, 1, 0] and batch.teacher_weights.tolist() == [1, 1, 0.5]
+    free = collate([(0, 0), (0, 1), (1, 0)], [example, unvoted], torch.device("cpu"), padding_free=True)
+    assert free.input_ids.tolist() == [[1, 2, 3, 4, 5, 6]] and free.positions is not None
+    assert free.positions.tolist() == [[0, 1, 2, 0, 1, 0]] and free.ends.tolist() == [2, 4, 5]
     empty = collate([], [example], torch.device("cpu"))
     assert empty.vote_weights.tolist() == [0] and empty.teacher_weights.tolist() == [0]
+    assert empty.rows_ab.tolist() == empty.rows_ba.tolist() == []
+
+
+def test_what_a_conversation_counts() -> None:
+    conversation = Conversation("x", ["q"], ["a"], ["b"], votes=[2.0, 1.0, 0.0], source="panda")
+    plain = configured().loss.rows
+    assert vote_weight(conversation, plain) == 1 and vote_weight(replace(conversation, votes=None), plain) == 0
+    assert vote_weight(conversation, replace(plain, votes="count", sources={"panda": 0.5})) == 1.5
+    assert teacher_weight(conversation, [1.0, 1.0, 1.0], plain) == 1  # confidence 0: all count alike
+    confident = replace(plain, confidence=1.0)
+    assert teacher_weight(conversation, [1.0, 1.0, 1.0], confident) == pytest.approx(0)
+    assert teacher_weight(conversation, [90.0, 1.0, 1.0], confident) == pytest.approx(1)
 
 
 def conversations(count: int) -> list[Conversation]:
@@ -71,8 +100,8 @@ def test_join_is_by_id_and_gaps_are_named() -> None:
     rendered = [
         Rendered(c.id, order, [int(c.id), k], False) for c in reversed(rows) for k, order in enumerate(("ab", "ba"))
     ]
-    examples = make_examples(rows, rendered, {"1": [1, 2, 3], "0": [4, 5, 6]})
+    examples = make_examples(rows, rendered, {"1": [1, 2, 3], "0": [4, 5, 6]}, configured().loss.rows)
     assert [e.ids for e in examples] == [([0, 0], [0, 1]), ([1, 0], [1, 1])]
     assert examples[0].votes == (0.5, 0.25, 0.25) and examples[0].teacher == (4.0, 5.0, 6.0)
     with pytest.raises(ValueError, match=r"lack 1 of 2 conversations, such as \['1'\]"):
-        make_examples(rows, rendered, {"0": [4, 5, 6]})
+        make_examples(rows, rendered, {"0": [4, 5, 6]}, configured().loss.rows)

@@ -81,7 +81,7 @@ def losses(config: Config) -> torch.Tensor:
 
 @pytest.fixture
 def straight(configure: Configure) -> Config:
-    config = configure("straight", "student.epochs=2", "loss.temperature=2")
+    config = configure("straight", "student.epochs=2", "loss.kl.temperature=2")
     student.main(config)
     return config
 
@@ -102,8 +102,8 @@ def test_a_run_writes_what_the_contract_says(straight: Config, configure: Config
     assert metrics["steps"] == len(curve) == 10
     assert metrics["validation_log_loss"] == curve["validation_log_loss"].min()
     assert student.main(straight) == metrics["validation_log_loss"]  # finished: nothing is trained again
-    with pytest.raises(ValueError, match=r"loss.temperature: there 2.0, now 3.0"):
-        student.main(configure("straight", "student.epochs=2", "loss.temperature=3"))
+    with pytest.raises(ValueError, match=r"loss.kl.temperature: there 2.0, now 3.0"):
+        student.main(configure("straight", "student.epochs=2", "loss.kl.temperature=3"))
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
@@ -120,8 +120,41 @@ def test_micro_batches_do_not_change_the_result(
     torch.testing.assert_close(losses(large), losses(small), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
+def test_padding_free_equals_padded(configure: Configure, family: str, request: pytest.FixtureRequest) -> None:
+    base = request.getfixturevalue(family)
+    padded, free = (
+        configure(f"{family}-{flag}", "student.lora.dropout=0", f"engine.padding_free={flag}", base=base)
+        for flag in ("false", "true")
+    )
+    for config in (padded, free):
+        student.main(config)
+    torch.testing.assert_close(losses(padded), losses(free), atol=1e-4, rtol=0)
+    assert history(free)["padding"].eq(0).all() and history(padded)["padding"].gt(0).any()
+    ends = [history(config)["validation_log_loss"][-1] for config in (free, padded)]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("loss=blackpearl",),
+        ("loss=wsdm3", "student.lora.method=rslora", "optimizer.decay=linear"),
+        ("loss.swap_consistency.weight=0.5", "loss.rows.confidence=1", "loss.kl.final_weight=0.2"),
+        ("loss.reverse_kl.weight=1", "loss.squared_error.weight=0.1", "loss.skew_kl.weight=1", "optimizer.clip=0"),
+        ("loss=kl", "loss.kl.temperature=5", "loss.kl.final_temperature=1", "optimizer.decay=constant"),
+    ],
+)
+def test_recipes_train(configure: Configure, overrides: tuple[str, ...]) -> None:
+    config = configure(f"recipe-{abs(hash(overrides))}", "student.epochs=2", *overrides)
+    student.main(config)
+    curve = losses(config)
+    assert torch.isfinite(curve).all() and curve[-3:].mean() < curve[:3].mean()
+
+
 def test_zero_stages_agree(configure: Configure) -> None:
-    configs = [configure(f"zero{stage}", "student.lora.dropout=0", f"engine.zero_stage={stage}") for stage in range(4)]
+    engines = ["zero0", "zero1", "zero2", "zero3", "zero3_cpu"]
+    configs = [configure(engine, "student.lora.dropout=0", f"engine={engine}") for engine in engines]
     for config in configs:
         student.main(config)
     for config in configs[1:]:
@@ -158,7 +191,7 @@ def test_two_ranks_train_as_one(configure: Configure, root: Path, tiny_llama: Pa
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     configure: Configure, straight: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = configure("killed", "student.epochs=2", "loss.temperature=2")
+    killed = configure("killed", "student.epochs=2", "loss.kl.temperature=2")
     steps_taken, take_step = 0, Trainer.take_step
 
     def dies_at_step_eight(self: Trainer, step: list[int], epoch: int) -> dict[str, object]:
@@ -173,21 +206,21 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         student.main(killed)
     assert not (student.run_folder(killed) / "manifest.json").exists()
     with pytest.raises(
-        ValueError, match=r"started differently:\n  - loss.temperature: there 2.0, now 3.0\n.*overwrite=true"
+        ValueError, match=r"started differently:\n  - loss.kl.temperature: there 2.0, now 3.0\n.*overwrite=true"
     ):
-        student.main(configure("killed", "student.epochs=2", "loss.temperature=3"))
+        student.main(configure("killed", "student.epochs=2", "loss.kl.temperature=3"))
     student.main(killed)
     assert steps_taken == 8 + 5  # it went on from the checkpoint after the first epoch
-    columns = ["step", "loss", "cross_entropy", "kl_divergence", "grad_norm", "lr", "validation_log_loss"]
+    columns = ["step", "loss", "cross_entropy", "kl", "grad_norm", "lr", "validation_log_loss"]
     assert history(killed).select(columns).equals(history(straight).select(columns))
 
 
 def test_without_a_teacher_the_loss_is_cross_entropy_alone(configure: Configure) -> None:
-    config = configure("votes", "loss.soft_weight=0")
+    config = configure("votes", "loss=votes")
     student.main(config)
     curve = history(config)
-    assert curve["loss"].equals(curve["cross_entropy"]) and curve["kl_divergence"].null_count() == len(curve)
-    teacher = configure("votes", "role=teacher")  # whatever soft_weight says
+    assert curve["loss"].equals(curve["cross_entropy"]) and curve["kl"].null_count() == len(curve)
+    teacher = configure("votes", "role=teacher")  # whatever the loss says
     student.main(teacher)
     assert history(teacher)["loss"].equals(curve["loss"])
 
@@ -209,12 +242,14 @@ def test_a_sweep_trains_each_job_with_a_fresh_engine(root: Path, tiny_llama: Pat
         f"paths.root={root}",
         f"student.base={tiny_llama}",
         "student.layers=null",
-        "loss.soft_weight=0,0.5,0.9",
+        "loss=votes,distill,wsdm3",
     )
-    assert len(list(root.glob("students/sweep,*loss.soft_weight=*/fold=0/manifest.json"))) == 3, output
+    assert len(list(root.glob("students/sweep,*loss=*/fold=0/manifest.json"))) == 3, output
 
 
 def test_rates_warm_up_and_fall_to_zero() -> None:
-    factors = [rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[0] == 0.1 and factors[9] == 1.0 and factors[-1] < 0.001
-    assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    for decay, last in (("cosine", 0.001), ("linear", 0.02)):
+        factors = [rate_factor(step, 100, 0.1, decay) for step in range(100)]
+        assert factors[0] == 0.1 and factors[9] == 1.0 and factors[-1] < last
+        assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
+    assert rate_factor(99, 100, 0.1, "constant") == 1.0
