@@ -125,7 +125,7 @@ class Renderer:
         for texts, lengths in zip(rounds[left_out:], kept, strict=True):
             for marker, text, length in zip((self._question, *self._answers), texts, lengths, strict=True):
                 ids += marker
-                ids += text if length == len(text) else self._shorten(text, length)
+                ids += shorten(text, length, self._cut)
         ids += authors + self._verdict
         assert len(ids) <= self.config.max_tokens
         return ids, kept != sizes
@@ -144,12 +144,16 @@ class Renderer:
             budget = room - sum(kept[-1])
         return kept[::-1]
 
-    def _shorten(self, text: list[int], length: int) -> list[int]:
-        shown = length - len(self._cut)
-        if shown < 2:
-            return text[:length]
-        tail = shown // 2
-        return text[: shown - tail] + self._cut + text[-tail:]
+
+def shorten(text: list[int], length: int, cut: list[int]) -> list[int]:
+    """`text` in at most `length` tokens, with `cut` in place of its middle; its beginning where there is no room."""
+    if len(text) <= length:
+        return text
+    shown = length - len(cut)
+    if shown < 2:
+        return text[:length]
+    tail = shown // 2
+    return text[: shown - tail] + cut + text[-tail:]
 
 
 def share_room(question: int, first: int, second: int, room: int) -> tuple[int, int, int]:

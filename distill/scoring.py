@@ -80,6 +80,15 @@ def score_conversations(scorer: Scorer, renderer: Renderer, conversations: Seque
     )
 
 
+def check_length(position: int, prompt: Sequence[int], max_tokens: int) -> None:
+    """Raise `ValueError` for a prompt of no tokens, or of more than a scorer takes."""
+    if not 0 < len(prompt) <= max_tokens:
+        raise ValueError(
+            f"prompt {position} has {len(prompt)} tokens, this scorer takes 1 to {max_tokens}: "
+            "render prompts with that budget"
+        )
+
+
 def check_finite(logits: np.ndarray, ids: Sequence[str]) -> None:
     """Raise `ValueError` naming the conversations whose logits [rows, outputs] hold NaN or infinities."""
     broken = [i for i, row in zip(ids, logits, strict=True) if not np.isfinite(row).all()]

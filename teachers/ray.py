@@ -27,6 +27,7 @@ import ray
 import ray.data.exceptions
 
 from distill.config import RayConfig, ScorerConfig
+from distill.scoring import check_length
 from teachers.scorers import open_engine
 
 log = logging.getLogger(__name__)
@@ -132,11 +133,7 @@ class RayScorer:
         waiting = enumerate(prompts)
         while task := list(islice(waiting, self.settings.prompts_per_task)):
             for position, prompt in task:
-                if not 0 < len(prompt) <= self.max_tokens:
-                    raise ValueError(
-                        f"prompt {position} has {len(prompt)} tokens, this scorer takes 1 to {self.max_tokens}: "
-                        "render prompts with that budget"
-                    )
+                check_length(position, prompt, self.max_tokens)
             positions, ids = zip(*task, strict=True)
             yield pa.table({"position": positions, "ids": ids}, schema=PROMPTS)
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from distill.models import layer_of, linked_classifier
-from distill.prompts import CHUNK, share_room
+from distill.prompts import CHUNK, share_room, shorten
 from distill.records import Conversation
 
 T = TypeVar("T")
@@ -142,7 +142,7 @@ class RewardRenderer:
                 return pair, [kept < rounds] * 2
         room = self.max_tokens - layout.overhead
         question = share_room(len(shown[0][0]), max(len(answer) for _, answer in shown), 0, room)[0]
-        short = [[_shorten(q, question, self._cut), _shorten(a, room - question, self._cut)] for q, a in shown]
+        short = [[shorten(q, question, self._cut), shorten(a, room - question, self._cut)] for q, a in shown]
         truncated = [rounds > 1 or side != full for side, full in zip(short, shown, strict=True)]
         return [self._assemble(side) for side in short], truncated
 
@@ -222,14 +222,6 @@ def _interleave(first: Sequence[T], second: Sequence[T]) -> list[T]:
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def _shorten(text: list[int], length: int, cut: list[int]) -> list[int]:
-    """`text` in `length` tokens, with `cut` in place of its middle."""
-    if len(text) <= length:
-        return text
-    tail = (length - len(cut)) // 2
-    return text[: length - len(cut) - tail] + cut + text[-tail:]
 
 
 def _digest(value: object) -> str:

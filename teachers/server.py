@@ -23,6 +23,7 @@ import httpx
 import numpy as np
 
 from distill.config import ScorerConfig
+from distill.scoring import check_length
 
 log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 1.0
@@ -139,11 +140,7 @@ class ServerScorer:
         waiting = enumerate(prompts)
         while pool := list(islice(waiting, self.server.prompts_per_request)):
             for position, prompt in pool:
-                if not 0 < len(prompt) <= self.max_tokens:
-                    raise ValueError(
-                        f"prompt {position} has {len(prompt)} tokens, this scorer takes 1 to {self.max_tokens}: "
-                        "render prompts with that budget"
-                    )
+                check_length(position, prompt, self.max_tokens)
             yield _Request([position for position, _ in pool], [list(prompt) for _, prompt in pool])
 
     async def _ask(self, client: httpx.AsyncClient, url: str, prompts: list[list[int]]) -> np.ndarray:

@@ -23,6 +23,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from distill.config import ScorerConfig
+from distill.scoring import check_length
 
 log = logging.getLogger(__name__)
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -105,11 +106,7 @@ class VllmScorer:
             while upcoming is not None or held:
                 while upcoming and len(held) < self._prompts_ahead and tokens_held < self._tokens_ahead:
                     position, prompt = upcoming
-                    if not 0 < len(prompt) <= self.max_tokens:
-                        raise ValueError(
-                            f"prompt {position} has {len(prompt)} tokens, this scorer takes 1 to {self.max_tokens}: "
-                            "render prompts with that budget"
-                        )
+                    check_length(position, prompt, self.max_tokens)
                     engine.add_request(str(position), tokens_input(list(prompt)), self._params, lora_request=self._lora)
                     held[position] = len(prompt)
                     tokens_held += len(prompt)
