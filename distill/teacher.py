@@ -141,14 +141,15 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
             for judge, writer, todo, done in work:
                 if todo and not interrupt.asked:
                     write_seen(store, judge.fold, judge.seen)
-                    log.info("the teacher of fold %s scores %d conversations", judge.fold, len(todo))
+                    who = "the teacher" if judge.fold == NO_FOLD else f"the teacher of fold {judge.fold}"
+                    log.info("%s scores %d conversations", who, len(todo))
                     with open_judge(config.teacher, judge) as scorer:
                         fill_store(config.teacher, judge, writer, scorer, todo, done, progress, interrupt)
         rows_there = {"logits": sum(len(writer.done) for _, writer, *_ in work)}
     runs.write_manifest(
         store, "teacher", identity, parents, config.root, rows=rows_there, prompt=judges[0].renderer.hashes
     )
-    log.info("%s is finished: %d rows", store, rows_there["logits"])
+    log.info("%s: %d rows", store, rows_there["logits"])
 
 
 def prefix_order(conversation: "Conversation") -> tuple[object, ...]:
