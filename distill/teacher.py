@@ -44,9 +44,6 @@ class Judge:
     tokenizer: Path
     model: Callable[[], tuple[Path, Path | None]]
 
-    def saw(self, conversation: "Conversation") -> bool:
-        return conversation.fingerprint() in self.seen
-
 
 def main(config: Config) -> None:
     from distill import conversations
@@ -116,9 +113,10 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
     from distill.store import LOGITS, NO_FOLD, write_seen
     from teachers.filling import not_done, open_writer, scoring_run
 
-    by_prompt = sorted(rows, key=prefix_order)
+    by_prompt = [(c, c.fingerprint()) for c in sorted(rows, key=prefix_order)]
     limited = {c.id for c in rows[: config.limit]}
-    shares = [[c for c in by_prompt if config.teacher.rows == "in_fold" or not judge.saw(c)] for judge in judges]
+    in_fold = config.teacher.rows == "in_fold"
+    shares = [[c for c, fingerprint in by_prompt if in_fold or fingerprint not in judge.seen] for judge in judges]
     if not any(shares):
         raise ValueError(
             f"{store}: no row is out of fold for the teachers {config.teacher.folds}: "
@@ -186,7 +184,7 @@ def fill_store(
     labelled = config.scorer.method == "label_tokens"
 
     def row(prompt: "Rendered", logits: "np.ndarray") -> dict[str, Any]:
-        conversation = by_id[prompt.id]
+        fingerprint = by_id[prompt.id].fingerprint()
         return {
             "id": prompt.id,
             "order": prompt.order,
@@ -194,8 +192,8 @@ def fill_store(
             "prompt_tokens": len(prompt.ids),
             "truncated": prompt.truncated,
             "judge_fold": judge.fold,
-            "in_sample": judge.saw(conversation),
-            "fingerprint": conversation.fingerprint(),
+            "in_sample": fingerprint in judge.seen,
+            "fingerprint": fingerprint,
             # The log-probabilities are over the whole vocabulary: what the three leave over went to other answers.
             "outside": max(0.0, 1.0 - float(np.exp(logits.astype(float)).sum())) if labelled else None,
         }

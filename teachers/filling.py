@@ -201,9 +201,8 @@ def fill(
         for position, item in enumerate(ahead(rendered, PROMPTS_AHEAD)):
             if interrupt.asked:
                 return
-            held[position] = replace(
-                item, ids=range(len(item.ids))
-            )  # Ray draws all prompts: their ids would be many GB
+            # Only the number of its ids is needed from here on; Ray draws all prompts, whose ids would be many GB.
+            held[position] = replace(item, ids=range(len(item.ids)))
             yield item.ids
 
     def write() -> None:

@@ -23,16 +23,16 @@ log = logging.getLogger(__name__)
 def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> None:
     """Score each response alone into rewards/<name>; map that to logits by a model fitted on the other folds' votes."""
     source = models.resolve(config.teacher.model, config.root, key="teacher.model")
-    renderer = RewardRenderer(source, config.prompt.max_tokens)
+    judge, renderer = models.digest(source), RewardRenderer(source, config.prompt.max_tokens)
     raw = config.root / "rewards" / store.name
     limited = rows[: config.limit]
-    with open_writer(config, raw, renderer.hashes, models.digest(source), NO_FOLD, REWARDS) as writer:
+    with open_writer(config, raw, renderer.hashes, judge, NO_FOLD, REWARDS) as writer:
         todo, done = not_done(sorted(limited, key=lambda c: (c.group, c.id)), writer, RESPONSES)
         by_id = {c.id: c for c in todo}
         count = len(todo) * len(RESPONSES) - len(done)
         with scoring_run(config, raw, count, len(rows) * len(RESPONSES)) as (progress, interrupt):
             if todo:
-                model = as_classifier(source, config.root / "models" / f"reward-{models.digest(source)[:16]}")
+                model = as_classifier(source, config.root / "models" / f"reward-{judge[:16]}")
                 scorer_config = replace(config.teacher.scorer, method="classify")
                 with open_scorer(model, scorer_config, config.prompt.max_tokens, labels=None) as scorer:
                     prompts = (p for p in renderer.render(todo) if (p.id, p.response) not in done)

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import fields
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, get_args
 
 import numpy as np
@@ -159,9 +158,7 @@ class VllmScorer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
