@@ -115,21 +115,30 @@ class VllmScorer:
                         tokens_held -= held.pop(int(output.request_id))
                         self.tokens_cached += output.num_cached_tokens or 0
                         yield int(output.request_id), self._read(output)
-        except EngineDeadError as error:
+        except Exception as error:
+            if not isinstance(error, EngineDeadError) and self._alive():
+                raise
+            held.clear()  # whoever meets the death first says so in its own way, vLLM's closed sockets among them
             raise ValueError(
                 "vLLM's engine died (its own message is above). What is written stays: the same command goes on. Where "
                 "memory was short, lower scorer.vllm.gpu_memory_utilization or set scorer.vllm.max_num_seqs"
             ) from error
         finally:
-            if held:  # the consumer stopped, or something broke
+            if held and self._alive():  # the consumer stopped, or something broke
                 engine.abort_request([str(position) for position in held])
+
+    def _processes(self) -> list[Any]:
+        return list(self.llm.llm_engine.engine_core.resources.engine_manager.processes)
+
+    def _alive(self) -> bool:
+        return all(process.is_alive() for process in self._processes())
 
     def _watch(self) -> None:
         """Have a thread wait for the engine's death. vLLM notes it, but leaves whoever waits for output waiting."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         core = self.llm.llm_engine.engine_core
-        sentinels = [process.sentinel for process in core.resources.engine_manager.processes]
+        sentinels = [process.sentinel for process in self._processes()]
 
         def tell() -> None:
             connection.wait(sentinels)
@@ -146,9 +155,9 @@ class VllmScorer:
     def close(self) -> None:
         """End the engine's processes, which frees their memory, and put the environment back."""
         if self.llm is not None:
-            core = self.llm.llm_engine.engine_core
-            core.shutdown(timeout=SHUTDOWN_SECONDS)
-            for process in core.resources.engine_manager.processes:
+            processes = self._processes()
+            self.llm.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_SECONDS)
+            for process in processes:
                 process.join()  # where the time was not enough, vLLM kills it but leaves a zombie
             self.llm = None
             gc.collect()

@@ -1,4 +1,5 @@
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +147,23 @@ def test_an_adapter_beside_its_base_equals_the_merged_judge(
     with open_scorer(tmp_path / "model", VLLM, MAX_TOKENS, adapter=tmp_path / "bare") as engine:
         found = score(engine, prompts)
     assert np.abs(found - expected).max() < 1e-3
+
+
+@pytest.mark.timeout(300)
+def test_an_engine_found_dead_says_so_and_what_to_do(tiny_judge_llama: Path, prompts: list[list[int]]) -> None:
+    with open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
+        assert isinstance(engine, VllmScorer)
+        stream = iter(engine.stream(prompts))
+        next(stream)
+        core = engine.llm.llm_engine.engine_core
+        for process in core.resources.engine_manager.processes:
+            process.kill()
+            process.join()
+        while not core.input_socket.closed:
+            time.sleep(0.01)
+        core.resources.engine_dead = (
+            False  # as a writer sees it that looked just before vLLM's own watch closed the socket
+        )
+        with pytest.raises(ValueError, match="vLLM's engine died"):
+            list(stream)
+    assert not engine_processes()
