@@ -8,7 +8,7 @@ TEACHER_EXP ?= demo_teacher
 export TORCH_INDEX ALLOW_CUDA PYTHON VENV REQUIREMENTS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teacher teacher-logits student student-no-teacher export eval demo demo-teacher demo-seeds human in-fold test checks format bench clean
+.PHONY: help setup plan data teacher teacher-logits student student-no-teacher export eval demo demo-teacher demo-seeds human in-fold ablation test checks format bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
@@ -16,6 +16,9 @@ help: ## Show this list
 
 setup: ## Make .venv from requirements/cpu.txt (TORCH_INDEX=<index with torch's CPU wheels> where pip would take a CUDA build)
 	bash requirements/setup.sh
+
+plan: ## Memory, hours and cost of every stage of EXP, before anything is rented (ARGS='plan=h100 plan.gpus=16')
+	$(PY) -m distill.plan +exp=$(EXP) $(ARGS)
 
 data: ## Conversations with folds
 	$(PY) -m distill.prepare +exp=$(EXP) $(ARGS)
@@ -84,6 +87,20 @@ bench: ## Side-by-side measurements; each prints one JSON line last
 	$(PY) -m bench.prepare
 	$(PY) -m bench.store
 	$(PY) -m bench.teacher
+	$(PY) -m bench.student
+
+gpu-check: ## On a GPU: measure what distill.plan assumes, and write it to artifacts/plan/<device>.json
+	$(PY) -m bench.calibrate
+
+ablation: ## Losses against each other on real votes, three seeds (an hour and a half after make human)
+	for loss in votes distill kl blackpearl wsdm3; do $(PY) -m distill.student +exp=human loss=$$loss && \
+	    $(PY) -m distill.student -m +exp=human seed=1,2 loss=$$loss || exit $$?; done
+	$(PY) -m distill.student -m +exp=human role=teacher name=human_self fold=0,1,2
+	$(PY) -m distill.teacher +exp=human teacher.name=human_self
+	$(PY) -m distill.student +exp=human loss=distill teacher.name=human_self
+	$(PY) -m distill.student -m +exp=human seed=1,2 loss=distill teacher.name=human_self
+	$(PY) -m eval +exp=human loss=votes 'eval.seeds=[0,1,2]' \
+	    'eval.variants=["loss=distill","loss=kl","loss=blackpearl","loss=wsdm3","loss=distill,teacher.name=human_self"]'
 
 clean: ## Remove caches; artifacts stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache

@@ -68,9 +68,12 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """`method`: the scale is alpha / rank, for rslora alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732)."""
+    """`method`: the scale is alpha / rank, for rslora alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
 
-    method: Literal["lora", "rslora"]
+    dora learns each output's magnitude beside the direction that LoRA changes (Liu et al. 2024, arXiv 2402.09353).
+    """
+
+    method: Literal["lora", "rslora", "dora"]
     rank: int
     alpha: int
     dropout: float
@@ -79,12 +82,20 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The judge that `distill.student` trains; a teacher is the same thing with `role=teacher`."""
+    """The judge that `distill.student` trains; a teacher is the same thing with `role=teacher`.
+
+    `tuning`: `lora` trains matrices beside the weights, `full` the weights. `head`: `auto` goes on from a base that is
+    a judge already. `softcapping` false: Gemma-2's caps are off, in this judge and in all that is made of it.
+    """
 
     base: str | None
     layers: int | None
-    dtype: Literal["auto", "fp32", "bf16", "fp16"]
+    freeze_layers: int
+    head: Literal["auto", "new"]
+    softcapping: bool
+    dtype: Literal["auto", "fp32", "bf16"]
     load_in_4bit: bool
+    tuning: Literal["lora", "full"]
     lora: LoraConfig
     gradient_checkpointing: bool
     epochs: int
@@ -142,6 +153,9 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    """AdamW. `master_weights` says what keeps small steps of weights in bf16 from being rounded away."""
+
+    master_weights: Literal["fp32", "kahan", "none"]
     lr: float
     head_lr: float
     betas: list[float]
@@ -161,6 +175,8 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3]
     offload: Literal["none", "cpu", "nvme"]
     nvme_path: str | None
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"]
+    liger: bool
     padding_free: bool
     checkpoint_minutes: float
 
@@ -259,24 +275,81 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class UtilisationConfig:
+    """Shares of the peak that each kind of work reaches."""
+
+    scoring: float
+    training: float
+    training_4bit: float
+
+
+@dataclass(frozen=True)
+class AssumedConfig:
+    """What `distill.plan` takes where nothing here tells: data that are not prepared, a model without tokenizer."""
+
+    conversations: int
+    tokens: int
+    padding: float
+    cached: float
+
+
+@dataclass(frozen=True)
+class T4Config:
+    """The GPU that the export runs on. `utilisation`: of the fp16 peak, by prompt processing with int4 or fp16 weights;
+    `int8_speedup`: over that, of int8 tensor cores. `batch_tokens`: prompts that are processed at a time.
+    """
+
+    memory_gb: float
+    fp16_tflops: float
+    utilisation: float
+    int8_speedup: float
+    batch_tokens: int
+    conversations: int
+    price_per_hour: float | None
+
+
+@dataclass(frozen=True)
 class PlanConfig:
-    """The machine and the work that `distill.plan` reckons with."""
+    """The machine and the work that `distill.plan` reckons with; `calibration`: a file that `bench.calibrate` wrote.
+
+    `memory_overhead`: activations over the formula's; `reserve_gb`: what context and libraries hold. Bandwidths are of
+    one GPU, in GB/s, within a node of `gpus_per_node` and between nodes.
+    """
 
     gpu: str
+    memory_gb: float
     peak_tflops: float
-    utilisation: float
+    utilisation: UtilisationConfig
+    memory_overhead: float
+    reserve_gb: float
     gpus: int
+    gpus_per_node: int
+    node_bandwidth: float
+    network_bandwidth: float
     price_per_gpu_hour: float | None
-    parameters: float | None
-    tokens: int
-    cached: float
+    calibration: str | None
     conversations: int | None
+    tokens: int | None
+    assumed: AssumedConfig
+    t4: T4Config
 
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    backend: Literal["wandb", "none"]
+    """Where curves go. `samples`: how many validation conversations each validation shows, 0 for none."""
+
+    backend: Literal["wandb", "tensorboard", "none"]
     project: str
+    samples: int
+    sample_characters: int
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Which trial of which study this run is; the sweeper sets both, null outside of a search."""
+
+    study: str | None
+    trial: int | None
 
 
 @dataclass(frozen=True)
@@ -309,6 +382,7 @@ class Config:
     eval: EvalConfig
     plan: PlanConfig
     tracker: TrackerConfig
+    sweep: SweepConfig
     paths: PathsConfig
 
     @property

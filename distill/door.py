@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.config import Config, from_mapping
+from distill.studies import Pruned
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 # Overrides below these keys make another model, so they become part of the run's name; all others do not.
@@ -29,9 +31,13 @@ def run_name(name: str, overrides: Iterable[str]) -> str:
     under that name.
     """
     plain = [override.lstrip("+~").replace(",", "+").replace("/", "+") for override in overrides]
-    keys = [override.split("=")[0].split("@")[0] for override in plain]
-    naming = [any(key == n or key.startswith(f"{n}.") for n in NAMING) for key in keys]
-    return variant(name, *(override for override, named in zip(plain, naming, strict=True) if named))
+    return variant(name, *(override for override in plain if names_a_run(override.split("=")[0])))
+
+
+def names_a_run(key: str) -> bool:
+    """Whether overriding `key` makes another model, and so another run."""
+    plain = key.lstrip("+~").split("@")[0]
+    return any(plain == n or plain.startswith(f"{n}.") for n in NAMING)
 
 
 def variant(run: str, *overrides: str) -> str:
@@ -52,18 +58,34 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
         assert isinstance(values, dict)
         values["run"] = run_name(values["name"], HydraConfig.get().overrides.task)
         try:
+            refuse_multirun_of_ranks()
             return stage(from_mapping(Config, values))
+        except Pruned as stopped:
+            return stopped.log_loss
         except ValueError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # to the sweeper: the other runs go on
             refuse(error)  # from here, because Hydra would print a line of its own first
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors rise to here
         try:
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run)()
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             refuse(error)
 
     return main
+
+
+def refuse_multirun_of_ranks() -> None:
+    """Raise `ValueError` for `-m` under the deepspeed launcher: the ranks of a second run would not find each other."""
+    hydra_config = HydraConfig.get()
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if hydra_config.mode == RunMode.MULTIRUN and ranks > 1 and hydra_config.launcher._target_.endswith("BasicLauncher"):
+        raise ValueError(
+            f"-m with {ranks} ranks: start one command for each run, or let a launcher give each run its ranks: "
+            f"python -m distill.student -m ... hydra/launcher=local hydra.launcher.tasks_per_node={ranks}"
+        )
 
 
 def refuse(error: Exception) -> NoReturn:

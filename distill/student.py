@@ -79,10 +79,9 @@ def main(config: Config) -> float:
             config.fold,
             world,
         )
-        tracker = open_tracker(config, folder, rank)
-        judge = build_judge(base, config.student, config.seed)
+        tracker = open_tracker(config, folder, rank, validation)
+        judge = build_judge(base, config.student, config.engine, config.seed)
         progress = Trainer(config, judge, examples, held, folder, tracker).train()
-        tracker.finish()
         if rank == 0:
             seen = sorted({f"{c.fingerprint():016x}" for c in (*training, *validation)})
             pl.DataFrame({"fingerprint": seen}).write_parquet(folder / "trained_on.parquet")
@@ -97,6 +96,7 @@ def main(config: Config) -> float:
                 rows={"training": len(examples), "validation": len(held)},
                 extra={"base": str(base), "ranks": world},
             )
+        tracker.finish()
     log.info("%s: best validation log loss %.4f at step %d", folder, progress.best_log_loss, progress.best_step)
     return progress.best_log_loss
 

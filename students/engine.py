@@ -5,16 +5,17 @@ averages over ranks, so the loop scales its loss by the number of ranks to get t
 """
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from distill.config import Config, EngineConfig
-from students.model import Judge, training_dtype
+from students.model import Judge
 
 
 @contextmanager
@@ -58,11 +59,23 @@ def open_engine(judge: Judge, config: Config) -> Any:
     import deepspeed
 
     optimizer = open_optimizer(judge, config)
+    bf16 = in_bf16(judge)
+    kept_in_bf16 = bf16 and config.optimizer.master_weights != "fp32"
+    if config.optimizer.master_weights != "fp32" and (not bf16 or config.engine.zero_stage == 0):
+        raise ValueError(
+            f"optimizer.master_weights={config.optimizer.master_weights} is for a full tuning in bf16 (student=full "
+            "student.dtype=bf16) with engine=zero1 or higher: LoRA matrices and fp32 weights lose no small steps"
+        )
     settings = {
         "train_micro_batch_size_per_gpu": 1,  # nominal: micro-batches are cut by tokens
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.optimizer.clip,
-        "bf16": {"enabled": training_dtype(config.student) == torch.bfloat16},
+        # LoRA matrices and their head stay in fp32 over a base in bf16, which DeepSpeed's bf16 would round down.
+        "bf16": {
+            "enabled": bf16,
+            "bf16_master_weights_and_grads": kept_in_bf16,
+            "bf16_optimizer_states": kept_in_bf16,
+        },
         "zero_optimization": {
             "stage": config.engine.zero_stage,
             "overlap_comm": False,
@@ -73,15 +86,40 @@ def open_engine(judge: Judge, config: Config) -> Any:
         "steps_per_print": 10**9,
     }
     engine, *_ = deepspeed.initialize(model=judge, optimizer=optimizer, config=settings)
+    if config.engine.zero_stage == 0 and not bf16:
+        tell_norm(engine, config.optimizer.clip or math.inf)
     return engine
 
 
+def tell_norm(engine: Any, clip: float) -> None:
+    """Have an engine that clips fp32 gradients keep their global norm, which DeepSpeed computes and throws away."""
+
+    def clip_gradients() -> None:
+        engine._global_grad_norm = float(torch.nn.utils.clip_grad_norm_(engine.module.parameters(), clip))
+
+    engine.clip_fp32_gradients, engine._config.gradient_clipping = clip_gradients, clip
+
+
 def open_optimizer(judge: Judge, config: Config) -> torch.optim.Optimizer:
-    """AdamW over (LoRA matrices, score head), each at its own rate."""
-    lora, head = judge.trainable()
-    groups = [{"params": lora, "lr": config.optimizer.lr}, {"params": head, "lr": config.optimizer.head_lr}]
+    """AdamW over (LoRA matrices or all weights, score head), each at its own rate.
+
+    With Kahan's compensated summation, what rounding took off a bf16 weight is kept beside it and added at the next
+    step (Zamirai et al. 2020, arXiv 2010.06192), through torch-optimi.
+    """
+    weights, head = judge.trainable()
+    groups = [{"params": weights, "lr": config.optimizer.lr}, {"params": head, "lr": config.optimizer.head_lr}]
     first, second = config.optimizer.betas
-    return torch.optim.AdamW(groups, betas=(first, second), weight_decay=config.optimizer.weight_decay)
+    settings: dict[str, Any] = {"betas": (first, second), "eps": 1e-8, "weight_decay": config.optimizer.weight_decay}
+    if config.optimizer.master_weights == "kahan":
+        from optimi import AdamW
+
+        return AdamW(groups, lr=config.optimizer.lr, kahan_sum=True, triton=False, **settings)
+    return torch.optim.AdamW(groups, **settings)
+
+
+def in_bf16(judge: Judge) -> bool:
+    """Whether trained weights are in bf16."""
+    return any(p.dtype == torch.bfloat16 for part in judge.trainable() for p in part)
 
 
 def offloading(config: EngineConfig) -> dict[str, Any]:
@@ -95,12 +133,3 @@ def offloading(config: EngineConfig) -> dict[str, Any]:
         )
     device = {"device": config.offload, **({"nvme_path": config.nvme_path} if config.offload == "nvme" else {})}
     return {"offload_optimizer": device, **({"offload_param": device} if config.zero_stage == 3 else {})}
-
-
-def whole_parameters(judge: Judge, config: Config) -> Any:
-    """A context in which the trained parameters are whole on every rank, also where ZeRO-3 has partitioned them."""
-    if config.engine.zero_stage < 3:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([p for part in judge.trainable() for p in part])

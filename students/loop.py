@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from distill.config import Config, LossConfig
 from distill.records import LABELS, ORDERS, swap_labels
 from students.checkpoints import Progress, StopRequest, load_checkpoint, save_checkpoint
 from students.dataset import Example, Row, collate, micro_batches, plan_epoch
-from students.engine import open_engine, whole_parameters
+from students.engine import open_engine
 from students.losses import Objective, cross_entropy_sum
 from students.model import Judge
+from students.pruning import stop_if_pruned
 from students.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ HISTORY = pl.Schema(
 
 
 class Trainer:
-    """Trains one judge on one fold. `folder` receives `adapter/`, `checkpoints/` and `history.parquet`."""
+    """Trains one judge on one fold. `folder` receives `adapter/` (`model/`), `checkpoints/` and `history.parquet`."""
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(training) / config.student.batch_conversations)
         self.total_steps = self.steps_per_epoch * config.student.epochs
         self.progress = load_checkpoint(self.engine, folder / "checkpoints")
+        self.tracker.start(self.progress.history)
         self.checkpointed = time.monotonic()
 
     def train(self) -> Progress:
@@ -87,7 +88,7 @@ class Trainer:
                         record["validation_log_loss"] = self.validate()
                         self.keep_best(record["validation_log_loss"])
                     progress.history.append(record)
-                    self.tracker.log({k: v for k, v in record.items() if v is not None}, progress.step)
+                    self.tracker.log(record)
                     bar.update()
                     rate = record["tokens"] / record["seconds"]
                     bar.set_postfix_str(f"loss {record['loss']:.4f}, {rate:.0f} tokens/s")
@@ -97,6 +98,8 @@ class Trainer:
                     if signalled and progress.step < self.total_steps:
                         log.info("stopped at step %d of %d; the same command goes on", progress.step, self.total_steps)
                         sys.exit(128 + signalled)
+                    if record["validation_log_loss"] is not None and progress.step < self.total_steps:
+                        stop_if_pruned(self.config, self.folder, progress, self.device)
         bar.close()
         return progress
 
@@ -175,6 +178,7 @@ class Trainer:
             for (i, order), shown in zip(rows, shown_rows, strict=False):  # a dummy row has no name
                 logits[i] += (shown if order == 0 else shown[list(swap_labels(range(len(LABELS))))]) / len(ORDERS)
         distributed.all_reduce(logits)  # each conversation is whole on one rank and zero on the others
+        self.tracker.sample(logits, self.progress.step)
         voted = [(row, e.votes) for row, e in zip(logits, self.validation, strict=True) if e.votes]
         averaged, votes = torch.stack([row for row, _ in voted]), torch.tensor([v for _, v in voted])
         return cross_entropy_sum(averaged, votes, torch.ones(len(averaged))).item() / len(averaged)
@@ -188,17 +192,11 @@ class Trainer:
             group["lr"] = rate * factor
 
     def keep_best(self, log_loss: float) -> None:
-        """Save the adapter (PEFT layout, score head included) if it is the best so far."""
+        """Save the judge if it is the best so far."""
         if log_loss >= self.progress.best_log_loss:
             return
         self.progress.best_log_loss, self.progress.best_step = log_loss, self.progress.step
-        with whole_parameters(self.judge, self.config):
-            if self.rank == 0:
-                partial = self.folder / ".adapter.partial"
-                self.judge.peft_model.save_pretrained(str(partial), save_embedding_layers=False)
-                (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
-                shutil.rmtree(self.folder / "adapter", ignore_errors=True)
-                partial.rename(self.folder / "adapter")
+        self.judge.save(self.folder, gathered=self.config.engine.zero_stage < 3, write=self.rank == 0)
         distributed.barrier()
 
     def checkpoint_is_due(self) -> bool:

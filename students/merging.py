@@ -1,84 +1,110 @@
 """Merging a LoRA adapter and its score head into the base's weights: one classifier folder that any engine loads.
 
-Tensors stream from file to file, one in memory at a time, so that a model merges in far less memory than it occupies.
+Tensors stream through `students.shards`, one in memory at a time.
 """
 
 import json
 import math
 import shutil
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from distill.models import copy_tokenizer, linked_classifier
+from distill.models import HEADS, copy_tokenizer, linked_classifier
 from distill.records import LABELS
+from students.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
 
-SHARD_BYTES = 5 * 10**9
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # names in a safetensors header
 PEFT_PREFIX = "base_model.model."
-SCORE, LM_HEAD = "score", "lm_head"
+SCORE = "score"
+MAGNITUDE = ".lora_magnitude_vector"
+
+
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # Gemma-2's keys in config.json
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT LoRA folder: per module the factors A [rank, in] and B [out, rank], and the head [labels, width]."""
+    """A PEFT LoRA folder: per module the factors A [rank, in] and B [out, rank], and the head [labels, width].
+
+    `magnitudes` are DoRA's, [out] per module; without them the merged weight is W + scale * B @ A.
+    """
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
     score: torch.Tensor
     scale: float
+    magnitudes: dict[str, torch.Tensor]
+
+    def merge(self, module: str, weight: torch.Tensor) -> torch.Tensor:
+        """The module's weight [out, in] in fp32 with what was learnt.
+
+        DoRA sets each output row to its magnitude (Liu et al. 2024, arXiv 2402.09353, equation 5).
+        """
+        a, b = self.factors[module]
+        merged = torch.addmm(weight.float(), b.float(), a.float(), alpha=self.scale)
+        if module in self.magnitudes:
+            merged *= (self.magnitudes[module].float() / merged.norm(dim=1)).unsqueeze(1)
+        return merged
 
 
-def merge_adapter(base: Path, adapter: Path, out: Path, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write `out`: `base` with W + scale * B @ A (computed in fp32, stored as `dtype`), the score head and no lm_head.
+def merge_adapter(
+    base: Path,
+    adapter: Path,
+    out: Path,
+    dtype: torch.dtype,
+    settings: Mapping[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write `out`: `base` with what the adapter learnt (merged in fp32, stored as `dtype`), its head and no other.
+
+    `settings` go into its config.json, in place of the base's.
 
     `base` is a causal language model or a sequence classifier in safetensors, `adapter` a PEFT LoRA folder whose
     modules_to_save hold `score`. Raises `ValueError` naming the tensors unless the two fit exactly: every adapter
     tensor is used once, every target exists. `out` appears at once and complete, in the place of an older one.
     """
-    config = _classifier_config(base, dtype)
-    sources = _locate(base)
+    config = _classifier_config(base, dtype) | dict(settings or {})
+    sources = locate(base)
     lora = read_adapter(adapter)
-    shapes = _shapes(base, sources)
+    shapes = read_shapes(base, sources)
     _check_fit(base, adapter, lora, shapes, config)
-    layout = {name: shape for name, shape in shapes.items() if name.split(".")[0] not in (SCORE, LM_HEAD)}
+    layout = {name: shape for name, shape in shapes.items() if name.split(".")[0] not in HEADS}
     layout[f"{SCORE}.weight"] = [*lora.score.shape]
 
     def merged(name: str) -> torch.Tensor:
         if name == f"{SCORE}.weight":
             return lora.score
-        with safe_open(sources[name], "pt") as file:
-            weight = file.get_tensor(name)
-        factors = lora.factors.get(name.removesuffix(".weight"))
-        if factors is None:
-            return weight
-        a, b = factors
-        return torch.addmm(weight.float(), b.float(), a.float(), alpha=lora.scale)
+        weight = read_tensor(sources, name)
+        module = name.removesuffix(".weight")
+        return lora.merge(module, weight) if module in lora.factors else weight
 
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_weights(partial, layout, merged, dtype, shard_bytes)
+    write_weights(partial, layout, merged, dtype, shard_bytes)
     copy_tokenizer(base, partial)
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 
 
-def unmerge_adapter(base: Path, adapter: Path, model: Path, bare: Path) -> None:
+def unmerge_adapter(
+    base: Path, adapter: Path, model: Path, bare: Path, settings: Mapping[str, Any] | None = None
+) -> None:
     """Write `model`, `base` under the adapter's score head (links, no copy), and `bare`, the adapter without that head.
 
     Together they are the judge, for an engine that serves LoRA adapters beside the weights of a base that is perhaps
-    quantised or too large to be written once more.
+    quantised or too large to be written once more. Raises `ValueError` for DoRA, which vLLM does not serve.
     """
     lora = read_adapter(adapter)
-    linked_classifier(base, model, {f"{SCORE}.weight": lora.score}, LABELS)
+    if lora.magnitudes:
+        raise ValueError(
+            f"{adapter} is a DoRA adapter, which vLLM cannot serve beside its base: set teacher.merge=true"
+        )
+    linked_classifier(base, model, {f"{SCORE}.weight": lora.score}, LABELS, settings)
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
     tensors.pop(f"{PEFT_PREFIX}{SCORE}.weight")
@@ -100,10 +126,13 @@ def read_adapter(folder: Path) -> Adapter:
         raise ValueError(
             f"{folder} has no score head ({PEFT_PREFIX}{SCORE}.weight): train with modules_to_save: [{SCORE}]"
         )
+    magnitudes = {name: tensors.pop(name) for name in sorted(tensors) if name.endswith(MAGNITUDE)}
     modules = sorted({name.rsplit(".lora_", 1)[0] for name in tensors if ".lora_" in name})
     factors = {m: (tensors.pop(f"{m}.lora_A.weight", None), tensors.pop(f"{m}.lora_B.weight", None)) for m in modules}
     rank = config["r"]
-    problems = [f"{name}: neither a LoRA factor of a linear layer nor the score head" for name in sorted(tensors)]
+    expected = {f"{module}{MAGNITUDE}" for module in modules} if config.get("use_dora") else set()
+    problems = [f"{name}: expected in a DoRA adapter, and in no other" for name in sorted(expected ^ magnitudes.keys())]
+    problems += [f"{name}: neither a LoRA factor of a linear layer nor the score head" for name in sorted(tensors)]
     for module, (a, b) in factors.items():
         if a is None or b is None:
             problems.append(f"{module}: lora_{'A' if a is None else 'B'}.weight is missing")
@@ -114,14 +143,14 @@ def read_adapter(folder: Path) -> Adapter:
     if problems:
         raise ValueError(f"{folder} is not a whole adapter:\n" + "\n".join(f"  - {p}" for p in problems))
     whole = {module: (a, b) for module, (a, b) in factors.items() if a is not None and b is not None}
-    return Adapter(whole, score, config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return Adapter(whole, score, scale, {name.removesuffix(MAGNITUDE): t for name, t in magnitudes.items()})
 
 
 def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
     initial = config.get("init_lora_weights")
     reasons = {
         f"peft_type={config.get('peft_type')}: only LORA can be merged": config.get("peft_type") != "LORA",
-        "use_dora: DoRA rescales the merged weight by a learnt magnitude": config.get("use_dora"),
         f"bias={config.get('bias')!r}: the base's biases were trained too; train with bias: none": config.get("bias")
         != "none",
         "lora_bias: B has a bias": config.get("lora_bias"),
@@ -141,8 +170,8 @@ def _classifier_config(base: Path, dtype: torch.dtype) -> dict[str, Any]:
     if "quantization_config" in config:
         raise ValueError(f"{base} is quantised: an adapter merges into the unquantised weights; give those as the base")
     name = next(iter(config.get("architectures") or []), "")
-    family = name.removesuffix("ForCausalLM").removesuffix("ForSequenceClassification")
-    if family == name:
+    family, is_for, _ = name.partition("For")
+    if not is_for:
         raise ValueError(
             f"{base} is a {name or 'nameless model'}, expected ...ForCausalLM or ...ForSequenceClassification"
         )
@@ -156,31 +185,29 @@ def _classifier_config(base: Path, dtype: torch.dtype) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
     }
     config.pop("torch_dtype", None)  # the older name of dtype
+    config.pop("auto_map", None)  # code of the base's own for a head that is gone
     return config
 
 
-def _locate(base: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it."""
-    if (base / INDEX).exists():
-        return {name: base / file for name, file in json.loads((base / INDEX).read_text())["weight_map"].items()}
-    if not (base / SINGLE).exists():
-        raise ValueError(f"{base} holds no safetensors weights (neither {SINGLE} nor {INDEX})")
-    with safe_open(base / SINGLE, "pt") as file:
-        return dict.fromkeys(file.keys(), base / SINGLE)
+def caps_off(config: Mapping[str, Any]) -> dict[str, None]:
+    """What to set in a model's configuration so that it computes without softcapping."""
+    return {name: None for name in CAPS if config.get(name) is not None}
 
 
-def _shapes(base: Path, sources: Mapping[str, Path]) -> dict[str, list[int]]:
-    shapes, others = {}, []
-    for path in sorted(set(sources.values())):
-        with safe_open(path, "pt") as file:
-            for name in (n for n, p in sources.items() if p == path):
-                view = file.get_slice(name)
-                shapes[name] = view.get_shape()
-                if view.get_dtype() not in STORED.values():
-                    others.append(f"{name} ({view.get_dtype()})")
-    if others:
-        raise ValueError(f"{base}: these tensors are no plain floats: {', '.join(others)}; give the unquantised base")
-    return shapes
+def stored_head(base: Path) -> tuple[torch.Tensor | None, str]:
+    """The score head [3, width] that `base` holds, its rows in our order of labels, and in words where it comes from.
+
+    None where it has another number of outputs, or names for them that say nothing.
+    """
+    name = f"{SCORE}.weight"
+    if name not in (sources := locate(base)):
+        return None, f"{base} has none"
+    rows = read_tensor(sources, name)
+    named = json.loads((base / "config.json").read_text()).get("id2label", {})
+    names = [str(named.get(str(i), "")).removeprefix("winner_").removeprefix("model_") for i in range(len(rows))]
+    if sorted(names) != sorted(LABELS):
+        return None, f"that of {base} has {len(rows)} outputs, named {list(named.values())}, not {[*LABELS]}"
+    return rows[[names.index(label) for label in LABELS]], f"{base} is a judge over {[*named.values()]}"
 
 
 def _check_fit(
@@ -189,7 +216,7 @@ def _check_fit(
     problems = []
     for module, (a, b) in lora.factors.items():
         expected = [b.shape[0], a.shape[1]]
-        if module == LM_HEAD or f"{module}.weight" not in shapes:
+        if module in HEADS or f"{module}.weight" not in shapes:
             problems.append(f"{module}: the base has no such layer to keep")
         elif shapes[f"{module}.weight"] != expected:
             problems.append(f"{module}: B @ A is {expected}, the base's weight {shapes[f'{module}.weight']}")
@@ -197,45 +224,3 @@ def _check_fit(
         problems.append(f"{SCORE}: the head is {[*lora.score.shape]}, expected {[len(LABELS), config['hidden_size']]}")
     if problems:
         raise ValueError(f"adapter {adapter} does not fit base {base}:\n" + "\n".join(f"  - {p}" for p in problems))
-
-
-def _write_weights(
-    folder: Path,
-    layout: Mapping[str, list[int]],
-    tensor: Callable[[str], torch.Tensor],
-    dtype: torch.dtype,
-    shard_bytes: int,
-) -> None:
-    """Write the tensors of `layout` (name -> shape) in files of at most `shard_bytes` (or one tensor), and an index."""
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in layout.items()}
-    shards: list[list[str]] = [[]]
-    for name, size in sizes.items():
-        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > shard_bytes:
-            shards.append([])
-        shards[-1].append(name)
-    one = len(shards) == 1
-    files = [SINGLE if one else f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for file, names in zip(files, shards, strict=True):
-        _write_shard(folder / file, {name: layout[name] for name in names}, tensor, dtype)
-    if not one:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _write_shard(
-    path: Path, layout: Mapping[str, list[int]], tensor: Callable[[str], torch.Tensor], dtype: torch.dtype
-) -> None:
-    # By hand, because save_file wants all tensors at once: https://github.com/huggingface/safetensors#format
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in layout.items():
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": STORED[dtype], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in layout:
-            file.write(tensor(name).to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
-        assert file.tell() == 8 + len(text) + end, path

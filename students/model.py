@@ -1,20 +1,31 @@
-"""The judge as a module: a causal backbone with LoRA, pooled at the last token, and a three-way score head in fp32."""
+"""The judge as a module: a causal backbone, tuned by LoRA or whole, pooled at the last token, and a three-way head."""
 
 import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from distill.config import StudentConfig
+from distill.config import EngineConfig, StudentConfig
+from distill.models import copy_tokenizer, layer_of
 from distill.records import LABELS
-
-if TYPE_CHECKING:
-    from peft import PeftModel
+from students.merging import SCORE, caps_off, stored_head
 
 log = logging.getLogger(__name__)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Head(nn.Linear):
+    """A linear layer that computes in fp32, whatever type its weights are in."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return functional.linear(hidden.float(), self.weight.float())
 
 
 class Judge(nn.Module):
@@ -26,61 +37,181 @@ class Judge(nn.Module):
     token is the one at `ends` in the flattened ids, whatever ids the text holds.
     """
 
-    def __init__(self, peft_model: "PeftModel"):
+    def __init__(self, model: Any, base: Path):
+        """`model` is transformers' sequence classifier, or PEFT's model around it, made from the folder `base`."""
         super().__init__()
-        self.peft_model = peft_model
+        self.model, self.base = model, base
+
+    @property
+    def classifier(self) -> Any:
+        """transformers' module, with LoRA layers in place of some of its own where it has them."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> torch.Tensor:
-        classifier: Any = self.peft_model.get_base_model()
+        classifier = self.classifier
         hidden = getattr(classifier, classifier.base_model_prefix)(
             input_ids=input_ids, position_ids=positions, use_cache=False
         ).last_hidden_state
-        return classifier.score(hidden.flatten(0, 1)[ends].float())
+        return classifier.score(hidden.flatten(0, 1)[ends])
 
     def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """(LoRA matrices, score head)."""
+        """(LoRA matrices or all weights, score head)."""
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return [p for name, p in named if "lora_" in name], [p for name, p in named if "lora_" not in name]
+        return [p for name, p in named if SCORE not in name], [p for name, p in named if SCORE in name]
+
+    def save(self, folder: Path, gathered: bool, write: bool) -> None:
+        """Write `folder`/adapter in PEFT's layout, or for a full tuning `folder`/model, in place of an older one.
+
+        All ranks call it where ZeRO-3 has partitioned the weights (`gathered` false): they come together one by one,
+        and only the rank that is to `write` holds them all, in its CPU memory.
+        """
+        adapted = hasattr(self.model, "peft_config")
+        state = {name.removeprefix("model."): tensor for name, tensor in self._trained(gathered, adapted, write)}
+        if not write:
+            return
+        name = "adapter" if adapted else "model"
+        partial = folder / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        if adapted:
+            self.model.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
+            (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
+        else:
+            self.model.save_pretrained(str(partial), state_dict=state)
+            copy_tokenizer(self.base, partial)
+        shutil.rmtree(folder / name, ignore_errors=True)
+        partial.rename(folder / name)
+
+    def _trained(self, gathered: bool, adapted: bool, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and whole values of the trained parameters, of a full tuning's frozen ones, too."""
+        for name, parameter in self.named_parameters():
+            if adapted and not parameter.requires_grad:
+                continue
+            with nullcontext() if gathered else whole(parameter):
+                if keep:
+                    yield name, parameter.detach().to("cpu", copy=True)
 
 
-def build_judge(base: Path, config: StudentConfig, seed: int) -> Judge:
-    """Load `base` with a new score head and LoRA matrices, both drawn from `seed`."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
+def whole(parameter: nn.Parameter) -> Any:
+    """A context in which a parameter is whole on every rank, though ZeRO-3 has partitioned it."""
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter])
+
+
+def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: int) -> Judge:
+    """Load `base` for training; what is new (LoRA matrices, a score head) is drawn from `seed`."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # it reports the score head as missing, which it is meant to be
     transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
     settings = AutoConfig.from_pretrained(base, num_labels=len(LABELS))
+    settings.id2label, settings.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
     if settings.pad_token_id is None:
         settings.pad_token_id = settings.eos_token_id if isinstance(settings.eos_token_id, int) else 0
+    if not config.softcapping:
+        for name in caps_off(settings.to_dict()):
+            setattr(settings, name, None)
     dtype = training_dtype(config)
-    quantization = (
-        BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
-        if config.load_in_4bit
-        else None
-    )
     model = AutoModelForSequenceClassification.from_pretrained(
-        base, config=settings, dtype=dtype, quantization_config=quantization
+        base,
+        config=settings,
+        dtype=dtype,
+        attn_implementation=attention(settings, engine, dtype),
+        quantization_config=four_bits(dtype) if config.load_in_4bit else None,
+        ignore_mismatched_sizes=True,  # the head of a reward model
     )
+    model.score = start_head(model.score.weight, base, config.head)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+    if engine.liger and torch.cuda.is_available() and find_spec("liger_kernel"):
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(model=model)
+        log.info("with Liger's fused kernels")
+    if config.tuning == "lora":
+        return Judge(with_lora(model, config), base)
+    if config.load_in_4bit:
+        raise ValueError(
+            "student.tuning=full with student.load_in_4bit=true: 4-bit weights cannot be trained; choose one"
+        )
+    model.score.to(dtype)  # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same
+    for name, parameter in model.named_parameters():
+        if config.freeze_layers and ("embed_tokens" in name or 0 <= layer_of(name) < config.freeze_layers):
+            parameter.requires_grad = False
+    return Judge(model, base)
+
+
+def with_lora(model: Any, config: StudentConfig) -> Any:
+    """PEFT's model around the classifier: LoRA matrices in fp32, its head trained in full and in fp32."""
+    from peft import LoraConfig, get_peft_model
+
+    depth, targets, layers = model.config.num_hidden_layers, config.lora.targets, None
+    if config.freeze_layers:
+        layers = list(range(config.freeze_layers, depth))
+        if not layers:
+            raise ValueError(
+                f"student.freeze_layers={config.freeze_layers}: the base has {depth} layers, leave some free"
+            )
+        if targets == "all-linear":  # PEFT chooses layers only for targets that are named
+            linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != SCORE]
+            targets = sorted({name.split(".")[-1] for name in linears})
     adapter = LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
         use_rslora=config.lora.method == "rslora",
-        target_modules=config.lora.targets,
-        modules_to_save=["score"],
+        use_dora=config.lora.method == "dora",
+        target_modules=targets,
+        layers_to_transform=layers,
+        modules_to_save=[SCORE],
         task_type="SEQ_CLS",
     )
-    judge = Judge(get_peft_model(model, adapter))
-    model.score.float()
-    return judge
+    return get_peft_model(model, adapter)
+
+
+def start_head(drawn: nn.Parameter, base: Path, wanted: str) -> Head:
+    """The score head to begin with, in fp32: the base's own rows [3, width] in our order of labels, or else `drawn`."""
+    rows, reason = stored_head(base)
+    head = Head(drawn.shape[1], len(LABELS), bias=False, device="meta")  # draws nothing from the seed
+    if rows is not None and wanted == "auto":
+        log.info("the score head is the base's: %s", reason)
+        head.weight = nn.Parameter(rows.float())
+        return head
+    log.info("the score head is drawn anew: %s", reason if rows is None else "student.head=new")
+    head.weight = nn.Parameter(drawn.detach().float())
+    if rows is not None:  # transformers has loaded it
+        nn.init.normal_(head.weight, std=rows.std().item())
+    return head
+
+
+def attention(settings: Any, engine: EngineConfig, dtype: torch.dtype) -> str:
+    """The implementation of attention. Raises `ValueError` for sdpa where the model caps its attention scores."""
+    capped = getattr(settings, "attn_logit_softcapping", None)
+    if engine.attention == "sdpa" and capped:
+        raise ValueError(
+            "engine.attention=sdpa leaves out the softcapping of attention scores, which the finished judge is served "
+            "with: take eager or flash_attention_2, or train and serve without, by student.softcapping=false"
+        )
+    if engine.attention != "auto":
+        return engine.attention
+    if torch.cuda.is_available() and find_spec("flash_attn") and dtype == torch.bfloat16:
+        return "flash_attention_2"
+    return "eager" if capped else "sdpa"
+
+
+def four_bits(dtype: torch.dtype) -> Any:
+    """QLoRA's storage of the base: nf4 with quantised scales (Dettmers et al. 2023, arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[SCORE],
+    )
 
 
 def training_dtype(config: StudentConfig) -> torch.dtype:

@@ -11,7 +11,7 @@ import torch
 from distill import models, runs
 from distill.config import PromptConfig, from_mapping
 from distill.prompts import Renderer
-from students.merging import merge_adapter, unmerge_adapter
+from students.merging import caps_off, merge_adapter, unmerge_adapter
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,39 @@ class TrainedJudge:
         """Fingerprints of the conversations that trained it or chose its checkpoint."""
         return frozenset(int(f, 16) for f in pl.read_parquet(self.folder / "trained_on.parquet")["fingerprint"])
 
+    @property
+    def settings(self) -> dict[str, None]:
+        """What its config.json says otherwise than its base's."""
+        if self.manifest.config["student"]["softcapping"]:
+            return {}
+        return caps_off(json.loads((self.base / "config.json").read_text()))
+
+    @property
+    def tuned_whole(self) -> bool:
+        return bool(self.manifest.config["student"]["tuning"] == "full")
+
     def merged(self, root: Path) -> Path:
-        """Base and adapter as one sequence classifier below `root`/models, made once."""
+        """Base and adapter as one sequence classifier below `root`/models, made once; a full tuning is one already."""
+        if self.tuned_whole:
+            return self.folder / "model"
         folder = root / "models" / f"merged-{self.manifest.content[:16]}"
         identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
         if not runs.is_finished(folder, "merge", identity, [], root):
-            merge_adapter(self.base, self.folder / "adapter", folder, stored_dtype(self.base))
+            merge_adapter(self.base, self.folder / "adapter", folder, stored_dtype(self.base), self.settings)
             runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
         return folder
 
     def unmerged(self, root: Path) -> tuple[Path, Path]:
         """Base with its score head, and the adapter to be served beside it: no copy of the base's weights."""
+        if self.tuned_whole:
+            raise ValueError(
+                f"{self.folder} is a full tuning and has no adapter to serve beside: set teacher.merge=true"
+            )
         folder = root / "models" / f"unmerged-{self.manifest.content[:16]}"
         identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
         if not runs.is_finished(folder, "merge", identity, [], root):
-            unmerge_adapter(self.base, self.folder / "adapter", folder / "model", folder / "adapter")
+            bare = folder / "adapter"
+            unmerge_adapter(self.base, self.folder / "adapter", folder / "model", bare, self.settings)
             runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
         return folder / "model", folder / "adapter"
 

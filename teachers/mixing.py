@@ -8,7 +8,6 @@ networks"), for the rows of fold k found on the votes of the other folds.
 """
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,9 +20,9 @@ from distill import runs
 from distill.config import Config, MixtureConfig, to_mapping
 from distill.records import ORDERS, Conversation
 from distill.scoring import logits_by_order, mean_logits
-from distill.store import LOGITS, NO_FOLD, read_logits
+from distill.store import NO_FOLD, read_logits, read_seen
 from distill.targets import check_texts
-from teachers.filling import open_writer
+from teachers.derived import write_derived
 
 log = logging.getLogger(__name__)
 LOG_TEMPERATURES = (-4.0, 4.0)
@@ -101,25 +100,57 @@ def shares(config: MixtureConfig) -> list[float]:
 
 
 def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> None:
-    """Mix stored teachers, each calibrated, into a store of its own."""
-    shares(config.teacher.mixture)
-    folders = {name: config.root / "logits" / name for name in config.teacher.mixture.teachers}
+    """Mix stored teachers into a store of its own.
+
+    With `teacher.rows=in_fold` the teachers of one fold are mixed with each other, fold by fold, on all rows.
+    """
+    mixture, in_fold = config.teacher.mixture, config.teacher.rows == "in_fold"
+    shares(mixture)
+    if in_fold and mixture.calibrate:
+        raise ValueError(
+            "teacher.rows=in_fold with teacher.mixture.calibrate=true: a temperature fitted to rows that the teacher "
+            "was trained on says nothing; set teacher.mixture.calibrate=false"
+        )
+    folders = {name: config.root / "logits" / name for name in mixture.teachers}
     stored = {}
     for name, folder in folders.items():
-        logits = read_logits(folder, f"score with teacher {name} first").filter(~pl.col("in_sample"))
+        logits = read_logits(folder, f"score with teacher {name} first")
         check_texts(folder, logits, rows)
-        facts = pl.col("prompt_tokens").max(), pl.col("truncated").any()
-        stored[name] = logits.group_by("id", "order", maintain_order=True).agg(mean_logits(), *facts)
+        stored[name] = logits if in_fold else logits.filter(~pl.col("in_sample")).with_columns(judge_fold=NO_FOLD)
     parents = [config.root / "data" / config.data.name, *folders.values()]
-    identity = {"mixture": to_mapping(config.teacher.mixture), "limit": config.limit}
+    identity = {"mixture": to_mapping(mixture), "rows": config.teacher.rows, "limit": config.limit}
     if runs.is_finished(store, "teacher", identity, parents, config.root):
         log.info("%s is finished", store)
         return
-    shutil.rmtree(store, ignore_errors=True)
-    mixed, fitted = mix(stored, rows, config.teacher.mixture)
-    for name, temperatures in fitted.items():
-        log.info("teacher %s: temperatures by fold %s", name, ", ".join(f"{t:.3f}" for t in temperatures))
-    prompts = next(iter(stored.values())).select("id", "order", "prompt_tokens", "truncated")
+    folds = sorted({fold for logits in stored.values() for fold in logits["judge_fold"].unique()})
+    tables, temperatures = [], {}
+    for fold in folds:
+        of_fold = {name: logits.filter(pl.col("judge_fold") == fold) for name, logits in stored.items()}
+        table, fitted = mixed_table(of_fold, rows, mixture)
+        tables.append(table.with_columns(judge_fold=fold))
+        temperatures[fold] = fitted
+        for name, values in fitted.items():
+            log.info("teacher %s: temperatures by fold %s", name, ", ".join(f"{t:.3f}" for t in values))
+    seen = {
+        fold: {f for folder in folders.values() for f in read_seen(folder, [fold])["fingerprint"]}
+        for fold in folds
+        if fold != NO_FOLD
+    }
+    hashes = runs.read_manifest(next(iter(folders.values()))).prompt
+    extra = {"temperatures": temperatures.get(NO_FOLD, {})}
+    write_derived(config, store, pl.concat(tables), seen, identity, parents, hashes, " + ".join(folders), extra)
+
+
+def mixed_table(
+    teachers: Mapping[str, pl.DataFrame], rows: Sequence[Conversation], config: MixtureConfig
+) -> tuple[pl.DataFrame, dict[str, list[float]]]:
+    """The mixture of logits that one judge of each teacher gave, as a store holds it, and the temperatures by fold."""
+    facts = pl.col("prompt_tokens").max(), pl.col("truncated", "in_sample").any()
+    one_each = {
+        name: logits.group_by("id", "order", maintain_order=True).agg(mean_logits(), *facts)
+        for name, logits in teachers.items()
+    }
+    mixed, fitted = mix(one_each, rows, config)
     table = pl.DataFrame(
         {
             "id": [c.id for c in rows for _ in ORDERS],
@@ -127,17 +158,8 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
             "logits": mixed.reshape(-1, 3),
             "fingerprint": pl.Series([c.fingerprint() for c in rows for _ in ORDERS], dtype=pl.UInt64),
         }
-    ).join(prompts, on=["id", "order"], how="left", maintain_order="left")
-    table = (
-        table.with_columns(judge_fold=NO_FOLD, in_sample=False, outside=pl.lit(None))
-        .select(LOGITS.names())
-        .cast(LOGITS)
     )
-    hashes = runs.read_manifest(next(iter(folders.values()))).prompt
-    with open_writer(config, store, hashes, " + ".join(folders), NO_FOLD, LOGITS) as writer:
-        writer.append(table)
-    extra = {"temperatures": fitted}
-    runs.write_manifest(
-        store, "teacher", identity, parents, config.root, rows={"logits": len(table)}, prompt=hashes, extra=extra
-    )
-    log.info("%s: %d rows", store, len(table))
+    told = pl.concat([t.select("id", "order", "prompt_tokens", "truncated", "in_sample") for t in one_each.values()])
+    told = told.group_by("id", "order").agg(pl.col("prompt_tokens").max(), pl.col("truncated", "in_sample").any())
+    table = table.join(told, on=["id", "order"], how="left", maintain_order="left")
+    return table.with_columns(outside=pl.lit(None)), fitted

@@ -1,7 +1,6 @@
 """A reward model as a teacher: its scores of single responses, kept as they are, and the logits that they amount to."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,9 @@ import polars as pl
 from distill import models, runs
 from distill.config import Config
 from distill.records import ORDERS, Conversation
-from distill.store import LOGITS, NO_FOLD, REWARDS, read_parts, write_seen
+from distill.store import NO_FOLD, REWARDS, read_parts
 from teachers.bradley_terry import cross_fit
+from teachers.derived import write_derived
 from teachers.filling import fill, not_done, open_writer, scoring_run
 from teachers.rewards import RESPONSES, RewardRenderer, as_classifier
 from teachers.scorers import open_scorer
@@ -60,19 +60,13 @@ def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> 
     if runs.is_finished(store, "teacher", identity, [data], config.root):
         log.info("%s is finished", store)
         return
-    shutil.rmtree(store, ignore_errors=True)  # half of it may be there: it is made of `raw` in a moment
     logits = cross_fit(rewards, limited, config.teacher.reward_l2)
     tokens = rewards.group_by("id").agg(pl.col("prompt_tokens").max(), pl.col("truncated").any())
     texts = pl.DataFrame(
         [(c.id, c.fingerprint()) for c in limited], schema={"id": pl.String, "fingerprint": pl.UInt64}, orient="row"
     )
     table = logits.join(tokens, on="id").join(texts, on="id").with_columns(in_sample=False, outside=pl.lit(None))
-    table = table.join(pl.DataFrame({"order": ORDERS}), how="cross").select(LOGITS.names()).cast(LOGITS)
-    for (fold,), part in table.group_by("judge_fold", maintain_order=True):
-        with open_writer(config, store, renderer.hashes, content, fold, LOGITS) as writer:
-            writer.append(part)
-        write_seen(store, fold, {c.fingerprint() for c in limited if c.fold != fold and c.votes})
-    runs.write_manifest(
-        store, "teacher", identity, [data], config.root, rows={"logits": len(table)}, prompt=renderer.hashes
-    )
-    log.info("%s: %d rows", store, len(table))
+    table = table.join(pl.DataFrame({"order": ORDERS}), how="cross")
+    folds = table["judge_fold"].unique().to_list()
+    seen = {fold: {c.fingerprint() for c in limited if c.fold != fold and c.votes} for fold in folds}
+    write_derived(config, store, table, seen, identity, [data], renderer.hashes, content)

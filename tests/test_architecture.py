@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("distill", "teachers", "students", "eval")
-DOORS = ("prepare", "teacher", "student", "export", "plan")
+DOORS = ("prepare", "teacher", "student", "sweeps", "export", "plan")
 ALLOWED = {
     "contract": {"contract"},
     "teachers": {"contract", "teachers"},
@@ -24,6 +24,8 @@ HEAVY = {
     "deepspeed",
     "peft",
     "llmcompressor",
+    "optuna",
+    "plotly",
     "datasets",
     "wandb",
     "sklearn",

@@ -13,7 +13,11 @@ from tests.composing import configured
 
 EXPERIMENTS = sorted(path.stem for path in Path(CONF, "exp").glob("*.yaml"))
 DATA = sorted(path.stem for path in Path(CONF, "data").glob("*.yaml"))
-FAMILY = {"gemma9b": "tiny_gemma2", "llama8b": "tiny_llama", "teacher_llama70b": "tiny_llama"}
+FAMILY = {
+    **dict.fromkeys(["gemma9b", "gemma27b", "blackpearl"], "tiny_gemma2"),
+    **dict.fromkeys(["qwen14b", "wsdm3", "teacher_qwen72b"], "tiny_qwen2"),
+    **dict.fromkeys(["llama8b", "armorm8b", "teacher_llama70b"], "tiny_llama"),
+}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -48,12 +52,15 @@ def test_experiment_files_hold_deltas_and_their_command() -> None:
 
 @pytest.mark.parametrize(("name", "family"), FAMILY.items())
 def test_preset_builds_on_a_tiny_stand_in(name: str, family: str, request: pytest.FixtureRequest) -> None:
-    preset = configured(f"+exp={name}").student
+    config = configured(f"+exp={name}")
+    preset = config.student
     student = replace(preset, dtype="fp32", load_in_4bit=False)  # 4 bits need a GPU
-    judge = build_judge(request.getfixturevalue(family), student, seed=0)
+    judge = build_judge(request.getfixturevalue(family), student, config.engine, seed=0)
     logits = judge(torch.tensor([[5, 6, 7, 0], [5, 6, 7, 8]]), None, torch.tensor([2, 7]))
     logits.sum().backward()
-    lora, head = judge.trainable()
+    weights, head = judge.trainable()
     assert logits.shape == (2, 3) and logits.dtype == torch.float32
     assert head[0].shape[0] == 3 and head[0].dtype == torch.float32 and head[0].grad is not None
-    assert {p.shape[0] for p in lora} >= {preset.lora.rank} and any(p.grad is not None for p in lora)
+    adapted = any("lora_" in name for name, p in judge.named_parameters() if p.requires_grad)
+    assert adapted == (preset.tuning == "lora") and any(p.grad is not None for p in weights)
+    assert not adapted or preset.lora.rank in {p.shape[0] for p in weights}

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
+from scipy.special import log_softmax
 
 from distill import conversations, prepare, student, teacher
 from distill.config import Config
@@ -257,6 +258,24 @@ def test_a_mixture_is_a_teacher_like_any_other(configure: Configure, straight: p
     assert len(mixed) == CONVERSATIONS * len(ORDERS)
     assert set(read_manifest(teacher.logits_folder(config)).extra["temperatures"]) == {"smoke", "limited_half"}
     assert student.main(replace(configure("teacher.name=mixed"), run="from-mixture")) < 5
+
+
+def test_teachers_of_one_fold_are_mixed_with_each_other(configure: Configure, straight: pl.DataFrame) -> None:
+    """The winner's way: a student of fold k learns from the mean of what the two teachers of fold k said."""
+    names = ["in_fold_one", "in_fold_two"]
+    for name in names:
+        teacher.main(replace_name(configure("teacher.rows=in_fold"), name, "smoke"))
+    mixture = ["teacher.kind=mixture", f"teacher.mixture.teachers=[{','.join(names)}]", "teacher.rows=in_fold"]
+    with pytest.raises(ValueError, match=r"set teacher.mixture.calibrate=false"):
+        teacher.main(configure("teacher.name=in_fold_mixed", *mixture))
+    config = configure("teacher.name=in_fold_mixed", "teacher.mixture.calibrate=false", *mixture)
+    teacher.main(config)
+    mixed = read_logits(teacher.logits_folder(config), "").sort("judge_fold", "id", "order")
+    single = read_logits(config.root / "logits" / names[0], "").sort("judge_fold", "id", "order")
+    kept = ["judge_fold", "id", "order", "in_sample"]
+    assert mixed.select(kept).equals(single.select(kept)) and mixed["in_sample"].any()
+    expected = log_softmax(single["logits"].to_numpy(), axis=1)  # of two that are alike the mean is either
+    assert np.abs(mixed["logits"].to_numpy() - expected).max() < 1e-5
 
 
 def test_a_student_is_the_next_student_s_teacher(configure: Configure) -> None:

@@ -76,7 +76,9 @@ def tiny_judge(folder: Path, family: Family, seed: int = 0) -> Path:
 def _config(folder: Path, family: Family) -> PreTrainedConfig:
     tokenizer = tiny_tokenizer(folder)
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    own = {"query_pre_attn_scalar": 32, "sliding_window": 64} if family == "gemma2" else {}
+    # Caps as low as to count, and a window that some rows are longer than.
+    gemma = {"query_pre_attn_scalar": 32, "sliding_window": 64, "attn_logit_softcapping": 2.0}
+    own = gemma if family == "gemma2" else {}
     return AutoConfig.for_model(
         family,
         vocab_size=VOCABULARY,

@@ -40,11 +40,11 @@ def assert_equal(folder: Path, expected: dict[str, torch.Tensor]) -> None:
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_pefts_merge(family: Family, rslora: bool, tmp_path: Path) -> None:
+def test_equals_pefts_merge(family: Family, options: dict[str, bool], tmp_path: Path) -> None:
     base = tiny_causal(tmp_path / "base", family)
-    expected = train_randomly(base, tmp_path / "adapter", use_rslora=rslora)
+    expected = train_randomly(base, tmp_path / "adapter", **options)
     merge_adapter(base, tmp_path / "adapter", tmp_path / "merged", torch.float32)
     assert_equal(tmp_path / "merged", expected)
 

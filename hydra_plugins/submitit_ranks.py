@@ -1,0 +1,31 @@
+"""`hydra/launcher=slurm` and `local`: submitit's launchers, with every task of a job as one rank of one training."""
+
+from importlib.util import find_spec
+from typing import Any
+
+from hydra.core.utils import JobReturn
+
+
+def become_rank() -> None:
+    """Say in the environment which rank of the job this task is, as the `deepspeed` launcher would."""
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+if find_spec(
+    "hydra_plugins.hydra_submitit_launcher"
+):  # Hydra imports this file at every door, with or without submitit
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import LocalLauncher, SlurmLauncher
+
+    class SlurmRanks(SlurmLauncher):
+        def __call__(self, *arguments: Any, **named: Any) -> JobReturn:
+            become_rank()
+            return super().__call__(*arguments, **named)
+
+    class LocalRanks(LocalLauncher):
+        def __call__(self, *arguments: Any, **named: Any) -> JobReturn:
+            become_rank()
+            return super().__call__(*arguments, **named)

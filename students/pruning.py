@@ -1,0 +1,32 @@
+"""Where a sweep searches, trainings that compare badly with earlier ones stop early."""
+
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from distill.config import Config
+from distill.runs import write_json
+from distill.studies import Pruned, mark_pruned, told_to_stop
+from students.checkpoints import Progress
+
+
+def stop_if_pruned(config: Config, folder: Path, progress: Progress, device: torch.device) -> None:
+    """Report the validations to the sweep's study; raise `Pruned` on every rank where its pruner says so.
+
+    Nothing happens outside of a sweep. All ranks call it, after a checkpoint. A pruned run has `metrics.json`, which
+    says so, and no manifest: no later stage takes it for finished, and its checkpoint goes on outside of the sweep.
+    """
+    if config.sweep.trial is None:
+        return
+    validations = [log_loss for record in progress.history if (log_loss := record["validation_log_loss"]) is not None]
+    first = distributed.get_rank() == 0
+    stop = torch.tensor(int(first and told_to_stop(config, validations)), device=device)
+    distributed.broadcast(stop, 0)
+    if not stop:
+        return
+    if first:
+        summary = {"validation_log_loss": progress.best_log_loss, "best_step": progress.best_step}
+        write_json(folder / "metrics.json", {"pruned": True, **summary, "steps": progress.step})
+        mark_pruned(config, progress.step)
+    raise Pruned(progress.best_log_loss)

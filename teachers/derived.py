@@ -1,0 +1,42 @@
+"""Stores that no scorer fills: their logits follow from what other stores hold."""
+
+import logging
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from distill import runs
+from distill.config import Config
+from distill.store import LOGITS, NO_FOLD, write_seen
+from teachers.filling import open_writer
+
+log = logging.getLogger(__name__)
+
+
+def write_derived(
+    config: Config,
+    store: Path,
+    logits: pl.DataFrame,
+    seen: Mapping[int, Collection[int]],
+    identity: Mapping[str, object],
+    parents: Sequence[Path],
+    hashes: Mapping[str, str],
+    judge: str,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a finished store of `logits` (schema `LOGITS`), in place of what is there.
+
+    `seen` says which conversations, by fingerprint, the judge of a fold was fitted to; `judge` names what it is.
+    """
+    shutil.rmtree(store, ignore_errors=True)  # half of it may be there
+    for (fold,), part in logits.select(LOGITS.names()).cast(LOGITS).group_by("judge_fold", maintain_order=True):
+        with open_writer(config, store, hashes, judge, fold, LOGITS) as writer:
+            writer.append(part)
+        if fold != NO_FOLD:
+            write_seen(store, fold, seen[fold])
+    rows = {"logits": len(logits)}
+    runs.write_manifest(store, "teacher", identity, parents, config.root, rows=rows, prompt=hashes, extra=extra or {})
+    log.info("%s: %d rows", store, len(logits))
