@@ -1,11 +1,36 @@
 """Running the doors in tests, as users do."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+STAGES = ["distill.student", "distill.teacher", "distill.targets", "students.loop", "students.trained"]
+LIBRARIES = ["deepspeed", "peft", "transformers", "teachers.transformers"]
+
+
+def own_process(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """`target(*arguments)`, started in a process that has imported everything already, which takes longest.
+
+    It is forked from a server, not from here: polars' threads would be missing in the child.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*STAGES, *LIBRARIES])
+    process = context.Process(target=_as_no_rank, args=(target, *arguments))
+    process.start()
+    return process
+
+
+def _as_no_rank(target: Callable[..., Any], *arguments: Any) -> None:
+    for name in RANK:  # the server has the environment in which it was started, perhaps that of a training
+        os.environ.pop(name, None)
+    target(*arguments)
 
 
 def run_door(

@@ -1,6 +1,5 @@
 """The teacher stage as a whole: killed at any moment, leak-proof, extended, mixed; the real models, the real store."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -9,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from distill.runs import MANIFEST, read_manifest
 from distill.store import LOGITS, StoreWriter, read_logits, read_parts, write_seen
 from distill.targets import entropy, soft_targets
 from tests.composing import configured
-from tests.running import ROOT
+from tests.running import ROOT, own_process
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
@@ -80,15 +78,6 @@ def straight(configure: Configure) -> pl.DataFrame:
     return read_logits(teacher.logits_folder(config), "")
 
 
-def in_own_process(config: Config) -> BaseProcess:
-    """The stage in a process that has imported everything already, which takes longest."""
-    context = multiprocessing.get_context("forkserver")  # not fork: polars' threads would be missing in the child
-    context.set_forkserver_preload(["distill.teacher", "distill.targets", "students.trained", "teachers.transformers"])
-    process = context.Process(target=teacher.main, args=(config,))
-    process.start()
-    return process
-
-
 def parts(config: Config) -> list[Path]:
     return sorted(teacher.logits_folder(config).glob("part-*.parquet"))
 
@@ -107,7 +96,7 @@ def test_killed_at_twenty_random_moments_and_resumed_it_equals_a_straight_run(
     rng = random.Random(0)
     kills = 0
     while kills < KILLS:
-        process = in_own_process(config)
+        process = own_process(teacher.main, config)
         wanted = len(parts(config)) + rng.randint(0, 2)
         while process.is_alive() and len(parts(config)) < wanted:
             time.sleep(0.001)

@@ -5,7 +5,6 @@ Trained with plain SGD at rate 1, a parameter moves by its gradient, whatever De
 
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -25,6 +24,7 @@ from students.dataset import Example, Row, micro_batches
 from students.model import Judge, build_judge
 from students.tracking import Tracker
 from tests.composing import configured
+from tests.running import own_process
 
 if TYPE_CHECKING:
     from students.loop import Trainer
@@ -243,14 +243,10 @@ class Case:
 
 def take_steps_on(ranks: int, cases: Mapping[str, Case], folder: Path) -> Iterator[tuple[str, Step]]:
     """Take the steps of all `cases` on as many processes: imports, which take longest, are paid once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["students.loop", "deepspeed", "peft", "transformers"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=_as_rank, args=(r, ranks, port, cases, folder)) for r in range(ranks)]
-    for process in processes:
-        process.start()
+    processes = [own_process(_as_rank, rank, ranks, port, cases, folder) for rank in range(ranks)]
     try:
         for process in processes:
             process.join(240)

@@ -1,6 +1,5 @@
 """A training run that is killed, asked to stop or fed nonsense loses nothing, and goes on as if nothing had been."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -20,6 +19,7 @@ from distill.config import Config
 from students.checkpoints import LATEST
 from students.loop import Trainer
 from tests.composing import configured
+from tests.running import own_process
 
 pytestmark = pytest.mark.timeout(300)
 KILLS = 10
@@ -57,15 +57,6 @@ def adapter(config: Config) -> dict[str, torch.Tensor]:
     return load_file(student.run_folder(config) / "adapter" / "adapter_model.safetensors")
 
 
-def in_own_process(config: Config) -> BaseProcess:
-    """The stage in a process that has imported everything already, which takes longest."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distill.student", "distill.targets", "students.loop", "deepspeed", "peft"])
-    process = context.Process(target=student.main, args=(config,))
-    process.start()
-    return process
-
-
 def latest(config: Config) -> str:
     path = student.run_folder(config) / "checkpoints" / LATEST
     return path.read_text() if path.exists() else ""
@@ -83,7 +74,7 @@ def test_killed_at_ten_random_moments_it_equals_a_straight_run_bit_for_bit(
     config = configure("killed")
     rng = random.Random(0)
     for kill in range(KILLS):
-        process = in_own_process(config)
+        process = own_process(student.main, config)
         if kill % 3:  # in between also while it starts
             after_a_step(process, config)
         time.sleep(rng.uniform(0, 0.05))
@@ -98,7 +89,7 @@ def test_killed_at_ten_random_moments_it_equals_a_straight_run_bit_for_bit(
 
 def test_sigterm_saves_and_exits(configure: Configure, straight: Config) -> None:
     config = configure("stopped", "engine.checkpoint_minutes=1000")
-    process = in_own_process(config)
+    process = own_process(student.main, config)
     after_a_step(process, config)  # the checkpoint after the first validation
     saved = latest(config)
     os.kill(process.pid or 0, signal.SIGTERM)

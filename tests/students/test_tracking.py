@@ -3,7 +3,6 @@
 import html
 import json
 import math
-import multiprocessing
 import os
 import re
 import signal
@@ -29,6 +28,7 @@ from students.loop import HISTORY, Trainer
 from students.samples import SAMPLES, markdown, sample_table, shortened
 from students.tracking import open_tracker
 from tests.composing import configured
+from tests.running import own_process
 from tests.students.wandb_server import WandbServer
 
 pytestmark = pytest.mark.timeout(300)
@@ -89,10 +89,7 @@ def train_until_killed(config: Config, environment: dict[str, str]) -> None:
 
 
 def kill(config: Config, **environment: str) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["distill.student", "distill.targets", "students.loop", "deepspeed", "peft"])
-    process = context.Process(target=train_until_killed, args=(config, environment))
-    process.start()
+    process = own_process(train_until_killed, config, environment)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert not config.tracker.samples or samples(config)["step"].max() == CHECKPOINT
