@@ -2,9 +2,8 @@
 
     python -m bench.student [--model FOLDER] [--files GLOB ...]
 
-LoRA on a causal language model in fp32, prompts of up to `prompt.max_tokens` tokens as `conf/` has it, eight rows in an
-optimiser step. The sides, each a process of its own with as many threads, `--conversations` whole prompt groups drawn
-from the files for each:
+LoRA on a causal language model in fp32, prompts of at most 768 tokens, eight rows in an optimiser step. All sides, each
+a process of its own with as many threads, get the same `--conversations`, whole prompt groups drawn from the files:
 
     ours      students.loop.Trainer, DeepSpeed included: four conversations in both orders a step
     bare      forward, backward, clipping and AdamW in plain PyTorch over the very same micro-batches, collated before
@@ -51,7 +50,8 @@ OVERRIDES = (
     "student.dtype=fp32",
     f"student.batch_conversations={ROWS // len(ORDERS)}",
     "student.length_pool_steps=128",  # as many conversations as conf/student/lora.yaml sorts together
-    "student.micro_batch_tokens=2048",  # both orders of the longest conversation
+    "prompt.max_tokens=768",  # 97% of the conversations fit; with 1,024 the Trainer takes 20 GB
+    "student.micro_batch_tokens=1536",  # both orders of the longest conversation
     "student.lora={rank: 16, alpha: 32, dropout: 0.0}",  # as the demo's
     "engine.checkpoint_minutes=100000",
 )
