@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,9 @@ class TensorBoard(OwnFolder):
     def start(self, history: Sequence[Record]) -> None:
         super().start(history)
         home = self.folder / "tensorboard"
-        goes_on = any(home.glob("events.out.tfevents.*"))
+        goes_on = [int(path.name.split(".")[3]) for path in home.glob("events.out.tfevents.*")]
+        if goes_on:  # readers take files by name, which is the second, then the process: be in a later second
+            time.sleep(max(0.0, max(goes_on) + 1 - time.time()))
         self.writer = self.open(str(home), purge_step=self.done + 1 if goes_on else None)
         if not goes_on:
             self.writer.add_text("config", _code(to_mapping(self.config)), 0)

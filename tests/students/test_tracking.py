@@ -206,6 +206,16 @@ def test_a_killed_tensorboard_run_shows_each_step_once(configure: Configure) -> 
     assert [event.step for event in texts["samples/text_summary"]] == samples(config)["step"].unique().sort().to_list()
 
 
+def test_event_files_of_one_second_are_read_in_their_order(configure: Configure) -> None:
+    config = configure("quick", "tracker=tensorboard")
+    folder = student.run_folder(config)
+    for _ in range(2):
+        tracker = open_tracker(config, folder, 0, [])
+        tracker.start([])
+    first, second = (path.name.split(".")[3] for path in sorted((folder / "tensorboard").iterdir()))
+    assert int(first) < int(second)
+
+
 def test_without_a_tracker_the_samples_are_there_and_nothing_else(configure: Configure) -> None:
     config, none = (
         configure("none", "tracker=none", "tracker.samples=1000"),
