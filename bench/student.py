@@ -11,15 +11,15 @@ a process of its own with as many threads, get the same `--conversations`, whole
     trl       TRL's RewardTrainer: prompt + winner over prompt + loser in its own chat format, ties left out, four
               pairs and so eight rows a step; the more there are, the more of them is padding
 
-After one step to warm up, `--repeats` turns of `--steps` steps each, one side at a time. Speeds are real tokens (those
-under the attention mask) a second, medians over turns. `padding_fraction` is that of our whole epoch; what is printed
-of a side is that of the batches timed. Peak memory is the most that a process held (VmHWM), its libraries included.
+After one step to warm up, `--repeats` turns of `--steps` steps each, one side at a time. Speed is all real tokens, which
+are those under the attention mask, over all seconds: no turn meets the batches of another, so a median would say less.
+`padding_fraction` is that of our whole epoch; what is printed of a side is that of the batches timed. Peak memory is
+the most that a process held (VmHWM), its libraries included.
 """
 
 import argparse
 import json
 import os
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -130,12 +130,14 @@ def compare(turns: dict[str, list[Turn]]) -> dict[str, float]:
     """The figures, and what they were computed from on standard output."""
     speed, peak = {}, {}
     for name, taken in turns.items():
-        speed[name] = statistics.median(turn.tokens / turn.seconds for turn in taken)
-        peak[name] = max(turn.peak_mb for turn in taken)
-        tokens, padded = (sum(getattr(turn, field) for turn in taken) for field in ("tokens", "padded"))
+        tokens, padded, total_s = (
+            sum(getattr(turn, field) for turn in taken) for field in ("tokens", "padded", "seconds")
+        )
+        speed[name], peak[name] = tokens / total_s, max(turn.peak_mb for turn in taken)
+        rates = [round(turn.tokens / turn.seconds) for turn in taken]
         seconds, busy = ([round(getattr(turn, field), 1) for turn in taken] for field in ("seconds", "busy_s"))
         print(
-            f"{name}: {speed[name]:.0f} tokens/s, {tokens} tokens, {1 - tokens / padded:.1%} padding, "
+            f"{name}: {speed[name]:.0f} tokens/s {rates}, {tokens} tokens, {1 - tokens / padded:.1%} padding, "
             f"{peak[name]:.0f} MB, seconds {seconds}, of processor time {busy}"
         )
     named = {"speedup_vs_trainer": "trainer", "speedup_vs_trl": "trl", "fraction_of_bare_loop": "bare"}
