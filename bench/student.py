@@ -11,8 +11,8 @@ a process of its own with as many threads, get the same `--conversations`, whole
     trl       TRL's RewardTrainer: prompt + winner over prompt + loser in its own chat format, ties left out, four
               pairs and so eight rows a step; the more there are, the more of them is padding
 
-After one step to warm up, `--repeats` turns of `--steps` steps each, one side at a time. Speed is all real tokens, which
-are those under the attention mask, over all seconds: no turn meets the batches of another, so a median would say less.
+After one step to warm up, `--repeats` turns of `--steps` steps each, one side at a time. Speed is all real tokens,
+those under the attention mask, over all seconds: no turn meets the batches of another, a median would say less.
 `padding_fraction` is that of our whole epoch; what is printed of a side is that of the batches timed. Peak memory is
 the most that a process held (VmHWM), its libraries included.
 """
