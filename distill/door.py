@@ -77,10 +77,14 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
     return main
 
 
+def launched_ranks() -> int:
+    """How many ranks the deepspeed launcher, or another one, started this process as one of; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def refuse_multirun_of_ranks() -> None:
     """Raise `ValueError` for `-m` under the deepspeed launcher: the ranks of a second run would not find each other."""
-    hydra_config = HydraConfig.get()
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    hydra_config, ranks = HydraConfig.get(), launched_ranks()
     if hydra_config.mode == RunMode.MULTIRUN and ranks > 1 and hydra_config.launcher._target_.endswith("BasicLauncher"):
         raise ValueError(
             f"-m with {ranks} ranks: start one command for each run, or let a launcher give each run its ranks: "

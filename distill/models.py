@@ -140,8 +140,8 @@ def linked_classifier(
     """`base` as a sequence classifier without a copy of its weights: links to its files, and a shard with the head.
 
     `tensors` are the head's (`score.weight` [labels, width]), in place of the base's own and of its `lm_head`;
-    `settings` go into its config.json. A link
-    is as good as the file it points to: keep the base where it is. A file that holds another head is copied without it.
+    `settings` go into its config.json. A link is as good as the file it points to: keep the base where it is. A file
+    that holds another head is copied without it.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -171,9 +171,7 @@ def linked_classifier(
     (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (partial / "config.json").write_text(json.dumps(config, indent=1))
     copy_tokenizer(base, partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return folder
+    return put(partial, folder)
 
 
 def digest(folder: Path) -> str:
@@ -215,6 +213,11 @@ def begin(folder: Path) -> Path:
 def finish(partial: Path, folder: Path, config: Mapping[str, object], parents: list[Path], root: Path) -> Path:
     """Write the manifest and move a filled folder into place."""
     write_manifest(partial, "model", config, parents, root)
+    return put(partial, folder)
+
+
+def put(partial: Path, folder: Path) -> Path:
+    """Move a filled folder into the place of an older one."""
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder

@@ -47,6 +47,14 @@ def open_pruner(settings: Mapping[str, Any]) -> "BasePruner":
     return getattr(pruners, settings["kind"])(**arguments)
 
 
+def own_trial(config: Config) -> tuple["JournalStorage", int, int]:
+    """The storage of the study that a training belongs to, the study's id and the trial's."""
+    assert config.sweep.study is not None and config.sweep.trial is not None, config.sweep
+    storage = open_journal(Path(config.sweep.study))
+    study_id = storage.get_study_id_from_name(STUDY)
+    return storage, study_id, storage.get_trial_id_from_study_id_trial_number(study_id, config.sweep.trial)
+
+
 def told_to_stop(config: Config, log_losses: Sequence[float]) -> bool:
     """Report a training's validations so far, the first as 1; whether the study's pruner wants it to stop.
 
@@ -54,10 +62,7 @@ def told_to_stop(config: Config, log_losses: Sequence[float]) -> bool:
     """
     import optuna
 
-    assert config.sweep.study is not None and config.sweep.trial is not None
-    storage = open_journal(Path(config.sweep.study))
-    study_id = storage.get_study_id_from_name(STUDY)
-    trial = storage.get_trial_id_from_study_id_trial_number(study_id, config.sweep.trial)
+    storage, study_id, trial = own_trial(config)
     reported = storage.get_trial(trial).intermediate_values
     for number, log_loss in enumerate(log_losses, 1):
         if number not in reported:
@@ -69,8 +74,5 @@ def told_to_stop(config: Config, log_losses: Sequence[float]) -> bool:
 
 def mark_pruned(config: Config, step: int) -> None:
     """Note in the study that the trial was stopped after optimiser step `step`."""
-    assert config.sweep.study is not None and config.sweep.trial is not None
-    storage = open_journal(Path(config.sweep.study))
-    study_id = storage.get_study_id_from_name(STUDY)
-    trial = storage.get_trial_id_from_study_id_trial_number(study_id, config.sweep.trial)
+    storage, _, trial = own_trial(config)
     storage.set_trial_user_attr(trial, PRUNED, step)

@@ -7,7 +7,6 @@ starts its count of trials anew with each command, leaves killed trials behind a
 import fcntl
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from distill.config import Config, from_mapping
-from distill.door import names_a_run, run_name
+from distill.door import launched_ranks, names_a_run, run_name
 from distill.runs import differing_fields
 from distill.studies import PRUNED, STUDY, open_journal, open_pruner
 
@@ -66,7 +65,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         if find_spec("optuna") is None:
             raise ValueError("hydra/sweeper=optuna needs Optuna: pip install optuna, or sweep over lists without it")
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if launched_ranks() > 1:
             raise ValueError(
                 "one process searches: start it without the deepspeed launcher, and give each trial its ranks with "
                 "hydra/launcher=local hydra.launcher.tasks_per_node=..., or hydra/launcher=slurm"

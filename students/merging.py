@@ -5,7 +5,6 @@ Tensors stream through `students.shards`, one in memory at a time.
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill.models import HEADS, copy_tokenizer, linked_classifier
+from distill.models import HEADS, begin, copy_tokenizer, linked_classifier, put
 from distill.records import LABELS
 from students.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
 
 PEFT_PREFIX = "base_model.model."
 SCORE = "score"
 MAGNITUDE = ".lora_magnitude_vector"
-
-
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # Gemma-2's keys in config.json
 
 
@@ -81,14 +78,11 @@ def merge_adapter(
         module = name.removesuffix(".weight")
         return lora.merge(module, weight) if module in lora.factors else weight
 
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = begin(out)
     write_weights(partial, layout, merged, dtype, shard_bytes)
     copy_tokenizer(base, partial)
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    put(partial, out)
 
 
 def unmerge_adapter(

@@ -1,7 +1,6 @@
 """The judge as a module: a causal backbone, tuned by LoRA or whole, pooled at the last token, and a three-way head."""
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from distill.config import EngineConfig, StudentConfig
-from distill.models import copy_tokenizer, layer_of
+from distill.models import begin, copy_tokenizer, layer_of, put
 from distill.records import LABELS
 from students.merging import SCORE, caps_off, stored_head
 
@@ -70,16 +69,14 @@ class Judge(nn.Module):
         if not write:
             return
         name = "adapter" if adapted else "model"
-        partial = folder / f".{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = begin(folder / name)
         if adapted:
             self.model.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
             (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
         else:
             self.model.save_pretrained(str(partial), state_dict=state)
             copy_tokenizer(self.base, partial)
-        shutil.rmtree(folder / name, ignore_errors=True)
-        partial.rename(folder / name)
+        put(partial, folder / name)
 
     def _trained(self, gathered: bool, adapted: bool, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and whole values of the trained parameters, of a full tuning's frozen ones, too."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from distill.models import put
 from distill.runs import MANIFEST
 from students.merging import SCORE
 
@@ -34,8 +35,7 @@ def quantise_w8a8(model: Path, out: Path) -> None:
         missing_ok=True
     )  # it copies every file of `model`, and that one tells of another artefact
     _check(model, partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    put(partial, out)
 
 
 def _check(before: Path, after: Path) -> None:
