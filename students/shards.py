@@ -2,35 +2,51 @@
 
 import json
 import math
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 SHARD_BYTES = 5 * 10**9
+PIECE = 2**22  # elements that are converted and written at a time
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # names in our configuration
 STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # names in a safetensors header
 
 
 def locate(base: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it."""
+    """Tensor name -> the file that holds it. Raises `ValueError` naming a file that the index asks for in vain."""
     if (base / INDEX).exists():
-        return {name: base / file for name, file in json.loads((base / INDEX).read_text())["weight_map"].items()}
+        try:
+            weight_map: dict[str, str] = json.loads((base / INDEX).read_text())["weight_map"]
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{base / INDEX} is no index of weights; download or copy it again") from error
+        for name, file in weight_map.items():
+            if not (base / file).exists():
+                raise ValueError(
+                    f"{base / file} is not there, but {INDEX} places {name} in it; download or copy it again"
+                )
+        return {name: base / file for name, file in weight_map.items()}
     if not (base / SINGLE).exists():
         raise ValueError(f"{base} holds no safetensors weights (neither {SINGLE} nor {INDEX})")
-    with safe_open(base / SINGLE, "pt") as file:
+    with opened(base / SINGLE) as file:
         return dict.fromkeys(file.keys(), base / SINGLE)
 
 
 def read_shapes(base: Path, sources: Mapping[str, Path]) -> dict[str, list[int]]:
-    """Tensor name -> shape. Raises `ValueError` naming tensors that are no plain floats."""
+    """Tensor name -> shape. Raises `ValueError` naming a tensor that is missing, and those that are no plain floats."""
     shapes, others = {}, []
     for path in sorted(set(sources.values())):
-        with safe_open(path, "pt") as file:
+        with opened(path) as file:
+            held = set(file.keys())
             for name in (n for n, p in sources.items() if p == path):
+                if name not in held:
+                    raise ValueError(f"{path} lacks {name}, which {INDEX} places in it; download or copy both again")
                 view = file.get_slice(name)
                 shapes[name] = view.get_shape()
                 if view.get_dtype() not in STORED.values():
@@ -41,20 +57,37 @@ def read_shapes(base: Path, sources: Mapping[str, Path]) -> dict[str, list[int]]
 
 
 def read_tensor(sources: Mapping[str, Path], name: str) -> torch.Tensor:
-    """One tensor from the file that holds it."""
-    with safe_open(sources[name], "pt") as file:
-        return file.get_tensor(name)
+    """One tensor, mapped from the file that holds it: what of it was read leaves memory together with the tensor."""
+    with opened(sources[name]) as file:
+        tensor: torch.Tensor = file.get_tensor(name)
+    return tensor
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """safetensors' reader of a file. Raises `ValueError` saying what a broken one is and what it should be."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        blob = path.resolve().name  # in the hub's cache a file is a link to one that is named by its sha256
+        digest = f" (sha256 {blob})" if re.fullmatch("[0-9a-f]{64}", blob) else ""
+        raise ValueError(f"{path} is broken: {_fault(path) or error}; download or copy it again{digest}") from error
 
 
 def write_weights(
     folder: Path,
     layout: Mapping[str, list[int]],
     tensor: Callable[[str], torch.Tensor],
-    dtype: torch.dtype,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the tensors of `layout` (name -> shape) in files of at most `shard_bytes` (or one tensor), and an index."""
-    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in layout.items()}
+    """Write the tensors of `layout` (name -> shape) in files of at most `shard_bytes` (or one tensor), and an index.
+
+    They are asked for one by one and stored as `dtype`, one for all or one for each name.
+    """
+    dtypes = dtype if isinstance(dtype, Mapping) else dict.fromkeys(layout, dtype)
+    sizes = {name: math.prod(shape) * dtypes[name].itemsize for name, shape in layout.items()}
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():
         if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > shard_bytes:
@@ -63,7 +96,7 @@ def write_weights(
     one = len(shards) == 1
     files = [SINGLE if one else f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for file, names in zip(files, shards, strict=True):
-        _write_shard(folder / file, {name: layout[name] for name in names}, tensor, dtype)
+        _write_shard(folder / file, {name: layout[name] for name in names}, tensor, dtypes)
     if not one:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
@@ -71,18 +104,37 @@ def write_weights(
 
 
 def _write_shard(
-    path: Path, layout: Mapping[str, list[int]], tensor: Callable[[str], torch.Tensor], dtype: torch.dtype
+    path: Path,
+    layout: Mapping[str, list[int]],
+    tensor: Callable[[str], torch.Tensor],
+    dtypes: Mapping[str, torch.dtype],
 ) -> None:
     # By hand, because save_file wants all tensors at once: https://github.com/huggingface/safetensors#format
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    names = sorted(layout, key=lambda name: -dtypes[name].itemsize)  # widest first, so that every tensor is aligned
     end = 0
-    for name, shape in layout.items():
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": STORED[dtype], "shape": shape, "data_offsets": [begin, end]}
+    for name in names:
+        begin, end = end, end + math.prod(layout[name]) * dtypes[name].itemsize
+        header[name] = {"dtype": STORED[dtypes[name]], "shape": layout[name], "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for name in layout:
-            file.write(tensor(name).to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
+        for name in names:
+            for piece in tensor(name).flatten().split(PIECE):  # an embedding need not be held in both types
+                file.write(piece.to(dtypes[name]).view(torch.uint8).numpy().data)
         assert file.tell() == 8 + len(text) + end, path
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a safetensors file, by its header and length."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header: dict[str, Any] = json.loads(file.read(min(length, size)))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return f"its {size} bytes do not begin with a header of safetensors"
+    expected = 8 + length + max(ends, default=0)
+    return f"it has {size} bytes where its header asks for {expected}" if size != expected else None
