@@ -189,6 +189,14 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
+def attention_for(settings: Any) -> str | None:
+    """The attention that a forward pass with transformers' configuration `settings` needs; None: transformers' choice.
+
+    Gemma-2 needs eager: sdpa, the default, leaves out the softcapping of attention's scores without a word.
+    """
+    return "eager" if getattr(settings, "attn_logit_softcapping", None) else None
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files, which a model folder must hold for the next reader to tokenise as this one did."""
     for pattern in TOKENIZER_FILES:

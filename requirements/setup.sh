@@ -18,9 +18,12 @@ version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/de
 
 [ -f "$REQUIREMENTS" ] || stop "REQUIREMENTS=$REQUIREMENTS does not exist (run from the repository's root)"
 
-# The stamp is written last: the set's hash means that this very set was installed completely.
+# What is installed of the project itself, in the last step.
+project=(pyproject.toml LICENSE teachers/plugin/judge_vllm_plugin.py)
+
+# The stamp is written last: the hash means that this very set and this very plugin were installed completely.
 stamp="$VENV/.installed"
-wanted=$(sha256sum <"$REQUIREMENTS")
+wanted=$(cat "$REQUIREMENTS" "${project[@]}" | sha256sum)
 py="$VENV/bin/python"
 if [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ] && [ "$(version_of "$py")" = 3.11 ]; then
     echo "setup: $VENV already holds $REQUIREMENTS"
@@ -80,6 +83,12 @@ fi
 # 3. The rest. No isolation: deepspeed comes as source and is built against the torch above, with the tools above.
 #    DS_BUILD_OPS=0 compiles none of its kernels now, so neither a compiler nor CUDA's is needed.
 DS_BUILD_OPS=0 pip_install --no-deps --no-build-isolation -r "$REQUIREMENTS"
+
+# 4. The project itself, which is vLLM's plugin alone. From a copy: a build leaves its folders where it happens.
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+cp --parents "${project[@]}" "$copy"
+pip_install --no-deps --no-build-isolation --force-reinstall "$copy"
 
 # Some packages ship files of other Python versions; those do not compile and are never imported.
 "$py" -m compileall -q -j 0 "$("$py" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null || true

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional
 
 from distill.config import EngineConfig, StudentConfig
-from distill.models import begin, copy_tokenizer, layer_of, put
+from distill.models import attention_for, begin, copy_tokenizer, layer_of, put
 from distill.records import LABELS
 from students.merging import SCORE, caps_off, stored_head
+from students.shards import DTYPES
 
 log = logging.getLogger(__name__)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Head(nn.Linear):
@@ -185,8 +185,8 @@ def start_head(drawn: nn.Parameter, base: Path, wanted: str) -> Head:
 
 def attention(settings: Any, engine: EngineConfig, dtype: torch.dtype) -> str:
     """The implementation of attention. Raises `ValueError` for sdpa where the model caps its attention scores."""
-    capped = getattr(settings, "attn_logit_softcapping", None)
-    if engine.attention == "sdpa" and capped:
+    served = attention_for(settings) or "sdpa"
+    if engine.attention == "sdpa" and served == "eager":
         raise ValueError(
             "engine.attention=sdpa leaves out the softcapping of attention scores, which the finished judge is served "
             "with: take eager or flash_attention_2, or train and serve without, by student.softcapping=false"
@@ -195,7 +195,7 @@ def attention(settings: Any, engine: EngineConfig, dtype: torch.dtype) -> str:
         return engine.attention
     if torch.cuda.is_available() and find_spec("flash_attn") and dtype == torch.bfloat16:
         return "flash_attention_2"
-    return "eager" if capped else "sdpa"
+    return served
 
 
 def four_bits(dtype: torch.dtype) -> Any:

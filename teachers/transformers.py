@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from distill.config import ScorerConfig
+from distill.models import attention_for
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,11 +35,17 @@ class TransformersScorer:
         if hasattr(settings, "quantization_config"):
             # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless
             # told so, that waits for the classifier's own forward, which `_outputs` goes around.
+            if config.load_in_8bit:
+                raise ValueError(f"scorer.load_in_8bit=true: {model} is quantised already; set it to false")
             settings.quantization_config["dequantize"] = True
-        if getattr(settings, "attn_logit_softcapping", None):
-            settings._attn_implementation = "eager"  # Gemma-2: the default, sdpa, leaves the softcap out without a word
         kind = AutoModelForSequenceClassification if label_ids is None else AutoModelForCausalLM
-        loaded: Any = kind.from_pretrained(model, config=settings, dtype=dtype)
+        loaded: Any = kind.from_pretrained(
+            model,
+            config=settings,
+            dtype=dtype,
+            attn_implementation=attention_for(settings),
+            quantization_config=llm_int8() if config.load_in_8bit else None,
+        )
         self.model = loaded.to(self.device).eval()
         if label_ids is None:
             self.model.score.float()  # as vLLM does: bf16 logits would keep three digits
@@ -71,6 +78,12 @@ class TransformersScorer:
         if cap := getattr(self.model.config, "final_logit_softcapping", None):
             logits = cap * torch.tanh(logits / cap)
         return logits.log_softmax(-1)[:, self.label_ids].cpu().numpy()
+
+
+def llm_int8() -> BitsAndBytesConfig:
+    """int8 linear layers but for the head, outlying activations in fp16 (Dettmers et al. 2022, arXiv 2208.07339)."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every layer of every batch what it casts
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["score", "lm_head"])
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:

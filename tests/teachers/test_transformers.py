@@ -1,4 +1,5 @@
 import json
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -61,6 +62,26 @@ def test_pad_and_eos_in_a_prompt_do_not_move_the_pooled_position(tiny_judge_llam
     alone = np.concatenate([score(judge, [prompt]) for prompt in ended])
     assert np.abs(together - alone).max() < TOLERANCE
     assert min(np.abs(a - b).max() for a, b in combinations(together, 2)) > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_as_it_is_loaded_spares_the_head_and_stays_near(family: Family, tmp_path: Path) -> None:
+    judge = tiny_judge(tmp_path, family)
+    int8 = TransformersScorer(judge, scorer("transformers", load_in_8bit=True))
+    types = {name: module.weight.dtype for name, module in int8.model.named_modules() if hasattr(module, "weight")}
+    assert {name for name, dtype in types.items() if dtype == torch.int8} == {n for n in types if n.endswith("_proj")}
+    prompts = random_prompts(8)
+    moved = np.abs(score(int8, prompts) - score(TransformersScorer(judge, CONFIG), prompts))
+    assert 0 < moved.mean() < 0.1
+
+
+def test_int8_of_what_is_quantised_already(tiny_judge_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_judge_llama, tmp_path / "quantised")
+    config = json.loads((tiny_judge_llama / "config.json").read_text())
+    quantised = config | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    (tmp_path / "quantised/config.json").write_text(json.dumps(quantised))
+    with pytest.raises(ValueError, match=r"load_in_8bit=true: .* is quantised already"):
+        TransformersScorer(tmp_path / "quantised", scorer("transformers", load_in_8bit=True))
 
 
 def test_nothing_to_score(tiny_judge_llama: Path) -> None:
