@@ -1,0 +1,93 @@
+"""What comparing judges costs at a million conversations: time and memory.
+
+    python -m bench.eval [--rows N]
+
+Four judges' logits in both orders, one vote on three rows in four and three votes on the others, and one first prompt
+for 1.2 conversations in the mean; a teacher, a reference, and each judge recalibrated. The clock runs around
+`eval.comparison.compare` with 1,000 draws, thus around everything that it reports; the input is made before, in a
+process of its own. `cpu_seconds_1m` is processor time, which other work on the machine does not stretch; `peak_mb`
+counts Python, its libraries and the input.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from bench.store import own_peak_mb
+from distill.records import LABELS
+from eval.comparison import BASELINE, compare
+from eval.recalibration import Recalibration
+
+ROWS, DRAWS, BINS = 1_000_000, 1_000, 15
+JUDGES = {"teacher": 0.2, "student": 0.5, "student_w8a8": 0.6, BASELINE: 2.0}  # and how noisy their logits are
+TARGETS = {"seconds_1m": ["<", 60], "peak_mb": ["<", 2000]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--phase", choices=("write", "measure"), help=argparse.SUPPRESS)  # what a child process does
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.phase == "write":
+        write(arguments.folder, arguments.rows)
+    elif arguments.phase == "measure":
+        print(json.dumps(measure(arguments.folder)))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "bench.eval", "--rows", str(arguments.rows), "--folder", folder, "--phase"]
+            subprocess.run([*command, "write"], check=True)
+            done = subprocess.run([*command, "measure"], check=True, stdout=subprocess.PIPE)
+        print(json.dumps({"bench": "eval", "figures": json.loads(done.stdout), "targets": TARGETS}))
+
+
+def write(folder: Path, rows: int) -> None:
+    """Votes drawn from a law of each row, and judges that know it more or less."""
+    rng = np.random.default_rng(0)
+    law = rng.normal(0, 1, (rows, len(LABELS))).astype(np.float32)
+    for judge, noise in JUDGES.items():
+        pair = law + noise * rng.normal(0, 1, (2, rows, len(LABELS))).astype(np.float32)
+        np.save(folder / f"{judge}.npy", pair)
+    counts = np.where(rng.random(rows) < 0.25, 3, 1)
+    chances = np.exp(law.astype(np.float64))
+    np.save(folder / "votes.npy", rng.multinomial(counts, chances / chances.sum(axis=1, keepdims=True)).astype(float))
+    groups = pl.Series("group", rng.integers(0, 3 * rows, rows)).cast(pl.String)
+    pl.DataFrame(groups).write_parquet(folder / "groups.parquet")
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """The figures of one comparison, scaled to `ROWS`."""
+    pairs = {judge: np.load(folder / f"{judge}.npy") for judge in JUDGES}
+    votes, groups = np.load(folder / "votes.npy"), pl.read_parquet(folder / "groups.parquet")["group"]
+    recalibration = Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1))
+    start, start_cpu = time.perf_counter(), time.process_time()
+    compared = compare(
+        {judge: (ab, ba) for judge, (ab, ba) in pairs.items()},
+        votes,
+        groups,
+        teacher="teacher",
+        reference="student",
+        draws=DRAWS,
+        bins=BINS,
+        seed=0,
+        recalibrations={judge: recalibration for judge in JUDGES},
+    )
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+    assert len(json.dumps(compared, allow_nan=False)) and compared["groups"] > 0.8 * len(votes)
+    scale = ROWS / len(votes)
+    return {
+        "seconds_1m": round(seconds * scale, 1),
+        "cpu_seconds_1m": round(cpu_seconds * scale, 1),
+        "peak_mb": own_peak_mb(),
+    }
+
+
+if __name__ == "__main__":
+    main()
