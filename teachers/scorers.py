@@ -56,8 +56,18 @@ def open_engine(
     label_ids: Sequence[int] | None = None,
     adapter: Path | None = None,
 ) -> Iterator[Scorer]:
-    """A scorer in this process: vLLM or transformers. With `label_ids` the model is read as a language model."""
-    if config.backend == "vllm":
+    """A scorer in this process: vLLM or transformers. With `label_ids` the model is read as a language model.
+
+    An export in GGUF is read by llama.cpp, the only one that can, whatever the backend.
+    """
+    if (model / "backbone.gguf").exists():
+        from teachers.gguf import GgufScorer
+
+        if label_ids is not None or adapter is not None:
+            raise ValueError(f"{model} is GGUF with a score head: set scorer.method=classify, teacher.merge=true")
+        with GgufScorer(model, config, max_tokens) as scorer:
+            yield scorer
+    elif config.backend == "vllm":
         from teachers.vllm import VllmScorer
 
         with VllmScorer(model, config, max_tokens, label_ids, adapter) as scorer:
