@@ -211,6 +211,7 @@ class ScorerConfig:
     """One way to turn token ids into logits; `vllm` holds engine arguments passed on as they are.
 
     `method`: `classify` reads a score head; `label_tokens` the log-probabilities of `labels` as the next token.
+    `load_in_8bit`: transformers rounds weights to int8 as it loads them (bitsandbytes' LLM.int8).
     """
 
     backend: Literal["vllm", "transformers", "server", "ray"]
@@ -218,6 +219,7 @@ class ScorerConfig:
     labels: list[str]
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
     batch_tokens: int
+    load_in_8bit: bool
     vllm: dict[str, Any]
     server: ServerConfig
     ray: RayConfig
@@ -258,20 +260,121 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class QuantisationConfig:
+    """`smoothing`: SmoothQuant's migration strength, for w8a8; null: none. `group`: how many weights of a row share a
+    scale in w8a16 and w4a16; null: the largest of 128, 64, 32 that divides every layer's width.
+    """
+
+    smoothing: float | None
+    group: int | None
+    damping: float
+
+
+@dataclass(frozen=True)
+class FidelityConfig:
+    """Held-out `rows` to compare on, and by how much the export may differ from the unquantised student.
+
+    `log_loss`: more nats a row, in the mean; `kl`: mean KL(student || export) in nats; `verdicts`: share that changes;
+    `regret`: see `eval/fidelity.py`; `flip_rate`, `ece`: differences. Null: any.
+    """
+
+    rows: int
+    log_loss: float | None
+    kl: float | None
+    verdicts: float | None
+    regret: float | None
+    flip_rate: float | None
+    ece: float | None
+
+
+@dataclass(frozen=True)
 class ExportConfig:
-    format: Literal["merged", "w8a8"]
-    fidelity_rows: int
+    """`folds`: null for the run's own fold, else those to average by `average`; `compare_folds`: whether to tell what
+    that costs.
+
+    `margin`: how many times the largest activation must fit into fp16, found on `calibration_rows` training
+    conversations, which quantisation sees, too. `scorer` reads the export, `reference` the unquantised student.
+    """
+
+    folds: list[int] | None
+    average: Literal["factors", "delta", "svd"]
+    compare_folds: bool
+    format: Literal["merged", "w8a8", "w8a16", "w4a16", "gptq", "gguf"]
+    dtype: Literal["fp16", "bf16", "fp32"]
+    calibration_rows: int
+    margin: float
+    quantisation: QuantisationConfig
+    calibration: Literal["none", "temperature", "vector"]
+    fidelity: FidelityConfig
     scorer: ScorerConfig
+    reference: ScorerConfig
 
 
 @dataclass(frozen=True)
 class EvalConfig:
+    """`judges`: further ones by name, each a folder or a predictions.parquet; `own`: the model family of a judge, by
+    name. `bias_level`: how often an interval of a bias may miss the truth. `student` reads trained runs, `exported`
+    exports.
+    """
+
     bootstrap: int
     ece_bins: int
+    bias_level: float
+    judges: dict[str, str]
+    own: dict[str, str]
     seeds: list[int]
     variants: list[str]
     student: ScorerConfig
     exported: ScorerConfig
+
+
+@dataclass(frozen=True)
+class RulesConfig:
+    """What people vote for kinds of rows that no judge needs to read, as probabilities in the order of `LABELS`; null:
+    the judge decides. In `one_empty` the empty response stands first, whichever side it is.
+    """
+
+    identical: list[float] | None
+    one_empty: list[float] | None
+    both_empty: list[float] | None
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """`model`: an export's folder, null for the experiment's. `devices`: processes side by side, one a GPU; null: as
+    many as there are GPUs. `second_order`: the share of rows that are judged in both orders, those first that need it
+    most, which `pilot` rows, drawn at random, tell; `minutes`: the budget after which no more second orders are begun,
+    null for none. `rows_per_part`: what a kill can cost, and how often the budget is looked at.
+    """
+
+    model: str | None
+    devices: int | None
+    second_order: float
+    pilot: int
+    minutes: float | None
+    rows_per_part: int
+    rules: RulesConfig
+    scorer: ScorerConfig
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """`model`: an export's folder, null for the experiment's. `api_key_variable`: the environment variable that holds
+    the key that clients must send, null for none. `max_queue`: conversations; `max_jobs`: that are not done;
+    `max_wait_ms`: how long a prompt that finds the scorer idle waits for others to share its batch.
+    """
+
+    model: str | None
+    host: str
+    port: int
+    api_key_variable: str | None
+    max_body_bytes: int
+    max_conversations: int
+    max_queue: int
+    max_jobs: int
+    max_wait_ms: float
+    shutdown_seconds: float
+    scorer: ScorerConfig
 
 
 @dataclass(frozen=True)
@@ -371,6 +474,9 @@ class Config:
     seed: int
     limit: int | None
     overwrite: bool
+    input: str | None
+    output: str | None
+    check: str | None
     data: DataConfig
     prompt: PromptConfig
     student: StudentConfig
@@ -380,6 +486,8 @@ class Config:
     teacher: TeacherConfig
     export: ExportConfig
     eval: EvalConfig
+    predict: PredictConfig
+    serve: ServeConfig
     plan: PlanConfig
     tracker: TrackerConfig
     sweep: SweepConfig

@@ -1,102 +1,319 @@
-"""Turn a trained student into a folder that transformers and vLLM load as it is: python -m distill.export +exp=demo
+"""Turn a trained student into a folder that runs on T4s: python -m distill.export +exp=demo
 
-Merge the adapter into its base, quantise, and compare the result with the unquantised student on held-out
-conversations: `fidelity.json`. Each step that is done already is not done again.
+    average    the adapters of several folds as one, with export.folds=[0,1,2,3,4]
+    merge      adapter and base as one classifier in fp16, of which it is known that no activation overflows
+    quantise   to export.format
+    compare    with the unquantised student, on conversations that it was not trained on: fidelity.json
+    check      whether T4s can run the folder: t4.json
+
+What is done already is not done again. An export that loses more than `export.fidelity` allows, or that T4s cannot
+run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
 """
 
 import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from distill.config import Config
+from distill.config import Config, QuantisationConfig, ScorerConfig, T4Config, to_mapping
 from distill.door import door
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from distill.records import Conversation
+    from eval.fidelity import Logits
+    from students.t4 import Finding
     from students.trained import TrainedJudge
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What `training` taught the judge, `validation` chose of its checkpoints, and the export is compared on."""
+
+    training: "list[Conversation]"
+    validation: "list[Conversation]"
+    held_out: "list[Conversation]"
+
+
 def main(config: Config) -> None:
-    import shutil
-
     from distill import conversations, runs
-    from students.quantising import quantise_w8a8
-    from students.trained import open_trained
+    from distill.exported import export_folder
 
-    student = config.root / "students" / config.run / f"fold={config.fold}"
-    folder = export_folder(config)
-    identity = {
-        "run": config.run,
-        "fold": config.fold,
-        "format": config.export.format,
-        "fidelity_rows": config.export.fidelity_rows,
-    }
-    judge = open_trained(student, config.root, "train the student first (make student)")
-    if runs.is_finished(folder, "export", identity, [student], config.root, config.overwrite):
-        log.info("%s is finished", folder)
-        return
-
-    merged = judge.merged(config.root)
-    if config.export.format == "merged":
-        shutil.copytree(merged, folder, ignore=shutil.ignore_patterns(runs.MANIFEST), dirs_exist_ok=True)
+    if config.check is not None:
+        failed = broken_rules(examine(Path(config.check), config.plan.t4))
     else:
-        quantise_w8a8(merged, folder)
-    held_out = [
-        c for c in conversations.load(config.root / "data" / config.data.name) if c.fold == config.fold and c.votes
-    ]
-    fidelity = compare(config, judge, merged, folder, held_out[: config.export.fidelity_rows])
-    runs.write_json(folder / "fidelity.json", fidelity)
+        table = conversations.load(config.root / "data" / config.data.name)
+        judge, rows = folds_average(config, table) if config.export.folds else one_fold(config, table)
+        folder = export_folder(config)
+        settings = {"export": to_mapping(config.export), "fold": config.fold, "prompt": judge.manifest.config["prompt"]}
+        if not runs.is_finished(folder, "export", settings, [judge.folder], config.root, config.overwrite):
+            write_export(config, judge, rows, folder, settings)
+        log.info("%s is finished", folder)
+        failed = runs.read_manifest(folder).extra["failed"]
+    if failed:
+        log.error("it failed its checks:\n%s", "\n".join(f"  - {reason}" for reason in failed))
+        sys.exit(1)
+
+
+def one_fold(config: Config, table: "list[Conversation]") -> "tuple[TrainedJudge, Rows]":
+    """The student of the configured fold."""
+    from students.folds import parts
+
+    judge = trained_fold(config, config.fold)
+    held_out = [c for c in table if c.fold == config.fold and c.votes]
+    if not held_out:
+        raise ValueError(f"fold={config.fold} has no voted conversations to compare the export on: choose another fold")
+    return judge, Rows(*parts(judge, table), held_out)
+
+
+def folds_average(config: Config, table: "list[Conversation]") -> "tuple[TrainedJudge, Rows]":
+    """The average of `export.folds`. All that trained none of them is held out, validation rows for the most part."""
+    from students.folds import average, check_alike, parts, unseen
+
+    folds = [trained_fold(config, k) for k in config.export.folds or []]
+    check_alike(folds)
+    rows = unseen(folds, table)
+    if config.export.compare_folds:
+        compare_folds(config, folds, rows)
+    return average(folds, config.export.average, config.root), Rows(parts(folds[0], table)[0], rows, rows)
+
+
+def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[Conversation]") -> None:
+    """What averaging costs: log loss of folds, averages and ensemble, printed, and kept in exports/<run>/averages-*."""
+    import json
+
+    from rich.console import Console
+
+    from distill import runs
+    from eval.averages import averages_table, compare_averages
+    from students.folds import average, methods
+
+    fold_names = [f"fold {fold.manifest.config['fold']}" for fold in folds]
+    parents = [fold.folder for fold in folds]
+    folder = config.root / "exports" / config.run / f"averages-{runs.hashed([f.manifest.content for f in folds])}"
+    if not runs.is_finished(folder, "averages", {"folds": fold_names}, parents, config.root):
+        averages = {f"average, {name}": average(folds, name, config.root) for name in methods(folds)}
+        judges = {**dict(zip(fold_names, folds, strict=True)), **averages}
+        logits = {
+            name: logits_of(judge.merged(config.root), config.export.reference, judge, rows)
+            for name, judge in judges.items()
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        compared = compare_averages(logits, fold_names, *votes_of(rows), draws=config.eval.bootstrap, seed=config.seed)
+        energy = {name: judge.manifest.extra["energy"] for name, judge in averages.items()}
+        runs.write_json(folder / "averages.json", {**compared, "energy": energy})
+        runs.write_manifest(
+            folder, "averages", {"folds": fold_names}, parents, config.root, rows={"held_out": len(rows)}
+        )
+    Console().print(averages_table(json.loads((folder / "averages.json").read_text())))
+
+
+def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path, settings: Mapping[str, Any]) -> None:
+    """All steps from a trained judge to its export."""
+    from distill import runs
+    from eval.fidelity import exceeded, fidelity
+
+    model, readable = quantised(config, judge, rows)
+    copy_linked(model, folder)
+    held_out = rows.held_out[: config.export.fidelity.rows]
+    votes, groups = votes_of(held_out)
+    found = fidelity(
+        logits_of(judge.merged(config.root), config.export.reference, judge, held_out),
+        logits_of(readable, config.export.scorer, judge, held_out),
+        [c.id for c in held_out],
+        votes,
+        groups,
+        draws=config.eval.bootstrap,
+        bins=config.eval.ece_bins,
+        seed=config.seed,
+    )
+    failed = exceeded(found, config.export.fidelity)
+    runs.write_json(folder / "fidelity.json", found)
+    if config.export.calibration != "none":
+        recalibrate(config, judge, readable, folder, rows.validation)
+    if config.export.dtype == "fp16":
+        findings = examine(model, config.plan.t4)  # the model's manifest holds its fp16 margin already
+        runs.write_json(folder / "t4.json", [asdict(finding) for finding in findings])
+        failed += broken_rules(findings)
+    extra = runs.read_manifest(model).extra
     runs.write_manifest(
         folder,
         "export",
-        identity,
-        [student],
+        settings,
+        [judge.folder, model],
         config.root,
         prompt=judge.manifest.prompt,
-        rows={"fidelity": len(held_out[: config.export.fidelity_rows])},
+        rows={"calibration": config.export.calibration_rows, "fidelity": len(held_out)},
+        extra={**extra, "failed": failed},
     )
     log.info(
         "%s: log loss %.4f, unquantised %.4f; %.1f%% of verdicts differ",
         folder,
-        fidelity["log_loss"],
-        fidelity["student_log_loss"],
-        100 * fidelity["flips"],
+        found["log_loss"],
+        found["student_log_loss"],
+        100 * found["verdicts"],
     )
 
 
-def export_folder(config: Config) -> Path:
-    """exports/<run>/<format>."""
-    return config.root / "exports" / config.run / config.export.format
+def quantised(config: Config, judge: "TrainedJudge", rows: Rows) -> tuple[Path, Path]:
+    """The judge merged, made to fit into fp16 and written in `export.format`; each step a folder below models/.
+
+    Twice the same, but for gptq, whose layout needs GPTQModel's kernels: the second has the same weights in w8a16's.
+    """
+    from distill import runs
+    from students.calibration_rows import calibration_prompts
+    from students.half_precision import fit_into_fp16
+    from students.shards import DTYPES
+
+    export = config.export
+    prompts = calibration_prompts(rows.training, judge.renderer, export.calibration_rows, config.seed)
+    seen = {"judge": judge.manifest.content, "rows": export.calibration_rows, "seed": config.seed}
+    model = judge.merged(config.root, DTYPES[export.dtype])
+    extra: dict[str, Any] = {}
+
+    def fitted(out: Path) -> dict[str, Any]:
+        log.info("measuring activations on %d training conversations", len(prompts))
+        found = fit_into_fp16(model, out, prompts, export.margin)
+        if not found.rescaled:
+            copy_linked(model, out)
+        log.info("the largest, %.0f at %s, fits %.0f times into fp16", found.largest, found.place, found.margin)
+        return {"fp16_margin": found.margin, "fp16": asdict(found)}
+
+    def written(source: Path, name: str) -> Path:
+        def make(out: Path) -> dict[str, Any]:
+            write_format(source, out, name, export.quantisation, prompts)
+            return extra
+
+        identity = {**seen, "model": runs.read_manifest(source).content, "format": name}
+        identity |= {"quantisation": to_mapping(export.quantisation)}
+        return derived(config, name, identity, make, judge.manifest.prompt)
+
+    if export.dtype == "fp16":
+        model = derived(config, "half", {**seen, "margin": export.margin}, fitted, judge.manifest.prompt)
+        extra = runs.read_manifest(model).extra
+    if export.format == "merged":
+        return model, model
+    if export.format == "gptq":
+        packed = written(model, "w8a16")
+        return written(packed, "gptq"), packed
+    model = written(model, export.format)
+    return model, model
 
 
-def compare(
-    config: Config, judge: "TrainedJudge", merged: Path, exported: Path, rows: "list[Conversation]"
-) -> dict[str, float]:
-    """Log loss of both on the same rows, mean KL(student || export) in nats, and the share of verdicts that differ."""
+def write_format(
+    model: Path, out: Path, name: str, settings: QuantisationConfig, prompts: "Sequence[Sequence[int]]"
+) -> None:
+    """Write `model` in a format into `out`."""
+    log.info("writing %s", name)
+    if name == "gguf":
+        from students.gguf import write_gguf
+
+        write_gguf(model, out)
+    elif name == "gptq":
+        from students.gptq import repack_gptq
+
+        repack_gptq(model, out)
+    else:
+        from students.quantising import quantise
+
+        quantise(model, out, name, settings, prompts)
+
+
+def derived(
+    config: Config,
+    step: str,
+    identity: dict[str, Any],
+    make: Callable[[Path], dict[str, Any]],
+    prompt: Mapping[str, str],
+) -> Path:
+    """models/<step>-<hash of identity>, made once by `make(folder)`, which gives what its manifest keeps as `extra`."""
+    from distill import runs
+
+    folder = config.root / "models" / f"{step}-{runs.hashed(identity)}"
+    if not runs.is_finished(folder, step, identity, [], config.root):
+        extra = make(folder)
+        runs.write_manifest(folder, step, identity, [], config.root, prompt=prompt, extra=extra)
+    return folder
+
+
+def recalibrate(
+    config: Config, judge: "TrainedJudge", model: Path, folder: Path, validation: "Sequence[Conversation]"
+) -> None:
+    """Fit `export.calibration` to the export's own logits of validation rows; predict and serve apply it."""
     import numpy as np
 
+    from eval.recalibration import fit_recalibration, write_recalibration
+
+    pair = logits_of(model, config.export.scorer, judge, validation)
+    recalibration = fit_recalibration(np.mean(pair, axis=0), votes_of(validation)[0], config.export.calibration)
+    write_recalibration(folder, recalibration, {"kind": config.export.calibration, "rows": len(validation)})
+
+
+def examine(model: Path, t4: T4Config) -> "list[Finding]":
+    """Print what `students.t4` finds in an exported model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from students.t4 import check_t4
+
+    findings = check_t4(model, t4)
+    table = Table(title=f"On a T4: {model}", title_justify="left", show_header=False)
+    for finding in findings:
+        table.add_row({True: "ok", False: "NO", None: "?"}[finding.ok], finding.rule, finding.detail)
+    Console().print(table)
+    return findings
+
+
+def broken_rules(findings: "Sequence[Finding]") -> list[str]:
+    """What stands against a T4, in words."""
+    return [f"T4: {finding.rule}: {finding.detail}" for finding in findings if finding.ok is False]
+
+
+def trained_fold(config: Config, fold: int) -> "TrainedJudge":
+    """A finished student of the configured run."""
+    from students.trained import open_trained
+
+    folder = config.root / "students" / config.run / f"fold={fold}"
+    return open_trained(folder, config.root, "train the student first (make student)")
+
+
+def logits_of(model: Path, scorer: ScorerConfig, judge: "TrainedJudge", rows: "Sequence[Conversation]") -> "Logits":
+    """Logits of `rows` in both orders, each [n, 3]."""
     from distill.scoring import logits_by_order, score_conversations
-    from eval.metrics import log_loss_rows, predict
     from teachers.scorers import open_scorer
 
-    if not rows:
-        raise ValueError(f"fold={config.fold} has no voted conversations to compare the export on: choose another fold")
-    probabilities = []
-    for model in (merged, exported):
-        with open_scorer(model, config.export.scorer, judge.max_tokens) as scorer:
-            scores = score_conversations(scorer, judge.renderer, rows)
-            probabilities.append(predict(*logits_by_order(scores, [c.id for c in rows])))
-    student, export = probabilities
-    votes = np.array([c.votes for c in rows])
-    return {
-        "rows": len(rows),
-        "student_log_loss": float(log_loss_rows(student, votes).mean()),
-        "log_loss": float(log_loss_rows(export, votes).mean()),
-        "mean_kl": float((student * np.log(student / export)).sum(1).mean()),
-        "flips": float((student.argmax(1) != export.argmax(1)).mean()),
-    }
+    with open_scorer(model, scorer, judge.max_tokens) as opened:
+        return logits_by_order(score_conversations(opened, judge.renderer, rows), [c.id for c in rows])
+
+
+def votes_of(rows: "Sequence[Conversation]") -> "tuple[np.ndarray, list[str]]":
+    """Votes [n, 3] and prompt groups."""
+    import numpy as np
+
+    return np.array([c.votes for c in rows]), [c.group for c in rows]
+
+
+def copy_linked(source: Path, target: Path) -> None:
+    """A copy of a folder, without its manifest, that takes no room where the file system can link."""
+    from distill.models import begin, put
+    from distill.runs import MANIFEST
+
+    def linked(file: str, copy: str) -> None:
+        try:
+            os.link(os.path.realpath(file), copy)
+        except OSError:
+            shutil.copy2(file, copy)
+
+    partial = begin(target)
+    shutil.copytree(source, partial, copy_function=linked, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+    put(partial, target)
 
 
 if __name__ == "__main__":

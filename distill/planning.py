@@ -122,7 +122,7 @@ def scoring(config: Config, base: str, shape: Shape, work: Work) -> Stage:
     rate = plan.gpus * plan.peak_tflops * 1e12 * plan.utilisation.scoring / scoring_flops(shape, lengths, cached)
     hours = rows / rate / 3600
     room = config.teacher.scorer.vllm.get("gpu_memory_utilization", 0.9) * plan.memory_gb - plan.reserve_gb
-    least = smallest(lambda n: inference_memory(shape, FORMATS["fp16"], n, IN_FLIGHT) <= room)
+    least = smallest(lambda n: inference_memory(shape, FORMATS["merged"], n, IN_FLIGHT) <= room)
     needs = f"tensor_parallel_size={least} or more" if least else "too much for 64 GPUs"
     share = f"{plan.utilisation.scoring:.0%} of {plan.peak_tflops:g} TFLOPS"
     lines = [
@@ -138,7 +138,7 @@ def scoring(config: Config, base: str, shape: Shape, work: Work) -> Stage:
 def on_t4(config: Config, base: str, shape: Shape, work: Work) -> Stage:
     """The export at work: which formats fit into a T4, and how long it judges `plan.t4.conversations`, both orders."""
     t4, rows = config.plan.t4, config.plan.t4.conversations * len(ORDERS)
-    exported = "int8" if config.export.format == "w8a8" else "fp16"
+    exported = config.export.format
     flops = rows * scoring_flops(shape, work.lengths)
     hours = {name: flops / t4_flops(config.plan, name) / 3600 for name in FORMATS}
     memory = {name: inference_memory(shape, size, 1, t4.batch_tokens) for name, size in FORMATS.items()}
@@ -163,8 +163,8 @@ def on_t4(config: Config, base: str, shape: Shape, work: Work) -> Stage:
 
 
 def t4_flops(plan: PlanConfig, name: str) -> float:
-    """FLOPs a second of one T4 with weights in format `name`; int8 has tensor cores of its own there."""
-    return plan.t4.fp16_tflops * 1e12 * plan.t4.utilisation * (plan.t4.int8_speedup if name == "int8" else 1)
+    """FLOPs a second of one T4 on an export of format `name`; int8 activations have tensor cores of their own there."""
+    return plan.t4.fp16_tflops * 1e12 * plan.t4.utilisation * (plan.t4.int8_speedup if name == "w8a8" else 1)
 
 
 def micro_batch(config: Config, shape: Shape) -> Batch:

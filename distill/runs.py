@@ -149,6 +149,11 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def hashed(identity: Any) -> str:
+    """16 hexadecimal digits that tell one JSON-able identity from another, for a folder's name."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def differing_fields(there: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted name, value there, value now) for every leaf in which two nested mappings differ."""
     found: list[tuple[str, Any, Any]] = []

@@ -12,6 +12,7 @@ from distill import models, runs
 from distill.config import PromptConfig, from_mapping
 from distill.prompts import Renderer
 from students.merging import caps_off, merge_adapter, unmerge_adapter
+from students.shards import locate, read_shapes, read_tensor, write_weights
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,24 @@ class TrainedJudge:
     def tuned_whole(self) -> bool:
         return bool(self.manifest.config["student"]["tuning"] == "full")
 
-    def merged(self, root: Path) -> Path:
-        """Base and adapter as one sequence classifier below `root`/models, made once; a full tuning is one already."""
-        if self.tuned_whole:
+    def merged(self, root: Path, dtype: torch.dtype | None = None) -> Path:
+        """Base and adapter as one sequence classifier below `root`/models, made once; a full tuning is one already.
+
+        Its weights are stored as `dtype`, None for that of the base.
+        """
+        stored = stored_dtype(self.folder / "model" if self.tuned_whole else self.base)
+        dtype = dtype or stored
+        if self.tuned_whole and dtype == stored:
             return self.folder / "model"
-        folder = root / "models" / f"merged-{self.manifest.content[:16]}"
+        name = f"merged-{self.manifest.content[:16]}" + ("" if dtype == stored else f"-{str(dtype).split('.')[1]}")
         identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
-        if not runs.is_finished(folder, "merge", identity, [], root):
-            merge_adapter(self.base, self.folder / "adapter", folder, stored_dtype(self.base), self.settings)
-            runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
-        return folder
+        if not runs.is_finished(root / "models" / name, "merge", identity, [], root):
+            if self.tuned_whole:
+                convert(self.folder / "model", root / "models" / name, dtype)
+            else:
+                merge_adapter(self.base, self.folder / "adapter", root / "models" / name, dtype, self.settings)
+            runs.write_manifest(root / "models" / name, "merge", identity, [], root, prompt=self.manifest.prompt)
+        return root / "models" / name
 
     def unmerged(self, root: Path) -> tuple[Path, Path]:
         """Base with its score head, and the adapter to be served beside it: no copy of the base's weights."""
@@ -75,12 +84,23 @@ def stored_dtype(base: Path) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def open_trained(folder: Path, root: Path, remedy: str) -> TrainedJudge:
-    """Open a finished run.
+def convert(model: Path, out: Path, dtype: torch.dtype) -> None:
+    """Write `out`: the model in `model` with its weights stored as `dtype`."""
+    partial, sources = models.begin(out), locate(model)
+    write_weights(partial, read_shapes(model, sources), lambda name: read_tensor(sources, name), dtype)
+    config = json.loads((model / "config.json").read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+    config.pop("torch_dtype", None)
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    models.copy_tokenizer(model, partial)
+    models.put(partial, out)
+
+
+def open_trained(folder: Path, root: Path, remedy: str, stage: str = "student") -> TrainedJudge:
+    """Open a finished run, or with `stage` "average" the average of several.
 
     Raises `ValueError` where it is missing or was trained on other prompts than would be rendered now.
     """
-    manifest = runs.read_manifest(folder, "student", remedy)
+    manifest = runs.read_manifest(folder, stage, remedy)
     if runs.content_hash(folder) != manifest.content:
         raise ValueError(f"files in {folder} have changed since its manifest was written: restore them or train again")
     student: dict[str, Any] = manifest.config["student"]

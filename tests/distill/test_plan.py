@@ -79,16 +79,16 @@ class TestPublishedNumbersOfT4s:
         return 25_000 * orders * flops / t4_flops(GEMMA.plan, name) / t4s / 3600
 
     def test_gemma_in_4_bits_takes_three_to_four_hours_an_order(self) -> None:
-        assert 3 <= self.hours("google/gemma-2-9b-it", 2048, "int4", t4s=2, orders=1) <= 4.1
+        assert 3 <= self.hours("google/gemma-2-9b-it", 2048, "w4a16", t4s=2, orders=1) <= 4.1
 
     def test_llama_takes_about_four_hours(self) -> None:
-        assert self.hours("meta-llama/Meta-Llama-3-8B", 1800, "int4", 2, 1) == pytest.approx(4, rel=0.25)
+        assert self.hours("meta-llama/Meta-Llama-3-8B", 1800, "w4a16", 2, 1) == pytest.approx(4, rel=0.25)
 
     def test_gemma_in_8_bits_does_both_orders_within_nine_hours(self) -> None:
-        assert self.hours("google/gemma-2-9b-it", 2000, "int8", t4s=2, orders=2) < 9
+        assert self.hours("google/gemma-2-9b-it", 2000, "w8a8", t4s=2, orders=2) < 9
 
     def test_the_rate_stays_below_that_of_a_matrix_product_alone(self) -> None:
-        assert t4_flops(GEMMA.plan, "int4") < 18.6e12 and t4_flops(GEMMA.plan, "int8") < 29e12
+        assert t4_flops(GEMMA.plan, "w4a16") < 18.6e12 and t4_flops(GEMMA.plan, "w8a8") < 29e12
 
 
 def test_every_stage_of_an_experiment_is_planned() -> None:

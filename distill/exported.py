@@ -1,0 +1,50 @@
+"""A finished export, as whatever judges with it sees it: one folder that holds model, tokenizer and prompt."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill import runs
+from distill.config import Config, ExportConfig, PromptConfig, from_mapping
+from distill.prompts import Renderer
+
+
+@dataclass(frozen=True)
+class ExportedJudge:
+    """An export's folder. `renderer` makes the prompts that it was trained on, with the tokenizer in the folder."""
+
+    folder: Path
+    manifest: runs.Manifest
+    renderer: Renderer
+
+    @property
+    def max_tokens(self) -> int:
+        return self.renderer.config.max_tokens
+
+
+def export_folder(config: Config) -> Path:
+    """exports/<run>/<format>, for an average exports/<run>/<format>-<average>."""
+    return config.root / "exports" / config.run / export_name(config.export)
+
+
+def export_name(export: ExportConfig) -> str:
+    """The folder's name: the format, and how folds were averaged."""
+    return export.format if export.folds is None else f"{export.format}-{export.average}"
+
+
+def open_exported(folder: Path) -> ExportedJudge:
+    """Open a finished export, wherever the folder was moved to.
+
+    Raises `ValueError` where it is unfinished or failed its checks (`manifest.json`, extra.failed), and where this code
+    renders other prompts than it was made for.
+    """
+    manifest = runs.read_manifest(folder, "export", "make export")
+    if failed := manifest.extra.get("failed"):
+        raise ValueError(f"{folder} failed its checks ({'; '.join(failed)}): take another format, or raise its limits")
+    renderer = Renderer(from_mapping(PromptConfig, manifest.config["prompt"]), folder)
+    if differences := runs.differing_fields(manifest.prompt, renderer.hashes):
+        raise ValueError(
+            f"{folder} was made for other prompts than this code renders:\n"
+            + "\n".join(f"  - {name} hash: there {there}, now {now}" for name, there, now in differences)
+            + "\n  use the version that made it, or export again"
+        )
+    return ExportedJudge(folder, manifest, renderer)

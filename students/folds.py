@@ -1,0 +1,81 @@
+"""Several folds of one student: which conversations trained them, which none of them, and their average as a judge."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill import runs
+from distill.config import StudentConfig, from_mapping
+from distill.records import Conversation
+from students.averaging import average_adapters, write_adapter
+from students.dataset import split
+from students.merging import read_adapter
+from students.trained import TrainedJudge, open_trained
+
+METHODS = ("factors", "delta", "svd")
+
+
+def parts(judge: TrainedJudge, conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
+    """What trained the judge of the prepared `conversations`, and what chose its checkpoint."""
+    config = judge.manifest.config
+    student = from_mapping(StudentConfig, config["student"])
+    return split(conversations[: config["limit"]], config["fold"], student.validation_share, config["seed"])
+
+
+def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The voted conversations that trained none of `folds`, though they may have chosen checkpoints.
+
+    Folds of one seed and `validation_share` mostly choose the same prompts for validation, so about that share of all
+    is left. Raises `ValueError` where nothing is.
+    """
+    trained = {c.id for fold in folds for c in parts(fold, conversations)[0]}
+    left = [c for c in conversations if c.votes and c.id not in trained]
+    if not left:
+        raise ValueError(
+            f"export.folds: each voted conversation trained one of the {len(folds)} folds, so nothing is left to "
+            "compare their average on; train them with one seed and a larger student.validation_share"
+        )
+    return left
+
+
+def check_alike(folds: Sequence[TrainedJudge]) -> None:
+    """Raise `ValueError` naming settings other than the fold in which the folds were trained differently.
+
+    They must share their start above all (base, seed): the mean of factors means something only there.
+    """
+    configs = [fold.manifest.config for fold in folds]
+    names = sorted({*configs[0]} - {"fold"})
+    problems = [f"{n}: {[c.get(n) for c in configs]}" for n in names if any(c.get(n) != configs[0][n] for c in configs)]
+    problems += [f"{fold.folder}: a full tuning has no adapter" for fold in folds if fold.tuned_whole]
+    if problems:
+        raise ValueError("export.folds cannot be averaged:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def methods(folds: Sequence[TrainedJudge]) -> tuple[str, ...]:
+    """How `folds` can be averaged: DoRA's magnitudes have a mean, its changes of the weights have none."""
+    dora = folds[0].manifest.config["student"]["lora"]["method"] == "dora"
+    return METHODS[:1] if dora else METHODS
+
+
+def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJudge:
+    """The average of the folds' adapters as a judge below `root`/models, made once; its manifest names the folds."""
+    identity = {
+        **folds[0].manifest.config,
+        "average": method,
+        "folds": [fold.manifest.config["fold"] for fold in folds],
+    }
+    folder = root / "models" / f"average-{method}-{runs.hashed([fold.manifest.content for fold in folds])}"
+    parents = [fold.folder for fold in folds]
+    if not runs.is_finished(folder, "average", identity, parents, root):
+        adapters = {str(fold.folder): read_adapter(fold.folder / "adapter") for fold in folds}
+        averaged = average_adapters(adapters, method)
+        write_adapter(averaged.adapter, folds[0].folder / "adapter", folder / "adapter")
+        runs.write_manifest(
+            folder,
+            "average",
+            identity,
+            parents,
+            root,
+            prompt=folds[0].manifest.prompt,
+            extra={"energy": averaged.energy},
+        )
+    return open_trained(folder, root, "", stage="average")
