@@ -14,7 +14,7 @@ from distill.prompts import Renderer
 from distill.records import Conversation
 from distill.scoring import score
 from students.merging import merge_adapter, unmerge_adapter
-from students.quantising import quantise_w8a8
+from students.quantising import quantise
 from teachers.scorers import label_token_ids, open_scorer
 from teachers.transformers import TransformersScorer
 from teachers.vllm import VllmScorer
@@ -81,7 +81,7 @@ def round_as_vllm_does(linear: torch.nn.Linear) -> None:
 def test_int8_engine_agrees_with_fake_quantised_transformers(
     tiny_judge_llama: Path, prompts: list[list[int]], tmp_path: Path
 ) -> None:
-    quantise_w8a8(tiny_judge_llama, tmp_path / "w8a8")
+    quantise(tiny_judge_llama, tmp_path / "w8a8", "w8a8", configured().export.quantisation, [])
     reference = TransformersScorer(tmp_path / "w8a8", REFERENCE)
     expected = score(reference, prompts)
     environment = dict(os.environ)

@@ -1,0 +1,130 @@
+"""Turn a finished export into a Kaggle notebook that needs no internet: python -m kaggle.bundle +exp=demo output=folder
+
+Writes two folders for Kaggle's API, as kaggle/README.md tells: `dataset` holds the model, this code, the list of wheels
+to be fetched and this project's own, `notebook` the notebook that predicts with them. `predict.*` overrides given here
+are the notebook's. Slugs are of KAGGLE_USERNAME, the variable that Kaggle's own client reads.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from distill.config import Config
+from distill.door import door
+
+log = logging.getLogger(__name__)
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("conf", "distill", "eval", "students", "teachers")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "demo")
+REQUIREMENTS = ROOT / "requirements" / "gpu-teacher.txt"
+TEMPLATE = Path(__file__).parent / "notebook.ipynb"
+COMPETITION = "lmsys-chatbot-arena"
+BUDGET = ["predict.devices=2", "predict.minutes=500"]  # two T4s; nine hours but for what installing takes
+USERNAME = "INSERT_USERNAME_HERE"  # as Kaggle's client spells what is left to fill in
+LONGEST_SLUG = 50
+
+
+def main(config: Config) -> None:
+    from distill.exported import open_exported
+    from distill.models import begin, put
+    from eval.predicting import model_folder
+
+    if config.output is None:
+        raise ValueError("output=null: name the folder to write, as in output=kaggle-bundle")
+    folder = Path(config.output)
+    if folder.exists() and not config.overwrite:
+        raise ValueError(f"output={folder} is there already: choose another, or replace it with overwrite=true")
+    judge = open_exported(model_folder(config))
+    slug, owner = slug_of(f"judge-{config.run}"), os.environ.get("KAGGLE_USERNAME", USERNAME)
+    partial = begin(folder)
+    write_dataset(partial / "dataset", judge.folder, owner, slug)
+    write_notebook(partial / "notebook", owner, slug, [*BUDGET, *own_overrides(HydraConfig.get().overrides.task)])
+    put(partial, folder)
+    log.info("%s is written; fetch the wheels and upload it as kaggle/README.md tells", folder)
+
+
+def slug_of(name: str) -> str:
+    """A name as Kaggle's addresses spell it."""
+    return re.sub("[^a-z0-9]+", "-", name.lower())[:LONGEST_SLUG].strip("-")
+
+
+def own_overrides(overrides: Iterable[str]) -> list[str]:
+    """Those that the notebook's own command repeats: the experiment, and how to predict but for the model's place."""
+    named = {override.lstrip("+").split("=")[0]: override for override in overrides}
+    return [o for key, o in named.items() if key == "exp" or (key.startswith("predict.") and key != "predict.model")]
+
+
+def write_dataset(folder: Path, model: Path, owner: str, slug: str) -> None:
+    """What the notebook finds at /kaggle/input: model/, code/, wheels/, requirements.txt."""
+    shutil.copytree(model, folder / "model")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / "code" / package, ignore=LEFT_OUT)
+    shutil.copy(REQUIREMENTS, folder / "requirements.txt")
+    build_wheel(folder / "wheels")
+    write_json(
+        folder / "dataset-metadata.json",
+        {"title": slug, "id": f"{owner}/{slug}", "licenses": [{"name": "other"}]},
+    )
+
+
+def build_wheel(folder: Path) -> None:
+    """This project's own wheel, which holds vLLM's plugin. Needs no index; the source folder stays as it is.
+
+    Raises `ValueError` with what pip says where it cannot be built.
+    """
+    with tempfile.TemporaryDirectory() as copy:
+        for name in ("pyproject.toml", "LICENSE"):
+            shutil.copy(ROOT / name, copy)
+        shutil.copytree(ROOT / "teachers" / "plugin", Path(copy) / "teachers" / "plugin", ignore=LEFT_OUT)
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-q"]
+        built = subprocess.run([*command, "-w", str(folder), copy], capture_output=True, text=True, check=False)
+    if built.returncode:
+        raise ValueError(
+            f"the project's own wheel cannot be built (pip install setuptools wheel?): {built.stderr[-500:]}"
+        )
+
+
+def write_notebook(folder: Path, owner: str, slug: str, overrides: list[str]) -> None:
+    """The template with its parameters filled in, and what Kaggle wants to know of it."""
+    notebook = json.loads(TEMPLATE.read_text())
+    (cell,) = (cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", []))
+    cell["source"] = [
+        f"DATASET = {slug!r}\n",
+        f"OVERRIDES = {overrides!r}\n",
+        'INPUT, WORKING = "/kaggle/input", "/kaggle/working"',
+    ]
+    folder.mkdir(parents=True)
+    write_json(folder / "notebook.ipynb", notebook)
+    title = f"{slug[: LONGEST_SLUG - len('-predict')]}-predict"
+    write_json(
+        folder / "kernel-metadata.json",
+        {
+            "id": f"{owner}/{title}",
+            "title": title,
+            "code_file": "notebook.ipynb",
+            "language": "python",
+            "kernel_type": "notebook",
+            "is_private": True,
+            "enable_gpu": True,
+            "enable_internet": False,
+            "dataset_sources": [f"{owner}/{slug}"],
+            "competition_sources": [COMPETITION],
+        },
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    door(main)()

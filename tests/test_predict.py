@@ -1,0 +1,446 @@
+"""Predicting a test file: whatever is in it, wherever it is stopped, on however many devices, every row is answered."""
+
+import csv
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import psutil
+import pytest
+from scipy.special import softmax
+
+from distill import predict, runs
+from distill.arena_sim import simulate
+from distill.config import Config, SimulateConfig, to_mapping
+from distill.exported import open_exported
+from distill.parts import part_files
+from distill.prompts import Renderer
+from distill.records import Conversation
+from distill.scoring import logits_by_order, score_conversations, swap_average
+from distill.store import read_parts
+from eval.devices import environment_of
+from eval.predicting import parts_folder, read_scores
+from eval.recalibration import Recalibration, write_recalibration
+from eval.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
+from eval.submission import COLUMNS, check_submission, read_unlabelled
+from teachers.filling import STOPPED
+from teachers.scorers import open_scorer
+from tests.composing import configured, scorer
+from tests.running import own_process, refuses, succeeds
+from tests.tiny_models import tiny_judge
+
+pytestmark = pytest.mark.timeout(600)
+ROWS = 25
+BAD_ROWS = {"not json": ("17", "oops", '["x"]', '["y"]'), "rounds": ("18", '["q"]', '["x", "z"]', '["y"]')}
+Configure = Callable[..., Config]
+
+
+def finish_export(folder: Path) -> Path:
+    """Make the judge in `folder` a finished export."""
+    prompt = configured("+exp=smoke", "prompt.max_tokens=300").prompt
+    manifest = {"prompt": to_mapping(prompt)}
+    runs.write_manifest(folder, "export", manifest, [], folder.parent, prompt=Renderer(prompt, folder).hashes)
+    return folder
+
+
+def write_csv(path: Path, rows: Sequence[tuple[str, str, str, str]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "prompt", "response_a", "response_b"), *rows])
+    return path
+
+
+def cells(c: Conversation) -> tuple[str, str, str, str]:
+    return c.id, json.dumps(c.prompt), json.dumps(c.response_a), json.dumps(c.response_b)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish_export(tiny_judge(tmp_path_factory.mktemp("export"), "llama"))
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[Conversation]:
+    return simulate(SimulateConfig(ROWS, seed=3))[0]
+
+
+@pytest.fixture(scope="module")
+def file(conversations: list[Conversation], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("kaggle") / "test.csv", [cells(c) for c in conversations])
+
+
+@pytest.fixture(scope="module")
+def judged(export: Path, conversations: list[Conversation]) -> pl.DataFrame:
+    """What the judge says of every conversation in both orders, without any of the machinery under test."""
+    judge = open_exported(export)
+    with open_scorer(export, scorer("transformers"), judge.max_tokens) as opened:
+        return score_conversations(opened, judge.renderer, conversations)
+
+
+@pytest.fixture
+def configure(export: Path, file: Path, tmp_path: Path) -> Configure:
+    def build(*more: str) -> Config:
+        overrides = [f"paths.root={tmp_path}", f"input={file}", f"output={tmp_path / 'submission.csv'}"]
+        return configured(*overrides, f"predict.model={export}", *FAST, *more)
+
+    return build
+
+
+FAST = ("predict.scorer.backend=transformers", "predict.rows_per_part=3", "predict.devices=1")
+
+
+def answers(config: Config) -> tuple[list[str], np.ndarray]:
+    found = pl.read_csv(str(config.output), schema_overrides={"id": pl.String})
+    assert found.columns == COLUMNS
+    return found["id"].to_list(), found.drop("id").to_numpy()
+
+
+def expected(judged: pl.DataFrame) -> np.ndarray:
+    return np.asarray(softmax(swap_average(judged)["logits"].to_numpy().astype(float), axis=1))
+
+
+def test_every_row_gets_the_mean_of_both_orders_and_nothing_is_left_behind(
+    configure: Configure, conversations: list[Conversation], judged: pl.DataFrame
+) -> None:
+    config = configure()
+    predict.main(config)
+    ids, table = answers(config)
+    assert ids == [c.id for c in conversations]
+    assert np.abs(table - expected(judged)).max() < 1e-5
+    assert np.abs(table.sum(axis=1) - 1).max() < 1e-9
+    assert [path.name for path in Path(str(config.output)).parent.iterdir()] == ["submission.csv"]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_other_formats_with_votes_that_make_no_sense(
+    configure: Configure, conversations: list[Conversation], judged: pl.DataFrame, tmp_path: Path, suffix: str
+) -> None:
+    table = pl.DataFrame(
+        {
+            "id": range(ROWS),
+            **{name: [getattr(c, name) for c in conversations] for name in ("prompt", "response_a", "response_b")},
+            **{name: [7] * ROWS for name in ("winner_model_a", "winner_model_b", "winner_tie")},
+        }
+    )
+    path = tmp_path / f"test.{suffix}"
+    table.write_parquet(path) if suffix == "parquet" else table.write_ndjson(path)
+    config = configure(f"input={path}")
+    predict.main(config)
+    ids, found = answers(config)
+    assert ids == [str(k) for k in range(ROWS)]
+    assert np.abs(found - expected(judged)).max() < 1e-5
+
+
+def test_whatever_a_row_holds_it_is_answered_in_its_place(
+    configure: Configure, conversations: list[Conversation], judged: pl.DataFrame, tmp_path: Path
+) -> None:
+    usual = [cells(c) for c in conversations]
+    odd = [
+        ("007", *usual[0][1:]),  # the same conversation under another id
+        ("a,\"b'", *usual[1][1:]),
+        ("same", '["q"]', '["yes  sir"]', '["yes sir\\n"]'),
+        ("one", '["q"]', '[""]', '["y"]'),
+        ("other", '["q"]', '["y"]', "[null]"),
+        ("none", '["q"]', '["  "]', "[null]"),
+        ("null round", '["q", null]', '["x", null]', '["y", "z"]'),
+        *BAD_ROWS.values(),
+    ]
+    rows = [*odd[:4], *usual, *odd[4:]]
+    config = configure(f"input={write_csv(tmp_path / 'odd.csv', rows)}", "predict.rules.one_empty=[0.1,0.7,0.2]")
+    predict.main(config)
+    ids, table = answers(config)
+    assert ids == [row[0] for row in rows]
+    assert (table > 0).all() and (table < 1).all() and np.abs(table.sum(axis=1) - 1).max() < 1e-9
+    found = dict(zip(ids, table, strict=True))
+    assert np.allclose(found["same"], config.predict.rules.identical or [])
+    assert np.allclose(found["one"], [0.1, 0.7, 0.2]) and np.allclose(found["other"], [0.7, 0.1, 0.2])
+    usual_answers = expected(judged)
+    for c, answer in zip(conversations, usual_answers, strict=True):
+        assert np.abs(found[c.id] - answer).max() < 1e-5
+    assert np.abs(found["007"] - usual_answers[0]).max() < 1e-5
+    by_judge = [row[0] for row in rows if row[0] not in ("same", "one", "other", "17", "18")]
+    prior = np.mean([found[name] for name in by_judge], axis=0)
+    assert np.allclose(found["17"], prior) and np.allclose(found["18"], prior)
+    listed = pl.read_csv(tmp_path / "submission.unreadable.csv", infer_schema=False)
+    assert listed["id"].to_list() == ["17", "18"] and "not JSON" in listed["reason"][0]
+
+
+def test_rules_can_be_left_to_the_judge(configure: Configure, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "same.csv", [("same", '["q"]', '["yes"]', '["yes"]')])
+    rows = read_unlabelled(configure(f"input={path}", "predict.rules.identical=null"))
+    assert not rows.ruled and len(rows.conversations) == 1
+
+
+def test_nothing_to_judge_needs_no_judge(configure: Configure, tmp_path: Path) -> None:
+    config = configure(f"input={write_csv(tmp_path / 'bad.csv', list(BAD_ROWS.values()))}")
+    predict.main(config)
+    assert np.allclose(answers(config)[1], 1 / 3)
+
+
+def test_the_recalibration_beside_the_model_counts(
+    configure: Configure, export: Path, judged: pl.DataFrame, tmp_path: Path
+) -> None:
+    model = shutil.copytree(export, tmp_path / "calibrated")
+    recalibration = Recalibration((0.5, 0.5, 0.7), (0.0, 0.0, 0.3))
+    write_recalibration(model, recalibration, {})
+    config = configure(f"predict.model={model}")
+    predict.main(config)
+    logits = recalibration(swap_average(judged)["logits"].to_numpy())
+    assert np.abs(answers(config)[1] - softmax(logits, axis=1)).max() < 1e-5
+
+
+def both_orders(config: Config) -> list[str]:
+    """Which conversations were judged twice, of a run that is not finished."""
+    return read_scores(parts_folder(config)).filter(pl.col("order") == "ba")["id"].to_list()
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the parts of a finished run, to look into."""
+    monkeypatch.setattr("eval.predicting.shutil.rmtree", lambda path: None)
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_share_of_second_orders_goes_to_those_that_need_it(
+    configure: Configure, conversations: list[Conversation], judged: pl.DataFrame
+) -> None:
+    config = configure("predict.second_order=0.4", "predict.pilot=2")
+    predict.main(config)
+    twice = both_orders(config)
+    assert len(twice) == 10
+    rows = sorted(conversations, key=lambda c: (c.prompt, c.id))
+    first, second = logits_by_order(judged, [c.id for c in rows])
+    drawn = draw_pilot(ROWS, 10, 2)
+    order = by_need(first, gains_where_sure(first[drawn], second[drawn]))
+    wanted = [*drawn, *[k for k in order if k not in drawn][:8]]
+    assert set(twice) == {rows[k].id for k in wanted}
+    once = judged.filter((pl.col("order") == "ab") | pl.col("id").is_in(twice))
+    assert np.abs(answers(config)[1] - expected(once)).max() < 1e-5
+
+
+def test_no_second_orders_at_all(configure: Configure, judged: pl.DataFrame) -> None:
+    config = configure("predict.second_order=0")
+    predict.main(config)
+    assert np.abs(answers(config)[1] - expected(judged.filter(pl.col("order") == "ab"))).max() < 1e-5
+
+
+def test_a_budget_that_is_used_up_leaves_one_order_and_says_so(
+    configure: Configure, judged: pl.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure("predict.minutes=0.001")
+    with caplog.at_level(logging.INFO):
+        predict.main(config)
+    assert np.abs(answers(config)[1] - expected(judged.filter(pl.col("order") == "ab"))).max() < 1e-5
+    assert f"{ROWS} of {ROWS} conversations (100%) were judged in one order only" in caplog.text
+    low, high = np.quantile(margin(logits_by_order(judged, judged["id"].unique().to_list())[0]), (0, 1))
+    assert f"{low:.3f} to {high:.3f}" in caplog.text
+
+
+def test_a_budget_that_suffices_changes_nothing(configure: Configure, judged: pl.DataFrame) -> None:
+    config = configure("predict.minutes=60", "predict.pilot=4")
+    predict.main(config)
+    assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+
+
+def killed_after(config: Config, parts: int, number: int = signal.SIGKILL) -> int | None:
+    """Start predicting, signal the process once it has written `parts`; its exit code."""
+    process = own_process(predict.main, config)
+    while process.is_alive() and len(part_files(parts_folder(config))) < parts:
+        time.sleep(0.001)
+    os.kill(process.pid or 0, number)
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_killed_and_started_again_it_goes_on(configure: Configure, judged: pl.DataFrame, devices: int) -> None:
+    config = configure(f"predict.devices={devices}", "predict.minutes=60", "predict.pilot=4")
+    assert killed_after(config, 4) == -signal.SIGKILL
+    wait_until(lambda: not workers_of(config))
+    before = {path: path.stat().st_mtime_ns for path in part_files(parts_folder(config))}
+    assert before and not Path(str(config.output)).exists()
+    predict.main(config)
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in part_files(parts_folder(config))}.items()
+    scored = read_parts(parts_folder(config))
+    assert len(scored) == 2 * ROWS and scored.select("id", "order").is_unique().all()
+    assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+
+
+@pytest.mark.usefixtures("kept")
+def test_with_the_first_order_there_the_budget_goes_to_the_second(configure: Configure, judged: pl.DataFrame) -> None:
+    predict.main(configure("predict.second_order=0"))
+    config = configure("predict.minutes=60")
+    Path(str(config.output)).unlink()
+    predict.main(config)
+    assert len(both_orders(config)) == ROWS
+    assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_interrupted_it_finishes_what_is_in_hand_and_goes_on_later(
+    configure: Configure, judged: pl.DataFrame, devices: int
+) -> None:
+    config = configure(f"predict.devices={devices}", "predict.minutes=60", "predict.scorer.batch_tokens=300")
+    assert killed_after(config, 1, signal.SIGTERM) == STOPPED
+    assert 0 < len(read_scores(parts_folder(config))) < 2 * ROWS
+    assert not workers_of(config)
+    predict.main(configure("predict.devices=1"))  # on another number of devices, too
+    assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+
+
+def workers_of(config: Config) -> list[psutil.Process]:
+    """Processes that hold a lock of the run's parts."""
+    locks = {str(path) for path in parts_folder(config).glob(".lock-*")}
+    return [p for p in psutil.process_iter() if locks & open_files(p)]
+
+
+def open_files(process: psutil.Process) -> set[str]:
+    try:
+        return {file.path for file in process.open_files()}
+    except psutil.Error:
+        return set()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_device_that_dies_is_told_of_and_costs_nothing_that_is_written(
+    configure: Configure, judged: pl.DataFrame, tmp_path: Path
+) -> None:
+    config = configure("predict.devices=2", "predict.rows_per_part=1", "predict.scorer.batch_tokens=300")
+    message = tmp_path / "message"
+    process = own_process(failing_predict, config, message)
+    wait_until(lambda: len(part_files(parts_folder(config))) >= 2)
+    workers_of(config)[0].kill()
+    process.join()
+    assert "ended early" in message.read_text() and "the same command goes on" in message.read_text()
+    there = len(read_scores(parts_folder(config)))
+    assert there >= 2
+    predict.main(config)
+    assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+
+
+def failing_predict(config: Config, message: Path) -> None:
+    with pytest.raises(ValueError) as refusal:
+        predict.main(config)
+    message.write_text(str(refusal.value))
+
+
+def test_parts_of_another_file_or_model_are_refused(
+    configure: Configure, export: Path, conversations: list[Conversation], tmp_path: Path
+) -> None:
+    config = configure("predict.second_order=0")
+    killed_after(config, 1)
+    other = write_csv(tmp_path / "other.csv", [cells(c) for c in conversations[1:]])
+    with pytest.raises(ValueError, match=r"input\.sha256: there .* now "):
+        predict.main(configure(f"input={other}"))
+    model = shutil.copytree(export, tmp_path / "other_model")
+    (model / "note.txt").write_text("another content")
+    finish_export(model)
+    with pytest.raises(ValueError, match=r"model: there .* now "):
+        predict.main(configure(f"predict.model={model}"))
+    predict.main(configure(f"predict.model={model}", "overwrite=true"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("input=missing.csv", "no such file"),
+        ("output=null", "output=null"),
+        ("predict.second_order=1.5", "a share of the rows"),
+        ("predict.rows_per_part=0", "at least 1"),
+        ("predict.devices=0", "predict.devices=0"),
+        ("predict.rules.identical=[0.1,0.1,0.1]", "three probabilities above 0 that sum to 1"),
+        ("predict.model=missing", "does not exist"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(configure: Configure, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predict.main(configure(override))
+
+
+def test_ids_that_a_submission_cannot_have_are_refused(configure: Configure, tmp_path: Path) -> None:
+    row = ('["q"]', '["x"]', '["y"]')
+    double = write_csv(tmp_path / "double.csv", [("1", *row), ("2", *row), ("1", *row)])
+    with pytest.raises(ValueError, match=r"1 ids occur more than once, such as \['1'\]"):
+        predict.main(configure(f"input={double}"))
+    without = write_csv(tmp_path / "without.csv", [("1", *row), (" ", *row)])
+    with pytest.raises(ValueError, match="row 3 has no id"):
+        predict.main(configure(f"input={without}"))
+
+
+def test_a_submission_is_never_written_over(configure: Configure) -> None:
+    config = configure()
+    Path(str(config.output)).write_text("precious")
+    with pytest.raises(ValueError, match="is there already"):
+        predict.main(config)
+    assert Path(str(config.output)).read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["1,0.2,0.3,0.5"], "1 ids, expected 2"),
+        (["2,0.2,0.3,0.5", "1,0.2,0.3,0.5"], "in the order"),
+        (["1,0.2,0.3,0.5", "3,0.2,0.3,0.5"], "1 foreign"),
+        (["1,0.2,0.3,0.5", "2,0.2,0.3,0.51"], "1 rows not of sum one"),
+        (["1,0.2,0.3,0.5", "2,-0.2,0.7,0.5"], "1 rows not within"),
+        (["1,0.2,0.3,0.5", "2,nan,0.5,0.5"], "1 rows not a number"),
+        (["1,0.2,0.3,0.5", "2,high,0.5,0.5"], "1 rows not a number"),
+    ],
+)
+def test_a_submission_that_would_be_refused_is_recognised(tmp_path: Path, lines: list[str], message: str) -> None:
+    path = tmp_path / "submission.csv"
+    path.write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
+    with pytest.raises(ValueError, match=message):
+        check_submission(path, ["1", "2"])
+    path.write_text("id,winner_model_a,winner_tie,winner_model_b\n1,0.2,0.3,0.5\n2,0.2,0.3,0.5\n")
+    with pytest.raises(ValueError, match="has the columns"):
+        check_submission(path, ["1", "2"])
+
+
+def test_where_a_judge_gains_shows_on_a_pilot() -> None:
+    rng = np.random.default_rng(0)
+    opinion, noise = rng.normal(0, 2, (2, 400)), rng.normal(0, 0.3, (400, 3))
+    knows = np.stack([opinion[0], -opinion[0], opinion[1] / 4], axis=1)  # sure where it is right, swayed a little
+    assert not gains_where_sure(knows + noise, knows - noise)
+    guesses = rng.normal(0, 1, (400, 3))  # all that it says is the order's doing
+    assert gains_where_sure(guesses, -guesses)
+    gain = expected_gain(guesses, -guesses)
+    assert (gain >= 0).all() and np.abs(expected_gain(knows, knows)).max() < 1e-12
+    first = by_need(guesses, gains_where_sure(guesses, -guesses))[:160]
+    assert gain[first].sum() > 1.5 * 0.4 * gain.sum()  # far more than a random 40%
+
+
+def test_a_process_sees_its_own_gpus_of_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert environment_of(1, 2, span=1)["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    assert [environment_of(k, 2, span=2)["CUDA_VISIBLE_DEVICES"] for k in range(2)] == ["3,5", "6,7"]
+
+
+def test_through_the_door_with_vllm(
+    export: Path, file: Path, tmp_path: Path, conversations: list[Conversation], judged: pl.DataFrame
+) -> None:
+    output = tmp_path / "submission.csv"
+    arguments = [f"input={file}", f"output={output}", f"predict.model={export}", f"paths.root={tmp_path}"]
+    printed = succeeds("distill.predict", *arguments, "predict.minutes=30", "predict.second_order=0.4")
+    assert f"{ROWS} rows, checked" in printed and f"15 of {ROWS} conversations (60%)" in printed
+    found = pl.read_csv(output, schema_overrides={"id": pl.String})
+    assert found["id"].to_list() == [c.id for c in conversations]
+    once, twice = expected(judged.filter(pl.col("order") == "ab")), expected(judged)
+    table = found.drop("id").to_numpy()
+    near = np.minimum(np.abs(table - once).max(axis=1), np.abs(table - twice).max(axis=1))
+    assert near.max() < 1e-3
+    assert "is there already" in refuses("distill.predict", *arguments)
