@@ -1,0 +1,21 @@
+"""Serve an exported judge over HTTP, with a web page: python -m distill.serve +exp=demo
+
+It listens on http://127.0.0.1:8080 until SIGTERM or Ctrl-C; docs/serve.md describes the API.
+"""
+
+from pathlib import Path
+
+from distill.config import Config
+from distill.door import door
+
+
+def main(config: Config) -> None:
+    from distill.exported import export_folder, open_exported
+    from eval.serving import serve
+
+    folder = Path(config.serve.model) if config.serve.model else export_folder(config)
+    serve(open_exported(folder), config.serve, config.root / "serve" / "jobs")
+
+
+if __name__ == "__main__":
+    door(main)()

@@ -1,0 +1,87 @@
+"""Starting and asking the real server in tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.running import ROOT
+
+PAIR = {"prompt": "Why is the sky blue?", "response_a": "Light is scattered by air.", "response_b": "I cannot see it."}
+
+
+@dataclass
+class Server:
+    """A running `python -m distill.serve`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=120, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=60, **options)
+
+    def judge(self, *pairs: dict[str, Any], **settings: Any) -> list[dict[str, Any]]:
+        """The results of conversations that must be judged."""
+        answer = self.post("/v1/judge", {"conversations": list(pairs), **settings})
+        assert answer.status_code == 200, answer.text
+        results: list[dict[str, Any]] = answer.json()["results"]
+        return results
+
+    def wait_until_ready(self, seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            try:
+                if httpx.get(f"{self.url}/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(f"not ready after {seconds} s: {self.log.read_text()[-4000:]}")
+
+    def ends(self, told: signal.Signals, seconds: float = 120) -> int:
+        """Its exit code after a signal."""
+        self.process.send_signal(told)
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def serving(
+    export: Path, root: Path, *overrides: str, backend: str = "transformers", environment: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """`python -m distill.serve` on a free port, once it is ready; killed at the end if it still runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = [f"serve.model={export}", f"paths.root={root}", f"serve.port={port}", f"scorer@serve.scorer={backend}"]
+    root.mkdir(parents=True, exist_ok=True)
+    log = root / f"serve-{port}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "distill.serve", "+exp=smoke", *settings, *overrides],
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | (environment or {}),
+            stdout=output,
+            stderr=output,
+        )
+    server = Server(process, f"http://127.0.0.1:{port}", log)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
