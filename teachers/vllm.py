@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -83,6 +84,7 @@ class VllmScorer:
                 **arguments | config.vllm,
             )
         self._watch()
+        self._guard = _kill_if_orphaned([process.pid for process in self._processes()])
         log.info("vLLM is ready to score with %s after %.0f s", model, time.perf_counter() - began)
         self.max_tokens, self.label_ids = max_tokens, label_ids
         self.tokens_cached = 0
@@ -159,6 +161,7 @@ class VllmScorer:
             self.llm.llm_engine.engine_core.shutdown(timeout=SHUTDOWN_SECONDS)
             for process in processes:
                 process.join()  # where the time was not enough, vLLM kills it but leaves a zombie
+            self._guard.communicate(b"\n")
             self.llm = None
             gc.collect()
             os.environ.clear()
@@ -182,6 +185,15 @@ def _children_without_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill_if_orphaned(pids: Sequence[int]) -> subprocess.Popen[bytes]:
+    """A shell that kills `pids` when this process dies without a word, and ends when it is sent a line.
+
+    vLLM's engine outlives a kill -9 of its parent, and keeps the memory that the next run needs.
+    """
+    command = ["sh", "-c", 'read _ || kill -9 "$@"', "engine-guard", *map(str, pids)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _params(label_ids: Sequence[int] | None) -> Any:

@@ -1,6 +1,8 @@
 import os
 import time
 from collections.abc import Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from teachers.scorers import label_token_ids, open_scorer
 from teachers.transformers import TransformersScorer
 from teachers.vllm import VllmScorer
 from tests.composing import configured, scorer
+from tests.running import own_process
 
 MAX_TOKENS = 256
 VLLM = scorer("vllm", vllm={"enable_prefix_caching": True})
@@ -167,3 +170,20 @@ def test_an_engine_found_dead_says_so_and_what_to_do(tiny_judge_llama: Path, pro
         with pytest.raises(ValueError, match="vLLM's engine died"):
             list(stream)
     assert not engine_processes()
+
+
+def open_and_wait(model: Path, pids: Connection) -> None:
+    with open_scorer(model, VLLM, MAX_TOKENS):
+        pids.send([child.pid for child in psutil.Process().children(recursive=True) if "VLLM" in child.name()])
+        time.sleep(600)
+
+
+@pytest.mark.timeout(900)
+def test_a_kill_leaves_no_engine_behind(tiny_judge_llama: Path) -> None:
+    receiving, sending = Pipe(duplex=False)
+    scoring = own_process(open_and_wait, tiny_judge_llama, sending)
+    engine = [psutil.Process(pid) for pid in receiving.recv()]
+    assert engine and all(process.is_running() for process in engine)
+    scoring.kill()
+    _, alive = psutil.wait_procs(engine, timeout=60)
+    assert not alive
