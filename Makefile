@@ -8,7 +8,7 @@ TEACHER_EXP ?= demo_teacher
 export TORCH_INDEX ALLOW_CUDA PYTHON VENV REQUIREMENTS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan data teacher teacher-logits student student-no-teacher export eval demo demo-teacher demo-seeds human in-fold ablation test checks format bench gpu-check clean
+.PHONY: help setup plan data teacher teacher-logits student student-no-teacher export eval demo demo-teacher demo-seeds human in-fold ablation averages predict serve test checks format bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
@@ -71,6 +71,17 @@ in-fold: ## In-fold against out-of-fold targets on the same real votes, three se
 	$(PY) -m distill.student -m +exp=human seed=1,2 teacher.rows=in_fold
 	$(PY) -m eval +exp=human 'eval.seeds=[0,1,2]' 'eval.variants=["teacher.rows=in_fold"]'
 
+averages: ## Five folds on real votes, averaged three ways (half an hour after make human)
+	$(MAKE) data EXP=human5
+	$(PY) -m distill.student -m +exp=human5 fold=0,1,2,3,4
+	$(MAKE) export EXP=human5
+
+predict: ## Probabilities for a file without votes (ARGS='input=test.csv output=submission.csv')
+	$(PY) -m distill.predict +exp=$(EXP) $(ARGS)
+
+serve: ## The exported judge as an HTTP API and a page, on http://127.0.0.1:8080
+	$(PY) -m distill.serve +exp=$(EXP) $(ARGS)
+
 test: ## All tests
 	$(PY) -m pytest $(ARGS)
 
@@ -88,6 +99,9 @@ bench: ## Side-by-side measurements; each prints one JSON line last
 	$(PY) -m bench.store
 	$(PY) -m bench.teacher
 	$(PY) -m bench.student
+	$(PY) -m bench.export
+	$(PY) -m bench.eval
+	$(PY) -m bench.serve
 
 gpu-check: ## On a GPU: measure what distill.plan assumes, and write it to artifacts/plan/<device>.json
 	$(PY) -m bench.calibrate

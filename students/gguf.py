@@ -9,6 +9,7 @@ copies, and which refuses tokenizers that it has not seen. Tensor names and roun
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -102,6 +103,7 @@ def _write_backbone(model: Path, config: Mapping[str, Any], path: Path, matrices
     shapes = read_shapes(model, sources)
     names = dict(_names(model, config, shapes))
     factors = rope_factors(config)
+    logging.getLogger("gguf").setLevel(logging.WARNING)
     writer = GGUFWriter(path, config["model_type"])
     _add_metadata(writer, config, FILE_TYPES[matrices.name])
     stored = {name: _type(shapes[name], matrices) for name in names}

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("distill", "teachers", "students", "eval")
-DOORS = ("prepare", "teacher", "student", "sweeps", "export", "plan")
+DOORS = ("prepare", "teacher", "student", "sweeps", "export", "predict", "serve", "plan")
 ALLOWED = {
     "contract": {"contract"},
     "teachers": {"contract", "teachers"},
@@ -32,6 +32,11 @@ HEAVY = {
     "polars",
     "httpx",
     "ray",
+    "gguf",
+    "xllamacpp",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
 }
 
 
