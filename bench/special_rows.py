@@ -29,7 +29,7 @@ from distill.records import Conversation
 from distill.scoring import swap_average
 from distill.store import read_logits
 from eval.metrics import log_loss_rows, shares
-from eval.submission import apply_rules
+from eval.predicting.submission import apply_rules
 
 # Daoyuan Li's notebook for the contest; what is null there is the prior.
 FOURTH_PLACE = {"identical": [0.06, 0.06, 0.88], "one_empty": [0.04, 0.88, 0.08], "both_empty": None}

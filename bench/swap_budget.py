@@ -30,7 +30,7 @@ from distill import conversations
 from distill.scoring import logits_by_order, mean_logits
 from distill.store import read_logits
 from eval.metrics import bootstrap_means, interval, log_loss_rows, predict
-from eval.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
+from eval.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PILOT, DRAWS, SEED = 256, 2000, 0

@@ -10,7 +10,7 @@ from distill.door import door
 
 
 def main(config: Config) -> None:
-    from eval.predicting import predict
+    from eval.predicting.run import predict
 
     predict(config)
 

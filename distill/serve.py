@@ -11,7 +11,7 @@ from distill.door import door
 
 def main(config: Config) -> None:
     from distill.exported import export_folder, open_exported
-    from eval.serving import serve
+    from eval.serving.server import serve
 
     folder = Path(config.serve.model) if config.serve.model else export_folder(config)
     serve(open_exported(folder), config.serve, config.root / "serve" / "jobs")

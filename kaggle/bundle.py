@@ -36,7 +36,7 @@ LONGEST_SLUG = 50
 def main(config: Config) -> None:
     from distill.exported import open_exported
     from distill.models import begin, put
-    from eval.predicting import model_folder
+    from eval.predicting.run import model_folder
 
     if config.output is None:
         raise ValueError("output=null: name the folder to write, as in output=kaggle-bundle")

@@ -27,7 +27,7 @@ def test_commands_and_links_lead_somewhere(page: Path) -> None:
 def test_the_tour_names_every_source_file() -> None:
     tour = (ROOT / "CONTRIBUTING.md").read_text()
     for package in ("distill", "teachers", "students", "eval"):
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             assert path.name in tour or path.name == "__init__.py", path
 
 

@@ -16,7 +16,7 @@ from distill.arena_sim import simulate
 from distill.config import SimulateConfig, to_mapping
 from distill.prompts import Renderer
 from distill.runs import write_manifest
-from eval.submission import check_submission
+from eval.predicting.submission import check_submission
 from kaggle.bundle import COMPETITION, LONGEST_SLUG, own_overrides, slug_of
 from tests.composing import configured
 from tests.running import refuses, succeeds

@@ -25,11 +25,11 @@ from distill.prompts import Renderer
 from distill.records import Conversation
 from distill.scoring import logits_by_order, score_conversations, swap_average
 from distill.store import read_parts
-from eval.devices import environment_of
-from eval.predicting import parts_folder, read_scores
+from eval.predicting.devices import environment_of
+from eval.predicting.run import parts_folder, read_scores
+from eval.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
+from eval.predicting.submission import COLUMNS, check_submission, read_unlabelled
 from eval.recalibration import Recalibration, write_recalibration
-from eval.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
-from eval.submission import COLUMNS, check_submission, read_unlabelled
 from teachers.filling import STOPPED
 from teachers.scorers import open_scorer
 from tests.composing import configured, scorer
@@ -203,7 +203,7 @@ def both_orders(config: Config) -> list[str]:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the parts of a finished run, to look into."""
-    monkeypatch.setattr("eval.predicting.shutil.rmtree", lambda path: None)
+    monkeypatch.setattr("eval.predicting.run.shutil.rmtree", lambda path: None)
 
 
 @pytest.mark.usefixtures("kept")

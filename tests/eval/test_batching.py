@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distill.scoring import Scorer, score
-from eval.batching import Batcher, Closed
+from eval.serving.batching import Batcher, Closed
 from teachers.transformers import TransformersScorer
 from tests.composing import scorer
 

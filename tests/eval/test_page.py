@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from eval.routes import PAGE, page_and_policy
+from eval.serving.routes import PAGE, page_and_policy
 from tests.serving import Server, serving
 from tests.tiny_exports import tiny_export
 

@@ -28,12 +28,12 @@ from starlette.testclient import TestClient
 from distill.exported import open_exported
 from distill.records import LABELS, Conversation
 from distill.scoring import logits_by_order, score_conversations
-from eval.gate import Gate
-from eval.jobs import Job, Jobs
 from eval.metrics import predict
 from eval.recalibration import Recalibration, write_recalibration
-from eval.routes import create_app
-from eval.service import Service
+from eval.serving.gate import Gate
+from eval.serving.jobs import Job, Jobs
+from eval.serving.routes import create_app
+from eval.serving.service import Service
 from teachers.transformers import TransformersScorer
 from tests.composing import configured, scorer
 from tests.running import ROOT, refuses

@@ -20,8 +20,8 @@ from itertools import islice
 from pathlib import Path
 
 from distill.records import Order
-from eval.batching import Closed
-from eval.schemas import JobState, JudgeRequest, Pair, Result, Unjudged, Verdict
+from eval.serving.batching import Closed
+from eval.serving.schemas import JobState, JudgeRequest, Pair, Result, Unjudged, Verdict
 
 CHUNK, LANES = 8, 8  # conversations that jobs keep in the queue: enough to fill batches, few enough to let others in
 NAME = re.compile(r"([0-9a-f]{32})\.jsonl")

@@ -17,10 +17,10 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from eval.batching import Closed
-from eval.gate import problem
 from eval.recalibration import IDENTITY
-from eval.schemas import (
+from eval.serving.batching import Closed
+from eval.serving.gate import problem
+from eval.serving.schemas import (
     FieldProblem,
     Health,
     JobAccepted,
@@ -32,7 +32,7 @@ from eval.schemas import (
     Unjudged,
     Verdict,
 )
-from eval.service import Service, Unavailable
+from eval.serving.service import Service, Unavailable
 
 PAGE = Path(__file__).with_name("page.html")
 GONE = 499  # nginx's word for a client that did not wait; it is only counted

@@ -12,9 +12,9 @@ import uvicorn
 
 from distill.config import ServeConfig
 from distill.exported import ExportedJudge
-from eval.gate import Gate
-from eval.routes import create_app
-from eval.service import Service
+from eval.serving.gate import Gate
+from eval.serving.routes import create_app
+from eval.serving.service import Service
 
 log = logging.getLogger(__name__)
 

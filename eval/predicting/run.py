@@ -24,10 +24,10 @@ from distill.prompts import Rendered
 from distill.records import ORDERS, Conversation, Order
 from distill.scoring import SCORES, Scorer, logits_by_order, to_own_order
 from distill.store import StoreWriter, read_parts
-from eval.devices import count_devices, side_by_side
+from eval.predicting.devices import count_devices, side_by_side
+from eval.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
+from eval.predicting.submission import Unlabelled, check_rules, probabilities, read_unlabelled, write_submission
 from eval.recalibration import read_recalibration
-from eval.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
-from eval.submission import Unlabelled, check_rules, probabilities, read_unlabelled, write_submission
 from teachers.filling import Interrupt, Progress, fill, open_writer, scoring_run
 from teachers.scorers import open_scorer
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from distill.prompts import Rendered
-from eval.schemas import FieldProblem, Problem
+from eval.serving.schemas import FieldProblem, Problem
 
 log = logging.getLogger(__name__)
 GUARDED = "/v1/"

@@ -20,12 +20,12 @@ from distill.exported import ExportedJudge
 from distill.prompts import Rendered
 from distill.records import LABELS, Order
 from distill.scoring import to_own_order
-from eval.batching import Batcher
-from eval.gate import Traffic
-from eval.jobs import Jobs
 from eval.metrics import flip_rate
 from eval.recalibration import read_recalibration
-from eval.schemas import Pair, Probabilities, Result, Unjudged, Verdict
+from eval.serving.batching import Batcher
+from eval.serving.gate import Traffic
+from eval.serving.jobs import Jobs
+from eval.serving.schemas import Pair, Probabilities, Result, Unjudged, Verdict
 from teachers.scorers import open_scorer
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Judging a file without votes: `run.py` from input to submission."""
