@@ -1,5 +1,6 @@
 """What every door does alike: compose the configuration, type it, run, and turn bad input into one clear message."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -59,6 +60,7 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
         values["run"] = run_name(values["name"], HydraConfig.get().overrides.task)
         try:
             refuse_multirun_of_ranks()
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that a CPU does without
             return stage(from_mapping(Config, values))
         except Pruned as stopped:
             return stopped.log_loss

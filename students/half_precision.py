@@ -103,7 +103,9 @@ def activation_ranges(model: Path, prompts: Sequence[Sequence[int]]) -> dict[str
     fp32, and transformers' eager attention does not. On the first GPU, where it has the memory.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     attention = attention_for(AutoConfig.from_pretrained(model))
     loaded: Any = AutoModelForSequenceClassification.from_pretrained(
         model, dtype=torch.float32, attn_implementation=attention

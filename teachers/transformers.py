@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers import logging as transformers_logging
 
 from distill.config import ScorerConfig
 from distill.models import attention_for
@@ -38,6 +39,7 @@ class TransformersScorer:
             if config.load_in_8bit:
                 raise ValueError(f"scorer.load_in_8bit=true: {model} is quantised already; set it to false")
             settings.quantization_config["dequantize"] = True
+        transformers_logging.disable_progress_bar()
         kind = AutoModelForSequenceClassification if label_ids is None else AutoModelForCausalLM
         loaded: Any = kind.from_pretrained(
             model,
