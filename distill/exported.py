@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill import runs
-from distill.config import Config, ExportConfig, PromptConfig, from_mapping
-from distill.prompts import Renderer
+from distill.config import Config, ExportConfig
+from distill.prompts import Renderer, renderer_of
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,4 @@ def open_exported(folder: Path) -> ExportedJudge:
     manifest = runs.read_manifest(folder, "export", "make export")
     if failed := manifest.extra.get("failed"):
         raise ValueError(f"{folder} failed its checks ({'; '.join(failed)}): take another format, or raise its limits")
-    renderer = Renderer(from_mapping(PromptConfig, manifest.config["prompt"]), folder)
-    if differences := runs.differing_fields(manifest.prompt, renderer.hashes):
-        raise ValueError(
-            f"{folder} was made for other prompts than this code renders:\n"
-            + "\n".join(f"  - {name} hash: there {there}, now {now}" for name, there, now in differences)
-            + "\n  use the version that made it, or export again"
-        )
-    return ExportedJudge(folder, manifest, renderer)
+    return ExportedJudge(folder, manifest, renderer_of(manifest, folder, folder))

@@ -23,8 +23,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from distill.config import PromptConfig
+from distill.config import PromptConfig, from_mapping
 from distill.records import ORDERS, Conversation, Order
+from distill.runs import Manifest, differing_fields
 
 LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
 NAME_TOKENS = 32  # room for a model's name
@@ -170,6 +171,21 @@ def share_room(question: int, first: int, second: int, room: int) -> tuple[int, 
         level = rest - shorter if 2 * shorter <= rest else rest // 2
         first, second = min(first, level), min(second, level)
     return question, first, second
+
+
+def renderer_of(manifest: Manifest, folder: Path, tokenizer: Path) -> Renderer:
+    """The renderer that the judge in `folder` was made for, by its manifest, with the tokenizer of another folder.
+
+    Raises `ValueError` naming the hashes that differ where this code and that tokenizer give other prompts.
+    """
+    renderer = Renderer(from_mapping(PromptConfig, manifest.config["prompt"]), tokenizer)
+    if differences := differing_fields(manifest.prompt, renderer.hashes):
+        raise ValueError(
+            f"{folder} was made for other prompts than this code renders with {tokenizer}:\n"
+            + "\n".join(f"  - {name} hash: there {there}, now {now}" for name, there, now in differences)
+            + "\n  the tokenizer or the renderer has changed since: use the version that made it, or make it anew"
+        )
+    return renderer
 
 
 def _digest(value: object) -> str:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from distill.models import begin, copy_tokenizer, put
 from students.merging import SCORE
-from students.shards import INDEX
+from students.shards import rewrite
 
 WORD = 32
 PACKED = ".weight_packed"
@@ -36,16 +35,7 @@ def repack_gptq(quantised: Path, out: Path) -> None:
     weights = _packed_weights(quantised, config)
     bits, group = weights["num_bits"], weights["group_size"] if weights["strategy"] == "group" else -1
     partial = begin(out)
-    weight_map: dict[str, str] = {}
-    size = 0
-    for path in sorted(quantised.glob("*.safetensors")):
-        tensors = dict(_repacked(load_file(path), bits, group))
-        save_file(tensors, partial / path.name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, path.name)
-        size += sum(tensor.nbytes for tensor in tensors.values())
-    if (quantised / INDEX).exists():
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    rewrite(quantised, partial, lambda tensors: dict(_repacked(tensors, bits, group)))
     config["quantization_config"] = _description(bits, group)
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     copy_tokenizer(quantised, partial)

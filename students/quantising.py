@@ -13,19 +13,18 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from distill.config import QuantisationConfig
 from distill.models import begin, copy_tokenizer, put
 from distill.runs import MANIFEST
 from students.merging import SCORE
-from students.shards import INDEX, opened
+from students.shards import opened, rewrite
 from students.smoothing import load_judge, smooth
 
 log = logging.getLogger(__name__)
@@ -166,31 +165,20 @@ def _gptq(model: Path, out: Path, bits: int, group: int, damping: float, prompts
     reset_session()  # which would keep the model in memory
     found = judge.state_dict()
 
-    def packed(name: str, tensor: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    def packed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {n: part for name, tensor in tensors.items() for n, part in parts_of(name, tensor).items()}
+
+    def parts_of(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         module = name.removesuffix(".weight")
         if f"{module}.{PACKED[0]}" not in found:
             return {name: tensor}  # from the file, not from llm-compressor, which changes norms: see `_round`
         parts = {f"{module}.{part}": found[f"{module}.{part}"] for part in PACKED}
         return {n: part.to(tensor.dtype) if part.is_floating_point() else part for n, part in parts.items()}
 
-    _rewrite(model, out, packed)
+    rewrite(model, out, packed)
     shutil.copy(model / "config.json", out)
     copy_tokenizer(model, out)
     compressor.update_config(out)
-
-
-def _rewrite(model: Path, out: Path, change: Callable[[str, torch.Tensor], Mapping[str, torch.Tensor]]) -> None:
-    """Write the weights of `model` into the folder `out`, file by file, with what `change` makes of each tensor."""
-    weight_map: dict[str, str] = {}
-    size = 0
-    for path in sorted(model.glob("*.safetensors")):
-        tensors = {n: t.contiguous() for name, old in load_file(path).items() for n, t in change(name, old).items()}
-        save_file(tensors, out / path.name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, path.name)
-        size += sum(tensor.nbytes for tensor in tensors.values())
-    if (model / INDEX).exists():
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _linears(model: Path) -> dict[str, list[int]]:

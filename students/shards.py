@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 SHARD_BYTES = 5 * 10**9
 PIECE = 2**22  # elements that are converted and written at a time
@@ -99,8 +100,25 @@ def write_weights(
         _write_shard(folder / file, {name: layout[name] for name in names}, tensor, dtypes)
     if not one:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        _write_index(folder, weight_map, sum(sizes.values()))
+
+
+def rewrite(model: Path, out: Path, change: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]) -> None:
+    """Write the weights of `model` into the folder `out`: file by file, what `change` makes of its tensors."""
+    weight_map: dict[str, str] = {}
+    size = 0
+    for path in sorted(model.glob("*.safetensors")):
+        tensors = {name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}
+        save_file(tensors, out / path.name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, path.name)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    if (model / INDEX).exists():
+        _write_index(out, weight_map, size)
+
+
+def _write_index(folder: Path, weight_map: Mapping[str, str], size: int) -> None:
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _write_shard(

@@ -9,8 +9,7 @@ import polars as pl
 import torch
 
 from distill import models, runs
-from distill.config import PromptConfig, from_mapping
-from distill.prompts import Renderer
+from distill.prompts import Renderer, renderer_of
 from students.merging import caps_off, merge_adapter, unmerge_adapter
 from students.shards import locate, read_shapes, read_tensor, write_weights
 
@@ -105,11 +104,4 @@ def open_trained(folder: Path, root: Path, remedy: str, stage: str = "student") 
         raise ValueError(f"files in {folder} have changed since its manifest was written: restore them or train again")
     student: dict[str, Any] = manifest.config["student"]
     base = models.resolve(student["base"], root, student["layers"])
-    renderer = Renderer(from_mapping(PromptConfig, manifest.config["prompt"]), base)
-    if differences := runs.differing_fields(manifest.prompt, renderer.hashes):
-        raise ValueError(
-            f"{folder} was trained on other prompts than this code renders with {base}:\n"
-            + "\n".join(f"  - {name} hash: there {there}, now {now}" for name, there, now in differences)
-            + "\n  the tokenizer or the renderer has changed since: train it again"
-        )
-    return TrainedJudge(folder, manifest, base, renderer)
+    return TrainedJudge(folder, manifest, base, renderer_of(manifest, folder, base))
