@@ -1,76 +1,107 @@
 """What an evaluation shows: a table for the terminal, and `report.html`, one file that needs nothing beside it."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
+from rich.text import Text
 
 from distill.records import LABELS, Conversation
-from distill.runs import Manifest
-from eval.metrics import log_loss_rows, reliability
+from eval.charts import Axis, training_plots
+from eval.lineage import Lineage
+from eval.sources import METRICS, Sources
 
+# judges from what knows nothing to what knows most; further ones come before the teacher
 LADDER = {
     "prior": "vote frequencies alone",
     "surface": "length and layout of the responses",
+    "bradley_terry": "who wrote the responses, unread",
     "student_no_teacher": "the student, trained on votes alone",
     "student": "trained on votes and the teacher",
-    "student_w8a8": "the student in 8-bit weights and activations",
+    "student_merged": "the student in fp16",
+    "student_w8a8": "int8 weights and activations",
+    "student_w8a16": "int8 weights",
+    "student_w4a16": "int4 weights",
+    "student_gptq": "int8 weights, GPTQ layout",
+    "student_gguf": "int8 weights, llama.cpp",
     "teacher": "the large judge",
     "bayes": "the best that any judge can do here",
 }
+UNREAD = ("prior", "surface", "bradley_terry", "bayes")  # judges that read no response, or all votes
+BIASES = {
+    "position": "Does what is shown first win more often?",
+    "verbosity": "Does length win more often than it does with people?",
+    "verbosity_at_ties": "Does length win where people find both equally good?",
+    "self_enhancement": "Does its own family win more often than it does with people?",
+    "families": "Does any model family win more often than it does with people?",
+    "format": "Does markup win more often than it does with people?",
+    "refusals": "Do refusals win more often than they do with people?",
+}
+SLICES = {
+    "language": "Language of the prompt",
+    "rounds": "Rounds",
+    "prompt_length": "Length of the prompt",
+    "truncation": "Prompts that had to be cut",
+}
 TEMPLATE = "report.html.j2"
-MISTAKES = 10
-MARGIN = 0.06
-CURVE_POINTS = 200  # more than that is less than a pixel apart on a phone
+ROWS = 12  # of a bias's plot: families may be many more
+LONGEST = 4000  # characters of a text that are shown
+ABREAST = 5  # judges whose biases are drawn side by side; of more, those in `CLOSELY`
+CLOSELY = ("student_no_teacher", "student", "student_w8a8", "teacher")
 
 
-def table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
-    """What `metrics.summarise` gave for each judge, in the order of `LADDER`, for the terminal."""
+def ordered(judges: Iterable[str]) -> list[str]:
+    """Judges as in `LADDER`, those that are not in it before the teacher, its mixture's parts among them."""
+    places = {judge: i for i, judge in enumerate(LADDER)}
+    return sorted(judges, key=lambda judge: places.get(judge, places["teacher"] - 0.5))
+
+
+def unconvincing(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Judges that read the responses and do not measurably beat the one that only looks at them."""
+    return [judge for judge in ordered(judges) if judge not in UNREAD and judges[judge]["beats_surface"] is False]
+
+
+def table(judges: Mapping[str, Mapping[str, Any]]) -> Table:
+    """`judges` of metrics.json for the terminal, in order, a red mark at those that do not beat `surface`."""
     result = Table(caption="log loss in nats with its 95% interval; flips: the verdict changes with the order shown")
-    result.add_column("judge")
+    result.add_column("judge", no_wrap=True)
     for heading in ("log loss", "95% interval", "accuracy", "ECE", "flips"):
         result.add_column(heading, justify="right")
-    for judge in _ordered(metrics):
-        of = metrics[judge]
+    marked = unconvincing(judges)
+    for judge in ordered(judges):
+        of = judges[judge]
         if judge == "bayes":
             result.add_section()
         result.add_row(
-            judge,
+            Text.assemble(judge, (" ✗", "bold red") if judge in marked else ""),
             f"{of['log_loss']:.4f}",
-            "{:.4f} to {:.4f}".format(*of["log_loss_ci"]),
+            "{:.4f}–{:.4f}".format(*of["log_loss_ci"]),
             *(f"{of[name]:.1%}" for name in ("accuracy", "ece", "flip_rate")),
             style="bold" if judge == "student" else None,
         )
     return result
 
 
-def headline(student: Mapping[str, Any], gain: Mapping[str, Any] | None) -> str:
-    """What distillation gained, in one sentence.
+def surface_line(metrics: Mapping[str, Any]) -> Text | None:
+    """Which judges do not beat the surface baseline, None where all do."""
+    marked = unconvincing(metrics["judges"])
+    if not marked:
+        return None
+    return Text(f"✗ no better than length and layout alone: {', '.join(marked)}", "red")
 
-    `gain` is `metrics.paired_difference` of the student without a teacher against the student, None where only the
-    student was judged.
-    """
-    if gain is None:
-        return "The student's log loss is {:.4f} (95% interval {:.4f} to {:.4f}).".format(
-            student["log_loss"], *student["log_loss_ci"]
-        )
-    change, (low, high) = gain["difference"], gain["ci"]
-    if low <= 0 <= high:
-        return (
-            f"No measurable gain from distillation: log loss falls by {change:.4f}, "
-            f"and the 95% interval, {low:.4f} to {high:.4f}, holds zero."
-        )
-    verb, smallest, largest = ("lowered", low, high) if change > 0 else ("raised", -high, -low)
+
+def bayes_line(metrics: Mapping[str, Any]) -> str | None:
+    """What no judge can beat, None where that is not known."""
+    if metrics["bayes"] is None:
+        return None
     return (
-        f"Distillation {verb} the student's log loss by {abs(change):.4f} "
-        f"(95% interval {smallest:.4f} to {largest:.4f})."
+        f"No judge can expect less than {metrics['bayes']:.4f} on these {metrics['rows']} conversations "
+        "(the entropy of the simulated law)."
     )
 
 
@@ -78,26 +109,21 @@ def write_report(
     path: Path,
     *,
     name: str,
-    metrics: Mapping[str, Mapping[str, Any]],
-    gain: Mapping[str, Any] | None,
-    conversations: Sequence[Conversation],
-    probabilities: np.ndarray,
-    bins: int,
-    draws: int,
-    history: pl.DataFrame | None,
-    lineage: Mapping[str, tuple[str, Manifest]],
+    metrics: Mapping[str, Any],
+    conversations: Mapping[str, Conversation],
+    histories: Mapping[str, pl.DataFrame],
+    lineage: Lineage,
 ) -> None:
     """Write the report of one evaluation to `path`.
 
-    `metrics` holds what `metrics.summarise` gave for each judge, the student among them; `gain` see `headline`.
-    `conversations` are the held-out ones, all with votes, and `probabilities` [n, 3] the student's for them in the
-    same order: they give the reliability chart and the worst mistakes. `history` is the student's training
-    (`step`, `loss`, `validation_log_loss` with nulls), None where it is not at hand. `lineage` names each judge's
-    artefact and manifest. Every text is escaped, and a content policy in the page keeps scripts from running.
+    `metrics` is what `measuring.measure` gives, `conversations` holds those of its `reading` by id, `histories` the
+    training of judges (`step`, `loss`, `validation_log_loss` with nulls). Every number names the file and the place
+    that it was read from (`eval/sources.py`). Every text is escaped, and a content policy in the page keeps scripts
+    from running.
     """
-    votes = np.array([c.votes for c in conversations])
-    losses = log_loss_rows(probabilities, votes)
-    assert probabilities.shape == votes.shape, f"{probabilities.shape} probabilities for {votes.shape} votes"
+    files = {METRICS: metrics, **{f"{place}/manifest.json": asdict(of) for place, of in lineage.manifests.items()}}
+    files |= {history_of(lineage, judge): of.to_dict(as_series=False) for judge, of in histories.items()}
+    sources = Sources(files)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -105,92 +131,85 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"nats": "{:.4f}".format, "share": "{:.1%}".format, "count": "{:,}".format}
-    page = environment.get_template(TEMPLATE).render(
-        name=name,
-        headline=headline(metrics["student"], gain),
-        ladder=LADDER,
-        labels=LABELS,
-        judges=_ordered(metrics),
-        metrics=metrics,
-        rows=len(conversations),
-        groups=len({c.group for c in conversations}),
-        draws=draws,
-        losses_axis=Axis.over((x for of in metrics.values() for x in (of["log_loss"], *of["log_loss_ci"])), MARGIN),
-        reliability=reliability(probabilities, votes, bins).to_dicts(),
-        confidence=float(probabilities.max(axis=1).mean()),
-        confidence_axis=Axis.over((1 / len(LABELS), 1), 0),
-        unit_axis=Axis.over((0, 1), 0),
-        curves=[] if history is None else _curves(history),
-        mistakes=[(conversations[i], probabilities[i].tolist(), losses[i]) for i in np.argsort(-losses)[:MISTAKES]],
-        lineage=lineage,
-        rounds=_rounds,
-    )
+    judges = metrics["judges"]
+    readers = [judge for judge in ordered(judges) if judge not in UNREAD]
+    closely = readers if len(readers) <= ABREAST else [judge for judge in CLOSELY if judge in readers]
+    environment.globals |= {
+        "show": sources.show,
+        "between": sources.between,
+        "tip": sources.tip,
+        "Axis": Axis,
+        "labels": LABELS,
+        "metrics": metrics,
+        "of": judges,
+        "judges": ordered(judges),
+        "readers": readers,
+        "marked": unconvincing(judges),
+        "ladder": LADDER,
+        "biases": BIASES,
+        "slices": SLICES,
+        "told": told,
+        "leaning": lambda bias: leaning(judges, bias, closely),
+        "unknown": lambda bias, shown: unknown(judges, bias, shown),
+        "reach": lambda shown, *what: reach([judges[judge] for judge in shown], *what),
+        "rounds": rounds,
+        "lineage": lineage,
+        "history_of": lambda judge: history_of(lineage, judge),
+    }
+    trained = {judge: histories[judge] for judge in ("student", "student_no_teacher") if judge in histories}
+    plots = training_plots(trained, ("loss", "validation_log_loss"))
+    page = environment.get_template(TEMPLATE).render(name=name, conversations=conversations, training=plots)
     path.write_text(page, encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A scale with round ticks; positions are per cent of its length."""
-
-    low: float
-    high: float
-    ticks: list[tuple[float, str]]
-
-    @classmethod
-    def over(cls, values: Iterable[float], margin: float) -> "Axis":
-        """The axis of all `values` and a `margin` (share of their range) on both sides.
-
-        About five ticks fit, at multiples of 1, 2, 2.5 or 5 times a power of ten.
-        """
-        values = list(values)
-        low, high = min(values), max(values)
-        span = (high - low) or abs(high) or 1.0
-        low, high = (low, high) if high > low else (low - span / 2, high + span / 2)
-        low, high = low - margin * span, high + margin * span
-        power = 10.0 ** math.floor(math.log10(span / 4))
-        multiple = min((1, 2, 2.5, 5, 10), key=lambda m: abs(math.log(m * power * 4 / span)))
-        step = multiple * power
-        decimals = max(0, -math.floor(math.log10(step) + 1e-9) + (multiple == 2.5))
-        places = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-        return cls(low, high, [(i * step, f"{i * step:,.{decimals}f}") for i in places])
-
-    def at(self, value: float) -> float:
-        """Where `value` lies, in per cent."""
-        return round(100 * (value - self.low) / (self.high - self.low), 2)
+def history_of(lineage: Lineage, judge: str) -> str:
+    """The file that a judge's training is kept in, as the page names it."""
+    return f"{lineage.places[judge]}/history.parquet"
 
 
-@dataclass(frozen=True)
-class Curve:
-    name: str
-    x: Axis
-    y: Axis
-    points: list[tuple[float, float]]
+def told(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
+    """The rows of a bias's table that have a value, with their places; of many, those of most conversations."""
+    known = [(i, row) for i, row in enumerate(rows) if row["value"] is not None]
+    return sorted(sorted(known, key=lambda at: -at[1]["count"])[:ROWS], key=lambda at: at[0])
 
 
-def _curves(history: pl.DataFrame) -> list[Curve]:
-    """Training loss, as means over stretches of steps, and validation log loss, each on a scale of its own.
-
-    They have axes of their own because the training loss holds the teacher's part too: only their courses compare.
-    """
-    steps = [0.0, float(history["step"].cast(pl.Float64).max() or 1.0)]  # type: ignore[arg-type]
-    curves = []
-    for column, name in (("loss", "training loss"), ("validation_log_loss", "validation log loss")):
-        known = history.select("step", column).drop_nulls().filter(pl.col(column).is_finite())
-        if column == "loss":
-            stretch = pl.int_range(pl.len()) * CURVE_POINTS // max(len(known), CURVE_POINTS)
-            known = known.group_by(stretch.alias("stretch"), maintain_order=True).mean().drop("stretch")
-        if len(known):
-            curves.append(Curve(name, Axis.over(steps, 0), Axis.over(known[column], MARGIN), known.rows()))
-    return curves
+def leaning(judges: Mapping[str, Any], bias: str, closely: Sequence[str]) -> tuple[list[str], Axis]:
+    """The judges with a measured bias, of these those in `closely` if there are any; the axis of its parts and zero."""
+    there = [judge for judge in ordered(judges) if judge not in UNREAD and bias in judges[judge]["biases"]]
+    shown = [judge for judge in there if judge in closely] or there
+    rows = [row for judge in shown for _, row in told(judges[judge]["biases"][bias]["table"])]
+    return shown, Axis.over([0, *(row[end] for row in rows for end in ("low", "high"))])
 
 
-def _ordered(metrics: Mapping[str, Any]) -> list[str]:
-    unknown = set(metrics) - set(LADDER)
-    assert not unknown, f"judges without a place in LADDER: {unknown}"
-    return [judge for judge in LADDER if judge in metrics]
+def unknown(judges: Mapping[str, Any], bias: str, shown: Sequence[str]) -> bool:
+    """Whether nothing can be told of the bias of any judge."""
+    tables = [judges[judge]["biases"][bias] for judge in shown]
+    return not any(of["value"] is not None or told(of["table"]) for of in tables)
 
 
-def _rounds(conversation: Conversation) -> list[tuple[str, str, str]]:
-    """(prompt, response a, response b) of each round; the lists may differ in length where a side stopped early."""
-    return list(zip_longest(conversation.prompt, conversation.response_a, conversation.response_b, fillvalue=""))
+def reach(
+    rows: Sequence[Mapping[str, Any]], inside: Sequence[str], figure: str, bounds: Sequence[tuple[str, float]]
+) -> Axis:
+    """The axis of the intervals of a figure that lies `inside` each of `rows`, and of the `bounds`."""
+    ends = [value for _, value in bounds]
+    for row in rows:
+        for key in inside:
+            row = row[key]
+        ends += row[f"{figure}_ci"]
+    return Axis.over(ends)
+
+
+def rounds(conversation: Conversation) -> list[tuple[str, str, str]]:
+    """(prompt, response a, response b) of each round, long ones cut; one side may have stopped before the other."""
+    asked, a, b = (
+        [shortened(text) for text in side]
+        for side in (conversation.prompt, conversation.response_a, conversation.response_b)
+    )
+    return list(zip_longest(asked, a, b, fillvalue=""))
+
+
+def shortened(text: str) -> str:
+    """The beginning of a long text, with a note of what is missing."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}\n\n[... {len(text) - LONGEST:,} more characters]"

@@ -1,17 +1,19 @@
 """The whole path through the doors, on a tiny model with the real engines, and what bad input meets there."""
 
 import json
+import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
 from safetensors.torch import load_file, save_file
 
+from distill.exported import open_exported
 from distill.runs import read_manifest
-from tests.running import refuses, succeeds
+from tests.running import refuses, run_door, succeeds
 
 pytestmark = pytest.mark.timeout(580)
-JUDGES = {"prior", "surface", "teacher", "student", "student_no_teacher", "student_w8a8"}
+JUDGES = {"prior", "surface", "bradley_terry", "teacher", "student", "student_no_teacher", "student_w8a8"}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,42 @@ def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[
     tensors.pop(next(name for name in tensors if "lora_A" in name))
     save_file(tensors, path)
     assert "have changed since its manifest was written" in refuses("distill.export", *common, "loss=votes")
+
+
+def test_an_export_that_loses_too_much_is_kept_and_marked(finished: tuple[Path, list[str]]) -> None:
+    root, common = finished
+    done = run_door("distill.export", *common, "export.format=merged", "export.fidelity.kl=-1")
+    assert done.returncode == 1 and "kl differs by" in done.stderr and "export.fidelity.kl=-1" in done.stderr
+    folder = root / "exports/tiny/merged"
+    assert (folder / "model.safetensors").exists() and "kl differs" in read_manifest(folder).extra["failed"][0]
+    with pytest.raises(ValueError, match="failed its checks"):
+        open_exported(folder)
+    assert open_exported(root / "exports/tiny/w8a8").max_tokens == 128
+    assert read_manifest(root / "exports/tiny/w8a8").extra["fp16_margin"] > 2
+
+
+def test_a_folder_is_checked_for_t4s_alone(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    root, common = finished
+    good = root / "exports/tiny/w8a8"
+    assert "score head" in succeeds("distill.export", *common, f"check={good}")
+    bad = shutil.copytree(good, tmp_path / "bad")
+    tensors = load_file(bad / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].bfloat16()
+    (bad / "model.safetensors").unlink()  # it may be a link to the good one's
+    save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+    done = run_door("distill.export", *common, f"check={bad}")
+    assert done.returncode == 1 and "bf16" in done.stderr and "model.norm.weight" in done.stdout + done.stderr
+
+
+def test_folds_are_averaged_compared_and_exported(finished: tuple[Path, list[str]]) -> None:
+    root, common = finished
+    succeeds("distill.student", *common, "fold=1", "loss=votes")
+    shown = succeeds("distill.export", *common, "loss=votes", "export.folds=[0,1]", "export.format=merged")
+    for name in ("fold 0", "fold 1", "average, factors", "average, delta", "average, svd", "ensemble"):
+        assert name in shown
+    exported = read_manifest(root / "exports/tiny,loss=votes/merged-delta")
+    average = next(name for name in exported.parents if "average-delta" in name)
+    assert {*read_manifest(root / average).parents} == {f"students/tiny,loss=votes/fold={k}" for k in (0, 1)}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
-"""The report is one safe file that says what was measured, whatever people wrote into the texts."""
+"""The report is one safe file in which every number leads back to the file that it was read from."""
 
 import io
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import polars as pl
@@ -12,31 +15,56 @@ import pytest
 from rich.console import Console
 
 from distill.records import Conversation
-from distill.runs import Manifest
-from eval.report import LADDER, Axis, headline, table, write_report
+from distill.scoring import logits_by_order
+from eval.charts import Axis, training_plots
+from eval.metrics import kl_rows, log_loss_rows, predict
+from eval.report import LADDER, LONGEST, bayes_line, ordered, rounds, surface_line, table, told, write_report
+from tests.eval.evaluations import Evaluation, evaluate, history
 
 EVIL = "<script>alert('x')</script>\" onload=\"x"
-FIGURES = {"log_loss": 0.95, "log_loss_ci": [0.9, 1.0], "accuracy": 0.52, "ece": 0.03, "flip_rate": 0.06}
-GAIN = {"difference": 0.02, "ci": [0.01, 0.03]}
 VOID = {"meta", "wbr", "br"}
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?%?(?![\w-])")
+CONSTANT = {"95%"}  # every interval's
+SHOWN = {
+    "nats": lambda value: f"{value:.4f}",
+    "signed": lambda value: f"{value:+.4f}".replace("-0.0000", "+0.0000"),
+    "share": lambda value: f"{100 * value:.1f}%",
+    "points": lambda value: (
+        f"{100 * value:+.1f}".replace("-0.0", "+0.0") if abs(value) < 5e-4 else f"{100 * value:+.1f}"
+    ),
+    "count": lambda value: f"{int(value):,d}",
+    "number": lambda value: f"{value:g}",
+    "loss": lambda value: f"{value:.2f}",
+    "ratio": lambda value: f"{value:.3f}",
+    "rating": lambda value: f"{value:,.0f}",
+    "text": str,
+}
 
 
-class Tags(HTMLParser):
-    """Collects tags and attributes, and holds that tags close in the order in which they open."""
+class Page(HTMLParser):
+    """A page's tags and attributes; its text by element with a source, and the rest by section.
+
+    Holds that tags close in the order in which they open.
+    """
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.attributes: set[str] = set()
+        self.open: list[tuple[str, dict[str, str]]] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
         self.text = ""
+        self.sourced: list[tuple[str, str, str]] = []
+        self.bare = ""
         self.feed(page)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.seen.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self.open += [] if tag in VOID else [tag]
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append((tag, dict(attrs)))
+            if "data-source" in dict(attrs):
+                self.sourced.append((dict(attrs)["data-source"], dict(attrs)["data-format"], ""))
 
     def handle_startendtag(self, tag: str, attrs: Any) -> None:
         self.handle_starttag(tag, attrs)
@@ -44,108 +72,247 @@ class Tags(HTMLParser):
             self.open.pop()
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert self.open.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        around = [attributes for _, attributes in self.open]
+        if any("data-source" in attributes for attributes in around):
+            source, form, text = self.sourced.pop()
+            self.sourced.append((source, form, text + data))
+        elif any(a.get("class") == "figures" for a in around) and around[-1].get("class") != "tick":
+            self.bare += data + "|"
 
 
-def page_of(path: Path, **changes: Any) -> str:
-    conversations = [
-        Conversation(f"id{i}", [f"prompt {i}", "more"], ["a", "a2"], ["b"], "model", None, votes, group=str(i % 7))
-        for i, votes in enumerate([[1.0, 0.0, 0.0], [0.0, 2.0, 1.0]] * 10)
-    ]
-    steps = list(range(1, 501))
-    arguments: dict[str, Any] = {
-        "name": "demo",
-        "metrics": {judge: FIGURES for judge in LADDER},
-        "gain": GAIN,
-        "conversations": conversations,
-        "probabilities": np.random.default_rng(0).dirichlet([1, 1, 1], size=len(conversations)),
-        "bins": 10,
-        "draws": 1000,
-        "history": pl.DataFrame(
-            {
-                "step": steps,
-                "loss": [1 / s for s in steps],
-                "validation_log_loss": [None if s % 100 else 1.0 for s in steps],
-            }
-        ),
-        "lineage": {
-            "student": ("students/demo/fold=0/manifest.json", Manifest("student", {}, {}, "c0ffee", command="x"))
-        },
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    return evaluate(tmp_path_factory.mktemp("evaluation"))
+
+
+@pytest.fixture(scope="module")
+def page(evaluation: Evaluation) -> Page:
+    return Page(evaluation.page)
+
+
+def opened(evaluation: Evaluation) -> dict[str, Any]:
+    """The files that the page may name: beside it, and below the artefacts' root."""
+    files = {"metrics.json": json.loads((evaluation.folder / "metrics.json").read_text())}
+    for path in evaluation.root.rglob("*"):
+        name = str(path.relative_to(evaluation.root))
+        if path.name == "manifest.json":
+            files[name] = json.loads(path.read_text())
+        elif path.name == "history.parquet":
+            files[name] = pl.read_parquet(path).to_dict(as_series=False)
+    return files
+
+
+def value_at(files: dict[str, Any], source: str) -> Any:
+    name, _, pointer = unquote(source).partition("#")
+    value = files[name]
+    for key in pointer.split("/")[1:]:
+        key = key.replace("~1", "/").replace("~0", "~")
+        value = value[int(key) if isinstance(value, list) else key]
+    return value
+
+
+def test_every_number_is_that_of_its_file(evaluation: Evaluation, page: Page) -> None:
+    files = opened(evaluation)
+    assert len(page.sourced) > 800
+    for sources, forms, text in page.sourced:
+        values = [value_at(files, source) for source in sources.split(" ")]
+        expected = ["–" if v is None else SHOWN[form](v) for v, form in zip(values, forms.split(" "), strict=True)]
+        if len(expected) == 1:
+            assert text == expected[0], sources
+        else:
+            for shown in expected:  # in this order
+                before, found, text = text.partition(shown)
+                assert found and not NUMBER.search(before.removeprefix(": ")), (sources, before, shown)
+            assert not NUMBER.search(text), (sources, text)
+
+
+def test_no_number_of_a_figure_lacks_a_source(page: Page) -> None:
+    assert set(NUMBER.findall(page.bare)) <= CONSTANT
+    assert "Kendall" in page.bare and "student_w8a8" in page.bare, "the text of sections was looked at"
+
+
+def test_numbers_outside_of_elements_are_not_shown(page: Page) -> None:
+    spoken = [value for name, value in page.attributes if name in ("aria-label", "title")]
+    assert spoken and not [text for text in spoken if NUMBER.search(text)]
+
+
+def test_metrics_hold_what_readers_count_on(evaluation: Evaluation) -> None:
+    metrics = opened(evaluation)["metrics.json"]
+    assert {"rows", "bayes", "judges", "gain", "leaderboard", "reading", "humans", "differences"} <= set(metrics)
+    assert set(LADDER) - set(metrics["judges"]) == {
+        f"student_{f}" for f in ("merged", "w8a16", "w4a16", "gptq", "gguf")
     }
-    write_report(path / "report.html", **arguments | changes)
+    biases = metrics["judges"]["teacher"]["biases"]
+    assert {"position", "verbosity", "self_enhancement", "truncation"} <= set(biases)
+    assert "self_enhancement" not in metrics["judges"]["student"]["biases"], "nobody said what its family is"
+    assert metrics["judges"]["student"]["biases"]["position"]["flagged"]
+    assert metrics["judges"]["student_w8a8"]["biases"]["verbosity"]["flagged"]
+    assert len(metrics["judges"]["student_w8a8"]["recalibrated"]["reliability_by_label"]["tie"]) > 1
+
+
+def test_reading_holds_the_dearest_and_the_farthest_of_each_prompt(evaluation: Evaluation) -> None:
+    reading = opened(evaluation)["metrics.json"]["reading"]
+    frame = pl.read_parquet(evaluation.folder / "predictions.parquet")
+    ids = [c.id for c in evaluation.held_out]
+    student, teacher = (predict(*logits_by_order(frame.filter(judge=name), ids)) for name in ("student", "teacher"))
+    losses = log_loss_rows(student, np.array([c.votes for c in evaluation.held_out]))
+    for name, by in (("worst", losses), ("disagreed", kl_rows(teacher, student))):
+        best = pl.DataFrame({"id": ids, "group": [c.group for c in evaluation.held_out], "by": by})
+        best = best.sort("by", descending=True).unique("group", keep="first", maintain_order=True).head(20)
+        assert [row["id"] for row in reading[name]] == best["id"].to_list()
+        for row in reading[name]:
+            assert row["student"] == pytest.approx(student[ids.index(row["id"])])
+            assert row["rival"] == pytest.approx(teacher[ids.index(row["id"])])
+
+
+def test_page_needs_nothing_beside_it_and_its_links_lead_somewhere(evaluation: Evaluation, page: Page) -> None:
+    names = {name for name, _ in page.attributes}
+    assert not names & {"src", "srcset", "onclick", "onload"} and not {"script", "link", "img", "iframe"} & set(
+        page.tags
+    )
+    assert "url(" not in evaluation.page and "@import" not in evaluation.page
+    assert "default-src 'none'" in evaluation.page
+    targets = [value for name, value in page.attributes if name == "id"]
+    assert len(targets) == len(set(targets))
+    links = {unquote(value.removeprefix("#")) for name, value in page.attributes if name == "href"}
+    assert links <= set(targets) and len(links) > 10
+    assert len(evaluation.page) < 1_500_000
+    assert not re.search(r"\b(nan|inf)%?\b", evaluation.page)
+
+
+def test_every_judge_leads_up_to_the_data(page: Page) -> None:
+    links = [value for name, value in page.attributes if name == "href"]
+    for place in ("students/student/fold%3D0", "exports/run/w8a8", "logits/big", "data/arena"):
+        assert f"#{place}" in links
+    assert {"data/arena", "logits/big", "students/student/fold=0"} <= {v for name, v in page.attributes if name == "id"}
+
+
+def test_unconvincing_judges_are_marked_everywhere(evaluation: Evaluation, page: Page) -> None:
+    metrics = opened(evaluation)["metrics.json"]
+    assert metrics["judges"]["student_no_teacher"]["beats_surface"] is False, "it guesses"
+    marked = {name for name, of in metrics["judges"].items() if of["beats_surface"] is False} - {
+        "prior",
+        "bradley_terry",
+    }
+    assert page.text.count("does not beat surface") == len(marked - {"bayes"}) > 0
+    line = surface_line(metrics)
+    assert line is not None and "student_no_teacher" in line.plain and "prior" not in line.plain
+    metrics["judges"] = {name: of | {"beats_surface": True} for name, of in metrics["judges"].items()}
+    assert surface_line(metrics) is None
+    assert "entropy of the simulated law" in str(bayes_line(metrics)) and bayes_line({"bayes": None}) is None
+
+
+def test_hostile_texts_and_names_are_escaped(evaluation: Evaluation, tmp_path: Path) -> None:
+    evil = Conversation(EVIL, [EVIL], [EVIL], [EVIL], EVIL, EVIL, [1.0, 0.0, 0.0], group=EVIL, source=EVIL)
+    again = evaluate(tmp_path, name=EVIL, conversations={c.id: evil for c in evaluation.held_out})
+    found = Page(again.page)
+    assert "script" not in found.tags and "onload" not in {name for name, _ in found.attributes}
+    assert found.text.count(EVIL) == 2 + 8 * 40  # 2 names; snippet, id, source, prompt, 2 responses, 2 models
+
+
+def test_hostile_manifests_and_model_names_are_escaped(evaluation: Evaluation, tmp_path: Path) -> None:
+    metrics = opened(evaluation)["metrics.json"]
+    metrics["leaderboard"]["models"][0]["model"] = EVIL
+    metrics["judges"]["student"]["biases"]["position"]["sentence"] = EVIL
+    found = Page(rendered(evaluation, tmp_path, metrics, command=EVIL, created=EVIL))
+    assert "script" not in found.tags and "onload" not in {name for name, _ in found.attributes}
+    assert found.text.count(EVIL) == 4
+
+
+def rendered(
+    evaluation: Evaluation,
+    path: Path,
+    metrics: dict[str, Any],
+    histories: dict[str, pl.DataFrame] | None = None,
+    **of: Any,
+) -> str:
+    """A report of `metrics` alone; the student's manifest is changed to have `of`."""
+    from eval.lineage import trace
+
+    folder = evaluation.root / "students" / "student" / "fold=0"
+    lineage = trace({"student": folder}, evaluation.root / "data" / "arena", evaluation.root)
+    manifests = dict(lineage.manifests)
+    manifests["students/student/fold=0"] = replace(manifests["students/student/fold=0"], **of)
+    write_report(
+        path / "report.html",
+        name="bare",
+        metrics=metrics,
+        conversations={c.id: c for c in evaluation.held_out},
+        histories=histories or {},
+        lineage=replace(lineage, manifests=manifests),
+    )
     return (path / "report.html").read_text(encoding="utf-8")
 
 
-def test_hostile_texts_and_names_are_escaped(tmp_path: Path) -> None:
-    evil = Conversation(EVIL, [EVIL], [EVIL], [EVIL], EVIL, EVIL, [1.0, 0.0, 0.0], group=EVIL, source=EVIL)
-    lineage = {"student": (EVIL, Manifest("student", {}, {}, EVIL, command=EVIL, created=EVIL))}
-    page = page_of(
-        tmp_path, name=EVIL, conversations=[evil], probabilities=np.array([[0.1, 0.8, 0.1]]), lineage=lineage
-    )
-    found = Tags(page)
-    assert "script" not in found.seen and "onload" not in found.attributes
-    assert found.text.count(EVIL) == 14  # 2 names, snippet, id, source, prompt, 2 responses, 2 models, 4 of lineage
+def test_report_does_without_teacher_history_people_names_and_comparison(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    metrics = opened(evaluation)["metrics.json"]
+    metrics["judges"] = {name: metrics["judges"][name] for name in ("prior", "surface", "student")}
+    metrics |= {"gain": None, "humans": None, "leaderboard": None, "bayes": None, "teacher": None}
+    metrics["reading"]["rival"] = "surface"
+    text = Page(rendered(evaluation, tmp_path, metrics)).text
+    assert "The student's log loss is" in text and "Training" not in text and "Leaderboard" not in text
+    assert "Where student and surface disagree most" in text and "KL to teacher" not in text.split("How to read it")[0]
 
 
-def test_page_needs_nothing_beside_it_and_its_tags_close(tmp_path: Path) -> None:
-    page = page_of(tmp_path)
-    found = Tags(page)
-    assert not found.attributes & {"src", "href", "srcset", "onclick"} and "url(" not in page and "@import" not in page
-    assert not {"script", "link", "img", "iframe"} & set(found.seen)
-    assert "default-src 'none'" in page
-    assert headline(FIGURES, GAIN) in found.text
-    assert "students/demo/fold=0/manifest.json" in page and "c0ffee" in page
-    assert page.count("<details>") == 10
-    assert not re.search(r"\b(nan|inf)%?\b", page)
-
-
-def test_mistakes_are_the_dearest_rows_first(tmp_path: Path) -> None:
-    page = page_of(tmp_path, probabilities=np.tile([0.9, 0.05, 0.05], (20, 1)))
-    shown = re.findall(r"id (id\d+)", page)
-    assert {int(name[2:]) % 2 for name in shown} == {1} and len(shown) == 10, "rows that voted b, against 0.9 for a"
-
-
-def test_report_does_without_teacher_history_and_comparison(tmp_path: Path) -> None:
-    page = page_of(tmp_path, metrics={"student": FIGURES}, gain=None, history=None, lineage={})
-    assert "The student&#39;s log loss is 0.9500" in page and "Training of the student" not in page
-
-
-def test_diverged_training_still_gives_a_report(tmp_path: Path) -> None:
-    history = pl.DataFrame(
-        {"step": [1, 2, 3], "loss": [1.0, float("nan"), float("inf")], "validation_log_loss": [None] * 3},
-        schema_overrides={"validation_log_loss": pl.Float64},
-    )
-    page = page_of(tmp_path, history=history)
-    assert "training loss" in page and "validation log loss" not in page
+def test_diverged_training_still_gives_a_report(evaluation: Evaluation, tmp_path: Path) -> None:
+    diverged = history(validations=False).with_columns(loss=pl.lit(float("nan")))
+    diverged[0, "loss"] = 1.0
+    page = rendered(evaluation, tmp_path, opened(evaluation)["metrics.json"], {"student": diverged})
+    assert "training loss" in page and "validation log loss</figcaption>" not in page
 
 
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
-        (
-            {"difference": 0.02, "ci": [0.01, 0.03]},
-            "Distillation lowered the student's log loss by 0.0200 (95% interval 0.0100 to 0.0300).",
-        ),
-        (
-            {"difference": -0.02, "ci": [-0.03, -0.01]},
-            "Distillation raised the student's log loss by 0.0200 (95% interval 0.0100 to 0.0300).",
-        ),
-        ({"difference": 0.02, "ci": [-0.01, 0.05]}, "No measurable gain from distillation"),
+        ({"difference": 0.02, "ci": [0.01, 0.03]}, "Distillation lowered the student's log loss by +0.0200 nats"),
+        ({"difference": -0.02, "ci": [-0.03, -0.01]}, "Distillation raised the student's log loss: gain -0.0200 nats"),
+        ({"difference": 0.02, "ci": [-0.01, 0.05]}, "No measurable gain from distillation: +0.0200 nats"),
     ],
 )
-def test_headline_says_only_what_the_interval_allows(gain: dict[str, Any], words: str) -> None:
-    assert headline(FIGURES, gain).startswith(words)
+def test_headline_says_only_what_the_interval_allows(
+    gain: dict[str, Any], words: str, evaluation: Evaluation, tmp_path: Path
+) -> None:
+    metrics = opened(evaluation)["metrics.json"] | {"gain": gain}
+    assert words in Page(rendered(evaluation, tmp_path, metrics)).text
 
 
-def test_table_follows_the_ladder() -> None:
+def test_table_follows_the_ladder_and_fits_a_terminal(evaluation: Evaluation) -> None:
+    judges = opened(evaluation)["metrics.json"]["judges"]
     output = io.StringIO()
-    Console(file=output, width=120).print(table({judge: FIGURES for judge in reversed(LADDER)}))
-    places = [re.search(rf"\b{judge} ", output.getvalue()) for judge in LADDER]
-    starts = [place.start() for place in places if place]
-    assert len(starts) == len(LADDER) and starts == sorted(starts)
+    Console(file=output, width=80).print(table(dict(reversed(judges.items()))))
+    lines = [line for line in output.getvalue().splitlines() if re.match(r"│ \w", line)]
+    assert [re.split(r"[ │]+", line)[1] for line in lines] == ordered(judges)
+    assert next(iter(judges)) == "prior" and ordered(judges)[-3:] == ["other.one", "teacher", "bayes"]
+    assert {re.split(r"[ │]+", line)[1] for line in lines if "✗" in line} >= {"student_no_teacher"}
+
+
+def test_long_texts_are_cut_with_a_note_and_rounds_stay_side_by_side() -> None:
+    conversation = Conversation("1", ["p", "q"], ["x" * (LONGEST + 1234)], ["b", "c", "d"])
+    (first, second, third) = rounds(conversation)
+    assert first[1].endswith("[... 1,234 more characters]") and first[1].startswith("x" * LONGEST)
+    assert second == ("q", "", "c") and third == ("", "", "d")
+
+
+def test_a_long_table_keeps_its_most_frequent_rows_in_order() -> None:
+    rows = [{"value": None if i % 5 == 0 else 0.1, "count": i * 7 % 31} for i in range(31)]
+    kept = told(rows)
+    assert len(kept) == 12 and [i for i, _ in kept] == sorted(i for i, _ in kept)
+    left = [row["count"] for i, row in enumerate(rows) if row["value"] is not None and i not in dict(kept)]
+    assert min(row["count"] for _, row in kept) > max(left)
+
+
+def test_curves_keep_their_mean_however_long_the_training() -> None:
+    long = pl.DataFrame({"step": range(1, 1001), "loss": np.random.default_rng(0).random(1000)})
+    (plot,) = training_plots({"student": long}, ["loss"])
+    (curve,) = plot.curves
+    assert len(curve.points) == 200 and not curve.rows
+    assert np.mean([y for _, y in curve.points]) == pytest.approx(long["loss"].mean())
 
 
 @pytest.mark.parametrize("values", [(0, 1), (0.9371, 1.0986), (5, 5), (0, 0), (-3e-5, 2e-5), (1, 57477)])

@@ -1,0 +1,87 @@
+"""Axes and curves for charts that are drawn in per cent of their box, so that they stretch with a page."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import polars as pl
+
+MARGIN = 0.06
+POINTS = 200  # of a curve: more than that is less than a pixel apart on a phone
+MARKED = 30  # points are marked, and tell their value, where there are no more
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale with round ticks; positions are per cent of its length."""
+
+    low: float
+    high: float
+    ticks: list[tuple[float, str]]
+
+    @classmethod
+    def over(cls, values: Iterable[float | None], margin: float = MARGIN) -> "Axis":
+        """The axis of all `values` but None, and a `margin` (share of their range) on both sides.
+
+        About five ticks fit, at multiples of 1, 2, 2.5 or 5 times a power of ten.
+        """
+        known = [value for value in values if value is not None] or [0.0, 1.0]
+        low, high = min(known), max(known)
+        span = (high - low) or abs(high) or 1.0
+        low, high = (low, high) if high > low else (low - span / 2, high + span / 2)
+        low, high = low - margin * span, high + margin * span
+        power = 10.0 ** math.floor(math.log10(span / 4))
+        multiple = min((1, 2, 2.5, 5, 10), key=lambda m: abs(math.log(m * power * 4 / span)))
+        step = multiple * power
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9) + (multiple == 2.5))
+        places = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+        return cls(low, high, [(i * step, f"{i * step:,.{decimals}f}") for i in places])
+
+    def at(self, value: float) -> float:
+        """Where `value` lies, in per cent."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's values by step. `rows` are those of its history, empty where points are means of several."""
+
+    judge: str
+    points: list[tuple[float, float]]
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """The same column of several runs on common axes."""
+
+    column: str
+    x: Axis
+    y: Axis
+    curves: list[Curve]
+
+
+def training_plots(histories: Mapping[str, pl.DataFrame], columns: Iterable[str]) -> list[Plot]:
+    """One plot for each of `columns` that any of the runs has a finite value of.
+
+    `histories`, by judge, have `step` and these columns, with nulls. A plot has an axis of its own: a loss that holds
+    the teacher's part, too, can be compared with another in its course alone.
+    """
+    steps = [0.0, *(float(history["step"].cast(pl.Float64).max() or 1.0) for history in histories.values())]  # type: ignore[arg-type]
+    plots = []
+    for column in columns:
+        curves = [curve for judge, history in histories.items() if (curve := _curve(judge, history, column)).points]
+        if curves:
+            heights = Axis.over(y for curve in curves for _, y in curve.points)
+            plots.append(Plot(column, Axis.over(steps, 0), heights, curves))
+    return plots
+
+
+def _curve(judge: str, history: pl.DataFrame, column: str) -> Curve:
+    known = history.with_row_index("row").select("step", pl.col(column), "row").drop_nulls()
+    known = known.filter(pl.col(column).is_finite())
+    if len(known) > MARKED:
+        stretch = pl.int_range(pl.len()) * POINTS // max(len(known), POINTS)
+        known = known.group_by(stretch.alias("stretch"), maintain_order=True).mean().drop("stretch")
+    rows = known["row"].cast(pl.Int64).to_list() if len(known) <= MARKED else []
+    return Curve(judge, list(known.select(pl.col("step").cast(pl.Float64), column).rows()), rows)

@@ -1,0 +1,158 @@
+"""All that an evaluation knows: what `metrics.json` holds, and `report.html` shows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from distill.arena_sim import bayes_log_loss
+from distill.config import EvalConfig
+from distill.records import Conversation
+from distill.scoring import logits_by_order
+from eval.biases import find_biases
+from eval.comparison import Pair, compare
+from eval.judges import Judges
+from eval.leaderboard import rank_correlation, ratings
+from eval.metrics import kl_rows, log_loss_rows, paired_difference, predict, reliability, reliability_by_label
+from eval.seeds import STUDENT
+
+READ = 20  # conversations of each list to read
+MIN_MODELS = 3  # two have only one order
+
+
+def measure(
+    judges: Judges, held_out: Sequence[Conversation], law: pl.DataFrame | None, config: EvalConfig, seed: int
+) -> dict[str, Any]:
+    """What `comparison.compare` tells of all judges, and:
+
+    - `bayes`: the entropy of the simulated law, None for real votes; its judge is then among the others
+    - `gain`: by how much the student is better than the one without a teacher (`metrics.difference`), or None
+    - `judges`, by name: also `biases` ({name: `inference.Bias`}), `failed` (checks of an export), and the tables
+      `reliability` and `reliability_by_label` of `recalibrated`
+    - `leaderboard`, None without three models: `rows`, `models` ([{`model`, `games`, `rating`, `low`, `high`, `judges`:
+      {name: rating}}], by people's rating), `correlations` by judge (`leaderboard.rank_correlation`)
+    - `reading`: `worst` by the student's log loss, `disagreed` by KL(`rival` || student), one conversation of a prompt:
+      [{`id`, `votes`, `log_loss`, `kl`, `student` and `rival`: probabilities}]
+
+    `law` is that of `held_out` in the same order. Raises `ValueError` where `eval.own` names no judge.
+    """
+    ids, groups = [c.id for c in held_out], [c.group for c in held_out]
+    votes = np.array([c.votes for c in held_out])
+    logits: dict[str, Pair] = {name: logits_by_order(frame, ids) for name, frame in judges.predictions.items()}
+    if unknown := set(config.own) - set(logits):
+        raise ValueError(f"eval.own names {sorted(unknown)}, but the judges are {', '.join(logits)}")
+    if law is not None:
+        truth = np.log(law["probabilities"].to_numpy())
+        logits["bayes"] = (truth, truth)
+    found = compare(
+        logits,
+        votes,
+        groups,
+        teacher="teacher" if "teacher" in logits else None,
+        reference="bradley_terry" if "bradley_terry" in logits else None,
+        draws=config.bootstrap,
+        bins=config.ece_bins,
+        seed=seed,
+        recalibrations=judges.recalibrations,
+    )
+    for name, pair in logits.items():
+        shortened = None if name not in judges.predictions else _truncated(judges.predictions[name], ids)
+        own = config.own.get(name)
+        biases = find_biases(held_out, *pair, level=config.bias_level, own=own, truncated=shortened)
+        found["judges"][name]["biases"] = {bias.name: asdict(bias) for bias in biases}
+        found["judges"][name]["failed"] = judges.failed.get(name, [])
+    for name, recalibrate in judges.recalibrations.items():
+        mended = predict(*(recalibrate(of) for of in logits[name]))
+        found["judges"][name]["recalibrated"] |= _reliability(mended, votes, config.ece_bins)
+    probabilities = {name: predict(*pair) for name, pair in logits.items()}
+    return {
+        **found,
+        "bayes": None if law is None else bayes_log_loss(law),
+        "gain": _gain(probabilities, votes, groups, config.bootstrap, seed),
+        "leaderboard": _leaderboard(held_out, votes, probabilities, config.bootstrap, seed),
+        "reading": _reading(ids, groups, votes, probabilities),
+    }
+
+
+def _truncated(frame: pl.DataFrame, ids: Sequence[str]) -> np.ndarray | None:
+    """Whether a judge's prompt was cut in either order: bool [ids]; None where it has no prompt, or does not tell."""
+    if "truncated" not in frame.columns or frame["truncated"].null_count():
+        return None
+    cut = frame.group_by("id").agg(pl.col("truncated").any())
+    return pl.DataFrame({"id": ids}).join(cut, on="id", how="left", maintain_order="left")["truncated"].to_numpy()
+
+
+def _reliability(probabilities: np.ndarray, votes: np.ndarray, bins: int) -> dict[str, Any]:
+    """The tables of a recalibrated judge, as `comparison.compare` gives those of the others."""
+    by_label = reliability_by_label(probabilities, votes, bins).partition_by("label", as_dict=True, include_key=False)
+    return {
+        "reliability": reliability(probabilities, votes, bins).to_dicts(),
+        "reliability_by_label": {label: table.to_dicts() for (label,), table in by_label.items()},
+    }
+
+
+def _gain(
+    probabilities: Mapping[str, np.ndarray], votes: np.ndarray, groups: Sequence[str], draws: int, seed: int
+) -> dict[str, Any] | None:
+    if "student_no_teacher" not in probabilities:
+        return None
+    without, student = (log_loss_rows(probabilities[name], votes) for name in ("student_no_teacher", STUDENT))
+    return paired_difference(without, student, groups, draws, seed)
+
+
+def _leaderboard(
+    conversations: Sequence[Conversation],
+    votes: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    draws: int,
+    seed: int,
+) -> dict[str, Any] | None:
+    """People's ratings of the models, and what each judge would make of them on the same games."""
+    named = np.array([c.model_a is not None and c.model_b is not None for c in conversations])
+    games = pl.DataFrame(
+        [(c.model_a, c.model_b, c.group) for c, whole in zip(conversations, named, strict=True) if whole],
+        schema={"model_a": pl.String, "model_b": pl.String, "group": pl.String},
+        orient="row",
+    )
+    models = pl.concat([games["model_a"], games["model_b"]]).n_unique()
+    if models < MIN_MODELS or games["group"].n_unique() < 2:
+        return None
+    people = ratings(games, votes[named], draws=draws, seed=seed)
+    rated = {judge: ratings(games, of[named], draws=draws, seed=seed) for judge, of in probabilities.items()}
+    points = {judge: dict(zip(of.models, of.points.tolist(), strict=True)) for judge, of in rated.items()}
+    return {
+        "rows": len(games),
+        "models": [
+            {**row, "judges": {judge: of[row["model"]] for judge, of in points.items()}}
+            for row in people.table().to_dicts()
+        ],
+        "correlations": {judge: rank_correlation(of, people) for judge, of in rated.items()},
+    }
+
+
+def _reading(
+    ids: Sequence[str], groups: Sequence[str], votes: np.ndarray, probabilities: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Where the student lost most, and where it is farthest from its teacher, or without one from `surface`."""
+    rival = "teacher" if "teacher" in probabilities else "surface"
+    student, other = probabilities[STUDENT], probabilities[rival]
+    losses, distances = log_loss_rows(student, votes), kl_rows(other, student)
+
+    def rows(by: np.ndarray) -> list[dict[str, Any]]:
+        order = np.argsort(-by, kind="stable")
+        first = order[np.sort(np.unique(np.array(groups)[order], return_index=True)[1])]
+        return [
+            {
+                "id": ids[i],
+                "votes": votes[i].tolist(),
+                "log_loss": float(losses[i]),
+                "kl": float(distances[i]),
+                "student": student[i].tolist(),
+                "rival": other[i].tolist(),
+            }
+            for i in first[:READ]
+        ]
+
+    return {"rival": rival, "worst": rows(losses), "disagreed": rows(distances)}

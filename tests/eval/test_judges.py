@@ -1,0 +1,217 @@
+"""Who judges: what is found, what is named, what is refused or left out, and that nothing is asked twice."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from distill import conversations, prepare, runs, student
+from distill.config import Config
+from distill.prompts import Renderer
+from distill.records import ORDERS, Conversation
+from distill.scoring import logits_by_order
+from distill.store import LOGITS, NO_FOLD, StoreWriter
+from eval import __main__ as door
+from eval import judges as module
+from eval.judges import Judges, Unfit, add, candidates, judge_all
+from eval.recalibration import Recalibration, write_recalibration
+from tests.composing import configured
+from tests.tiny_exports import tiny_export
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Config:
+    """A student, distilled from a store that holds the simulated law itself."""
+    root = tmp_path_factory.mktemp("artifacts")
+    base = f"student.base={tiny_llama}"
+    config = configured("+exp=smoke", f"paths.root={root}", base, "student.layers=null", "student.epochs=1")
+    config = replace(config, run="smoke")
+    prepare.main(config)
+    write_store(root / "logits" / "smoke", root, tiny_llama, config)
+    student.main(replace(config, teacher=replace(config.teacher, rows="out_of_fold")))
+    return config
+
+
+def write_store(folder: Path, root: Path, base: Path, config: Config, leave_out: int = 0) -> None:
+    """A finished store of the law of all conversations but the first few."""
+    law = dict(pl.read_parquet(root / "data" / "smoke" / "law.parquet").rows())
+    told = {"prompt_tokens": 1, "truncated": False, "judge_fold": NO_FOLD, "in_sample": False}
+    rows = [
+        {"id": c.id, "order": order, "logits": [math.log(x) for x in law[c.id]], "fingerprint": c.fingerprint(), **told}
+        for c in held_out_and_training(config)[0][leave_out:] + held_out_and_training(config)[1]
+        for order in ORDERS
+    ]
+    with StoreWriter(folder, {}, "the law") as writer:
+        writer.append(pl.DataFrame(rows, schema=LOGITS))
+    hashes = Renderer(config.prompt, base).hashes
+    runs.write_manifest(folder, "teacher", {}, [root / "data" / "smoke"], root, prompt=hashes)
+
+
+def held_out_and_training(config: Config) -> tuple[list[Conversation], list[Conversation]]:
+    rows = conversations.load(config.root / "data" / "smoke")
+    return [c for c in rows if c.fold == config.fold], [c for c in rows if c.fold != config.fold]
+
+
+def ask(config: Config, held_out: list[Conversation], training: list[Conversation]) -> Judges:
+    return judge_all(config, candidates(config), held_out, training)
+
+
+def naming(config: Config, **judges: Path) -> Config:
+    return replace(config, eval=replace(config.eval, judges={name: str(path) for name, path in judges.items()}))
+
+
+def export_of(config: Config, name: str, parents: list[Path], **changes: Any) -> Path:
+    """A finished export of random weights below exports/<run>, made from `parents`."""
+    folder = tiny_export(config.root / "exports" / config.run / name)
+    manifest = runs.read_manifest(folder)
+    settings = {"export": {"format": "merged", "folds": None}, "fold": config.fold, **manifest.config}
+    for key, value in changes.items():
+        settings[key] = settings[key] | value if isinstance(value, dict) else value
+    runs.write_manifest(folder, "export", settings, parents, config.root, prompt=manifest.prompt, extra={"failed": []})
+    return folder
+
+
+def test_all_that_is_there_judges_the_same_conversations(finished: Config, tmp_path: Path) -> None:
+    held_out, training = held_out_and_training(finished)
+    own = finished.root / "students" / "smoke" / "fold=0"
+    folder = export_of(finished, "merged", [own])
+    write_recalibration(folder, Recalibration((0.5, 0.5, 0.5), (0.0, 0.0, 0.0)), {"rows": 1})
+    export_of(finished, "merged-delta", [own], export={"folds": [0, 1]})
+    export_of(finished, "w8a16", [own], fold=1)
+    judges = ask(finished, held_out, training)
+    assert [*judges.predictions] == ["prior", "surface", "bradley_terry", "teacher", "student", "student_merged"]
+    for frame in judges.predictions.values():
+        ab, ba = logits_by_order(frame, [c.id for c in held_out])
+        assert np.isfinite(ab).all() and np.isfinite(ba).all()
+    assert judges.recalibrations["student_merged"].scale == (0.5, 0.5, 0.5)
+    assert judges.artefacts["student"] == own and judges.artefacts["student_merged"] == folder
+
+
+def test_a_model_is_asked_once(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out, training = held_out_and_training(finished)
+    before = ask(finished, held_out, training).predictions["student"]
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(module, "open_scorer", refuse)
+    other = finished.root / "logits" / "smoke"
+    judges = ask(naming(finished, other=other), held_out, training)
+    assert judges.predictions["student"].equals(before)
+    assert judges.predictions["other"].equals(judges.predictions["teacher"])
+    changed = [replace(c, prompt=[*c.prompt, "and?"]) for c in held_out]
+    with pytest.raises(AssertionError, match="asked again"):
+        add(Judges(), candidates(finished)[2], finished, changed)
+
+
+def test_who_has_learned_the_held_out_rows_cannot_judge_them(finished: Config) -> None:
+    own = finished.root / "students" / "smoke" / "fold=0"
+    learned = {int(f, 16) for f in pl.read_parquet(own / "trained_on.parquet")["fingerprint"]}
+    rows = [c for c in held_out_and_training(finished)[1] if c.fingerprint() in learned][:5]
+    export = export_of(replace(finished, run="copy"), "merged", [own])
+    for path in (own, export):
+        (mine,) = [c for c in candidates(naming(finished, mine=path)) if c.name == "mine"]
+        with pytest.raises(Unfit, match="was trained on 5 of 5 held-out conversations"):
+            add(Judges(), mine, finished, rows)
+
+
+def test_an_export_of_another_student_is_refused(finished: Config) -> None:
+    held_out, training = held_out_and_training(finished)
+    folder = export_of(finished, "gguf", [finished.root / "data" / "smoke"])
+    with pytest.raises(ValueError, match="exported from another student"):
+        ask(finished, held_out, training)
+    (folder / runs.MANIFEST).unlink()
+
+
+def test_a_store_that_lacks_rows_is_left_out_or_where_it_is_named_refused(
+    finished: Config, tiny_llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held_out, training = held_out_and_training(finished)
+    store = finished.root / "logits" / "partly"
+    write_store(store, finished.root, tiny_llama, finished, leave_out=3)
+    partly = replace(finished, teacher=replace(finished.teacher, name="partly"))
+    assert "teacher" not in ask(partly, held_out, training).predictions
+    assert "teacher left out" in caplog.text and f"lacks 3 of {len(held_out)}" in caplog.text
+    with pytest.raises(ValueError, match=f"partly lacks 3 of {len(held_out)} held-out conversations"):
+        ask(naming(finished, other=store), held_out, training)
+    moved = [replace(c, id=d.id) for c, d in zip(held_out, [*held_out[1:], held_out[0]], strict=True)]
+    with pytest.raises(ValueError, match="judgements of other texts under the held-out ids"):
+        ask(naming(finished, other=finished.root / "logits" / "smoke"), moved, training)
+
+
+def test_parts_of_a_mixture_judge_beside_it(finished: Config) -> None:
+    mixture = replace(finished.teacher.mixture, teachers=["smoke", "absent"])
+    found = candidates(replace(finished, teacher=replace(finished.teacher, kind="mixture", mixture=mixture)))
+    assert [c.name for c in found[:3]] == ["teacher", "teacher_smoke", "teacher_absent"]
+    assert found[1].path == finished.root / "logits" / "smoke"
+
+
+def test_predictions_of_another_evaluation_can_be_named(finished: Config, tmp_path: Path) -> None:
+    held_out, training = held_out_and_training(finished)
+    mine = ask(finished, held_out, training).predictions["student"]
+    both = pl.concat([mine.with_columns(judge=pl.lit(name)) for name in ("student", "teacher")])
+    both.with_columns(logits=pl.col("logits")).write_parquet(tmp_path / "predictions.parquet")
+    named = naming(finished, other=tmp_path / "predictions.parquet")
+    assert ask(named, held_out, training).predictions["other"].equals(mine)
+    mine.drop("order").write_parquet(tmp_path / "predictions.parquet")
+    with pytest.raises(ValueError, match=r"has no columns \['order'\]"):
+        ask(named, held_out, training)
+
+
+@pytest.mark.parametrize("name", ["student", "prior", "bayes", "student_w8a8", "a b", "<b>"])
+def test_names_are_new_and_plain(finished: Config, name: str) -> None:
+    export_of(finished, "w8a8", [finished.root / "students" / "smoke" / "fold=0"])
+    with pytest.raises(ValueError, match=f"eval.judges.{name}: choose another name"):
+        candidates(naming(finished, **{name: finished.root / "logits" / "smoke"}))
+
+
+def test_a_judge_that_is_not_there_is_named(finished: Config) -> None:
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        candidates(naming(finished, other=finished.root / "nowhere"))
+    with pytest.raises(ValueError, match="stage 'prepare' leaves no judge"):
+        candidates(naming(finished, other=finished.root / "data" / "smoke"))
+
+
+def test_the_door_writes_what_it_says_and_goes_on_only_as_it_began(
+    finished: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("merged", "w8a8"):
+        (finished.root / "exports" / "smoke" / name / runs.MANIFEST).unlink(missing_ok=True)
+    door.main(finished)
+    folder = finished.root / "eval" / "smoke"
+    said = pl.read_parquet(folder / "predictions.parquet")
+    judges = json.loads((folder / "metrics.json").read_text())["judges"]
+    assert set(said["judge"]) | {"bayes"} == set(judges)
+    assert {"logits", "prompt_tokens", "truncated"} <= set(said.columns)
+    assert said.filter(judge="student")["truncated"].null_count() == 0 == said["logits"].null_count()
+    assert "✗" in capsys.readouterr().out
+    written = (folder / "report.html").stat().st_mtime_ns
+    door.main(finished)
+    assert (folder / "report.html").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match=r"eval\.judges\.other"):
+        door.main(naming(finished, other=finished.root / "logits" / "smoke"))
+    with pytest.raises(ValueError, match=r"eval.own names \['nobody'\]"):
+        door.main(replace(finished, overwrite=True, eval=replace(finished.eval, own={"nobody": "gpt"})))
+
+
+def test_seeds_are_judged_like_the_student(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    students = finished.root / "students"
+    for name in ("smoke,seed=1", "smoke,loss=votes", "smoke,loss=votes,seed=1"):
+        shutil.copytree(students / "smoke", students / name)
+    seeds = replace(finished.eval, seeds=[0, 1], variants=["loss=votes"])
+    door.main(replace(finished, overwrite=True, eval=seeds))
+    assert "2 training seeds: 0, 1" in capsys.readouterr().out
+    summary = json.loads((finished.root / "eval" / "smoke" / "seeds.json").read_text())
+    metrics = json.loads((finished.root / "eval" / "smoke" / "metrics.json").read_text())
+    assert summary["judges"]["student"]["log_loss"] == pytest.approx(metrics["judges"]["student"]["log_loss"])
+    assert summary["gains"]["loss=votes"]["difference"] == pytest.approx(0) == metrics["gain"]["difference"]
+    with pytest.raises(ValueError, match=r"student of seed 2 is missing; train it first: .* seed=2"):
+        door.main(replace(finished, eval=replace(seeds, seeds=[0, 2])))
