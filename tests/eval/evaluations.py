@@ -13,10 +13,10 @@ from distill.scoring import SCORES
 from eval import baselines
 from eval.judges import Judges
 from eval.leaderboard import bradley_terry
-from eval.lineage import trace
 from eval.measuring import measure
 from eval.recalibration import Recalibration
-from eval.report import write_report
+from eval.report.lineage import trace
+from eval.report.page import write_report
 from tests.composing import configured
 from tests.eval.simulated_judges import arena, favouring, honest, showing
 

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -15,8 +14,6 @@ from tests.serving import Server, serving
 from tests.tiny_exports import tiny_export
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)")
 PHONE = {"width": 360, "height": 740}
 SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 
@@ -26,14 +23,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     export = tiny_export(tmp_path_factory.mktemp("exports") / "tiny" / "w8a8")
     with serving(export, tmp_path_factory.mktemp("root")) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -56,7 +45,6 @@ def fill(page: "playwright.Page", prompt: str, a: str, b: str) -> None:
         page.get_by_label(label, exact=True).last.fill(text)
 
 
-@needs_browser
 @pytest.mark.timeout(300)
 class TestPage:
     def test_an_example_is_judged(self, page: "playwright.Page", server: Server) -> None:
@@ -142,7 +130,6 @@ class TestPage:
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
-@needs_browser
 @pytest.mark.timeout(300)
 def test_errors_are_shown_in_words(server: Server, browser: "playwright.Browser") -> None:
     page = browser.new_page()
@@ -155,7 +142,6 @@ def test_errors_are_shown_in_words(server: Server, browser: "playwright.Browser"
     page.close()
 
 
-@needs_browser
 @pytest.mark.timeout(300)
 def test_the_key_is_asked_for(browser: "playwright.Browser", tmp_path: Path) -> None:
     export = tiny_export(tmp_path / "tiny" / "w8a8")

@@ -16,9 +16,9 @@ from rich.console import Console
 
 from distill.records import Conversation
 from distill.scoring import logits_by_order
-from eval.charts import Axis, training_plots
 from eval.metrics import kl_rows, log_loss_rows, predict
-from eval.report import LADDER, LONGEST, bayes_line, ordered, rounds, surface_line, table, told, write_report
+from eval.report.charts import Axis, training_plots
+from eval.report.page import LADDER, LONGEST, bayes_line, ordered, rounds, surface_line, table, told, write_report
 from tests.eval.evaluations import Evaluation, evaluate, history
 
 EVIL = "<script>alert('x')</script>\" onload=\"x"
@@ -231,7 +231,7 @@ def rendered(
     **of: Any,
 ) -> str:
     """A report of `metrics` alone; the student's manifest is changed to have `of`."""
-    from eval.lineage import trace
+    from eval.report.lineage import trace
 
     folder = evaluation.root / "students" / "student" / "fold=0"
     lineage = trace({"student": folder}, evaluation.root / "data" / "arena", evaluation.root)

@@ -1,6 +1,5 @@
 """The report in a real browser: wide and narrow, light and dark, by keyboard, on paper, and with hostile text."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,7 @@ import pytest
 from tests.eval.evaluations import evaluate
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt-get install chromium)"),
-    pytest.mark.timeout(300),
-]
+pytestmark = pytest.mark.timeout(300)
 PHONE = {"width": 390, "height": 844}
 SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">" + "x" * 900
 SCHEMES = ("light", "dark")
@@ -27,14 +22,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = evaluate(root / "plain")
     evil = {c.id: replace(c, prompt=[SCRIPT], response_a=[SCRIPT], response_b=[SCRIPT]) for c in plain.held_out}
     return evaluate(root / "evil", conversations=evil).folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.records import LABELS, Conversation
-from eval.charts import Axis, training_plots
-from eval.lineage import Lineage
-from eval.sources import METRICS, Sources
+from eval.report.charts import Axis, training_plots
+from eval.report.lineage import Lineage
+from eval.report.sources import METRICS, Sources
 
 # judges from what knows nothing to what knows most; further ones come before the teacher
 LADDER = {
@@ -48,7 +48,7 @@ SLICES = {
     "prompt_length": "Length of the prompt",
     "truncation": "Prompts that had to be cut",
 }
-TEMPLATE = "report.html.j2"
+TEMPLATE = "page.html.j2"
 ROWS = 12  # of a bias's plot: families may be many more
 LONGEST = 4000  # characters of a text that are shown
 ABREAST = 5  # judges whose biases are drawn side by side; of more, those in `CLOSELY`
@@ -118,8 +118,8 @@ def write_report(
 
     `metrics` is what `measuring.measure` gives, `conversations` holds those of its `reading` by id, `histories` the
     training of judges (`step`, `loss`, `validation_log_loss` with nulls). Every number names the file and the place
-    that it was read from (`eval/sources.py`). Every text is escaped, and a content policy in the page keeps scripts
-    from running.
+    that it was read from (`eval/report/sources.py`). Every text is escaped, and a content policy in the page keeps
+    scripts from running.
     """
     files = {METRICS: metrics, **{f"{place}/manifest.json": asdict(of) for place, of in lineage.manifests.items()}}
     files |= {history_of(lineage, judge): of.to_dict(as_series=False) for judge, of in histories.items()}

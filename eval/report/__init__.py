@@ -1,0 +1,1 @@
+"""The report of an evaluation: `page.py` fills `page.html.j2` and the parts beside it."""
