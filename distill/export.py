@@ -11,15 +11,13 @@ run, stays where it is, marked in its manifest, and the exit code is 1. `check=F
 """
 
 import logging
-import os
-import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import Config, QuantisationConfig, ScorerConfig, T4Config, to_mapping
+from distill.config import Config, ScorerConfig, T4Config, to_mapping
 from distill.door import door
 
 if TYPE_CHECKING:
@@ -119,8 +117,9 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
     """All steps from a trained judge to its export."""
     from distill import runs
     from eval.fidelity import exceeded, fidelity
+    from students.formats import copy_linked, in_format
 
-    model, readable = quantised(config, judge, rows)
+    model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
     copy_linked(model, folder)
     held_out = rows.held_out[: config.export.fidelity.rows]
     votes, groups = votes_of(held_out)
@@ -142,7 +141,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         findings = examine(model, config.plan.t4)  # the model's manifest holds its fp16 margin already
         runs.write_json(folder / "t4.json", [asdict(finding) for finding in findings])
         failed += broken_rules(findings)
-    extra = runs.read_manifest(model).extra
+    extra = runs.read_manifest(model).extra if (model / runs.MANIFEST).exists() else {}
     runs.write_manifest(
         folder,
         "export",
@@ -160,87 +159,6 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         found["student_log_loss"],
         100 * found["verdicts"],
     )
-
-
-def quantised(config: Config, judge: "TrainedJudge", rows: Rows) -> tuple[Path, Path]:
-    """The judge merged, made to fit into fp16 and written in `export.format`; each step a folder below models/.
-
-    Twice the same, but for gptq, whose layout needs GPTQModel's kernels: the second has the same weights in w8a16's.
-    """
-    from distill import runs
-    from students.calibration_rows import calibration_prompts
-    from students.half_precision import fit_into_fp16
-    from students.shards import DTYPES
-
-    export = config.export
-    prompts = calibration_prompts(rows.training, judge.renderer, export.calibration_rows, config.seed)
-    seen = {"judge": judge.manifest.content, "rows": export.calibration_rows, "seed": config.seed}
-    model = judge.merged(config.root, DTYPES[export.dtype])
-    extra: dict[str, Any] = {}
-
-    def fitted(out: Path) -> dict[str, Any]:
-        log.info("measuring activations on %d training conversations", len(prompts))
-        found = fit_into_fp16(model, out, prompts, export.margin)
-        if not found.rescaled:
-            copy_linked(model, out)
-        log.info("the largest, %.0f at %s, fits %.0f times into fp16", found.largest, found.place, found.margin)
-        return {"fp16_margin": found.margin, "fp16": asdict(found)}
-
-    def written(source: Path, name: str) -> Path:
-        def make(out: Path) -> dict[str, Any]:
-            write_format(source, out, name, export.quantisation, prompts)
-            return extra
-
-        identity = {**seen, "model": runs.read_manifest(source).content, "format": name}
-        identity |= {"quantisation": to_mapping(export.quantisation)}
-        return derived(config, name, identity, make, judge.manifest.prompt)
-
-    if export.dtype == "fp16":
-        model = derived(config, "half", {**seen, "margin": export.margin}, fitted, judge.manifest.prompt)
-        extra = runs.read_manifest(model).extra
-    if export.format == "merged":
-        return model, model
-    if export.format == "gptq":
-        packed = written(model, "w8a16")
-        return written(packed, "gptq"), packed
-    model = written(model, export.format)
-    return model, model
-
-
-def write_format(
-    model: Path, out: Path, name: str, settings: QuantisationConfig, prompts: "Sequence[Sequence[int]]"
-) -> None:
-    """Write `model` in a format into `out`."""
-    log.info("writing %s", name)
-    if name == "gguf":
-        from students.gguf import write_gguf
-
-        write_gguf(model, out)
-    elif name == "gptq":
-        from students.gptq import repack_gptq
-
-        repack_gptq(model, out)
-    else:
-        from students.quantising import quantise
-
-        quantise(model, out, name, settings, prompts)
-
-
-def derived(
-    config: Config,
-    step: str,
-    identity: dict[str, Any],
-    make: Callable[[Path], dict[str, Any]],
-    prompt: Mapping[str, str],
-) -> Path:
-    """models/<step>-<hash of identity>, made once by `make(folder)`, which gives what its manifest keeps as `extra`."""
-    from distill import runs
-
-    folder = config.root / "models" / f"{step}-{runs.hashed(identity)}"
-    if not runs.is_finished(folder, step, identity, [], config.root):
-        extra = make(folder)
-        runs.write_manifest(folder, step, identity, [], config.root, prompt=prompt, extra=extra)
-    return folder
 
 
 def recalibrate(
@@ -298,22 +216,6 @@ def votes_of(rows: "Sequence[Conversation]") -> "tuple[np.ndarray, list[str]]":
     import numpy as np
 
     return np.array([c.votes for c in rows]), [c.group for c in rows]
-
-
-def copy_linked(source: Path, target: Path) -> None:
-    """A copy of a folder, without its manifest, that takes no room where the file system can link."""
-    from distill.models import begin, put
-    from distill.runs import MANIFEST
-
-    def linked(file: str, copy: str) -> None:
-        try:
-            os.link(os.path.realpath(file), copy)
-        except OSError:
-            shutil.copy2(file, copy)
-
-    partial = begin(target)
-    shutil.copytree(source, partial, copy_function=linked, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
-    put(partial, target)
 
 
 if __name__ == "__main__":
