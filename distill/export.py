@@ -41,14 +41,13 @@ class Rows:
 
 
 def main(config: Config) -> None:
-    from distill import conversations, runs
+    from distill import runs
     from distill.exported import export_folder
 
     if config.check is not None:
         failed = broken_rules(examine(Path(config.check), config.plan.t4))
     else:
-        table = conversations.load(config.root / "data" / config.data.name)
-        judge, rows = folds_average(config, table) if config.export.folds else one_fold(config, table)
+        judge, rows = folds_average(config) if config.export.folds else one_fold(config)
         folder = export_folder(config)
         settings = {"export": to_mapping(config.export), "fold": config.fold, "prompt": judge.manifest.config["prompt"]}
         if not runs.is_finished(folder, "export", settings, [judge.folder], config.root, config.overwrite):
@@ -60,23 +59,27 @@ def main(config: Config) -> None:
         sys.exit(1)
 
 
-def one_fold(config: Config, table: "list[Conversation]") -> "tuple[TrainedJudge, Rows]":
+def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The student of the configured fold."""
+    from distill import conversations
     from students.folds import parts
 
     judge = trained_fold(config, config.fold)
+    table = conversations.load(config.root / "data" / config.data.name)
     held_out = [c for c in table if c.fold == config.fold and c.votes]
     if not held_out:
         raise ValueError(f"fold={config.fold} has no voted conversations to compare the export on: choose another fold")
     return judge, Rows(*parts(judge, table), held_out)
 
 
-def folds_average(config: Config, table: "list[Conversation]") -> "tuple[TrainedJudge, Rows]":
+def folds_average(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The average of `export.folds`. All that trained none of them is held out, validation rows for the most part."""
+    from distill import conversations
     from students.folds import average, check_alike, parts, unseen
 
     folds = [trained_fold(config, k) for k in config.export.folds or []]
     check_alike(folds)
+    table = conversations.load(config.root / "data" / config.data.name)
     rows = unseen(folds, table)
     if config.export.compare_folds:
         compare_folds(config, folds, rows)

@@ -92,15 +92,6 @@ def test_in_fold_targets_are_taken_only_when_asked_for(finished: tuple[Path, lis
     assert "the teacher's logits lack 38 of 38 conversations" in message and "make teacher-logits" in message
 
 
-def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[str]]) -> None:
-    root, common = finished
-    path = root / "students/tiny,loss=votes/fold=0/adapter/adapter_model.safetensors"
-    tensors = load_file(path)
-    tensors.pop(next(name for name in tensors if "lora_A" in name))
-    save_file(tensors, path)
-    assert "have changed since its manifest was written" in refuses("distill.export", *common, "loss=votes")
-
-
 def test_an_export_that_loses_too_much_is_kept_and_marked(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     done = run_door("distill.export", *common, "export.format=merged", "export.fidelity.kl=-1")
@@ -135,6 +126,15 @@ def test_folds_are_averaged_compared_and_exported(finished: tuple[Path, list[str
     exported = read_manifest(root / "exports/tiny,loss=votes/merged-delta")
     average = next(name for name in exported.parents if "average-delta" in name)
     assert {*read_manifest(root / average).parents} == {f"students/tiny,loss=votes/fold={k}" for k in (0, 1)}
+
+
+def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[str]]) -> None:
+    root, common = finished
+    path = root / "students/tiny,loss=votes/fold=0/adapter/adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(name for name in tensors if "lora_A" in name))
+    save_file(tensors, path)
+    assert "have changed since its manifest was written" in refuses("distill.export", *common, "loss=votes")
 
 
 @pytest.mark.parametrize(
