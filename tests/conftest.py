@@ -19,6 +19,11 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Ray forks this process to start its own, which the kernel refuses once other tests have made it large.
+    items.sort(key=lambda item: item.path.name != "test_ray.py")
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
