@@ -10,6 +10,7 @@ What is done already is not done again. An export that loses more than `export.f
 run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -88,8 +89,6 @@ def folds_average(config: Config) -> "tuple[TrainedJudge, Rows]":
 
 def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[Conversation]") -> None:
     """What averaging costs: log loss of folds, averages and ensemble, printed, and kept in exports/<run>/averages-*."""
-    import json
-
     from rich.console import Console
 
     from distill import runs
@@ -103,7 +102,7 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
         averages = {f"average, {name}": average(folds, name, config.root) for name in methods(folds)}
         judges = {**dict(zip(fold_names, folds, strict=True)), **averages}
         logits = {
-            name: logits_of(judge.merged(config.root), config.export.reference, judge, rows)
+            name: logits_of(config, judge, judge.merged(config.root), config.export.reference, rows)
             for name, judge in judges.items()
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,8 +126,8 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
     held_out = rows.held_out[: config.export.fidelity.rows]
     votes, groups = votes_of(held_out)
     found = fidelity(
-        logits_of(judge.merged(config.root), config.export.reference, judge, held_out),
-        logits_of(readable, config.export.scorer, judge, held_out),
+        logits_of(config, judge, judge.merged(config.root), config.export.reference, held_out),
+        logits_of(config, judge, readable, config.export.scorer, held_out),
         [c.id for c in held_out],
         votes,
         groups,
@@ -172,7 +171,7 @@ def recalibrate(
 
     from eval.recalibration import fit_recalibration, write_recalibration
 
-    pair = logits_of(model, config.export.scorer, judge, validation)
+    pair = logits_of(config, judge, model, config.export.scorer, validation)
     recalibration = fit_recalibration(np.mean(pair, axis=0), votes_of(validation)[0], config.export.calibration)
     write_recalibration(folder, recalibration, {"kind": config.export.calibration, "rows": len(validation)})
 
@@ -205,13 +204,18 @@ def trained_fold(config: Config, fold: int) -> "TrainedJudge":
     return open_trained(folder, config.root, "train the student first (make student)")
 
 
-def logits_of(model: Path, scorer: ScorerConfig, judge: "TrainedJudge", rows: "Sequence[Conversation]") -> "Logits":
-    """Logits of `rows` in both orders, each [n, 3]."""
-    from distill.scoring import logits_by_order, score_conversations
-    from teachers.scorers import open_scorer
+def logits_of(
+    config: Config, judge: "TrainedJudge", model: Path, scorer: ScorerConfig, rows: "Sequence[Conversation]"
+) -> "Logits":
+    """Logits of `rows` in both orders, each [n, 3], by a model that was made of `judge`."""
+    from distill import runs
+    from distill.scoring import logits_by_order
+    from eval.answers import answers
 
-    with open_scorer(model, scorer, judge.max_tokens) as opened:
-        return logits_by_order(score_conversations(opened, judge.renderer, rows), [c.id for c in rows])
+    own = model == judge.merged(config.root)
+    content = judge.manifest.content if own else runs.read_manifest(model).content
+    said = answers(model, content, judge.renderer, scorer, rows, config.root)
+    return logits_by_order(said, [c.id for c in rows])
 
 
 def votes_of(rows: "Sequence[Conversation]") -> "tuple[np.ndarray, list[str]]":

@@ -7,6 +7,8 @@ from distill import runs
 from distill.config import Config, ExportConfig
 from distill.prompts import Renderer, renderer_of
 
+GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
+
 
 @dataclass(frozen=True)
 class ExportedJudge:

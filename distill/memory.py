@@ -174,9 +174,13 @@ def inference_memory(shape: Shape, matrix_bytes: float, gpus: int, tokens: int) 
     Keys and values: 2 x layers x kv heads x head size x 2 bytes for each token. Embeddings and norms have 2 bytes.
     """
     weights = shape.matrices * matrix_bytes + (shape.parameters - shape.matrices) * 2
-    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * 2 * tokens
-    working = (3 * shape.mlp + 4 * shape.width) * 2 * tokens
-    return (weights + cache + working) / gpus / GB
+    cache, working = work_per_token(shape.layers, shape.kv_heads * shape.head_dim, shape.mlp, shape.width)
+    return (weights + (cache + working) * tokens) / gpus / GB
+
+
+def work_per_token(layers: int, keys: int, mlp: int, width: int, element: int = 2) -> tuple[int, int]:
+    """Bytes of a token in flight: its `keys` values wide keys and values in all layers, and one layer's work."""
+    return 2 * layers * keys * element, (3 * mlp + 4 * width) * element
 
 
 def smallest(fits: Callable[[int], bool], most: int = 64) -> int | None:

@@ -197,6 +197,11 @@ def attention_for(settings: Any) -> str | None:
     return "eager" if getattr(settings, "attn_logit_softcapping", None) else None
 
 
+def head_dim(config: Mapping[str, Any]) -> int:
+    """The width of an attention head, by a model's config.json."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files, which a model folder must hold for the next reader to tokenise as this one did."""
     for pattern in TOKENIZER_FILES:

@@ -5,12 +5,12 @@ stored, so that no later stage can forget to swap.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 
-from distill.prompts import Renderer
+from distill.prompts import Rendered, Renderer
 from distill.records import LABELS, ORDERS, Conversation, Order, swap_labels
 
 SCORES = pl.Schema(
@@ -63,21 +63,23 @@ def swap_average(scores: pl.DataFrame) -> pl.DataFrame:
     return scores.group_by("id", maintain_order=True).agg(mean_logits())
 
 
+def scored_row(prompt: Rendered, logits: np.ndarray) -> dict[str, Any]:
+    """One row in `SCORES`, from a prompt and its logits [3] as shown."""
+    return {
+        "id": prompt.id,
+        "order": prompt.order,
+        "logits": to_own_order(logits, prompt.order),
+        "prompt_tokens": len(prompt.ids),
+        "truncated": prompt.truncated,
+    }
+
+
 def score_conversations(scorer: Scorer, renderer: Renderer, conversations: Sequence[Conversation]) -> pl.DataFrame:
     """Both orders of every conversation: one row each in `SCORES`, logits in the conversation's own a/b order."""
     prompts = list(renderer.render(conversations))
     shown = score(scorer, [p.ids for p in prompts])
     check_finite(shown, [p.id for p in prompts])
-    return pl.DataFrame(
-        {
-            "id": [p.id for p in prompts],
-            "order": [p.order for p in prompts],
-            "logits": np.stack([to_own_order(row, p.order) for p, row in zip(prompts, shown, strict=True)]),
-            "prompt_tokens": [len(p.ids) for p in prompts],
-            "truncated": [p.truncated for p in prompts],
-        },
-        schema=SCORES,
-    )
+    return pl.DataFrame([scored_row(p, row) for p, row in zip(prompts, shown, strict=True)], schema=SCORES)
 
 
 def check_length(position: int, prompt: Sequence[int], max_tokens: int) -> None:

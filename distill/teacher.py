@@ -177,7 +177,7 @@ def fill_store(
     """Score both orders of `todo` with one judge's scorer, but for what is `done`."""
     import numpy as np
 
-    from distill.scoring import to_own_order
+    from distill.scoring import scored_row
     from teachers.filling import fill
 
     by_id = {c.id: c for c in todo}
@@ -186,11 +186,7 @@ def fill_store(
     def row(prompt: "Rendered", logits: "np.ndarray") -> dict[str, Any]:
         fingerprint = by_id[prompt.id].fingerprint()
         return {
-            "id": prompt.id,
-            "order": prompt.order,
-            "logits": to_own_order(logits, prompt.order),
-            "prompt_tokens": len(prompt.ids),
-            "truncated": prompt.truncated,
+            **scored_row(prompt, logits),
             "judge_fold": judge.fold,
             "in_sample": fingerprint in judge.seen,
             "fingerprint": fingerprint,

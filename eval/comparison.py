@@ -61,8 +61,8 @@ def compare(
         - `reliability`: [{`count`, `confidence`, `accuracy`}] from low to high; `reliability_by_label`: {label:
           [{`count`, `predicted`, `observed`}]}
         - `repeated`: `log_loss` and `accuracy`, each with its _ci, on the rows of `humans`; None without them
-        - `recalibrated`, None where it is not: `scale`, `shift`, `log_loss`, `log_loss_ci`, `ece`, `adaptive_ece`, and
-          `gain`, the difference in log loss by which it is better for it
+        - `recalibrated`, None where it is not: `scale`, `shift`, `log_loss`, `log_loss_ci`, `ece`, `adaptive_ece`,
+          `reliability`, `reliability_by_label`, and `gain`, the difference in log loss by which it is better for it
     - `differences`: {"surface" and "reference", as far as there: {judge: {`log_loss`, `brier`, `accuracy`, `auc`:
       {`difference`, `ci`, `p`, `beats`}}}} (`metrics.difference`), above zero where the judge is better than the rival
 
@@ -88,8 +88,7 @@ def compare(
             **drawn.estimates(judge, FIGURES),
             **calibration(probabilities, votes, bins),
             **{f"beats_{key}": gain and gain["log_loss"]["beats"] for key, gain in gains.items()},
-            "reliability": reliability(probabilities, votes, bins).to_dicts(),
-            "reliability_by_label": _by_label(probabilities, votes, bins),
+            **_reliability(probabilities, votes, bins),
             "repeated": on_repeated.get(judge),
             "recalibrated": None,
         }
@@ -169,17 +168,21 @@ def _repeated(
 def _recalibrated(
     judge: str, pair: Pair, votes: np.ndarray, recalibration: Recalibration, drawn: Drawn, bins: int
 ) -> dict[str, Any]:
-    ab, ba = pair
+    probabilities = predict(*(recalibration(logits) for logits in pair))
     loss = drawn.estimates(judge, [RECALIBRATED])
     return {
         **{name: list(values) for name, values in asdict(recalibration).items()},
         "log_loss": loss[RECALIBRATED],
         "log_loss_ci": loss[f"{RECALIBRATED}_ci"],
-        **calibration(predict(recalibration(ab), recalibration(ba)), votes, bins),
+        **calibration(probabilities, votes, bins),
+        **_reliability(probabilities, votes, bins),
         "gain": drawn.gain((judge, RECALIBRATED), (judge, "log_loss"), -1),
     }
 
 
-def _by_label(probabilities: np.ndarray, votes: np.ndarray, bins: int) -> dict[str, list[dict[str, Any]]]:
-    table = reliability_by_label(probabilities, votes, bins)
-    return {label: table.filter(label=label).drop("label").to_dicts() for label in LABELS}
+def _reliability(probabilities: np.ndarray, votes: np.ndarray, bins: int) -> dict[str, Any]:
+    by_label = reliability_by_label(probabilities, votes, bins)
+    return {
+        "reliability": reliability(probabilities, votes, bins).to_dicts(),
+        "reliability_by_label": {label: by_label.filter(label=label).drop("label").to_dicts() for label in LABELS},
+    }

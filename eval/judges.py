@@ -1,37 +1,35 @@
 """The judges of one experiment, each as predictions for the same held-out conversations in both orders.
 
-Which artefacts may judge is known before any is asked (`candidates`), and what a model answered is kept below
-predictions/: an evaluation that was killed goes on there, and one that a judge is added to asks no other again.
+Which artefacts may judge is known before any is asked (`candidates`), and what a model answered is kept
+(`eval.answers`): an evaluation that was killed goes on, and one that a judge is added to asks no other again.
 """
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from distill import runs
-from distill.config import Config, ScorerConfig, to_mapping
+from distill.config import Config, ScorerConfig
 from distill.door import variant
 from distill.exported import open_exported
-from distill.prompts import Renderer
 from distill.records import ORDERS, Conversation
-from distill.scoring import SCORES, mean_logits, score_conversations
+from distill.scoring import SCORES, mean_logits
 from distill.store import read_logits
 from eval import baselines
+from eval.answers import answers
 from eval.leaderboard import bradley_terry
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
 from eval.seeds import STUDENT
 from students.trained import open_trained
-from teachers.scorers import open_scorer
 
 log = logging.getLogger(__name__)
 NO_TEACHER = "loss=votes"
 BASELINES = ("prior", "surface", "bradley_terry")
-SCORED, HISTORY = "scores.parquet", "history.parquet"
+HISTORY = "history.parquet"
 
 
 class Unfit(ValueError):
@@ -204,8 +202,8 @@ def _trained(candidate: Candidate, config: Config, held_out: Sequence[Conversati
     """The answers of a trained run."""
     judge = open_trained(candidate.path, config.root, candidate.remedy)
     _refuse_learned(candidate.path, held_out)
-    model = {"content": judge.manifest.content}
-    return _ask(judge.merged(config.root), model, judge.renderer, config.eval.student, config, held_out)
+    model = judge.merged(config.root)
+    return answers(model, judge.manifest.content, judge.renderer, config.eval.student, held_out, config.root)
 
 
 def _exported(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
@@ -224,7 +222,7 @@ def _exported(candidate: Candidate, config: Config, held_out: Sequence[Conversat
     for parent in manifest.parents:
         _refuse_learned(root / parent, held_out)
     scorer = _engine(manifest.config["export"]["format"], config.eval.exported)
-    return _ask(path, {"content": manifest.content}, renderer, scorer, config, held_out)
+    return answers(path, manifest.content, renderer, scorer, held_out, root)
 
 
 def _predicted(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
@@ -238,32 +236,6 @@ def _predicted(candidate: Candidate, config: Config, held_out: Sequence[Conversa
 
 
 READERS = {"teacher": _stored, "student": _trained, "export": _exported, "predictions": _predicted}
-
-
-def _ask(
-    model: Path,
-    made: Mapping[str, Any],
-    renderer: Renderer,
-    scorer: ScorerConfig,
-    config: Config,
-    held_out: Sequence[Conversation],
-) -> pl.DataFrame:
-    """The model's scores of all conversations, from predictions/ where they are there already."""
-    shown = [[c.id, c.model_a, c.model_b, c.prompt, c.response_a, c.response_b] for c in held_out]
-    identity = {
-        **made,
-        "scorer": to_mapping(scorer),
-        "prompt": renderer.hashes,
-        "conversations": runs.hashed(shown),
-    }
-    folder = config.root / "predictions" / runs.hashed(identity)
-    if not runs.is_finished(folder, "predictions", identity, [], config.root):
-        with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
-            frame = score_conversations(opened, renderer, held_out)
-        folder.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(folder / SCORED)
-        runs.write_manifest(folder, "predictions", identity, [], config.root, rows={"held_out": len(held_out)})
-    return pl.read_parquet(folder / SCORED)
 
 
 def _engine(format: str, scorer: ScorerConfig) -> ScorerConfig:

@@ -15,7 +15,7 @@ from eval.biases import find_biases
 from eval.comparison import Pair, compare
 from eval.judges import Judges
 from eval.leaderboard import rank_correlation, ratings
-from eval.metrics import kl_rows, log_loss_rows, paired_difference, predict, reliability, reliability_by_label
+from eval.metrics import kl_rows, log_loss_rows, paired_difference, predict
 from eval.seeds import STUDENT
 
 READ = 20  # conversations of each list to read
@@ -29,8 +29,7 @@ def measure(
 
     - `bayes`: the entropy of the simulated law, None for real votes; its judge is then among the others
     - `gain`: by how much the student is better than the one without a teacher (`metrics.difference`), or None
-    - `judges`, by name: also `biases` ({name: `inference.Bias`}), `failed` (checks of an export), and the tables
-      `reliability` and `reliability_by_label` of `recalibrated`
+    - `judges`, by name: also `biases` ({name: `inference.Bias`}) and `failed` (checks of an export)
     - `leaderboard`, None without three models: `rows`, `models` ([{`model`, `games`, `rating`, `low`, `high`, `judges`:
       {name: rating}}], by people's rating), `correlations` by judge (`leaderboard.rank_correlation`)
     - `reading`: `worst` by the student's log loss, `disagreed` by KL(`rival` || student), one conversation of a prompt:
@@ -63,9 +62,6 @@ def measure(
         biases = find_biases(held_out, *pair, level=config.bias_level, own=own, truncated=shortened)
         found["judges"][name]["biases"] = {bias.name: asdict(bias) for bias in biases}
         found["judges"][name]["failed"] = judges.failed.get(name, [])
-    for name, recalibrate in judges.recalibrations.items():
-        mended = predict(*(recalibrate(of) for of in logits[name]))
-        found["judges"][name]["recalibrated"] |= _reliability(mended, votes, config.ece_bins)
     probabilities = {name: predict(*pair) for name, pair in logits.items()}
     return {
         **found,
@@ -82,15 +78,6 @@ def _truncated(frame: pl.DataFrame, ids: Sequence[str]) -> np.ndarray | None:
         return None
     cut = frame.group_by("id").agg(pl.col("truncated").any())
     return pl.DataFrame({"id": ids}).join(cut, on="id", how="left", maintain_order="left")["truncated"].to_numpy()
-
-
-def _reliability(probabilities: np.ndarray, votes: np.ndarray, bins: int) -> dict[str, Any]:
-    """The tables of a recalibrated judge, as `comparison.compare` gives those of the others."""
-    by_label = reliability_by_label(probabilities, votes, bins).partition_by("label", as_dict=True, include_key=False)
-    return {
-        "reliability": reliability(probabilities, votes, bins).to_dicts(),
-        "reliability_by_label": {label: table.to_dicts() for (label,), table in by_label.items()},
-    }
 
 
 def _gain(

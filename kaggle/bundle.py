@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from distill.config import Config
 from distill.door import door
+from distill.runs import write_json
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,10 +121,6 @@ def write_notebook(folder: Path, owner: str, slug: str, overrides: list[str]) ->
             "competition_sources": [COMPETITION],
         },
     )
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from students.gptq import repack_gptq
 from students.half_precision import fit_into_fp16
 from students.quantising import quantise
 from students.shards import DTYPES
+from students.t4 import MARGIN
 from students.trained import TrainedJudge
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def fitted(model: Path, out: Path, prompts: Prompts, margin: float) -> dict[str,
     if not found.rescaled:
         copy_linked(model, out)
     log.info("the largest, %.0f at %s, fits %.0f times into fp16", found.largest, found.place, found.margin)
-    return {"fp16_margin": found.margin, "fp16": asdict(found)}
+    return {MARGIN: found.margin, "fp16": asdict(found)}
 
 
 def write_format(model: Path, out: Path, name: str, settings: QuantisationConfig, prompts: Prompts) -> None:

@@ -29,12 +29,12 @@ from gguf import (
 )
 from safetensors.torch import save_file
 
-from distill.models import begin, copy_tokenizer, put
+from distill.exported import GGUF_BACKBONE, GGUF_HEAD
+from distill.models import begin, copy_tokenizer, head_dim, put
 from students.merging import SCORE
 from students.shards import locate, read_shapes, read_tensor
 
 Matrices = Literal["Q8_0", "F16", "F32"]
-BACKBONE, HEAD = "backbone.gguf", "score.safetensors"
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "gemma2": MODEL_ARCH.GEMMA2}
 FILE_TYPES = {
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
@@ -58,9 +58,9 @@ def write_gguf(model: Path, out: Path, matrices: Matrices = "Q8_0") -> None:
     config = json.loads((model / "config.json").read_text())
     _refuse_variants(model, config)
     partial = begin(out)
-    _write_backbone(model, config, partial / BACKBONE, GGMLQuantizationType[matrices])
+    _write_backbone(model, config, partial / GGUF_BACKBONE, GGMLQuantizationType[matrices])
     head = read_tensor(locate(model), f"{SCORE}.weight").float()
-    save_file({f"{SCORE}.weight": head}, partial / HEAD, metadata={"format": "pt"})
+    save_file({f"{SCORE}.weight": head}, partial / GGUF_HEAD, metadata={"format": "pt"})
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     copy_tokenizer(model, partial)
     put(partial, out)
@@ -92,7 +92,7 @@ def rope_factors(config: Mapping[str, Any]) -> torch.Tensor | None:
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    width = _head_width(config)
+    width = head_dim(config)
     typed = AutoConfig.for_model(**config)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](typed, torch.device("cpu"))
     return _rope(config)["rope_theta"] ** (-torch.arange(0, width, 2) / width) / scaled
@@ -153,9 +153,9 @@ def _add_metadata(writer: GGUFWriter, config: Mapping[str, Any], file_type: Llam
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(_head_width(config))
-    writer.add_value_length(_head_width(config))
-    writer.add_rope_dimension_count(_head_width(config))
+    writer.add_key_length(head_dim(config))
+    writer.add_value_length(head_dim(config))
+    writer.add_rope_dimension_count(head_dim(config))
     writer.add_rope_freq_base(_rope(config)["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_pooling_type(PoolingType.LAST)
@@ -174,7 +174,7 @@ def _refuse_variants(model: Path, config: Mapping[str, Any]) -> None:
     kinds = config.get("layer_types") or []
     alternating = [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
     # llama.cpp scales queries by the head's width, in a 27B (46 layers) by width / heads, whatever the file says.
-    scale = config["hidden_size"] // config["num_attention_heads"] if layers == 46 else _head_width(config)
+    scale = config["hidden_size"] // config["num_attention_heads"] if layers == 46 else head_dim(config)
     variants = {
         f"rope_type {rope!r}": rope not in ("default", *(["llama3"] if family == "llama" else [])),
         "sliding windows": family != "gemma2" and "sliding_attention" in kinds,
@@ -184,10 +184,6 @@ def _refuse_variants(model: Path, config: Mapping[str, Any]) -> None:
     }
     if found := [what for what, differs in variants.items() if differs]:
         raise ValueError(f"{model} has {', '.join(found)}, which llama.cpp's {family} has not: export another format")
-
-
-def _head_width(config: Mapping[str, Any]) -> int:
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from distill.models import attention_for, begin, copy_tokenizer, put
-from students.shards import locate, read_shapes, read_tensor, write_weights
+from students.shards import locate, read_shapes, read_tensor, stored_dtypes, write_weights
 
 LARGEST = torch.finfo(torch.float16).max
 FAMILIES = ("gemma2", "gemma3_text")
@@ -168,21 +167,11 @@ def rescale(model: Path, out: Path, factors: Mapping[str, int]) -> None:
 
     Tensor by tensor, each in its own type, but for the gains that end a branch, which are stored in fp32: see above.
     """
-    sources = locate(model)
+    sources, dtypes = locate(model), stored_dtypes(model)
+    if STREAM in factors:
+        dtypes |= {name: torch.float32 for name in dtypes if _layer(name).endswith(ENDS_OF_BRANCHES)}
     shapes = read_shapes(model, sources)
-
-    def dtype(name: str) -> torch.dtype:
-        if STREAM in factors and _layer(name).endswith(ENDS_OF_BRANCHES):
-            return torch.float32
-        with safe_open(sources[name], "pt") as file:
-            return file.get_slice(name)[:0].dtype
-
-    write_weights(
-        out,
-        shapes,
-        lambda name: _rescaled(name, read_tensor(sources, name), factors),
-        {name: dtype(name) for name in shapes},
-    )
+    write_weights(out, shapes, lambda name: _rescaled(name, read_tensor(sources, name), factors), dtypes)
     shutil.copy(model / "config.json", out)
     copy_tokenizer(model, out)
 

@@ -24,7 +24,7 @@ from distill.config import QuantisationConfig
 from distill.models import begin, copy_tokenizer, put
 from distill.runs import MANIFEST
 from students.merging import SCORE
-from students.shards import opened, rewrite
+from students.shards import rewrite, stored
 from students.smoothing import load_judge, smooth
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def check_quantised(before: Path, after: Path) -> None:
     A score head that is quantised with the rest, because a quantiser spares `lm_head` alone, is the usual mistake.
     """
     linears = {name.removesuffix(".weight") for name in _linears(before)}
-    found = _tensors(after)
+    found = stored(after)
     quantised = {name.removesuffix(".weight_packed") for name in found if name.endswith(".weight_packed")}
     quantised |= {name.removesuffix(".weight") for name, (dtype, _) in found.items() if dtype == "I8"}
     problems = []
@@ -185,19 +185,9 @@ def _linears(model: Path) -> dict[str, list[int]]:
     """The weights of an unquantised judge that are to be quantised: name -> shape [out, in]."""
     return {
         name: shape
-        for name, (_, shape) in _tensors(model).items()
+        for name, (_, shape) in stored(model).items()
         if len(shape) == 2 and "embed_tokens" not in name and not name.startswith(f"{SCORE}.")
     }
-
-
-def _tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
-    """Tensor name -> (dtype as safetensors names it, shape)."""
-    tensors: dict[str, tuple[str, list[int]]] = {}
-    for path in folder.glob("*.safetensors"):
-        with opened(path) as file:
-            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            tensors |= {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
-    return tensors
 
 
 @contextmanager

@@ -57,6 +57,22 @@ def read_shapes(base: Path, sources: Mapping[str, Path]) -> dict[str, list[int]]
     return shapes
 
 
+def stored(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    """Tensor -> (dtype as safetensors names it, shape) of all files in a folder, of any kind."""
+    tensors: dict[str, tuple[str, list[int]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with opened(path) as file:
+            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            tensors |= {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
+    return tensors
+
+
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Tensor -> its type, of a model in plain floats."""
+    floats = {name: dtype for dtype, name in STORED.items()}
+    return {tensor: floats[dtype] for tensor, (dtype, _) in stored(folder).items()}
+
+
 def read_tensor(sources: Mapping[str, Path], name: str) -> torch.Tensor:
     """One tensor, mapped from the file that holds it: what of it was read leaves memory together with the tensor."""
     with opened(sources[name]) as file:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from distill.models import attention_for, begin, copy_tokenizer, put
-from students.shards import locate, read_shapes, read_tensor, write_weights
+from students.shards import locate, read_shapes, read_tensor, stored_dtypes, write_weights
 
 # Family -> norm -> the linear layers that read it, and nothing else does. llm-compressor's own table is wrong for
 # Gemma-2, whose post_attention_layernorm ends a branch.
@@ -59,7 +59,7 @@ def smooth(model: Path, out: Path, strength: float, prompts: Sequence[Sequence[i
         return tensor * factors[name] if name in factors else tensor
 
     partial = begin(out)
-    dtypes = {name: torch.float32 if name in gains else read_tensor(sources, name).dtype for name in sources}
+    dtypes = stored_dtypes(model) | dict.fromkeys(gains, torch.float32)
     write_weights(partial, read_shapes(model, sources), smoothed, dtypes)
     shutil.copy(model / "config.json", partial)
     copy_tokenizer(model, partial)

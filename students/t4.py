@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import T4Config
-from distill.memory import GB
+from distill.memory import GB, work_per_token
+from distill.models import head_dim
 from distill.records import LABELS
 from distill.runs import MANIFEST
 from students.merging import SCORE
-from students.shards import opened
+from students.shards import stored
 
 MARGIN = "fp16_margin"  # in the manifest's `extra`
 BANNED = ("gemma2", "gemma3", "gemma3_text", "glm4")  # vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS
@@ -70,7 +71,7 @@ def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds no exported judge (there is no config.json): give a folder of exports/")
     config = json.loads((folder / "config.json").read_text())
-    tensors = _tensors(folder)
+    tensors = stored(folder)
     if any(folder.glob("*.gguf")):
         return [_head(config, tensors), _memory(folder, config, t4)]
     return [
@@ -113,15 +114,6 @@ def _architectures(library: Path) -> Iterator[int]:
                     yield architecture
                 entry += max(header, ENTRY.size) + size
             at = data.find(MAGIC, end)
-
-
-def _tensors(folder: Path) -> Tensors:
-    tensors: dict[str, tuple[str, list[int]]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with opened(path) as file:
-            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            tensors |= {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
-    return tensors
 
 
 def _dtype(config: Mapping[str, Any]) -> Finding:
@@ -255,10 +247,10 @@ def _range(config: Mapping[str, Any], margin: float | None) -> Finding:
 
 def _memory(folder: Path, config: Mapping[str, Any], t4: T4Config) -> Finding:
     """Weights as the files hold them; keys, values and one layer's work by the formula of `distill.memory`."""
-    width, tokens, element = config["hidden_size"], t4.batch_tokens, BYTES.get(_stored(config), 2)
+    tokens, keys = t4.batch_tokens, config["num_key_value_heads"] * head_dim(config)
+    sizes = config["num_hidden_layers"], keys, config["intermediate_size"], config["hidden_size"]
+    cache, working = (tokens * each / GB for each in work_per_token(*sizes, BYTES.get(_stored(config), 2)))
     weights = sum(p.stat().st_size for suffix in ("safetensors", "gguf") for p in folder.glob(f"*.{suffix}")) / GB
-    cache = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * _head_dim(config) * element * tokens / GB
-    working = (3 * config["intermediate_size"] + 4 * width) * element * tokens / GB
     held = weights + cache + working
     detail = (
         f"{held:.2f} of {t4.memory_gb:g} GB: {weights:.2f} of weights, {cache:.2f} of keys and values and "
@@ -271,7 +263,7 @@ def _memory(folder: Path, config: Mapping[str, Any], t4: T4Config) -> Finding:
 
 def _attention(config: Mapping[str, Any]) -> Finding:
     """By shared memory, of which T4s have 64 KB: Triton's kernel asks for 96 KB at 512 (vLLM's issue 57712)."""
-    width = _head_dim(config)
+    width = head_dim(config)
     if width > 256:
         return Finding("attention", False, f"heads of {width}: vLLM's kernel for T4s ends at 256; export as gguf")
     if width > 128:
@@ -294,10 +286,6 @@ def _kernels() -> Finding:
 
 def _stored(config: Mapping[str, Any]) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-def _head_dim(config: Mapping[str, Any]) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def _is_plain(name: str, tensors: Tensors) -> bool:

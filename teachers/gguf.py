@@ -16,10 +16,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from distill.config import ScorerConfig
+from distill.exported import GGUF_BACKBONE, GGUF_HEAD
 from distill.scoring import check_length
 
 log = logging.getLogger(__name__)
-BACKBONE, HEAD = "backbone.gguf", "score.safetensors"
 AS_IS, ALL_CORES = -1, -1  # llama.cpp's words for an embedding that is not normalised, and for as many threads as cores
 
 
@@ -36,18 +36,18 @@ class GgufScorer:
 
         Raises `ValueError` where the folder holds no such export, and where xllamacpp is not installed.
         """
-        for name in (BACKBONE, HEAD):
+        for name in (GGUF_BACKBONE, GGUF_HEAD):
             if not (folder / name).exists():
                 raise ValueError(f"{folder} has no {name}: give a folder that distill.export wrote as format=gguf")
         try:
             import xllamacpp
         except ImportError as error:
-            raise ValueError(f"scoring {folder / BACKBONE} needs llama.cpp: pip install xllamacpp") from error
+            raise ValueError(f"scoring {folder / GGUF_BACKBONE} needs llama.cpp: pip install xllamacpp") from error
         self.max_tokens = max_tokens
         self.slots = max(1, config.batch_tokens // max_tokens)
-        self.head = load_file(folder / HEAD)["score.weight"]
+        self.head = load_file(folder / GGUF_HEAD)["score.weight"]
         log.info("scoring with %s through llama.cpp, %d prompts at a time", folder, self.slots)
-        self._server: Any = xllamacpp.Server(self._parameters(folder / BACKBONE, config))
+        self._server: Any = xllamacpp.Server(self._parameters(folder / GGUF_BACKBONE, config))
 
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
         """As `distill.scoring.Scorer` says, in the order of `prompts`, as many at a time as there are slots."""

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from distill.config import ScorerConfig
+from distill.exported import GGUF_BACKBONE
 from distill.records import LABELS
 from distill.scoring import Scorer
 
@@ -60,7 +61,7 @@ def open_engine(
 
     An export in GGUF is read by llama.cpp, the only one that can, whatever the backend.
     """
-    if (model / "backbone.gguf").exists():
+    if (model / GGUF_BACKBONE).exists():
         from teachers.gguf import GgufScorer
 
         if label_ids is not None or adapter is not None:

@@ -22,7 +22,7 @@ from distill.exported import ExportedJudge, export_folder, open_exported
 from distill.parts import part_files
 from distill.prompts import Rendered
 from distill.records import ORDERS, Conversation, Order
-from distill.scoring import SCORES, Scorer, logits_by_order, to_own_order
+from distill.scoring import SCORES, Scorer, logits_by_order, scored_row
 from distill.store import StoreWriter, read_parts
 from eval.predicting.devices import count_devices, side_by_side
 from eval.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
@@ -169,11 +169,7 @@ class Work:
         def row(prompt: Rendered, logits: np.ndarray) -> dict[str, Any]:
             there.add((prompt.id, prompt.order))
             return {
-                "id": prompt.id,
-                "order": prompt.order,
-                "logits": to_own_order(logits, prompt.order),
-                "prompt_tokens": len(prompt.ids),
-                "truncated": prompt.truncated,
+                **scored_row(prompt, logits),
                 "judge_fold": self.writer.origin.judge_fold,
                 "fingerprint": fingerprints[prompt.id],
             }

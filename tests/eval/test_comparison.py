@@ -117,8 +117,9 @@ def test_exchanging_the_sides_exchanges_the_tables_of_a_and_b_and_nothing_else()
     before = compared(judges, votes, groups, recalibrations={"student": COOLER})
     after = compared(swapped, votes[:, SWAPPED], groups, recalibrations={"student": COOLER})
     for judge in after["judges"].values():
-        table = judge["reliability_by_label"]
-        table["a"], table["b"] = table["b"], table["a"]
+        for table in (judge["reliability_by_label"], (judge["recalibrated"] or {}).get("reliability_by_label")):
+            if table:
+                table["a"], table["b"] = table["b"], table["a"]
     assert close(before, after)
 
 

@@ -18,7 +18,7 @@ from distill.records import ORDERS, Conversation
 from distill.scoring import logits_by_order
 from distill.store import LOGITS, NO_FOLD, StoreWriter
 from eval import __main__ as door
-from eval import judges as module
+from eval import answers as answering
 from eval.judges import Judges, Unfit, add, candidates, judge_all
 from eval.recalibration import Recalibration, write_recalibration
 from tests.composing import configured
@@ -102,7 +102,7 @@ def test_a_model_is_asked_once(finished: Config, monkeypatch: pytest.MonkeyPatch
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(module, "open_scorer", refuse)
+    monkeypatch.setattr(answering, "open_scorer", refuse)
     other = finished.root / "logits" / "smoke"
     judges = ask(naming(finished, other=other), held_out, training)
     assert judges.predictions["student"].equals(before)

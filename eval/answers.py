@@ -1,0 +1,41 @@
+"""What a model says of conversations, kept below predictions/: no stage asks the same model the same thing twice."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from distill import runs
+from distill.config import ScorerConfig, to_mapping
+from distill.prompts import Renderer
+from distill.records import Conversation
+from distill.scoring import score_conversations
+from teachers.scorers import open_scorer
+
+SCORED = "scores.parquet"
+
+
+def answers(
+    model: Path,
+    content: str,
+    renderer: Renderer,
+    scorer: ScorerConfig,
+    conversations: Sequence[Conversation],
+    root: Path,
+) -> pl.DataFrame:
+    """The scores of all conversations in both orders (`SCORES`) by the model in a folder; `content` is its hash."""
+    shown = [[c.id, c.model_a, c.model_b, c.prompt, c.response_a, c.response_b] for c in conversations]
+    identity = {
+        "content": content,
+        "scorer": to_mapping(scorer),
+        "prompt": renderer.hashes,
+        "conversations": runs.hashed(shown),
+    }
+    folder = root / "predictions" / runs.hashed(identity)
+    if not runs.is_finished(folder, "predictions", identity, [], root):
+        with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
+            frame = score_conversations(opened, renderer, conversations)
+        folder.mkdir(parents=True, exist_ok=True)
+        frame.write_parquet(folder / SCORED)
+        runs.write_manifest(folder, "predictions", identity, [], root, rows={"held_out": len(conversations)})
+    return pl.read_parquet(folder / SCORED)
