@@ -158,7 +158,8 @@ def test_an_adapter_beside_its_base_equals_the_merged_judge(
 def test_an_engine_found_dead_says_so_and_what_to_do(tiny_judge_llama: Path, prompts: list[list[int]]) -> None:
     with open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
         assert isinstance(engine, VllmScorer)
-        stream = engine.stream(cycle(prompts))  # without end: a quick engine may have answered all it holds when it dies
+        # Without end: a quick engine may have answered all that it holds when it dies.
+        stream = engine.stream(cycle(prompts))
         next(stream)
         core = engine.llm.llm_engine.engine_core
         for process in core.resources.engine_manager.processes:
