@@ -94,7 +94,7 @@ def compare(store: Path, found: dict[str, Found], counts: dict[str, dict[str, np
     averaged, texts = swap_average(scores), dict(scores.select("id", "fingerprint").iter_rows())
     judged = dict(zip(averaged["id"], softmax(averaged["logits"].to_numpy().astype(float), axis=1), strict=True))
     for kind, (file, rows) in ((kind, item) for kind in KINDS for item in found.items()):
-        known = [(c, share) for c, share in rows[kind] if texts.get(c.id) == c.fingerprint()]
+        known = [(c, share) for c, share in rows[kind] if texts.get(c.id) == c.sided_fingerprint()]
         if not known:
             continue
         own = log_loss_rows(np.array([judged[c.id] for c, _ in known]), np.array([c.votes for c, _ in known])).mean()

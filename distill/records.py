@@ -65,6 +65,13 @@ class Conversation:
         sides = sorted(json.dumps(side) for side in (self.response_a, self.response_b))
         return int.from_bytes(hashlib.sha256("\n".join([json.dumps(self.prompt), *sides]).encode()).digest()[:8])
 
+    def sided_fingerprint(self) -> int:
+        """The fingerprint, its lowest bit flipped where the responses stand the other way round.
+
+        It tells whether what is stored of a conversation is said of this a and this b.
+        """
+        return self.fingerprint() ^ (json.dumps(self.response_a) > json.dumps(self.response_b))
+
 
 def swap_labels(values: Sequence[T]) -> tuple[T, T, T]:
     """Exchange a and b in three values laid out as `LABELS` (votes, logits, probabilities)."""

@@ -39,7 +39,7 @@ LOGITS = pl.Schema(
         **SCORES,
         "judge_fold": pl.Int32(),
         "in_sample": pl.Boolean(),
-        "fingerprint": pl.UInt64(),  # Conversation.fingerprint(): the texts that the row was scored for
+        "fingerprint": pl.UInt64(),  # Conversation.sided_fingerprint(): the texts that the row was scored for
         "outside": pl.Float32(),  # probability mass that `label_tokens` found outside the labels; null for score heads
     }
 )
@@ -198,8 +198,12 @@ def check_leaks(logits: pl.DataFrame, seen: pl.DataFrame) -> None:
 
     `seen` has columns judge_fold and fingerprint: what each judge was trained on.
     """
+    other_way_round = pl.col("fingerprint").xor(pl.lit(1, pl.UInt64))
     trained = [
-        (pl.col("judge_fold") == fold) & pl.col("fingerprint").is_in(theirs["fingerprint"].implode())
+        (pl.col("judge_fold") == fold)
+        & pl.any_horizontal(
+            texts.is_in(theirs["fingerprint"].implode()) for texts in (pl.col("fingerprint"), other_way_round)
+        )
         for (fold,), theirs in seen.partition_by("judge_fold", as_dict=True).items()
     ]
     wrong = logits.filter(pl.col("in_sample").ne_missing(pl.any_horizontal(pl.lit(False), *trained)))

@@ -45,7 +45,7 @@ def soft_targets(
 def check_texts(store: Path, logits: pl.DataFrame, conversations: Sequence[Conversation]) -> None:
     """Raise `ValueError` naming ids whose logits in `store` were given for other texts than `conversations` hold."""
     here = pl.DataFrame(
-        {"id": [c.id for c in conversations], "now": [c.fingerprint() for c in conversations]},
+        {"id": [c.id for c in conversations], "now": [c.sided_fingerprint() for c in conversations]},
         schema={"id": pl.String, "now": pl.UInt64},
     )
     other = logits.join(here, on="id").filter(pl.col("fingerprint") != pl.col("now"))["id"].unique(maintain_order=True)

@@ -184,12 +184,12 @@ def fill_store(
     labelled = config.scorer.method == "label_tokens"
 
     def row(prompt: "Rendered", logits: "np.ndarray") -> dict[str, Any]:
-        fingerprint = by_id[prompt.id].fingerprint()
+        conversation = by_id[prompt.id]
         return {
             **scored_row(prompt, logits),
             "judge_fold": judge.fold,
-            "in_sample": fingerprint in judge.seen,
-            "fingerprint": fingerprint,
+            "in_sample": conversation.fingerprint() in judge.seen,
+            "fingerprint": conversation.sided_fingerprint(),
             # The log-probabilities are over the whole vocabulary: what the three leave over went to other answers.
             "outside": max(0.0, 1.0 - float(np.exp(logits.astype(float)).sum())) if labelled else None,
         }

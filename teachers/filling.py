@@ -146,7 +146,7 @@ def not_done(
     for key, side, _, texts_of_row in writer.done.iter_rows():
         texts.setdefault(key, set()).add(texts_of_row)
         there.setdefault(key, set()).add(side)
-    changed = [c.id for c in conversations if c.id in texts and texts[c.id] != {c.fingerprint()}]
+    changed = [c.id for c in conversations if c.id in texts and texts[c.id] != {c.sided_fingerprint()}]
     if changed:
         raise ValueError(
             f"{writer.folder} scored other texts under the same ids, such as {changed[:3]} ({len(changed)} in all): "

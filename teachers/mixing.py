@@ -156,7 +156,7 @@ def mixed_table(
             "id": [c.id for c in rows for _ in ORDERS],
             "order": [order for _ in rows for order in ORDERS],
             "logits": mixed.reshape(-1, 3),
-            "fingerprint": pl.Series([c.fingerprint() for c in rows for _ in ORDERS], dtype=pl.UInt64),
+            "fingerprint": pl.Series([c.sided_fingerprint() for c in rows for _ in ORDERS], dtype=pl.UInt64),
         }
     )
     told = pl.concat([t.select("id", "order", "prompt_tokens", "truncated", "in_sample") for t in one_each.values()])

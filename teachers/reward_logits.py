@@ -47,7 +47,7 @@ def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> 
                             "prompt_tokens": len(p.ids),
                             "truncated": p.truncated,
                             "judge_fold": NO_FOLD,
-                            "fingerprint": by_id[p.id].fingerprint(),
+                            "fingerprint": by_id[p.id].sided_fingerprint(),
                         },
                         config.teacher,
                         progress,
@@ -63,7 +63,9 @@ def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> 
     logits = cross_fit(rewards, limited, config.teacher.reward_l2)
     tokens = rewards.group_by("id").agg(pl.col("prompt_tokens").max(), pl.col("truncated").any())
     texts = pl.DataFrame(
-        [(c.id, c.fingerprint()) for c in limited], schema={"id": pl.String, "fingerprint": pl.UInt64}, orient="row"
+        [(c.id, c.sided_fingerprint()) for c in limited],
+        schema={"id": pl.String, "fingerprint": pl.UInt64},
+        orient="row",
     )
     table = logits.join(tokens, on="id").join(texts, on="id").with_columns(in_sample=False, outside=pl.lit(None))
     table = table.join(pl.DataFrame({"order": ORDERS}), how="cross")

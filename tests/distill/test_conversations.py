@@ -92,6 +92,7 @@ def test_shuffled_sides_are_swapped_conversations() -> None:
     among_others = from_frame(collect([source(rows), source([raw("z", "?")], "other")], None, ["test"])[0])
     assert [replace(c, id=c.id.removeprefix("test/")) for c in among_others[:-1]] == mixed
     assert all(c.swap().swap() == c and c.swap().fingerprint() == c.fingerprint() for c in mixed)
+    assert all((c.swap().sided_fingerprint() ^ c.sided_fingerprint()) == (c.response_a != c.response_b) for c in mixed)
     with pytest.raises(ValueError, match=r"shuffle_sides=\['tset'\].*\['test'\]"):
         collect([source(rows)], None, ["tset"])
 

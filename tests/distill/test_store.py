@@ -382,6 +382,8 @@ def test_a_leak_is_found_by_what_the_judge_saw(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'2' by the judge of fold 00 \(in_sample=true, but it was not trained on it"):
         check_leaks(scored("2", in_sample=True), pl.DataFrame({"judge_fold": [1], "fingerprint": [2]}))
     check_leaks(scored("2"), pl.DataFrame({"judge_fold": [1], "fingerprint": [2]}))  # another judge saw it
+    with pytest.raises(ValueError, match="trained on it: a leak"):  # it saw the responses the other way round
+        check_leaks(scored("2"), pl.DataFrame({"judge_fold": [0], "fingerprint": [3]}))
 
 
 def test_what_a_judge_saw_must_be_known_and_whole(tmp_path: Path) -> None:

@@ -152,14 +152,17 @@ def test_the_producer_is_ahead_but_not_by_more_than_it_may() -> None:
 def test_what_is_not_done_is_found_by_id_side_and_text(tmp_path: Path) -> None:
     a, b, c = (Conversation(i, [i], ["x"], ["y"]) for i in "abc")
     both = [
-        {**row(Prompt("a", [0]), np.zeros(3)), "order": order, "fingerprint": a.fingerprint()} for order in ("ab", "ba")
+        {**row(Prompt("a", [0]), np.zeros(3)), "order": order, "fingerprint": a.sided_fingerprint()}
+        for order in ("ab", "ba")
     ]
-    one = [{**row(Prompt("b", [0]), np.zeros(3)), "order": "ba", "fingerprint": b.fingerprint()}]
+    one = [{**row(Prompt("b", [0]), np.zeros(3)), "order": "ba", "fingerprint": b.sided_fingerprint()}]
     with StoreWriter(tmp_path, {}, "judge") as writer:
         writer.append(pl.DataFrame([*both, *one], schema=LOGITS))
         assert not_done([a, b, c], writer, ("ab", "ba")) == ([b, c], {("b", "ba")})
         with pytest.raises(ValueError, match=r"other texts under the same ids, such as \['a'\]"):
             not_done([replace(a, response_a=["z"])], writer, ("ab", "ba"))
+        with pytest.raises(ValueError, match="other texts"):  # what a judge said of a would be read as said of b
+            not_done([a.swap()], writer, ("ab", "ba"))
 
 
 def test_progress_tells_time_left_and_cost() -> None:
