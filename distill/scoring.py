@@ -105,7 +105,7 @@ def logits_by_order(scores: pl.DataFrame, ids: Sequence[str]) -> tuple[np.ndarra
     """
     found = []
     for order in ORDERS:
-        rows = pl.DataFrame({"id": ids}).join(
+        rows = pl.DataFrame({"id": ids}, schema={"id": pl.String}).join(
             scores.filter(pl.col("order") == order), on="id", how="left", maintain_order="left"
         )
         missing = rows.filter(pl.col("logits").is_null())["id"].to_list()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ from tests.running import own_process, refuses, succeeds
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
-ROWS = 25
+ROWS, TIMES = 25, 8
 BAD_ROWS = {"not json": ("17", "oops", '["x"]', '["y"]'), "rounds": ("18", '["q"]', '["x", "z"]', '["y"]')}
 Configure = Callable[..., Config]
 
@@ -73,6 +74,13 @@ def conversations() -> list[Conversation]:
 @pytest.fixture(scope="module")
 def file(conversations: list[Conversation], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("kaggle") / "test.csv", [cells(c) for c in conversations])
+
+
+@pytest.fixture(scope="module")
+def long_file(conversations: list[Conversation], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same conversations under `TIMES` ids each: a run that is to be stopped should not be done before."""
+    rows = [replace(c, id=f"{time}-{c.id}") for time in range(TIMES) for c in conversations]
+    return write_csv(tmp_path_factory.mktemp("long") / "test.csv", [cells(c) for c in rows])
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +186,18 @@ def test_rules_can_be_left_to_the_judge(configure: Configure, tmp_path: Path) ->
 
 
 def test_nothing_to_judge_needs_no_judge(configure: Configure, tmp_path: Path) -> None:
-    config = configure(f"input={write_csv(tmp_path / 'bad.csv', list(BAD_ROWS.values()))}")
+    rows = [("same", '["q"]', '["yes"]', '["yes"]'), *BAD_ROWS.values()]
+    config = configure(f"input={write_csv(tmp_path / 'bad.csv', rows)}")
     predict.main(config)
-    assert np.allclose(answers(config)[1], 1 / 3)
+    found = answers(config)[1]
+    assert found[0].argmax() == 2 and np.allclose(found[1:], 1 / 3)
+
+
+def test_a_file_of_which_no_row_can_be_read_is_refused(configure: Configure, tmp_path: Path) -> None:
+    config = configure(f"input={write_csv(tmp_path / 'plain.csv', [('1', 'Hi', 'x', 'y'), ('2', 'Hi', 'y', 'x')])}")
+    with pytest.raises(ValueError, match=r"none of the 2 rows can be read \(line 2, id 1: prompt is not JSON"):
+        predict.main(config)
+    assert not Path(str(config.output)).exists()
 
 
 def test_the_recalibration_beside_the_model_counts(
@@ -240,12 +257,26 @@ def test_a_budget_that_is_used_up_leaves_one_order_and_says_so(
     assert f"{ROWS} of {ROWS} conversations (100%) were judged in one order only" in caplog.text
     low, high = np.quantile(margin(logits_by_order(judged, judged["id"].unique().to_list())[0]), (0, 1))
     assert f"{low:.3f} to {high:.3f}" in caplog.text
+    listed = pl.read_csv(config.root / "submission.one_order.csv", schema_overrides={"id": pl.String})
+    assert listed["id"].sort().to_list() == judged["id"].unique().sort().to_list()
+    assert listed["margin"].min() == pytest.approx(low) and listed["margin"].max() == pytest.approx(high)
 
 
-def test_a_budget_that_suffices_changes_nothing(configure: Configure, judged: pl.DataFrame) -> None:
-    config = configure("predict.minutes=60", "predict.pilot=4")
+@pytest.mark.parametrize("pilot", [4, 0])
+def test_a_budget_that_suffices_changes_nothing(configure: Configure, judged: pl.DataFrame, pilot: int) -> None:
+    config = configure("predict.minutes=60", f"predict.pilot={pilot}")
     predict.main(config)
     assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_few_rows_on_two_devices_within_a_budget(
+    configure: Configure, conversations: list[Conversation], judged: pl.DataFrame, tmp_path: Path, rows: int
+) -> None:
+    path = write_csv(tmp_path / "few.csv", [cells(c) for c in conversations[:rows]])
+    config = configure(f"input={path}", "predict.devices=2", "predict.minutes=60")
+    predict.main(config)
+    assert np.abs(answers(config)[1] - expected(judged)[:rows]).max() < 1e-5
 
 
 def killed_after(config: Config, parts: int, number: int = signal.SIGKILL) -> int | None:
@@ -260,8 +291,10 @@ def killed_after(config: Config, parts: int, number: int = signal.SIGKILL) -> in
 
 @pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("devices", [1, 2])
-def test_killed_and_started_again_it_goes_on(configure: Configure, judged: pl.DataFrame, devices: int) -> None:
-    config = configure(f"predict.devices={devices}", "predict.minutes=60", "predict.pilot=4")
+def test_killed_and_started_again_it_goes_on(
+    configure: Configure, long_file: Path, judged: pl.DataFrame, devices: int
+) -> None:
+    config = configure(f"input={long_file}", f"predict.devices={devices}", "predict.minutes=60", "predict.pilot=4")
     assert killed_after(config, 4) == -signal.SIGKILL
     wait_until(lambda: not workers_of(config))
     before = {path: path.stat().st_mtime_ns for path in part_files(parts_folder(config))}
@@ -269,8 +302,8 @@ def test_killed_and_started_again_it_goes_on(configure: Configure, judged: pl.Da
     predict.main(config)
     assert before.items() <= {path: path.stat().st_mtime_ns for path in part_files(parts_folder(config))}.items()
     scored = read_parts(parts_folder(config))
-    assert len(scored) == 2 * ROWS and scored.select("id", "order").is_unique().all()
-    assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+    assert len(scored) == 2 * TIMES * ROWS and scored.select("id", "order").is_unique().all()
+    assert np.abs(answers(config)[1] - np.tile(expected(judged), (TIMES, 1))).max() < 1e-5
 
 
 @pytest.mark.usefixtures("kept")
@@ -285,14 +318,15 @@ def test_with_the_first_order_there_the_budget_goes_to_the_second(configure: Con
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_interrupted_it_finishes_what_is_in_hand_and_goes_on_later(
-    configure: Configure, judged: pl.DataFrame, devices: int
+    configure: Configure, long_file: Path, judged: pl.DataFrame, devices: int
 ) -> None:
-    config = configure(f"predict.devices={devices}", "predict.minutes=60", "predict.scorer.batch_tokens=300")
+    settings = ("predict.minutes=60", "predict.scorer.batch_tokens=300")
+    config = configure(f"input={long_file}", f"predict.devices={devices}", *settings)
     assert killed_after(config, 1, signal.SIGTERM) == STOPPED
-    assert 0 < len(read_scores(parts_folder(config))) < 2 * ROWS
+    assert 0 < len(read_scores(parts_folder(config))) < 2 * TIMES * ROWS
     assert not workers_of(config)
-    predict.main(configure("predict.devices=1"))  # on another number of devices, too
-    assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+    predict.main(configure(f"input={long_file}", "predict.devices=1"))  # on another number of devices, too
+    assert np.abs(answers(config)[1] - np.tile(expected(judged), (TIMES, 1))).max() < 1e-5
 
 
 def workers_of(config: Config) -> list[psutil.Process]:
@@ -316,9 +350,9 @@ def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
 
 
 def test_a_device_that_dies_is_told_of_and_costs_nothing_that_is_written(
-    configure: Configure, judged: pl.DataFrame, tmp_path: Path
+    configure: Configure, long_file: Path, judged: pl.DataFrame, tmp_path: Path
 ) -> None:
-    config = configure("predict.devices=2", "predict.rows_per_part=1", "predict.scorer.batch_tokens=300")
+    config = configure(f"input={long_file}", "predict.devices=2", "predict.scorer.batch_tokens=300")
     message = tmp_path / "message"
     process = own_process(failing_predict, config, message)
     wait_until(lambda: len(part_files(parts_folder(config))) >= 2)
@@ -328,7 +362,7 @@ def test_a_device_that_dies_is_told_of_and_costs_nothing_that_is_written(
     there = len(read_scores(parts_folder(config)))
     assert there >= 2
     predict.main(config)
-    assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+    assert np.abs(answers(config)[1] - np.tile(expected(judged), (TIMES, 1))).max() < 1e-5
 
 
 def failing_predict(config: Config, message: Path) -> None:
@@ -338,19 +372,28 @@ def failing_predict(config: Config, message: Path) -> None:
 
 
 def test_parts_of_another_file_or_model_are_refused(
-    configure: Configure, export: Path, conversations: list[Conversation], tmp_path: Path
+    configure: Configure, export: Path, long_file: Path, file: Path, tmp_path: Path
 ) -> None:
-    config = configure("predict.second_order=0")
+    config = configure(f"input={long_file}", "predict.second_order=0")
     killed_after(config, 1)
-    other = write_csv(tmp_path / "other.csv", [cells(c) for c in conversations[1:]])
     with pytest.raises(ValueError, match=r"input\.sha256: there .* now "):
-        predict.main(configure(f"input={other}"))
+        predict.main(configure(f"input={file}"))
     model = shutil.copytree(export, tmp_path / "other_model")
     (model / "note.txt").write_text("another content")
     finish_export(model)
     with pytest.raises(ValueError, match=r"model: there .* now "):
-        predict.main(configure(f"predict.model={model}"))
+        predict.main(configure(f"input={long_file}", f"predict.model={model}"))
     predict.main(configure(f"predict.model={model}", "overwrite=true"))
+
+
+def test_killed_on_the_way_to_another_submission_it_goes_on(configure: Configure, long_file: Path) -> None:
+    config = configure(f"input={long_file}", "predict.second_order=0", "overwrite=true")
+    Path(str(config.output)).write_text("an earlier submission")
+    killed_after(config, 2)
+    written = [path.read_bytes() for path in part_files(parts_folder(config))]
+    killed_after(config, 3)
+    now = [path.read_bytes() for path in part_files(parts_folder(config))]
+    assert written and all(part in now for part in written)
 
 
 @pytest.mark.parametrize(

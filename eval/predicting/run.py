@@ -53,13 +53,15 @@ def predict(config: Config) -> None:
     scorer = config.predict.scorer
     how = {name: getattr(scorer, name) for name in ("method", "labels", "dtype", "load_in_8bit")}
     identity = {"input": rows.identity, "model": judge.manifest.content, "scorer": how}
-    runs.claim(parts, identity, [], config.root, config.overwrite)
+    # overwrite=true is about the output: what was judged on the way to a new one is kept, however often that is killed.
+    other = runs.started(parts) != {**identity, "parents": {}}
+    runs.claim(parts, identity, [], config.root, config.overwrite and other)
     if rows.conversations:
         minutes = config.predict.minutes
         deadline = None if minutes is None else began + 60 * minutes
         side_by_side(judge_share, count_devices(config.predict), config, deadline)
     scores = read_scores(parts)
-    tell_left_out(rows, scores)
+    tell_left_out(rows, scores, output)
     write_submission(output, rows.ids, probabilities(rows, scores, read_recalibration(judge.folder)))
     shutil.rmtree(parts)
     log.info("%s: %d rows, checked, after %.1f minutes", output, len(rows.ids), (time.time() - began) / 60)
@@ -164,7 +166,7 @@ class Work:
 
     def score(self, conversations: Sequence[Conversation], orders: Sequence[Order]) -> None:
         """Judge `conversations` in `orders`, but for what is there, and write it down."""
-        there, fingerprints = self.share.there, {c.id: c.fingerprint() for c in conversations}
+        there, fingerprints = self.share.there, {c.id: c.sided_fingerprint() for c in conversations}
 
         def row(prompt: Rendered, logits: np.ndarray) -> dict[str, Any]:
             there.add((prompt.id, prompt.order))
@@ -216,9 +218,13 @@ class Work:
 
 
 def tell_unreadable(rows: Unlabelled, output: Path) -> None:
-    """Log the rows that get the prior, and list them all beside the submission."""
+    """Log the rows that get the prior, and list them all beside the submission.
+
+    Raises `ValueError` where these are all rows: the file is laid out otherwise than it should be.
+    """
+    path = output.with_name(f"{output.stem}.unreadable.csv")
+    path.unlink(missing_ok=True)  # of an earlier submission
     if len(rows.unreadable):
-        path = output.with_name(f"{output.stem}.unreadable.csv")
         rows.unreadable.write_csv(path)
         first = rows.unreadable.row(0, named=True)
         told = f"line {first['line']}, id {first['id']}: {first['reason']}"
@@ -228,16 +234,25 @@ def tell_unreadable(rows: Unlabelled, output: Path) -> None:
             told,
             path,
         )
+        if len(rows.unreadable) == len(rows.ids):
+            raise ValueError(
+                f"none of the {len(rows.ids)} rows can be read ({told}): each text is a JSON list of rounds, such as "
+                '["Hello"]; docs/data.md has the layouts'
+            )
 
 
-def tell_left_out(rows: Unlabelled, scores: pl.DataFrame) -> None:
-    """Log how many conversations keep one order, and how sure the judge was of these."""
+def tell_left_out(rows: Unlabelled, scores: pl.DataFrame, output: Path) -> None:
+    """Log how many conversations keep one order, and list them with how sure the judge was beside the submission."""
+    path = output.with_name(f"{output.stem}.one_order.csv")
+    path.unlink(missing_ok=True)
     again = scores.filter(pl.col("order") == "ba")["id"].implode()
     once = scores.filter(pl.col("order") == "ab", ~pl.col("id").is_in(again))
     if len(once):
-        low, median, high = np.quantile(margin(once["logits"].to_numpy()), (0, 0.5, 1))
+        margins = margin(once["logits"].to_numpy())
+        once.select("id", margin=margins).write_csv(path)
+        low, median, high = np.quantile(margins, (0, 0.5, 1))
         log.info(
             "%d of %d conversations (%.0f%%) were judged in one order only; their margins, between the two likeliest "
-            "labels: %.3f to %.3f, median %.3f",
-            *(len(once), len(rows.conversations), 100 * len(once) / len(rows.conversations), low, high, median),
+            "labels: %.3f to %.3f, median %.3f; all are listed in %s",
+            *(len(once), len(rows.conversations), 100 * len(once) / len(rows.conversations), low, high, median, path),
         )
