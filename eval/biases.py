@@ -43,6 +43,7 @@ FAMILIES = {
     "falcon": ("falcon",),
     "mpt": ("mpt-",),
 }
+Looks = tuple[pl.DataFrame, pl.DataFrame]  # of the responses a, and of the responses b
 
 
 def find_biases(
@@ -53,6 +54,7 @@ def find_biases(
     level: float,
     own: str | None = None,
     truncated: np.ndarray | None = None,
+    looks: Looks | None = None,
 ) -> list[Bias]:
     """What one judge's logits in both orders, twice [n, 3] in the conversations' own a and b, say about its biases.
 
@@ -66,13 +68,16 @@ def find_biases(
     table intervals stand alone and `flagged` is Holm's. Biases are not corrected for each other: at level 0.05, one in
     twenty is flagged by chance. A table's rows hold the excess over people's win rate beside both rates, those of
     position the share of verdicts that flip in a range of confidence. What the rows cannot tell has value None.
+
+    `looks` is `look_at(conversations)`, which saves time where several judges are asked about.
     """
     assert len(conversations) == len(logits_ab) == len(logits_ba), "logits of other conversations"
     voted = np.array([c.votes is not None for c in conversations], dtype=bool)
     probabilities = predict(logits_ab, logits_ba)
     rated = [c for c in conversations if c.votes is not None]
     votes = shares(np.array([c.votes for c in rated]).reshape(-1, len(LABELS)))
-    against = _AgainstPeople(rated, probabilities[voted], votes, level)
+    looks = look_at(conversations) if looks is None else looks
+    against = _AgainstPeople(rated, probabilities[voted], votes, [of.filter(pl.Series(voted)) for of in looks], level)
     return [
         _position([c.group for c in conversations], logits_ab, logits_ba, level),
         *against.verbosity(),
@@ -83,6 +88,11 @@ def find_biases(
             rated, probabilities[voted], votes, level=level, truncated=None if truncated is None else truncated[voted]
         ),
     ]
+
+
+def look_at(conversations: Sequence[Conversation]) -> Looks:
+    """What judges are known to fall for in each response a, and in each b: one row a conversation."""
+    return _looks([c.response_a for c in conversations]), _looks([c.response_b for c in conversations])
 
 
 def family(model: str) -> str:
@@ -132,13 +142,17 @@ class _AgainstPeople:
     """
 
     def __init__(
-        self, conversations: Sequence[Conversation], probabilities: np.ndarray, votes: np.ndarray, level: float
+        self,
+        conversations: Sequence[Conversation],
+        probabilities: np.ndarray,
+        votes: np.ndarray,
+        looks: Sequence[pl.DataFrame],
+        level: float,
     ):
-        self.conversations, self.level = conversations, level
+        self.conversations, self.looks, self.level = conversations, looks, level
         self.probabilities, self.votes = probabilities, votes
         self.judge, self.people = _win_rates(probabilities), _win_rates(votes)
         self.jackknife = Jackknife([c.group for c in conversations])
-        self.looks = [_looks([c.response_a for c in conversations]), _looks([c.response_b for c in conversations])]
 
     def verbosity(self) -> list[Bias]:
         """Whether it wants length more than people do: of all pairs, and of those that people find equally good."""
@@ -251,7 +265,7 @@ class _AgainstPeople:
 
 
 def _looks(responses: Sequence[Sequence[str]]) -> pl.DataFrame:
-    """What judges are known to fall for in each response: its length, its markup, whether it refuses."""
+    """Of each response its length, its markup, and whether it refuses."""
     text = pl.Series("text", ["\n\n".join(rounds) for rounds in responses], dtype=pl.String).str
     return pl.DataFrame(
         {

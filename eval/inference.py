@@ -158,13 +158,14 @@ def conclude_farthest(
     level: float,
     whole: str,
 ) -> Bias:
-    """The estimate farthest from zero in standard errors, its interval wide enough to answer for all of them.
+    """The estimate that chance explains least, its interval wide enough to answer for all of them.
 
-    Its name, or that of the `whole` where there is none, goes into the claim's subject; of equals it is the last.
-    `rows` become the table, each with `flagged`.
+    That is the one of the smallest p-value, so it is flagged where Holm's first step passes, and no row is flagged
+    without it. Its name, or that of the `whole` where there is none, goes into the claim's subject; of equals it is the
+    last. `rows` become the table, each with `flagged`.
     """
     told = {x: estimate for x, estimate in estimates.items() if estimate is not None}
-    farthest = max(reversed(told), key=lambda x: round(abs(told[x].t), 6), default=None)
+    farthest = min(reversed(told), key=lambda x: _strikingness(told[x]), default=None)
     flagged = flags(told, level)
     return conclude(
         name,
@@ -175,6 +176,11 @@ def conclude_farthest(
         level=level,
         among=len(told),
     )
+
+
+def _strikingness(estimate: Estimate) -> tuple[float, float]:
+    """Sorts the most striking first. Rounded, as the order of the rows moves last digits and must not choose."""
+    return float(f"{estimate.p:.6g}"), -round(abs(estimate.t), 6)
 
 
 def flags(estimates: Mapping[str, Estimate], level: float) -> dict[str, bool]:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 NO_TEACHER = "loss=votes"
 BASELINES = ("prior", "surface", "bradley_terry")
 HISTORY = "history.parquet"
+TRAINED_ON = "trained_on.parquet"
+MADE_OF_RUNS = ("export", "average")
 
 
 class Unfit(ValueError):
@@ -188,7 +190,7 @@ def _named(name: str, path: str) -> Candidate:
 def _stored(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
     """What a store holds of the rows that its judges were not trained on, the mean over judges."""
     logits = read_logits(candidate.path, candidate.remedy)
-    own = pl.DataFrame({"id": [c.id for c in held_out], "text": [c.fingerprint() for c in held_out]}).cast(
+    own = pl.DataFrame({"id": [c.id for c in held_out], "text": [c.sided_fingerprint() for c in held_out]}).cast(
         {"text": pl.UInt64}
     )
     logits = logits.filter(~pl.col("in_sample")).join(own, on="id")
@@ -201,7 +203,7 @@ def _stored(candidate: Candidate, config: Config, held_out: Sequence[Conversatio
 def _trained(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
     """The answers of a trained run."""
     judge = open_trained(candidate.path, config.root, candidate.remedy)
-    _refuse_learned(candidate.path, held_out)
+    _refuse_learned(candidate.path, held_out, config.root)
     model = judge.merged(config.root)
     return answers(model, judge.manifest.content, judge.renderer, config.eval.student, held_out, config.root)
 
@@ -219,8 +221,7 @@ def _exported(candidate: Candidate, config: Config, held_out: Sequence[Conversat
         if not runs.parent_contents([student], root).items() <= manifest.parents.items():
             raise ValueError(f"{path} was exported from another student than {student}: export it with overwrite=true")
         renderer = open_trained(student, root, "make student").renderer
-    for parent in manifest.parents:
-        _refuse_learned(root / parent, held_out)
+    _refuse_learned(path, held_out, root)
     scorer = _engine(manifest.config["export"]["format"], config.eval.exported)
     return answers(path, manifest.content, renderer, scorer, held_out, root)
 
@@ -249,9 +250,24 @@ def _engine(format: str, scorer: ScorerConfig) -> ScorerConfig:
     return replace(scorer, backend="transformers")
 
 
-def _refuse_learned(folder: Path, held_out: Sequence[Conversation]) -> None:
-    """Raise `Unfit` where the run in `folder` trained on held-out conversations, or chose its checkpoint by them."""
-    path = folder / "trained_on.parquet"
-    learned = {int(f, 16) for f in pl.read_parquet(path)["fingerprint"]} if path.exists() else set()
+def _refuse_learned(folder: Path, held_out: Sequence[Conversation], root: Path) -> None:
+    """Raise `Unfit` where what `folder` was made from trained on held-out conversations, or chose checkpoints by them.
+
+    So it does where nobody can tell.
+    """
+    learned: set[int] = set()
+    for run in _training_runs(folder, root):
+        learned |= {int(f, 16) for f in pl.read_parquet(run / TRAINED_ON)["fingerprint"]}
     if leaked := sum(c.fingerprint() in learned for c in held_out):
         raise Unfit(f"{folder} was trained on {leaked} of {len(held_out)} held-out conversations")
+
+
+def _training_runs(folder: Path, root: Path) -> list[Path]:
+    """The runs that trained what is in `folder`: itself, or those that it was merged or averaged from."""
+    if (folder / TRAINED_ON).exists():
+        return [folder]
+    if not (folder / runs.MANIFEST).exists():
+        raise Unfit(f"{folder} is not there, so nobody can tell what was trained on: bring it there")
+    if runs.read_manifest(folder).stage not in MADE_OF_RUNS:
+        raise Unfit(f"{folder} does not say what it was trained on")
+    return [run for parent in runs.read_manifest(folder).parents for run in _training_runs(root / parent, root)]

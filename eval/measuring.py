@@ -11,15 +11,16 @@ from distill.arena_sim import bayes_log_loss
 from distill.config import EvalConfig
 from distill.records import Conversation
 from distill.scoring import logits_by_order
-from eval.biases import find_biases
-from eval.comparison import Pair, compare
+from eval.biases import find_biases, look_at
+from eval.comparison import Drawn, Pair, compare
 from eval.judges import Judges
 from eval.leaderboard import rank_correlation, ratings
-from eval.metrics import kl_rows, log_loss_rows, paired_difference, predict
+from eval.metrics import kl_rows, log_loss_rows, number_groups, paired_difference, predict
 from eval.seeds import STUDENT
 
 READ = 20  # conversations of each list to read
 MIN_MODELS = 3  # two have only one order
+RATED = ("rating", "low", "high")  # what a judge's rating of a model tells
 
 
 def measure(
@@ -29,9 +30,10 @@ def measure(
 
     - `bayes`: the entropy of the simulated law, None for real votes; its judge is then among the others
     - `gain`: by how much the student is better than the one without a teacher (`metrics.difference`), or None
+    - `against_student`, by judge: by how much its log loss is better than the student's (`metrics.difference`)
     - `judges`, by name: also `biases` ({name: `inference.Bias`}) and `failed` (checks of an export)
     - `leaderboard`, None without three models: `rows`, `models` ([{`model`, `games`, `rating`, `low`, `high`, `judges`:
-      {name: rating}}], by people's rating), `correlations` by judge (`leaderboard.rank_correlation`)
+      {name: {`rating`, `low`, `high`}}}], by people's rating), `correlations` by judge (`leaderboard.rank_correlation`)
     - `reading`: `worst` by the student's log loss, `disagreed` by KL(`rival` || student), one conversation of a prompt:
       [{`id`, `votes`, `log_loss`, `kl`, `student` and `rival`: probabilities}]
 
@@ -56,10 +58,11 @@ def measure(
         seed=seed,
         recalibrations=judges.recalibrations,
     )
+    looks = look_at(held_out)
     for name, pair in logits.items():
         shortened = None if name not in judges.predictions else _truncated(judges.predictions[name], ids)
         own = config.own.get(name)
-        biases = find_biases(held_out, *pair, level=config.bias_level, own=own, truncated=shortened)
+        biases = find_biases(held_out, *pair, level=config.bias_level, own=own, truncated=shortened, looks=looks)
         found["judges"][name]["biases"] = {bias.name: asdict(bias) for bias in biases}
         found["judges"][name]["failed"] = judges.failed.get(name, [])
     probabilities = {name: predict(*pair) for name, pair in logits.items()}
@@ -67,6 +70,7 @@ def measure(
         **found,
         "bayes": None if law is None else bayes_log_loss(law),
         "gain": _gain(probabilities, votes, groups, config.bootstrap, seed),
+        "against_student": _against_student(probabilities, votes, groups, config.bootstrap, seed),
         "leaderboard": _leaderboard(held_out, votes, probabilities, config.bootstrap, seed),
         "reading": _reading(ids, groups, votes, probabilities),
     }
@@ -89,6 +93,15 @@ def _gain(
     return paired_difference(without, student, groups, draws, seed)
 
 
+def _against_student(
+    probabilities: Mapping[str, np.ndarray], votes: np.ndarray, groups: Sequence[str], draws: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    losses = {(judge, "log_loss"): log_loss_rows(of, votes) for judge, of in probabilities.items()}
+    drawn = Drawn(losses, number_groups(groups), draws, seed)
+    student = (STUDENT, "log_loss")
+    return {column[0]: drawn.gain(column, student, -1) for column in losses if column != student}
+
+
 def _leaderboard(
     conversations: Sequence[Conversation],
     votes: np.ndarray,
@@ -108,11 +121,14 @@ def _leaderboard(
         return None
     people = ratings(games, votes[named], draws=draws, seed=seed)
     rated = {judge: ratings(games, of[named], draws=draws, seed=seed) for judge, of in probabilities.items()}
-    points = {judge: dict(zip(of.models, of.points.tolist(), strict=True)) for judge, of in rated.items()}
+    judged = {
+        judge: of.table().select("model", *RATED).rows_by_key("model", named=True, unique=True)
+        for judge, of in rated.items()
+    }
     return {
         "rows": len(games),
         "models": [
-            {**row, "judges": {judge: of[row["model"]] for judge, of in points.items()}}
+            {**row, "judges": {judge: of[row["model"]] for judge, of in judged.items()}}
             for row in people.table().to_dicts()
         ],
         "correlations": {judge: rank_correlation(of, people) for judge, of in rated.items()},

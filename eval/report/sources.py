@@ -22,6 +22,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "loss": "{:.2f}".format,
     "ratio": "{:.3f}".format,
     "rating": "{:,.0f}".format,
+    "p": "{:#.2g}".format,
     "text": str,
 }
 

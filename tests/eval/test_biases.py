@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from distill.scoring import SWAPPED
-from eval.biases import family, find_biases
+from eval.biases import family, find_biases, look_at
 from eval.inference import MIN_GROUPS, Bias
 from eval.metrics import predict
 from eval.slices import is_english
@@ -236,6 +236,13 @@ def test_rows_without_votes_count_for_position_alone() -> None:
     )
     found, part = find(some, logits), find(*_part(of, logits, rows))
     assert [name for name in NAMES if found[name] != part[name]] == ["position"]
+
+
+def test_looks_that_were_taken_before_change_nothing() -> None:
+    of = ARENAS[4]
+    logits = showing(of.law, 4, 0.5)
+    some = [c if i % 3 else replace(c, votes=None) for i, c in enumerate(of.conversations)]
+    assert find_biases(some, *logits, level=LEVEL, looks=look_at(some)) == find_biases(some, *logits, level=LEVEL)
 
 
 def test_a_family_against_its_own_is_no_evidence_and_several_votes_are_one_row() -> None:

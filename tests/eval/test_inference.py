@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.inference import MIN_GROUPS, Estimate, Jackknife, flags, quantile_bins
+from eval.inference import MIN_GROUPS, Bias, Claim, Estimate, Jackknife, conclude_farthest, flags, quantile_bins
 from eval.metrics import bootstrap_means, interval
 
 LEVEL = 0.05
@@ -87,6 +87,36 @@ def test_flags_answer_for_all_comparisons_together() -> None:
     assert flags({"a": at(0.02), "b": at(0.04), "c": at(0.017)}, LEVEL) == {"a": False, "b": False, "c": False}
     assert flags({"a": at(0.03), "b": at(0.01), "c": at(0.04)}, LEVEL) == {"a": False, "b": True, "c": False}
     assert flags({}, LEVEL) == {}
+
+
+def headline(told: dict[str, Estimate]) -> Bias:
+    rows = {x: {"x": x} for x in told}
+    claim = Claim("{}", "zero", above="above", below="below")
+    return conclude_farthest("letters", "win rate", told, claim, rows, level=LEVEL, whole="a letter")
+
+
+def test_the_headline_is_what_chance_explains_least_not_what_is_farthest_on_few_prompts() -> None:
+    told = {"A": Estimate(2.9, 1, 10, 10), "B": Estimate(2.85, 1, 300, 300), "C": Estimate(0, 1, 300, 300)}
+    found = headline(told)
+    assert found.flagged and found.sentence.startswith("B is ") and found.value == 2.85
+    assert [row["x"] for row in found.table if row["flagged"]] == ["A", "B"], "A is Holm's second step"
+
+
+def test_the_headline_is_flagged_where_a_row_is() -> None:
+    rng = np.random.default_rng(4)
+    outcomes = set()
+    for _ in range(500):
+        groups = rng.uniform(MIN_GROUPS, 60, size=3)
+        found = headline({x: Estimate(1.5 * rng.normal(), 1, g, 60) for x, g in zip("ABC", groups, strict=True)})
+        outcomes.add((found.flagged, any(row["flagged"] for row in found.table)))
+    assert outcomes == {(True, True), (False, False)}
+
+
+def test_of_p_values_too_small_to_tell_apart_the_farthest_is_the_headline() -> None:
+    told = {"A": Estimate(60, 1, 1e6, 300), "B": Estimate(50, 1, 1e6, 300)}
+    assert told["A"].p == told["B"].p == 0 and headline(told).sentence.startswith("A is ")
+    even = {"A": Estimate(3, 1, 30, 30), "B": Estimate(-3 - 1e-14, 1, 30, 30), "C": Estimate(3 + 1e-14, 1, 30, 30)}
+    assert headline(even).sentence.startswith("C is "), "of equals the last"
 
 
 def test_ranges_hold_every_row_once_and_about_as_many_each() -> None:

@@ -45,7 +45,13 @@ def write_store(folder: Path, root: Path, base: Path, config: Config, leave_out:
     law = dict(pl.read_parquet(root / "data" / "smoke" / "law.parquet").rows())
     told = {"prompt_tokens": 1, "truncated": False, "judge_fold": NO_FOLD, "in_sample": False}
     rows = [
-        {"id": c.id, "order": order, "logits": [math.log(x) for x in law[c.id]], "fingerprint": c.fingerprint(), **told}
+        {
+            "id": c.id,
+            "order": order,
+            "logits": [math.log(x) for x in law[c.id]],
+            **told,
+            "fingerprint": c.sided_fingerprint(),
+        }
         for c in held_out_and_training(config)[0][leave_out:] + held_out_and_training(config)[1]
         for order in ORDERS
     ]
@@ -121,6 +127,23 @@ def test_who_has_learned_the_held_out_rows_cannot_judge_them(finished: Config) -
         (mine,) = [c for c in candidates(naming(finished, mine=path)) if c.name == "mine"]
         with pytest.raises(Unfit, match="was trained on 5 of 5 held-out conversations"):
             add(Judges(), mine, finished, rows)
+
+
+def test_averages_and_exports_of_unknown_descent_cannot_be_named(finished: Config) -> None:
+    held_out, training = held_out_and_training(finished)
+    own = finished.root / "students" / "smoke" / "fold=0"
+    learned = {int(f, 16) for f in pl.read_parquet(own / "trained_on.parquet")["fingerprint"]}
+    rows = [c for c in training if c.fingerprint() in learned][:5]
+    average = finished.root / "models" / "average"
+    average.mkdir(parents=True)
+    runs.write_manifest(average, "average", {}, [own], finished.root)
+    export = export_of(replace(finished, run="averaged"), "merged", [average])
+    (mine,) = [c for c in candidates(naming(finished, mine=export)) if c.name == "mine"]
+    with pytest.raises(Unfit, match="was trained on 5 of 5 held-out conversations"):
+        add(Judges(), mine, finished, rows)
+    (average / runs.MANIFEST).unlink()
+    with pytest.raises(Unfit, match="nobody can tell what was trained on"):
+        add(Judges(), mine, finished, held_out)
 
 
 def test_an_export_of_another_student_is_refused(finished: Config) -> None:

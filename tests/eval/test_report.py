@@ -37,6 +37,7 @@ SHOWN = {
     "loss": lambda value: f"{value:.2f}",
     "ratio": lambda value: f"{value:.3f}",
     "rating": lambda value: f"{value:,.0f}",
+    "p": lambda value: f"{value:#.2g}",
     "text": str,
 }
 
@@ -191,6 +192,19 @@ def test_every_judge_leads_up_to_the_data(page: Page) -> None:
     assert {"data/arena", "logits/big", "students/student/fold=0"} <= {v for name, v in page.attributes if name == "id"}
 
 
+def test_pairs_ratings_lengths_and_slices_are_told(evaluation: Evaluation, page: Page) -> None:
+    metrics = opened(evaluation)["metrics.json"]
+    sources = {source for source, _, _ in page.sourced}
+    for judge in ("teacher", "student_w8a8", "student_no_teacher", "other.one"):
+        assert {f"metrics.json#/against_student/{judge}/{of}" for of in ("difference", "ci/0", "ci/1", "p")} <= sources
+        assert f"metrics.json#/differences/surface/{judge}/log_loss/p" in sources
+        rating = f"metrics.json#/leaderboard/models/0/judges/{judge}"
+        assert {f"{rating}/{of}" for of in ("rating", "low", "high")} <= sources
+    assert "metrics.json#/judges/student/biases/verbosity/table/0/log_loss" in sources
+    for slices in ("language", "rounds", "prompt_length", "truncation"):
+        assert metrics["judges"]["student"]["biases"][slices]["sentence"] in page.text
+
+
 def test_unconvincing_judges_are_marked_everywhere(evaluation: Evaluation, page: Page) -> None:
     metrics = opened(evaluation)["metrics.json"]
     assert metrics["judges"]["student_no_teacher"]["beats_surface"] is False, "it guesses"
@@ -256,6 +270,7 @@ def test_report_does_without_teacher_history_people_names_and_comparison(
     metrics |= {"gain": None, "humans": None, "leaderboard": None, "bayes": None, "teacher": None}
     metrics["reading"]["rival"] = "surface"
     text = Page(rendered(evaluation, tmp_path, metrics)).text
+    assert "Against the student" not in text, "nobody is there to compare it with"
     assert "The student's log loss is" in text and "Training" not in text and "Leaderboard" not in text
     assert "Where student and surface disagree most" in text and "KL to teacher" not in text.split("How to read it")[0]
 
