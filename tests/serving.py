@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.running import ROOT
+from tests.running import ROOT, free_port
 
 PAIR = {"prompt": "Why is the sky blue?", "response_a": "Light is scattered by air.", "response_b": "I cannot see it."}
 
@@ -63,9 +62,7 @@ def serving(
     export: Path, root: Path, *overrides: str, backend: str = "transformers", environment: dict[str, str] | None = None
 ) -> Iterator[Server]:
     """`python -m distill.serve` on a free port, once it is ready; killed at the end if it still runs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = [f"serve.model={export}", f"paths.root={root}", f"serve.port={port}", f"scorer@serve.scorer={backend}"]
     root.mkdir(parents=True, exist_ok=True)
     log = root / f"serve-{port}.log"

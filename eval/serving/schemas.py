@@ -2,11 +2,21 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from distill.records import ORDERS, Conversation, Order
 
 Orders = Literal["both", "ab"]
+MAX_KEYS = 20
 
 
 def _rounds(texts: Any) -> Any:
@@ -26,13 +36,24 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
-Texts = Annotated[list[Text], Field(min_length=1), BeforeValidator(_rounds), WithJsonSchema(TEXTS)]
+Texts = Annotated[list[Text], FailFast(), Field(min_length=1), BeforeValidator(_rounds), WithJsonSchema(TEXTS)]
 
 
-class Pair(BaseModel):
-    """A prompt and two responses to it: one text each, or one for each round."""
+class Strict(BaseModel):
+    """A body without foreign keys. Few of its faults are told: each costs memory, and a body may hold a million."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_keys(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_KEYS:
+            raise ValueError(f"{len(value)} keys: it can have {', '.join(cls.model_fields)}")
+        return value
+
+
+class Pair(Strict):
+    """A prompt and two responses to it: one text each, or one for each round."""
 
     id: Text | None = Field(None, max_length=200, description="comes back with the result; null: its place in the list")
     prompt: Texts
@@ -53,12 +74,10 @@ class Pair(BaseModel):
         return Conversation(id, self.prompt, self.response_a, self.response_b)
 
 
-class JudgeRequest(BaseModel):
+class JudgeRequest(Strict):
     """Conversations to judge. `orders`: `both` shows each twice, so that no side gains from its place, `ab` once."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    conversations: list[Pair] = Field(min_length=1)
+    conversations: Annotated[list[Pair], FailFast()] = Field(min_length=1)
     orders: Orders = "both"
 
     @property
