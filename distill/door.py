@@ -17,12 +17,17 @@ from omegaconf.errors import OmegaConfBaseException
 from distill.config import Config, from_mapping
 from distill.studies import Pruned
 
+log = logging.getLogger(__name__)
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 # Overrides below these keys make another model, so they become part of the run's name; all others do not.
 NAMING = (
     *("seed", "loss", "student", "optimizer", "prompt"),
     *("teacher.name", "teacher.rows", "teacher.max_entropy"),
 )
+
+
+class ChecksFailed(Exception):
+    """What was asked for is made and kept, and may not be used: exit code 1, or in a multirun a failed run of it."""
 
 
 def run_name(name: str, overrides: Iterable[str]) -> str:
@@ -68,6 +73,11 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # to the sweeper: the other runs go on
             refuse(error)  # from here, because Hydra would print a line of its own first
+        except ChecksFailed as failed:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            log.error("%s", failed)
+            sys.exit(1)
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors rise to here
@@ -75,6 +85,9 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run)()
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             refuse(error)
+        except ChecksFailed as failed:
+            log.error("%s", failed)
+            sys.exit(1)
 
     return main
 

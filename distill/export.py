@@ -12,14 +12,13 @@ run, stays where it is, marked in its manifest, and the exit code is 1. `check=F
 
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.config import Config, ScorerConfig, T4Config, to_mapping
-from distill.door import door
+from distill.door import ChecksFailed, door
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,14 +49,18 @@ def main(config: Config) -> None:
     else:
         judge, rows = folds_average(config) if config.export.folds else one_fold(config)
         folder = export_folder(config)
-        settings = {"export": to_mapping(config.export), "fold": config.fold, "prompt": judge.manifest.config["prompt"]}
+        settings = {
+            "export": to_mapping(config.export),
+            "fold": config.fold,
+            "prompt": judge.manifest.config["prompt"],
+            "t4": {"memory_gb": config.plan.t4.memory_gb, "batch_tokens": config.plan.t4.batch_tokens},
+        }
         if not runs.is_finished(folder, "export", settings, [judge.folder], config.root, config.overwrite):
             write_export(config, judge, rows, folder, settings)
         log.info("%s is finished", folder)
         failed = runs.read_manifest(folder).extra["failed"]
     if failed:
-        log.error("it failed its checks:\n%s", "\n".join(f"  - {reason}" for reason in failed))
-        sys.exit(1)
+        raise ChecksFailed("\n".join(["it failed its checks:", *(f"  - {reason}" for reason in failed)]))
 
 
 def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
@@ -102,7 +105,7 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
         averages = {f"average, {name}": average(folds, name, config.root) for name in methods(folds)}
         judges = {**dict(zip(fold_names, folds, strict=True)), **averages}
         logits = {
-            name: logits_of(config, judge, judge.merged(config.root), config.export.reference, rows)
+            name: logits_of(config, judge, unquantised(judge, config.root), config.export.reference, rows)
             for name, judge in judges.items()
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,10 +126,10 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
 
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
     copy_linked(model, folder)
-    held_out = rows.held_out[: config.export.fidelity.rows]
+    held_out = sample(rows.held_out, config.export.fidelity.rows, config.seed)
     votes, groups = votes_of(held_out)
     found = fidelity(
-        logits_of(config, judge, judge.merged(config.root), config.export.reference, held_out),
+        logits_of(config, judge, unquantised(judge, config.root), config.export.reference, held_out),
         logits_of(config, judge, readable, config.export.scorer, held_out),
         [c.id for c in held_out],
         votes,
@@ -139,9 +142,9 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
     runs.write_json(folder / "fidelity.json", found)
     if config.export.calibration != "none":
         recalibrate(config, judge, readable, folder, rows.validation)
-    if config.export.dtype == "fp16":
-        findings = examine(model, config.plan.t4)  # the model's manifest holds its fp16 margin already
-        runs.write_json(folder / "t4.json", [asdict(finding) for finding in findings])
+    findings = examine(model, config.plan.t4)  # the model's manifest holds its fp16 margin already
+    runs.write_json(folder / "t4.json", [asdict(finding) for finding in findings])
+    if config.export.dtype == "fp16":  # else it is meant for other GPUs
         failed += broken_rules(findings)
     extra = runs.read_manifest(model).extra if (model / runs.MANIFEST).exists() else {}
     runs.write_manifest(
@@ -197,11 +200,36 @@ def broken_rules(findings: "Sequence[Finding]") -> list[str]:
 
 
 def trained_fold(config: Config, fold: int) -> "TrainedJudge":
-    """A finished student of the configured run."""
+    """A finished student of the configured run. Raises `ValueError` where the data, and so the folds, changed since."""
+    from distill import runs
     from students.trained import open_trained
 
     folder = config.root / "students" / config.run / f"fold={fold}"
-    return open_trained(folder, config.root, "train the student first (make student)")
+    judge = open_trained(folder, config.root, "train the student first (make student)")
+    if (
+        not runs.parent_contents([config.root / "data" / config.data.name], config.root).items()
+        <= judge.manifest.parents.items()
+    ):
+        raise ValueError(
+            f"{folder} was trained on other data than data.name={config.data.name} holds now, so nobody can tell "
+            "what is held out from it: prepare the data as they were, or train it again with overwrite=true"
+        )
+    return judge
+
+
+def unquantised(judge: "TrainedJudge", root: Path) -> Path:
+    """What an export is compared with: base and adapter merged in fp32, whatever the type of the base."""
+    import torch
+
+    return judge.merged(root, torch.float32)
+
+
+def sample(rows: "list[Conversation]", most: int, seed: int) -> "list[Conversation]":
+    """At most so many of the rows, in their order, drawn by a hash of their ids: of all sources, of all lengths."""
+    from distill.runs import hashed
+
+    drawn = {c.id for c in sorted(rows, key=lambda c: hashed([seed, c.id]))[:most]}
+    return [c for c in rows if c.id in drawn]
 
 
 def logits_of(
@@ -212,7 +240,7 @@ def logits_of(
     from distill.scoring import logits_by_order
     from eval.answers import answers
 
-    own = model == judge.merged(config.root)
+    own = model == unquantised(judge, config.root)
     content = judge.manifest.content if own else runs.read_manifest(model).content
     said = answers(model, content, judge.renderer, scorer, rows, config.root)
     return logits_by_order(said, [c.id for c in rows])

@@ -41,5 +41,8 @@ def open_exported(folder: Path) -> ExportedJudge:
     """
     manifest = runs.read_manifest(folder, "export", "make export")
     if failed := manifest.extra.get("failed"):
-        raise ValueError(f"{folder} failed its checks ({'; '.join(failed)}): take another format, or raise its limits")
+        raise ValueError(
+            f"{folder} failed its checks ({'; '.join(failed)}): take another format, or raise its "
+            "limits and export it with overwrite=true"
+        )
     return ExportedJudge(folder, manifest, renderer_of(manifest, folder, folder))

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from distill.config import Config
 from distill.door import door
+from distill.exported import GGUF_BACKBONE
 from distill.runs import write_json
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,23 @@ def main(config: Config) -> None:
     if folder.exists() and not config.overwrite:
         raise ValueError(f"output={folder} is there already: choose another, or replace it with overwrite=true")
     judge = open_exported(model_folder(config))
+    check_runs_there(judge.folder)
     slug, owner = slug_of(f"judge-{config.run}"), os.environ.get("KAGGLE_USERNAME", USERNAME)
     partial = begin(folder)
     write_dataset(partial / "dataset", judge.folder, owner, slug)
     write_notebook(partial / "notebook", owner, slug, [*BUDGET, *own_overrides(HydraConfig.get().overrides.task)])
     put(partial, folder)
     log.info("%s is written; fetch the wheels and upload it as kaggle/README.md tells", folder)
+
+
+def check_runs_there(export: Path) -> None:
+    """Raise `ValueError` for an export that T4s cannot run, or that nothing in `REQUIREMENTS` reads."""
+    if (export / "t4.json").exists():
+        broken = [f["detail"] for f in json.loads((export / "t4.json").read_text()) if f["ok"] is False]
+        if broken:
+            raise ValueError(f"{export} does not run on T4s: {'; '.join(broken)}")
+    if (export / GGUF_BACKBONE).exists():
+        raise ValueError(f"{export} needs llama.cpp, which the notebook does not have: export in another format")
 
 
 def slug_of(name: str) -> str:

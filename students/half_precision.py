@@ -211,8 +211,8 @@ def _fitting(model: Path, ranges: Mapping[str, float], margin: float, factors: d
         lower = ", or lower export.margin" if found.margin > 1 else ""
         raise ValueError(
             f"{model}: |activations| reach {found.largest:.4g} at {place}, fitting {found.margin:.2g} times into fp16 "
-            f"(up to {LARGEST:g}), fewer than export.margin={margin:g}: export in bf16 (export.dtype), or gguf, whose "
-            f"activations are fp32{lower}"
+            f"(up to {LARGEST:g}), fewer than export.margin={margin:g}: export gguf, whose activations are fp32"
+            f"{lower}; bf16 (export.dtype) is for newer GPUs than T4s"
         )
     return found
 
@@ -222,7 +222,7 @@ def _check_weights(model: Path, ranges: Mapping[str, float]) -> None:
     if ranges[name] > LARGEST:
         raise ValueError(
             f"{model}: |weights| of {name} reach {ranges[name]:.4g}, and fp16 ends at {LARGEST:g}: export it in bf16 "
-            "(export.dtype)"
+            "(export.dtype), for newer GPUs than T4s"
         )
 
 

@@ -58,12 +58,17 @@ def read_shapes(base: Path, sources: Mapping[str, Path]) -> dict[str, list[int]]
 
 
 def stored(folder: Path) -> dict[str, tuple[str, list[int]]]:
-    """Tensor -> (dtype as safetensors names it, shape) of all files in a folder, of any kind."""
+    """Tensor -> (dtype as safetensors names it, shape) of all files in a folder, of any kind.
+
+    Raises `ValueError` naming what its index has and the files have not.
+    """
     tensors: dict[str, tuple[str, list[int]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with opened(path) as file:
             views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             tensors |= {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
+    if (folder / INDEX).exists() and (missing := sorted(set(locate(folder)) - set(tensors))):
+        raise ValueError(f"{folder} lacks {missing[0]}, which {INDEX} has; download or copy it again")
     return tensors
 
 

@@ -69,10 +69,15 @@ class Scheme:
 def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
     """All rules, on a folder that `distill.export` wrote. Raises `ValueError` where a file of weights is broken."""
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds no exported judge (there is no config.json): give a folder of exports/")
+        raise ValueError(
+            f"{folder} holds no exported judge (there is no config.json): give a folder such as "
+            "artifacts/exports/demo/w8a8"
+        )
     config = json.loads((folder / "config.json").read_text())
     tensors = stored(folder)
-    if any(folder.glob("*.gguf")):
+    if backbones := [*folder.glob("*.gguf")]:
+        for path in backbones:
+            _check_whole(path)
         return [_head(config, tensors), _memory(folder, config, t4)]
     return [
         _dtype(config),
@@ -84,6 +89,16 @@ def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
         _memory(folder, config, t4),
         _kernels(),
     ]
+
+
+def _check_whole(path: Path) -> None:
+    """Raise `ValueError` where a GGUF file is cut short."""
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path} is no whole GGUF file ({error}): copy or export it again") from error
 
 
 def sm75_kernels(site: Path) -> dict[str, int] | None:
@@ -120,9 +135,9 @@ def _dtype(config: Mapping[str, Any]) -> Finding:
     dtype = _stored(config)
     if dtype == "float16":
         return Finding("dtype", True, dtype)
-    if dtype == "float32" and "quantization_config" not in config:
+    if dtype == "float32" and "quantization_config" not in config and config.get("model_type") in BANNED:
         return Finding("dtype", True, "float32 runs, in twice the memory and far slower than export.dtype=fp16")
-    detail = f"{dtype}: T4s compute in float16, with quantised weights in nothing else: {AS_FP16}"
+    detail = f"{dtype}: T4s compute in float16 (vLLM does so unasked), and nobody measured whether it fits: {AS_FP16}"
     return Finding("dtype", False, detail)
 
 
@@ -279,7 +294,7 @@ def _kernels() -> Finding:
     found = sm75_kernels(Path(spec.submodule_search_locations[0]))
     if found is None:
         return Finding("kernels", None, "cannot be told here: this is vLLM's CPU build")
-    if not any(found.values()):
+    if not any(count for name, count in found.items() if name.startswith("_C")):  # of dense layers
         return Finding("kernels", False, "this vLLM has no code for T4s: install that of requirements/gpu-teacher.txt")
     return Finding("kernels", True, ", ".join(f"{count} for T4s in {name}" for name, count in found.items()))
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+)
 from transformers import logging as transformers_logging
 
 from distill.config import ScorerConfig
@@ -30,9 +36,9 @@ class TransformersScorer:
     def __init__(self, model: Path, config: ScorerConfig, label_ids: Sequence[int] | None = None) -> None:
         """`config.batch_tokens` bounds the padded tokens of one forward pass."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = DTYPES[config.dtype] if config.dtype != "auto" else fastest_dtype(self.device)
-        log.info("scoring with %s through transformers on %s in %s", model, self.device, dtype)
         settings = AutoConfig.from_pretrained(model)
+        dtype = DTYPES[config.dtype] if config.dtype != "auto" else fastest_dtype(self.device, settings)
+        log.info("scoring with %s through transformers on %s in %s", model, self.device, dtype)
         if hasattr(settings, "quantization_config"):
             # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless
             # told so, that waits for the classifier's own forward, which `_outputs` goes around.
@@ -88,10 +94,16 @@ def llm_int8() -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["score", "lm_head"])
 
 
-def fastest_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on GPUs that compute in it, else fp32; on CPUs without bf16 units bf16 is more than ten times slower."""
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float32
+def fastest_dtype(device: torch.device, model: PretrainedConfig) -> torch.dtype:
+    """On GPUs fp16 for a model that is stored so, as exports are, else bf16 where they compute in it, else fp32.
+
+    On CPUs fp32: without bf16 units bf16 is more than ten times slower.
+    """
+    if device.type != "cuda":
+        return torch.float32
+    if model.dtype == torch.float16:  # its margin is measured, and bf16 would round what it was rescaled to
+        return torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:

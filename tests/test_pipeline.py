@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from distill.exported import open_exported
 from distill.runs import read_manifest
+from kaggle.bundle import check_runs_there
 from tests.running import refuses, run_door, succeeds
 
 pytestmark = pytest.mark.timeout(580)
@@ -104,6 +105,17 @@ def test_an_export_that_loses_too_much_is_kept_and_marked(finished: tuple[Path, 
     assert read_manifest(root / "exports/tiny/w8a8").extra["fp16_margin"] > 2
 
 
+def test_an_export_for_other_gpus_is_told_from_one_for_t4s(finished: tuple[Path, list[str]]) -> None:
+    root, common = finished
+    folder = root / "exports/tiny/merged"
+    succeeds("distill.export", *common, "export.format=merged", "export.dtype=bf16", "overwrite=true")
+    with pytest.raises(ValueError, match=r"does not run on T4s: .*bfloat16"):
+        check_runs_there(folder)
+    check_runs_there(root / "exports/tiny/w8a8")
+    message = refuses("distill.export", *common, "plan.t4.memory_gb=1")
+    assert "t4.memory_gb" in message and "overwrite=true" in message
+
+
 def test_a_folder_is_checked_for_t4s_alone(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
     root, common = finished
     good = root / "exports/tiny/w8a8"
@@ -126,6 +138,16 @@ def test_folds_are_averaged_compared_and_exported(finished: tuple[Path, list[str
     exported = read_manifest(root / "exports/tiny,loss=votes/merged-delta")
     average = next(name for name in exported.parents if "average-delta" in name)
     assert {*read_manifest(root / average).parents} == {f"students/tiny,loss=votes/fold={k}" for k in (0, 1)}
+
+
+def test_other_folds_than_it_was_trained_on_are_noticed_by_its_export(finished: tuple[Path, list[str]]) -> None:
+    root, common = finished
+    manifest = root / "data/smoke/manifest.json"
+    before = manifest.read_text()
+    manifest.write_text(before.replace(read_manifest(manifest.parent).content, "0" * 64))
+    message = refuses("distill.export", *common, "export.format=merged", "overwrite=true")
+    manifest.write_text(before)
+    assert "was trained on other data than data.name=smoke holds now" in message
 
 
 def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[str]]) -> None:

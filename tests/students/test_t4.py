@@ -1,6 +1,7 @@
 """Every rule of T4s finds the fault that breaks it, and nothing else does."""
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from distill.config import QuantisationConfig
 from distill.memory import inference_memory
 from distill.shapes import shape_of
+from students.gguf import write_gguf
 from students.model import with_lora
 from students.quantising import quantise
 from students.t4 import check_t4, sm75_kernels
@@ -58,10 +60,11 @@ def planted(source: Path, folder: Path, config: Change | None = None, tensors: C
         weights = load_file(folder / "model.safetensors")
         tensors(weights)
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # it names what was there
     return folder
 
 
-@pytest.mark.parametrize("format", ["judge", "merged", "w8a8", "w4a16"])
+@pytest.mark.parametrize("format", ["merged", "w8a8", "w4a16"])
 def test_a_good_export_breaks_no_rule(format: str, exports: dict[str, Path]) -> None:
     assert failing(exports[format]) == set()
 
@@ -87,6 +90,7 @@ def as_gptq(**changes: Any) -> Change:
     ("format", "change", "rule"),
     [
         ("merged", lambda c: c.update(dtype="bfloat16"), "dtype"),
+        ("merged", lambda c: c.update(dtype="float32"), "dtype"),
         ("w8a8", lambda c: c.update(dtype="float32"), "dtype"),
         ("w8a8", lambda c: c["quantization_config"].update(ignore=["lm_head"]), "score head"),
         ("w8a8", lambda c: c["quantization_config"].update(quant_method="bitsandbytes"), "method"),
@@ -209,15 +213,28 @@ def test_odd_shapes_are_a_note(exports: dict[str, Path]) -> None:
 
 def test_llama_cpp_s_folder_needs_room_and_a_head(exports: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "gguf"
-    folder.mkdir()
-    shutil.copy(exports["merged"] / "config.json", folder)
-    (folder / "backbone.gguf").write_bytes(bytes(10**6))
-    save_file({"score.weight": torch.ones(3, 64)}, folder / "score.safetensors")
+    write_gguf(exports["merged"], folder)
     assert [finding.rule for finding in check_t4(folder, T4)] == ["score head", "memory"]
     assert failing(folder) == set()
-    assert failing(folder, memory_gb=0.0009, batch_tokens=1) == {"memory"}
+    size = (folder / "backbone.gguf").stat().st_size / 1e9
+    assert failing(folder, memory_gb=0.9 * size, batch_tokens=1) == {"memory"}
     (folder / "score.safetensors").unlink()
     assert failing(folder) == {"score head"}
+    os.truncate(folder / "backbone.gguf", int(0.9 * 1e9 * size))
+    with pytest.raises(ValueError, match=r"backbone\.gguf is no whole GGUF file"):
+        check_t4(folder, T4)
+
+
+def test_a_folder_that_lacks_what_its_index_names_is_refused(exports: dict[str, Path], tmp_path: Path) -> None:
+    folder = planted(exports["merged"], tmp_path / "cut", tensors=lambda weights: weights.pop("model.norm.weight"))
+    names = {"model.norm.weight": "model.safetensors", "score.weight": "model.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ValueError, match=r"lacks model\.norm\.weight, which"):
+        check_t4(folder, T4)
+    names["score.weight"] = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors is not there"):
+        check_t4(folder, T4)
 
 
 CUBIN, PTX = 2, 1

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from distill.scoring import score
 from teachers.scorers import open_scorer
-from teachers.transformers import TransformersScorer, batches_by_length
+from teachers.transformers import TransformersScorer, batches_by_length, fastest_dtype
 from tests.composing import scorer
 from tests.tiny_models import FAMILIES, Family, tiny_judge
 
@@ -82,6 +82,18 @@ def test_int8_of_what_is_quantised_already(tiny_judge_llama: Path, tmp_path: Pat
     (tmp_path / "quantised/config.json").write_text(json.dumps(quantised))
     with pytest.raises(ValueError, match=r"load_in_8bit=true: .* is quantised already"):
         TransformersScorer(tmp_path / "quantised", scorer("transformers", load_in_8bit=True))
+
+
+@pytest.mark.parametrize(
+    ("device", "stored", "computed"),
+    [("cpu", "float16", "float32"), ("cuda", "float16", "float16"), ("cuda", "float32", "bfloat16")],
+)
+def test_what_is_stored_in_fp16_is_computed_so_on_gpus(
+    monkeypatch: pytest.MonkeyPatch, device: str, stored: str, computed: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    found = fastest_dtype(torch.device(device), PretrainedConfig(dtype=stored))
+    assert found == getattr(torch, computed)
 
 
 def test_nothing_to_score(tiny_judge_llama: Path) -> None:
