@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,6 +18,12 @@ def pytest_configure() -> None:
     # Tiny models gain nothing from threads, and where the machine is busy threads wait for each other most of the time.
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes
+    for name in ("FORCE_COLOR", "COLUMNS"):  # tests read what is printed
+        os.environ.pop(name, None)
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
+    hypothesis.settings.register_profile("busy machines", deadline=None)
+    hypothesis.settings.load_profile("busy machines")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,6 +81,7 @@ def browser() -> Iterator[Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    playwright.expect.set_options(timeout=30_000)  # the judge shares the cores with it
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield opened

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,3 +63,10 @@ def refuses(module: str, *arguments: str) -> str:
     assert done.returncode == 2, f"exit code {done.returncode}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1, done.stderr
     return done.stderr[done.stderr.index("error: ") :]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

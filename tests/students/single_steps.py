@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from students.dataset import Example, Row, micro_batches
 from students.model import Judge, build_judge
 from students.tracking import Tracker
 from tests.composing import configured
-from tests.running import own_process
+from tests.running import free_port, own_process
 
 if TYPE_CHECKING:
     from students.loop import Trainer
@@ -243,9 +242,7 @@ class Case:
 
 def take_steps_on(ranks: int, cases: Mapping[str, Case], folder: Path) -> Iterator[tuple[str, Step]]:
     """Take the steps of all `cases` on as many processes: imports, which take longest, are paid once."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [own_process(_as_rank, rank, ranks, port, cases, folder) for rank in range(ranks)]
     try:
         for process in processes:

@@ -19,7 +19,7 @@ from distill.runs import write_manifest
 from distill.store import LOGITS, NO_FOLD, StoreWriter
 from students.loop import Trainer, rate_factor
 from tests.composing import configured
-from tests.running import succeeds
+from tests.running import free_port, succeeds
 
 pytestmark = pytest.mark.timeout(300)
 Configure = Callable[..., Config]
@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "truncated": False,
             "judge_fold": NO_FOLD,
             "in_sample": False,
-            "fingerprint": c.fingerprint(),
+            "fingerprint": c.sided_fingerprint(),
         }
         for c in conversations.load(root / "data" / "smoke")
         for order in ORDERS
@@ -177,7 +177,8 @@ def test_two_ranks_train_as_one(configure: Configure, root: Path, tiny_llama: Pa
         f"student.base={tiny_llama}",
         "student.lora.dropout=0",
     ]
-    launcher = ("-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--module", "--no_local_rank")
+    ranks = ("--num_accelerators", "2", "--master_port", str(free_port()))
+    launcher = ("-m", "deepspeed.launcher.runner", *ranks, "--module", "--no_local_rank")
     succeeds("distill.student", *overrides, launcher=launcher)
     (folder,) = root.glob("students/two-ranks*/fold=0")
     both = pl.read_parquet(folder / "history.parquet")

@@ -21,6 +21,7 @@ from teachers.ray import RayScorer, _local_workers
 from teachers.scorers import open_scorer
 from teachers.transformers import TransformersScorer
 from tests.composing import scorer
+from tests.running import free_port
 
 pytestmark = pytest.mark.timeout(600)  # Ray and its workers take half a minute to start, on a busy machine several
 MAX_TOKENS = 256
@@ -47,9 +48,7 @@ def expected(model: Path, prompts: Sequence[Sequence[int]]) -> np.ndarray:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a cluster of one node, started apart from this process, as an administrator would."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # socket names must be short: not below tmp_path
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
         command += [
@@ -108,8 +107,10 @@ def test_equals_transformers_task_by_task(judge: RayScorer, tiny_judge_llama: Pa
         found[position] = output
         arrived.append(time.perf_counter())
     assert sorted(found) == [*range(len(prompts))]
-    assert np.abs(np.stack([found[i] for i in range(len(prompts))]) - expected(tiny_judge_llama, prompts)).max() < 1e-5
-    assert len(set(np.round(arrived, 1))) > 3  # not all at the end
+    began = time.perf_counter()
+    by_one = expected(tiny_judge_llama, prompts)
+    assert arrived[-1] - arrived[0] > 0.2 * (time.perf_counter() - began)  # not all at the end
+    assert np.abs(np.stack([found[i] for i in range(len(prompts))]) - by_one).max() < 5e-5
     assert score(judge, []).shape == (0, 3)
 
 
@@ -125,7 +126,7 @@ def test_a_worker_that_is_killed_loses_nothing(judge: RayScorer, tiny_judge_llam
         found[position] = output
     assert killed is not None and not killed.is_running()
     rows = np.stack([found[i] for i in range(len(prompts))])
-    assert np.abs(rows - expected(tiny_judge_llama, prompts)).max() < 1e-5
+    assert np.abs(rows - expected(tiny_judge_llama, prompts)).max() < 5e-5
 
 
 def test_stopping_early_ends_the_workers(judge: RayScorer) -> None:

@@ -251,7 +251,7 @@ def test_a_foreign_head_becomes_the_score_of_a_classifier(name: str, tmp_path: P
     assert as_classifier(folder, tmp_path / "other") == folder  # a classifier already
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_vllm_gives_the_rewards_of_transformers(tmp_path: Path) -> None:
     from teachers.vllm import VllmScorer
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from distill.scoring import score
 from teachers import server as module
 from teachers.server import ServerScorer
 from tests.composing import scorer
+from tests.running import free_port
 
 MAX_TOKENS = 64
 PATIENCE = 0.05  # the first pause of the tests that do not measure it
@@ -44,9 +44,7 @@ def configured(*urls: str, method: str = "classify", **changes: Any) -> ScorerCo
 @contextmanager
 def vllm_serve(model: Path, log: Path, *flags: str) -> Iterator[str]:
     """The URL of `vllm serve` on this machine's CPU; its processes are gone at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",

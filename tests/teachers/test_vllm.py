@@ -154,7 +154,7 @@ def test_an_adapter_beside_its_base_equals_the_merged_judge(
     assert np.abs(found - expected).max() < 1e-3
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_an_engine_found_dead_says_so_and_what_to_do(tiny_judge_llama: Path, prompts: list[list[int]]) -> None:
     with open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
         assert isinstance(engine, VllmScorer)
