@@ -211,8 +211,8 @@ def _fitting(model: Path, ranges: Mapping[str, float], margin: float, factors: d
         lower = ", or lower export.margin" if found.margin > 1 else ""
         raise ValueError(
             f"{model}: |activations| reach {found.largest:.4g} at {place}, fitting {found.margin:.2g} times into fp16 "
-            f"(up to {LARGEST:g}), fewer than export.margin={margin:g}: export gguf, whose activations are fp32"
-            f"{lower}; bf16 (export.dtype) is for newer GPUs than T4s"
+            f"(up to {LARGEST:g}), fewer than export.margin={margin:g}: bf16 (export.dtype) is for newer GPUs than "
+            f"T4s; for these export gguf, whose activations are fp32{lower}"
         )
     return found
 
