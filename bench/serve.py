@@ -33,6 +33,10 @@ from tests.composing import composed
 
 TARGETS = {"errors": ["<=", 0], "lost": ["<=", 0], "fraction_of_engine": [">=", 0.8]}
 START_SECONDS = 600
+MORE = (
+    "prepare more by python -m distill.prepare data=arena_sim data.name=load data.simulate.conversations=8000 "
+    "data.simulate.seed=7, and give --data artifacts/data/load"
+)
 
 
 @dataclass
@@ -68,6 +72,8 @@ def main() -> None:
             began = processor_seconds(server)
             loads.append(asyncio.run(load(url, fresh, arguments.clients, arguments.seconds / arguments.turns)))
             busy, middle = processor_seconds(server) - began, processor_seconds()
+            if next(fresh, None) is None:
+                sys.exit(f"error: all of {arguments.data} is asked, too few for {arguments.seconds:g} s: {MORE}")
             engine_seconds.append(classify(loads[-1].done))
             processor.append((busy, processor_seconds() - middle))
     report(loads, engine_seconds, processor)
