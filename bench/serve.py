@@ -9,7 +9,6 @@ the service / of the engine, over all turns; `lost`: requests without an answer;
 import argparse
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from distill.config import ScorerConfig, from_mapping
 from distill.exported import ExportedJudge, open_exported
 from distill.records import ORDERS, Conversation
 from tests.composing import composed
+from tests.running import free_port
 
 TARGETS = {"errors": ["<=", 0], "lost": ["<=", 0], "fraction_of_engine": [">=", 0.8]}
 START_SECONDS = 600
@@ -129,9 +129,7 @@ async def load(url: str, fresh: Iterator[Conversation], clients: int, seconds: f
 @contextmanager
 def served(export: Path, root: str) -> Iterator[tuple[str, psutil.Process]]:
     """The URL of a server for `export` and its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = ["+exp=demo", f"serve.model={export}", f"serve.port={port}", f"paths.root={root}"]
     process = subprocess.Popen([sys.executable, "-m", "distill.serve", *arguments], stderr=subprocess.DEVNULL)
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS

@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from distill.config import Config, from_mapping
 from distill.studies import Pruned
 
-log = logging.getLogger(__name__)
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 # Overrides below these keys make another model, so they become part of the run's name; all others do not.
 NAMING = (
@@ -69,25 +68,17 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
             return stage(from_mapping(Config, values))
         except Pruned as stopped:
             return stopped.log_loss
-        except ValueError as error:
+        except (ValueError, ChecksFailed) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # to the sweeper: the other runs go on
             refuse(error)  # from here, because Hydra would print a line of its own first
-        except ChecksFailed as failed:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            log.error("%s", failed)
-            sys.exit(1)
 
     def main() -> None:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors rise to here
         try:
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run)()
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, ChecksFailed) as error:
             refuse(error)
-        except ChecksFailed as failed:
-            log.error("%s", failed)
-            sys.exit(1)
 
     return main
 
@@ -108,6 +99,6 @@ def refuse_multirun_of_ranks() -> None:
 
 
 def refuse(error: Exception) -> NoReturn:
-    """Say what is wrong, without a traceback, and exit with 2."""
+    """Say what is wrong, without a traceback, and exit with 2, or with 1 where what was made failed its checks."""
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(1 if isinstance(error, ChecksFailed) else 2)

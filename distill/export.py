@@ -206,10 +206,7 @@ def trained_fold(config: Config, fold: int) -> "TrainedJudge":
 
     folder = config.root / "students" / config.run / f"fold={fold}"
     judge = open_trained(folder, config.root, "train the student first (make student)")
-    if (
-        not runs.parent_contents([config.root / "data" / config.data.name], config.root).items()
-        <= judge.manifest.parents.items()
-    ):
+    if not runs.made_from(judge.manifest, [config.root / "data" / config.data.name], config.root):
         raise ValueError(
             f"{folder} was trained on other data than data.name={config.data.name} holds now, so nobody can tell "
             "what is held out from it: prepare the data as they were, or train it again with overwrite=true"

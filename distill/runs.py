@@ -120,9 +120,7 @@ def claim(
     """
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
-    now = json.loads(json.dumps({**config, "parents": parent_contents(parents, root)}))
-    there = started(folder)
-    if there is not None and (differences := differing_fields(there, now)):
+    if differences := differing_start(folder, config, parents, root):
         raise ValueError(
             f"{folder} holds checkpoints of a run that was started differently:\n"
             + "\n".join(f"  - {name}: there {there!r}, now {here!r}" for name, there, here in differences)
@@ -130,18 +128,29 @@ def claim(
         )
     path = folder / STARTED
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, now)
+    write_json(path, _start(config, parents, root))
 
 
-def started(folder: Path) -> dict[str, Any] | None:
-    """The configuration and parents of the run that was started in `folder`; None where none was."""
+def differing_start(
+    folder: Path, config: Mapping[str, Any], parents: Iterable[Path], root: Path
+) -> list[tuple[str, Any, Any]]:
+    """`differing_fields` of the run that was started in `folder` and this one; none where none was."""
     path = folder / STARTED
-    return dict(json.loads(path.read_text())) if path.exists() else None
+    return differing_fields(json.loads(path.read_text()), _start(config, parents, root)) if path.exists() else []
+
+
+def _start(config: Mapping[str, Any], parents: Iterable[Path], root: Path) -> dict[str, Any]:
+    return dict(json.loads(json.dumps({**config, "parents": parent_contents(parents, root)})))
 
 
 def parent_contents(parents: Iterable[Path], root: Path) -> dict[str, str]:
     """Path (relative to `root` where it lies below it) -> content hash of every parent artefact."""
     return {str(p.relative_to(root) if p.is_relative_to(root) else p): read_manifest(p).content for p in parents}
+
+
+def made_from(manifest: Manifest, parents: Iterable[Path], root: Path) -> bool:
+    """Whether an artefact was made from these, as they are now."""
+    return parent_contents(parents, root).items() <= manifest.parents.items()
 
 
 def content_hash(folder: Path) -> str:

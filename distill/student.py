@@ -35,6 +35,7 @@ def main(config: Config) -> float:
     from students.loop import Trainer
     from students.model import build_judge
     from students.tracking import open_tracker
+    from students.trained import TRAINED_ON
 
     if config.role == "teacher":
         config = replace(config, loss=votes_alone(config.loss))
@@ -84,7 +85,7 @@ def main(config: Config) -> float:
         progress = Trainer(config, judge, examples, held, folder, tracker).train()
         if rank == 0:
             seen = sorted({f"{c.fingerprint():016x}" for c in (*training, *validation)})
-            pl.DataFrame({"fingerprint": seen}).write_parquet(folder / "trained_on.parquet")
+            pl.DataFrame({"fingerprint": seen}).write_parquet(folder / TRAINED_ON)
             runs.write_json(folder / "metrics.json", summary(judge, progress, len(examples), len(held)))
             runs.write_manifest(
                 folder,

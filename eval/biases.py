@@ -14,7 +14,7 @@ from scipy.special import softmax
 
 from distill.records import LABELS, Conversation
 from eval.baselines import COUNTED, REFUSAL
-from eval.inference import Bias, Claim, Estimate, Jackknife, bounds, conclude, conclude_farthest, quantile_bins
+from eval.inference import Bias, Claim, Estimate, Jackknife, bounds, conclude, conclude_most_striking, quantile_bins
 from eval.metrics import flip_rows, log_loss_rows, predict, shares
 from eval.slices import find_slices
 
@@ -244,7 +244,7 @@ class _AgainstPeople:
         )
         excess = {x: self._excess(side) for x, side in sides.items()}
         rows = {x: self._row(x, side) for x, side in sides.items() if side.any()}
-        return conclude_farthest(name, "win rate", excess, claim, rows, level=self.level, whole=whole)
+        return conclude_most_striking(name, "win rate", excess, claim, rows, level=self.level, whole=whole)
 
     def _excess(self, side: np.ndarray) -> Estimate | None:
         """By how much the judge's win rate of a side is above people's."""

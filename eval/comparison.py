@@ -40,6 +40,7 @@ def compare(
     *,
     teacher: str | None,
     reference: str | None,
+    student: str | None = None,
     draws: int,
     bins: int,
     seed: int,
@@ -47,7 +48,7 @@ def compare(
 ) -> dict[str, Any]:
     """All that the votes tell of `predictions`: {judge: (logits ab, logits ba)}, each [n, 3] for the rows of `votes`.
 
-    `teacher` and `reference` name judges among them, or None. `recalibrations`, of some judges or none, are to be
+    `teacher`, `reference` and `student` name judges among them, or None. `recalibrations`, of some judges or none, are to be
     fitted on other rows than these. All judges are bootstrapped together, on the same draws. Every ..._ci is [low,
     high] at 95%; what cannot be measured is None. The dict holds nothing but JSON:
 
@@ -56,22 +57,22 @@ def compare(
       (`metrics.human_rows`), each with its _ci
     - `judges`, by name:
         - `log_loss`, `brier`, `accuracy`, `auc`, `flip_rate`, `kl_to_teacher`, each with its _ci; `ece`, `adaptive_ece`
-        - `beats_surface`, `beats_reference`: whether the interval of its gain in log loss lies above zero; None where
+        - `beats_surface`, `beats_reference`, `beats_student`: whether the interval of its gain in log loss lies above zero; None where
           that rival is absent or is the judge itself
         - `reliability`: [{`count`, `confidence`, `accuracy`}] from low to high; `reliability_by_label`: {label:
           [{`count`, `predicted`, `observed`}]}
         - `repeated`: `log_loss` and `accuracy`, each with its _ci, on the rows of `humans`; None without them
         - `recalibrated`, None where it is not: `scale`, `shift`, `log_loss`, `log_loss_ci`, `ece`, `adaptive_ece`,
           `reliability`, `reliability_by_label`, and `gain`, the difference in log loss by which it is better for it
-    - `differences`: {"surface" and "reference", as far as there: {judge: {`log_loss`, `brier`, `accuracy`, `auc`:
+    - `differences`: {"surface", "reference" and "student", as far as there: {judge: {`log_loss`, `brier`, `accuracy`, `auc`:
       {`difference`, `ci`, `p`, `beats`}}}} (`metrics.difference`), above zero where the judge is better than the rival
 
     Raises `ValueError` where logits are not finite, naming the row, or all rows share one group.
     """
-    for name in {teacher, reference} - {None}:
+    for name in {teacher, reference, student} - {None}:
         assert name in predictions, f"{name} is not among the judges: {', '.join(predictions)}"
     members = number_groups(groups)
-    rivals = {"surface": BASELINE if BASELINE in predictions else None, "reference": reference}
+    rivals = {"surface": BASELINE if BASELINE in predictions else None, "reference": reference, "student": student}
     rows = _rows(predictions, votes, teacher, recalibrations)
     drawn = Drawn(rows, members, draws, seed)
     humans, on_repeated = _repeated(rows, votes, members, list(predictions), draws, seed)

@@ -148,7 +148,7 @@ def conclude(
     return Bias(name, estimate.value, low, high, unit, flagged, sentence, table)
 
 
-def conclude_farthest(
+def conclude_most_striking(
     name: str,
     unit: str,
     estimates: Mapping[str, Estimate | None],
@@ -165,13 +165,13 @@ def conclude_farthest(
     last. `rows` become the table, each with `flagged`.
     """
     told = {x: estimate for x, estimate in estimates.items() if estimate is not None}
-    farthest = min(reversed(told), key=lambda x: _strikingness(told[x]), default=None)
+    striking = min(reversed(told), key=lambda x: _strikingness(told[x]), default=None)
     flagged = flags(told, level)
     return conclude(
         name,
         unit,
-        told[farthest] if farthest else None,
-        replace(claim, subject=claim.subject.format(farthest or whole)),
+        told[striking] if striking else None,
+        replace(claim, subject=claim.subject.format(striking or whole)),
         [{**row, "flagged": flagged.get(x, False)} for x, row in rows.items()],
         level=level,
         among=len(told),

@@ -24,13 +24,12 @@ from eval.answers import answers
 from eval.leaderboard import bradley_terry
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
 from eval.seeds import STUDENT
-from students.trained import open_trained
+from students.trained import TRAINED_ON, open_trained, trained_on
 
 log = logging.getLogger(__name__)
 NO_TEACHER = "loss=votes"
 BASELINES = ("prior", "surface", "bradley_terry")
 HISTORY = "history.parquet"
-TRAINED_ON = "trained_on.parquet"
 MADE_OF_RUNS = ("export", "average")
 
 
@@ -218,7 +217,7 @@ def _exported(candidate: Candidate, config: Config, held_out: Sequence[Conversat
         student = root / "students" / config.run / f"fold={config.fold}"
         if not (student / runs.MANIFEST).exists():
             raise Unfit(f"the student that it was made of is not at {student}")
-        if not runs.parent_contents([student], root).items() <= manifest.parents.items():
+        if not runs.made_from(manifest, [student], root):
             raise ValueError(f"{path} was exported from another student than {student}: export it with overwrite=true")
         renderer = open_trained(student, root, "make student").renderer
     _refuse_learned(path, held_out, root)
@@ -255,9 +254,7 @@ def _refuse_learned(folder: Path, held_out: Sequence[Conversation], root: Path) 
 
     So it does where nobody can tell.
     """
-    learned: set[int] = set()
-    for run in _training_runs(folder, root):
-        learned |= {int(f, 16) for f in pl.read_parquet(run / TRAINED_ON)["fingerprint"]}
+    learned = frozenset[int]().union(*(trained_on(run) for run in _training_runs(folder, root)))
     if leaked := sum(c.fingerprint() in learned for c in held_out):
         raise Unfit(f"{folder} was trained on {leaked} of {len(held_out)} held-out conversations")
 

@@ -12,10 +12,10 @@ from distill.config import EvalConfig
 from distill.records import Conversation
 from distill.scoring import logits_by_order
 from eval.biases import find_biases, look_at
-from eval.comparison import Drawn, Pair, compare
+from eval.comparison import Pair, compare
 from eval.judges import Judges
 from eval.leaderboard import rank_correlation, ratings
-from eval.metrics import kl_rows, log_loss_rows, number_groups, paired_difference, predict
+from eval.metrics import kl_rows, log_loss_rows, paired_difference, predict
 from eval.seeds import STUDENT
 
 READ = 20  # conversations of each list to read
@@ -30,7 +30,6 @@ def measure(
 
     - `bayes`: the entropy of the simulated law, None for real votes; its judge is then among the others
     - `gain`: by how much the student is better than the one without a teacher (`metrics.difference`), or None
-    - `against_student`, by judge: by how much its log loss is better than the student's (`metrics.difference`)
     - `judges`, by name: also `biases` ({name: `inference.Bias`}) and `failed` (checks of an export)
     - `leaderboard`, None without three models: `rows`, `models` ([{`model`, `games`, `rating`, `low`, `high`, `judges`:
       {name: {`rating`, `low`, `high`}}}], by people's rating), `correlations` by judge (`leaderboard.rank_correlation`)
@@ -53,6 +52,7 @@ def measure(
         groups,
         teacher="teacher" if "teacher" in logits else None,
         reference="bradley_terry" if "bradley_terry" in logits else None,
+        student=STUDENT,
         draws=config.bootstrap,
         bins=config.ece_bins,
         seed=seed,
@@ -70,7 +70,6 @@ def measure(
         **found,
         "bayes": None if law is None else bayes_log_loss(law),
         "gain": _gain(probabilities, votes, groups, config.bootstrap, seed),
-        "against_student": _against_student(probabilities, votes, groups, config.bootstrap, seed),
         "leaderboard": _leaderboard(held_out, votes, probabilities, config.bootstrap, seed),
         "reading": _reading(ids, groups, votes, probabilities),
     }
@@ -91,15 +90,6 @@ def _gain(
         return None
     without, student = (log_loss_rows(probabilities[name], votes) for name in ("student_no_teacher", STUDENT))
     return paired_difference(without, student, groups, draws, seed)
-
-
-def _against_student(
-    probabilities: Mapping[str, np.ndarray], votes: np.ndarray, groups: Sequence[str], draws: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    losses = {(judge, "log_loss"): log_loss_rows(of, votes) for judge, of in probabilities.items()}
-    drawn = Drawn(losses, number_groups(groups), draws, seed)
-    student = (STUDENT, "log_loss")
-    return {column[0]: drawn.gain(column, student, -1) for column in losses if column != student}
 
 
 def _leaderboard(

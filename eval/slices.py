@@ -12,7 +12,7 @@ import polars as pl
 from scipy.special import entr
 
 from distill.records import Conversation
-from eval.inference import Bias, Claim, Estimate, Jackknife, bounds, conclude_farthest, quantile_bins
+from eval.inference import Bias, Claim, Estimate, Jackknife, bounds, conclude_most_striking, quantile_bins
 from eval.metrics import accuracy_rows, log_loss_rows
 
 SEEN = 2000  # characters of a prompt that tell its language
@@ -101,7 +101,7 @@ class _Rows:
             below="the judge does better there",
         )
         rows = {x: self._row(x, inside, gaps.get(x)) for x, inside in filled.items()}
-        return conclude_farthest(
+        return conclude_most_striking(
             name, "nats", gaps, claim, rows, level=self.level, whole=f"a slice by {name.replace('_', ' ')}"
         )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import T4Config
+from distill.exported import GGUF_BACKBONE
 from distill.memory import GB, work_per_token
 from distill.models import head_dim
 from distill.records import LABELS
@@ -75,9 +76,8 @@ def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
         )
     config = json.loads((folder / "config.json").read_text())
     tensors = stored(folder)
-    if backbones := [*folder.glob("*.gguf")]:
-        for path in backbones:
-            _check_whole(path)
+    if (folder / GGUF_BACKBONE).exists():
+        _check_whole(folder / GGUF_BACKBONE)
         return [_head(config, tensors), _memory(folder, config, t4)]
     return [
         _dtype(config),

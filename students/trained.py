@@ -13,6 +13,8 @@ from distill.prompts import Renderer, renderer_of
 from students.merging import caps_off, merge_adapter, unmerge_adapter
 from students.shards import locate, read_shapes, read_tensor, write_weights
 
+TRAINED_ON = "trained_on.parquet"
+
 
 @dataclass(frozen=True)
 class TrainedJudge:
@@ -29,7 +31,7 @@ class TrainedJudge:
 
     def trained_on(self) -> frozenset[int]:
         """Fingerprints of the conversations that trained it or chose its checkpoint."""
-        return frozenset(int(f, 16) for f in pl.read_parquet(self.folder / "trained_on.parquet")["fingerprint"])
+        return trained_on(self.folder)
 
     @property
     def settings(self) -> dict[str, None]:
@@ -74,6 +76,11 @@ class TrainedJudge:
             unmerge_adapter(self.base, self.folder / "adapter", folder / "model", bare, self.settings)
             runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
         return folder / "model", folder / "adapter"
+
+
+def trained_on(run: Path) -> frozenset[int]:
+    """Fingerprints of the conversations that trained what is in a run's folder, or chose its checkpoint."""
+    return frozenset(int(f, 16) for f in pl.read_parquet(run / TRAINED_ON)["fingerprint"])
 
 
 def stored_dtype(base: Path) -> torch.dtype:

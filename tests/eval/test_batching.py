@@ -87,7 +87,7 @@ def test_an_idle_scorer_waits_for_company_only_as_long_as_it_is_told(judge: Tran
     second = batcher.submit([7, 8])
     first.result(60), second.result(60)
     assert counting.streams == [2]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 5
     batcher.close()
 
 

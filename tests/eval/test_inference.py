@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.inference import MIN_GROUPS, Bias, Claim, Estimate, Jackknife, conclude_farthest, flags, quantile_bins
+from eval.inference import MIN_GROUPS, Bias, Claim, Estimate, Jackknife, conclude_most_striking, flags, quantile_bins
 from eval.metrics import bootstrap_means, interval
 
 LEVEL = 0.05
@@ -92,7 +92,7 @@ def test_flags_answer_for_all_comparisons_together() -> None:
 def headline(told: dict[str, Estimate]) -> Bias:
     rows = {x: {"x": x} for x in told}
     claim = Claim("{}", "zero", above="above", below="below")
-    return conclude_farthest("letters", "win rate", told, claim, rows, level=LEVEL, whole="a letter")
+    return conclude_most_striking("letters", "win rate", told, claim, rows, level=LEVEL, whole="a letter")
 
 
 def test_the_headline_is_what_chance_explains_least_not_what_is_farthest_on_few_prompts() -> None:

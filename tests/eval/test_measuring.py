@@ -42,7 +42,7 @@ def votes(conversations: list[Conversation]) -> np.ndarray:
 def test_every_judge_is_compared_with_the_student_on_the_same_rows(evaluation: Evaluation) -> None:
     found, held_out, judged = metrics(evaluation), evaluation.held_out, said(evaluation)
     losses = {judge: log_loss_rows(of, votes(held_out)) for judge, of in judged.items()}
-    against = found["against_student"]
+    against = {judge: gains["log_loss"] for judge, gains in found["differences"]["student"].items()}
     assert against.keys() == found["judges"].keys() - {"student"}
     for judge in judged.keys() - {"student"}:
         expected = paired_difference(losses["student"], losses[judge], [c.group for c in held_out], DRAWS, SEED)

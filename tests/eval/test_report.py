@@ -196,7 +196,9 @@ def test_pairs_ratings_lengths_and_slices_are_told(evaluation: Evaluation, page:
     metrics = opened(evaluation)["metrics.json"]
     sources = {source for source, _, _ in page.sourced}
     for judge in ("teacher", "student_w8a8", "student_no_teacher", "other.one"):
-        assert {f"metrics.json#/against_student/{judge}/{of}" for of in ("difference", "ci/0", "ci/1", "p")} <= sources
+        assert {
+            f"metrics.json#/differences/student/{judge}/log_loss/{of}" for of in ("difference", "ci/0", "ci/1", "p")
+        } <= sources
         assert f"metrics.json#/differences/surface/{judge}/log_loss/p" in sources
         rating = f"metrics.json#/leaderboard/models/0/judges/{judge}"
         assert {f"{rating}/{of}" for of in ("rating", "low", "high")} <= sources
