@@ -48,8 +48,8 @@ def compare(
 ) -> dict[str, Any]:
     """All that the votes tell of `predictions`: {judge: (logits ab, logits ba)}, each [n, 3] for the rows of `votes`.
 
-    `teacher`, `reference` and `student` name judges among them, or None. `recalibrations`, of some judges or none, are to be
-    fitted on other rows than these. All judges are bootstrapped together, on the same draws. Every ..._ci is [low,
+    `teacher`, `reference` and `student` name judges among them, or None. `recalibrations`, of some judges or none, are
+    to be fitted on other rows than these. All judges are bootstrapped together, on the same draws. Every ..._ci is [low,
     high] at 95%; what cannot be measured is None. The dict holds nothing but JSON:
 
     - `rows`, `groups`, `draws`: how many; `baseline` ("surface", None where it is not judged), `teacher`, `reference`
@@ -57,15 +57,15 @@ def compare(
       (`metrics.human_rows`), each with its _ci
     - `judges`, by name:
         - `log_loss`, `brier`, `accuracy`, `auc`, `flip_rate`, `kl_to_teacher`, each with its _ci; `ece`, `adaptive_ece`
-        - `beats_surface`, `beats_reference`, `beats_student`: whether the interval of its gain in log loss lies above zero; None where
-          that rival is absent or is the judge itself
+        - `beats_surface`, `beats_reference`, `beats_student`: whether the interval of its gain in log loss lies above
+          zero; None where that rival is absent or is the judge itself
         - `reliability`: [{`count`, `confidence`, `accuracy`}] from low to high; `reliability_by_label`: {label:
           [{`count`, `predicted`, `observed`}]}
         - `repeated`: `log_loss` and `accuracy`, each with its _ci, on the rows of `humans`; None without them
         - `recalibrated`, None where it is not: `scale`, `shift`, `log_loss`, `log_loss_ci`, `ece`, `adaptive_ece`,
           `reliability`, `reliability_by_label`, and `gain`, the difference in log loss by which it is better for it
-    - `differences`: {"surface", "reference" and "student", as far as there: {judge: {`log_loss`, `brier`, `accuracy`, `auc`:
-      {`difference`, `ci`, `p`, `beats`}}}} (`metrics.difference`), above zero where the judge is better than the rival
+    - `differences`: {"surface", "reference" and "student", as far as there: {judge: {`log_loss`, `brier`, `accuracy`,
+      `auc`: {`difference`, `ci`, `p`, `beats`}}}} (`metrics.difference`), above zero where the judge is better than the rival
 
     Raises `ValueError` where logits are not finite, naming the row, or all rows share one group.
     """
