@@ -49,8 +49,8 @@ def compare(
     """All that the votes tell of `predictions`: {judge: (logits ab, logits ba)}, each [n, 3] for the rows of `votes`.
 
     `teacher`, `reference` and `student` name judges among them, or None. `recalibrations`, of some judges or none, are
-    to be fitted on other rows than these. All judges are bootstrapped together, on the same draws. Every ..._ci is [low,
-    high] at 95%; what cannot be measured is None. The dict holds nothing but JSON:
+    to be fitted on other rows than these. All judges are bootstrapped together, on the same draws. Every ..._ci is
+    [low, high] at 95%; what cannot be measured is None. The dict holds nothing but JSON:
 
     - `rows`, `groups`, `draws`: how many; `baseline` ("surface", None where it is not judged), `teacher`, `reference`
     - `humans`, None without repeated votes in two groups: `rows`, and `agreement`, `majority` and `entropy`
@@ -65,7 +65,8 @@ def compare(
         - `recalibrated`, None where it is not: `scale`, `shift`, `log_loss`, `log_loss_ci`, `ece`, `adaptive_ece`,
           `reliability`, `reliability_by_label`, and `gain`, the difference in log loss by which it is better for it
     - `differences`: {"surface", "reference" and "student", as far as there: {judge: {`log_loss`, `brier`, `accuracy`,
-      `auc`: {`difference`, `ci`, `p`, `beats`}}}} (`metrics.difference`), above zero where the judge is better than the rival
+      `auc`: {`difference`, `ci`, `p`, `beats`}}}} (`metrics.difference`), above zero where the judge is better than
+      the rival
 
     Raises `ValueError` where logits are not finite, naming the row, or all rows share one group.
     """
