@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distill.config import PlanConfig, from_mapping
+from distill.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Calibration:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Raises `ValueError` where the file is missing or is something else."""
+    """Raises `UserError` where the file is missing or is something else."""
     if not path.is_file():
-        raise ValueError(f"plan.calibration={path}: no such file; python -m bench.calibrate writes one")
+        raise UserError(f"plan.calibration={path}: no such file; python -m bench.calibrate writes one")
     try:
         return from_mapping(Calibration, json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"plan.calibration={path} is not what bench.calibrate writes: {error}") from error
+    except (UserError, json.JSONDecodeError) as error:
+        raise UserError(f"plan.calibration={path} is not what bench.calibrate writes: {error}") from error
 
 
 def calibrated(plan: PlanConfig) -> PlanConfig:

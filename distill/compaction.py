@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from distill.errors import UserError
 from distill.parts import (
     NAME,
     NO_FOLD,
@@ -36,19 +37,19 @@ def compact(folder: Path, rows_per_part: int = ROWS_PER_PART) -> list[Path]:
     """Merge neighbouring parts of each fold into parts of at most `rows_per_part` rows, sorted by id and order.
 
     Returns the new parts. A finished store gets the content hash of its new files, so compact before training: a
-    student that was trained before names another parent. Raises `ValueError` where a process writes the store, where a
+    student that was trained before names another parent. Raises `UserError` where a process writes the store, where a
     part is damaged or of another making, or where the files are not those that the manifest was written for.
     """
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
     with exclusive(folder) as parts:  # what killed processes left is gone after this, and so are the locks' own files
         if not parts:
-            raise ValueError(f"{folder} holds no parts: run the teacher stage, or check the path")
+            raise UserError(f"{folder} holds no parts: run the teacher stage, or check the path")
         if mixed := mixed_parts(parts):
-            raise ValueError(mixed[0])
+            raise UserError(mixed[0])
         interrupted = {part.metadata.get(FINISHED_AS) for part in parts}
     finished_as = manifest.content if manifest else ""
     if manifest and finished_as not in interrupted and content_hash(folder) != finished_as:
-        raise ValueError(
+        raise UserError(
             f"{folder} does not hold the files that its manifest.json was written for: "
             f"look with `python -m distill.store verify {folder}`, or score anew with overwrite=true"
         )
@@ -62,7 +63,7 @@ def compact(folder: Path, rows_per_part: int = ROWS_PER_PART) -> list[Path]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[list[Part]]:
-    """The store's parts while nobody else writes any of its folds. Raises `ValueError` where somebody does."""
+    """The store's parts while nobody else writes any of its folds. Raises `UserError` where somebody does."""
     names = [match[1] for path in part_files(folder) if (match := NAME.fullmatch(path.name))]
     names += [path.name.removeprefix(".lock-") for path in folder.glob(".lock-*")]
     parts: list[Part] = []

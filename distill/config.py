@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from distill.errors import UserError
+
 C = TypeVar("C")
 
 
@@ -499,11 +501,11 @@ class Config:
 
 
 def from_mapping(kind: type[C], values: Mapping[str, Any]) -> C:
-    """Build dataclass `kind` from nested mappings. Raises one `ValueError` that lists every problem found."""
+    """Build dataclass `kind` from nested mappings. Raises one `UserError` that lists every problem found."""
     problems: list[str] = []
     built = _dataclass(kind, values, "", problems)
     if problems:
-        raise ValueError("the configuration has problems:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError("the configuration has problems:\n" + "\n".join(f"  - {p}" for p in problems))
     return built
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import polars as pl
 
 from distill.config import FoldsConfig
+from distill.errors import UserError
 from distill.readers import BALLOTS, COUNTS, MODELS, ROWS_AT_ONCE, SHOWN, SURROGATES, TEXTS, WINNERS, Row, Source, shown
 from distill.records import LABELS, SCHEMA, Conversation, from_frame, to_frame
 from distill.runs import read_manifest
@@ -32,7 +33,7 @@ BLACKPEARL = (5, 2025)  # folds and seed published by LMSYS's 1st place: LMSYS_B
 UNVOTED = "none"
 
 
-class BadRow(ValueError):
+class BadRow(UserError):
     """Why a row is rejected: the kind of problem, a colon, and the offending value."""
 
 
@@ -54,12 +55,12 @@ def collect(
 
     `limit` keeps the first rows of each source. A row that equals an earlier one in all columns but the id is dropped.
     Ids stay as they are where there is one source and become `source/id` where there are several. The sources in
-    `shuffle_sides` get their sides exchanged where the hash of source and id is odd. Raises `ValueError` for a name
+    `shuffle_sides` get their sides exchanged where the hash of source and id is odd. Raises `UserError` for a name
     there that is no source.
     """
     names = [source.name for source in sources]
     if unknown := [name for name in shuffle_sides if name not in names]:
-        raise ValueError(f"data.shuffle_sides={unknown}: no such source; choose from {names}")
+        raise UserError(f"data.shuffle_sides={unknown}: no such source; choose from {names}")
     seen: set[bytes] = set()
     taken: set[str] = set()
     frames: list[pl.DataFrame] = [pl.DataFrame(schema=SCHEMA)]
@@ -143,14 +144,14 @@ def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig) -> pl.DataFram
 
     `grouped`: no group in two folds, also across sources; the order of rows does not matter. `blackpearl`:
     scikit-learn's StratifiedKFold(5, shuffle, seed 2025), which shares prompts between folds: only for comparison with
-    numbers published on that split. Raises `ValueError` where there is too little to split.
+    numbers published on that split. Raises `UserError` where there is too little to split.
     """
     group = [group_of(prompt) for prompt in conversations["prompt"].list.first()]
     strata = labels(conversations).to_list()
     prompts, commonest = len({*group}), max(Counter(strata).values(), default=0)
     most = prompts if folds.split == "grouped" else commonest
     if not 2 <= folds.count <= most:
-        raise ValueError(
+        raise UserError(
             f"data.folds.count={folds.count}: {len(group)} conversations ({prompts} first prompts, {commonest} with "
             f"the commonest label) can be split into 2 to {most} {folds.split} folds; set it so, or read more rows"
         )
@@ -165,7 +166,7 @@ def save(folder: Path, conversations: pl.DataFrame) -> None:
 
 
 def load(folder: Path) -> list[Conversation]:
-    """The conversations of a finished `data/<name>`, in input order. Raises `ValueError` naming the command for it."""
+    """The conversations of a finished `data/<name>`, in input order. Raises `UserError` naming the command for it."""
     read_manifest(folder, "prepare", remedy=f"python -m distill.prepare data={folder.name}")
     return from_frame(pl.read_parquet(folder / CONVERSATIONS))
 
@@ -258,7 +259,7 @@ def _blackpearl(strata: list[str], folds: FoldsConfig) -> list[int]:
     from sklearn.model_selection import StratifiedKFold
 
     if (folds.count, folds.seed) != BLACKPEARL:
-        raise ValueError(
+        raise UserError(
             f"data.folds.count={folds.count}, data.folds.seed={folds.seed}: the blackpearl split has "
             f"count={BLACKPEARL[0]} and seed={BLACKPEARL[1]}; set these, or data.folds.split=grouped"
         )

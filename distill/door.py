@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.config import Config, from_mapping
+from distill.errors import UserError
 from distill.studies import Pruned
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -55,7 +56,7 @@ def variant(run: str, *overrides: str) -> str:
 def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
     """Turn `stage(config)` into a Hydra entry point that exits with 2 and one message on bad input.
 
-    `ValueError` is what a user can mend (house rule 6); anything else is our defect and keeps its traceback.
+    `UserError` is what a user can mend (house rule 6); anything else is our defect and keeps its traceback.
     """
 
     def run(cfg: DictConfig) -> Any:
@@ -68,7 +69,7 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
             return stage(from_mapping(Config, values))
         except Pruned as stopped:
             return stopped.log_loss
-        except (ValueError, ChecksFailed) as error:
+        except (UserError, ChecksFailed) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # to the sweeper: the other runs go on
             refuse(error)  # from here, because Hydra would print a line of its own first
@@ -77,7 +78,7 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors rise to here
         try:
             hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run)()
-        except (HydraException, OmegaConfBaseException, ValueError, ChecksFailed) as error:
+        except (HydraException, OmegaConfBaseException, UserError, ChecksFailed) as error:
             refuse(error)
 
     return main
@@ -89,10 +90,10 @@ def launched_ranks() -> int:
 
 
 def refuse_multirun_of_ranks() -> None:
-    """Raise `ValueError` for `-m` under the deepspeed launcher: the ranks of a second run would not find each other."""
+    """Raise `UserError` for `-m` under the deepspeed launcher: the ranks of a second run would not find each other."""
     hydra_config, ranks = HydraConfig.get(), launched_ranks()
     if hydra_config.mode == RunMode.MULTIRUN and ranks > 1 and hydra_config.launcher._target_.endswith("BasicLauncher"):
-        raise ValueError(
+        raise UserError(
             f"-m with {ranks} ranks: start one command for each run, or let a launcher give each run its ranks: "
             f"python -m distill.student -m ... hydra/launcher=local hydra.launcher.tasks_per_node={ranks}"
         )

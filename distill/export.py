@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.config import Config, ScorerConfig, T4Config, to_mapping
 from distill.door import ChecksFailed, door
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +73,7 @@ def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
     table = conversations.load(config.root / "data" / config.data.name)
     held_out = [c for c in table if c.fold == config.fold and c.votes]
     if not held_out:
-        raise ValueError(f"fold={config.fold} has no voted conversations to compare the export on: choose another fold")
+        raise UserError(f"fold={config.fold} has no voted conversations to compare the export on: choose another fold")
     return judge, Rows(*parts(judge, table), held_out)
 
 
@@ -200,14 +201,14 @@ def broken_rules(findings: "Sequence[Finding]") -> list[str]:
 
 
 def trained_fold(config: Config, fold: int) -> "TrainedJudge":
-    """A finished student of the configured run. Raises `ValueError` where the data, and so the folds, changed since."""
+    """A finished student of the configured run. Raises `UserError` where the data, and so the folds, changed since."""
     from distill import runs
     from students.trained import open_trained
 
     folder = config.root / "students" / config.run / f"fold={fold}"
     judge = open_trained(folder, config.root, "train the student first (make student)")
     if not runs.made_from(judge.manifest, [config.root / "data" / config.data.name], config.root):
-        raise ValueError(
+        raise UserError(
             f"{folder} was trained on other data than data.name={config.data.name} holds now, so nobody can tell "
             "what is held out from it: prepare the data as they were, or train it again with overwrite=true"
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distill import runs
 from distill.config import Config, ExportConfig
+from distill.errors import UserError
 from distill.prompts import Renderer, renderer_of
 
 GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
@@ -36,12 +37,12 @@ def export_name(export: ExportConfig) -> str:
 def open_exported(folder: Path) -> ExportedJudge:
     """Open a finished export, wherever the folder was moved to.
 
-    Raises `ValueError` where it is unfinished or failed its checks (`manifest.json`, extra.failed), and where this code
+    Raises `UserError` where it is unfinished or failed its checks (`manifest.json`, extra.failed), and where this code
     renders other prompts than it was made for.
     """
     manifest = runs.read_manifest(folder, "export", "make export")
     if failed := manifest.extra.get("failed"):
-        raise ValueError(
+        raise UserError(
             f"{folder} failed its checks ({'; '.join(failed)}): take another format, or raise its "
             "limits and export it with overwrite=true"
         )

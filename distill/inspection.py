@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from distill import compaction
 from distill.door import refuse
+from distill.errors import UserError
 from distill.parts import Part, list_parts, open_part, part_files, token
 from distill.runs import MANIFEST, content_hash, read_manifest
 from distill.store import NAMED, check_leaks, double_keys, key, mixed_parts, read_parts, read_seen, view
@@ -30,15 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console()
     try:
         if not chosen.path.is_dir():
-            raise ValueError(
-                f"{chosen.path} is not a folder: give the folder of a store, such as artifacts/logits/NAME"
-            )
+            raise UserError(f"{chosen.path} is not a folder: give the folder of a store, such as artifacts/logits/NAME")
         if chosen.command == "inspect":
             for table in inspect(chosen.path):
                 console.print(table)
         elif chosen.command == "verify":
             if problems := verify(chosen.path):
-                raise ValueError(f"{len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems))
+                raise UserError(f"{len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems))
             console.print(f"{chosen.path}: nothing wrong", soft_wrap=True)
         else:
             before = size(chosen.path)
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(
                 f"{chosen.path}: {len(made)} merged parts, {before:,} -> {size(chosen.path):,} bytes", soft_wrap=True
             )
-    except ValueError as error:
+    except UserError as error:
         refuse(error)
 
 
@@ -111,7 +110,7 @@ def verify(folder: Path) -> list[str]:
     for path in part_files(folder):
         try:
             parts.append(open_part(path))
-        except ValueError as error:
+        except UserError as error:
             problems.append(str(error))
     replaced = {name for part in parts for name in part.replaces}
     parts = sorted((p for p in parts if p.path.name not in replaced), key=lambda p: (p.origin.judge_fold, p.number))
@@ -122,7 +121,7 @@ def verify(folder: Path) -> list[str]:
             rows = part.checked()
             if part.origin.columns == parts[0].origin.columns:  # else it is among the mixed ones
                 tables.append(rows)
-        except ValueError as error:
+        except UserError as error:
             problems.append(str(error))
     if tables:
         problems += row_problems(folder, pl.concat(tables, rechunk=False))
@@ -163,7 +162,7 @@ def row_problems(folder: Path, rows: pl.DataFrame) -> list[str]:
     if "in_sample" in rows.columns:
         try:
             check_leaks(rows, read_seen(folder, rows["judge_fold"].unique()))
-        except ValueError as error:
+        except UserError as error:
             problems.append(str(error))
     return problems
 

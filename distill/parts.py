@@ -22,6 +22,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distill.errors import UserError
 from distill.runs import differing_fields
 
 NO_FOLD = -1  # a judge that was trained on none of the rows
@@ -85,11 +86,11 @@ class Part:
     metadata: dict[str, str]
 
     def read(self, columns: list[str]) -> pl.DataFrame:
-        """Some columns, checked by parquet's page checksums alone. Raises `ValueError` where they are damaged."""
+        """Some columns, checked by parquet's page checksums alone. Raises `UserError` where they are damaged."""
         return _read(self.path, columns)[0]
 
     def checked(self) -> pl.DataFrame:
-        """All rows. Raises `ValueError` where they are not those that were written."""
+        """All rows. Raises `UserError` where they are not those that were written."""
         return read_checked(self.path)
 
 
@@ -110,7 +111,7 @@ def part_path(folder: Path, judge_fold: int, number: int) -> Path:
 def list_parts(folder: Path) -> list[Part]:
     """The parts of `folder` by fold and number, without those whose rows a compacted part took over.
 
-    Raises `ValueError` naming a parquet file that is foreign or damaged.
+    Raises `UserError` naming a parquet file that is foreign or damaged.
     """
     parts = [open_part(path) for path in part_files(folder)]
     replaced = {name for part in parts for name in part.replaces}
@@ -124,16 +125,16 @@ def part_files(folder: Path) -> list[Path]:
 
 
 def open_part(path: Path) -> Part:
-    """What the metadata of the part at `path` tells. Raises `ValueError` for a file that is foreign or damaged."""
+    """What the metadata of the part at `path` tells. Raises `UserError` for a file that is foreign or damaged."""
     foreign = f"{path} is not a part of this store: move it out of the folder, which holds only what the stage wrote"
     name = NAME.fullmatch(path.name)
     if not name:
-        raise ValueError(foreign)
+        raise UserError(foreign)
     with readable(path), pq.ParquetFile(path) as file:
         found = file.schema_arrow
         metadata = {k.decode(): v.decode() for k, v in (found.metadata or {}).items()}
         if {IDENTITY, JUDGE, JUDGE_FOLD, ROWS} - set(metadata) or token(int(metadata[JUDGE_FOLD])) != name[1]:
-            raise ValueError(foreign)
+            raise UserError(foreign)
         columns = columns_of(pl.DataFrame(found.remove_metadata().empty_table()).schema)
         origin = Origin(json.loads(metadata[IDENTITY]), metadata[JUDGE], int(metadata[JUDGE_FOLD]), columns)
         replaces = tuple(json.loads(metadata.get(REPLACES, "[]")))
@@ -156,7 +157,7 @@ def publish(rows: pl.DataFrame, path: Path, metadata: Mapping[str, str], replace
     """Write `rows` to `path`, on disk when this returns: to a hidden file, synced, renamed, the folder synced.
 
     Whoever is killed in between leaves no file of that name. An existing file is taken over only with `replace`; that
-    nobody else makes one meanwhile is what the fold's lock is for. Raises `ValueError` where the file system refuses.
+    nobody else makes one meanwhile is what the fold's lock is for. Raises `UserError` where the file system refuses.
     """
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
     buffer = io.BytesIO()
@@ -216,10 +217,10 @@ def _buffers(column: pl.Series) -> Iterator[bytes | memoryview]:
 
 
 def read_checked(path: Path) -> pl.DataFrame:
-    """The rows at `path`. Raises `ValueError` where they are damaged, or not those that `publish` wrote there."""
+    """The rows at `path`. Raises `UserError` where they are damaged, or not those that `publish` wrote there."""
     rows, digest = _read(path)
     if content_digest(rows) != digest:
-        raise ValueError(f"{path} does not hold what was written to it (the sha256 of its rows differs): {AGAIN}")
+        raise UserError(f"{path} does not hold what was written to it (the sha256 of its rows differs): {AGAIN}")
     return rows
 
 
@@ -234,11 +235,11 @@ def _read(path: Path, columns: list[str] | None = None) -> tuple[pl.DataFrame, s
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into a `ValueError` that says what happened, what stays and what to do."""
+    """Turn what the file system refuses into a `UserError` that says what happened, what stays and what to do."""
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{folder} cannot be written: {error.strerror or error}; "
             f"the {len(part_files(folder))} finished parts stay: "
             f"{REMEDIES.get(error.errno or 0, 'mend that')} and run the same command again"
@@ -247,20 +248,20 @@ def explained(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what can go wrong with reading the parquet file `path` into a `ValueError` that says what to do."""
+    """Turn what can go wrong with reading the parquet file `path` into a `UserError` that says what to do."""
     try:
         yield
     except FileNotFoundError as error:
-        raise ValueError(f"{path} went away meanwhile, as compaction does it: run the same command again") from error
+        raise UserError(f"{path} went away meanwhile, as compaction does it: run the same command again") from error
     except (OSError, pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
         if isinstance(error, OSError) and error.errno:  # Arrow's own complaints have none
-            raise ValueError(f"{path} cannot be read: {error.strerror}: make it readable") from error
-        raise ValueError(f"{path} is cut short or damaged ({error}): {AGAIN}") from error
+            raise UserError(f"{path} cannot be read: {error.strerror}: make it readable") from error
+        raise UserError(f"{path} is cut short or damaged ({error}): {AGAIN}") from error
 
 
 @contextmanager
 def locked(folder: Path, judge_fold: int) -> Iterator[None]:
-    """Hold the lock of one fold. Raises `ValueError` where another process holds it.
+    """Hold the lock of one fold. Raises `UserError` where another process holds it.
 
     The lock's file goes with the lock, so that a finished store has none; one that was locked just when it went is
     tried again.
@@ -273,7 +274,7 @@ def locked(folder: Path, judge_fold: int) -> Iterator[None]:
         except BlockingIOError as error:
             owner = os.pread(file, 200, 0).decode(errors="replace") or "it does not say which"
             os.close(file)
-            raise ValueError(
+            raise UserError(
                 f"{folder}: another process ({owner}) is writing fold {token(judge_fold)}: wait for it or end it"
             ) from error
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):

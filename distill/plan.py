@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.config import Config, from_mapping
 from distill.door import CONF, door
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     from distill.planning import Stage, Work
@@ -54,7 +55,7 @@ def stages_of(config: Config) -> Iterator["Stage"]:
 
     base = config.student.base
     if base is None:
-        raise ValueError(
+        raise UserError(
             "student.base=null: name the model to train (hub id, folder, pip:PACKAGE), or give +exp=gemma9b"
         )
     teacher = config if config.role == "teacher" else None

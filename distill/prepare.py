@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from distill.config import Config, DataConfig, to_mapping
 from distill.door import door
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,7 +24,7 @@ ROWS = ("read", "kept", "duplicates", "rejected")
 
 
 def main(config: Config) -> None:
-    """Prepare the data that `config.data` names, unless that is done. Raises `ValueError` for what a user can mend."""
+    """Prepare the data that `config.data` names, unless that is done. Raises `UserError` for what a user can mend."""
     from distill import arena_sim, conversations, readers, runs
     from distill.records import to_frame
 
@@ -46,7 +47,7 @@ def main(config: Config) -> None:
         law[: config.limit].write_parquet(folder / LAW)
     rejected.write_parquet(folder / REJECTED)
     if table.is_empty():
-        raise ValueError(f"no row can be used: {rejected['reason'].head(3).to_list()}, see {folder / REJECTED}")
+        raise UserError(f"no row can be used: {rejected['reason'].head(3).to_list()}, see {folder / REJECTED}")
     table = conversations.assign_folds(table, data.folds)
     conversations.save(folder, table)
     rows = {what: sum(getattr(tally, what) for tally in tallies) for what in ROWS}
@@ -59,7 +60,7 @@ def check_origin(data: DataConfig) -> None:
     origins = {"data.files": data.files, "data.hub": data.hub, "data.simulate": data.simulate}
     given = [f"{name}={value}" for name, value in origins.items() if value is not None]
     if len(given) != 1:
-        raise ValueError(f"set exactly one of {', '.join(origins)}, the others to null; now {given or 'none'} is set")
+        raise UserError(f"set exactly one of {', '.join(origins)}, the others to null; now {given or 'none'} is set")
 
 
 def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Tally]", folder: Path) -> None:

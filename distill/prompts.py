@@ -24,6 +24,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from distill.config import PromptConfig, from_mapping
+from distill.errors import UserError
 from distill.records import ORDERS, Conversation, Order
 from distill.runs import Manifest, differing_fields
 
@@ -47,10 +48,10 @@ class Renderer:
     """Renders conversations with one template, one budget and one tokenizer."""
 
     def __init__(self, config: PromptConfig, tokenizer_folder: Path):
-        """Raises `ValueError` where the folder has no tokenizer.json or the budget is too small for the template."""
+        """Raises `UserError` where the folder has no tokenizer.json or the budget is too small for the template."""
         path = tokenizer_folder / "tokenizer.json"
         if not path.is_file():
-            raise ValueError(f"{tokenizer_folder} has no tokenizer.json: save the model's fast tokenizer there")
+            raise UserError(f"{tokenizer_folder} has no tokenizer.json: save the model's fast tokenizer there")
         self.config = config
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
@@ -70,7 +71,7 @@ class Renderer:
         if config.show_models:
             minimum += sum(map(len, self._names)) + 2 * NAME_TOKENS
         if config.max_tokens < minimum:
-            raise ValueError(
+            raise UserError(
                 f"prompt.max_tokens={config.max_tokens}: this template and tokenizer need at least {minimum}"
             )
 
@@ -176,11 +177,11 @@ def share_room(question: int, first: int, second: int, room: int) -> tuple[int, 
 def renderer_of(manifest: Manifest, folder: Path, tokenizer: Path) -> Renderer:
     """The renderer that the judge in `folder` was made for, by its manifest, with the tokenizer of another folder.
 
-    Raises `ValueError` naming the hashes that differ where this code and that tokenizer give other prompts.
+    Raises `UserError` naming the hashes that differ where this code and that tokenizer give other prompts.
     """
     renderer = Renderer(from_mapping(PromptConfig, manifest.config["prompt"]), tokenizer)
     if differences := differing_fields(manifest.prompt, renderer.hashes):
-        raise ValueError(
+        raise UserError(
             f"{folder} was made for other prompts than this code renders with {tokenizer}:\n"
             + "\n".join(f"  - {name} hash: there {there}, now {now}" for name, there, now in differences)
             + "\n  the tokenizer or the renderer has changed since: use the version that made it, or make it anew"

@@ -1,7 +1,7 @@
 """Preference data as people keep them: CSV, parquet, JSONL or a hub data set, in the layout of LMSYS's Kaggle contest.
 
 A source gives its raw rows one by one; `distill/conversations.py` says what they mean. What is wrong with a whole file
-(columns, suffix, nothing there) is a `ValueError` that lists the problems of all files at once.
+(columns, suffix, nothing there) is a `UserError` that lists the problems of all files at once.
 
 CSV goes through Python's `csv`, not through polars: on 57,477 rows (200 MB) it is as fast, and it keeps a bad byte or
 a ragged row the problem of that row, where polars refuses the file.
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from distill.config import DataConfig
+from distill.errors import UserError
 
 TEXTS = ("prompt", "response_a", "response_b")  # lists of texts, one a round, as JSON or as real lists
 REQUIRED = ("id", *TEXTS)
@@ -56,7 +57,7 @@ def open_sources(data: DataConfig) -> list[Source]:
     """The sources of `data.files` or `data.hub`, checked as far as that goes without reading all rows.
 
     A source is named after its file's folder where several files lie in distinct folders, else after the file.
-    Raises one `ValueError` that lists what is wrong with every file.
+    Raises one `UserError` that lists what is wrong with every file.
     """
     problems: list[str] = []
     if data.hub is not None:
@@ -66,7 +67,7 @@ def open_sources(data: DataConfig) -> list[Source]:
         named = zip(paths, _names(paths), strict=True)
         found = [_open_file(path, name, data.ignore_columns, problems) for path, name in named]
     if problems:
-        raise ValueError("the data cannot be read:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError("the data cannot be read:\n" + "\n".join(f"  - {p}" for p in problems))
     return [source for source in found if source is not None]
 
 

@@ -8,6 +8,8 @@ from typing import Literal, TypeVar
 
 import polars as pl
 
+from distill.errors import UserError
+
 LABELS = ("a", "b", "tie")
 Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, ...] = ("ab", "ba")
@@ -86,9 +88,9 @@ def to_frame(conversations: Sequence[Conversation]) -> pl.DataFrame:
 
 
 def from_frame(frame: pl.DataFrame) -> list[Conversation]:
-    """The conversations of a table in `SCHEMA`. Raises `ValueError` naming the columns that differ."""
+    """The conversations of a table in `SCHEMA`. Raises `UserError` naming the columns that differ."""
     if frame.schema != SCHEMA:
         wrong = {name: str(kind) for name, kind in frame.schema.items() if SCHEMA.get(name) != kind}
         missing = [name for name in SCHEMA if name not in frame.schema]
-        raise ValueError(f"not a conversations table: unexpected columns {wrong}, missing columns {missing}")
+        raise UserError(f"not a conversations table: unexpected columns {wrong}, missing columns {missing}")
     return [Conversation(**row) for row in frame.iter_rows(named=True)]

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from distill.errors import UserError
+
 MANIFEST = "manifest.json"
 SCRATCH = ("checkpoints", "wandb", "tensorboard")  # what a training run needs on its way and nobody reads afterwards
 STARTED = Path(SCRATCH[0], "started.json")
@@ -42,16 +44,16 @@ class Manifest:
 def read_manifest(folder: Path, stage: str | None = None, remedy: str = "") -> Manifest:
     """The manifest of a finished artefact.
 
-    Raises `ValueError` where the artefact is missing or unfinished, or was written by another stage; `remedy` says
+    Raises `UserError` where the artefact is missing or unfinished, or was written by another stage; `remedy` says
     which command makes it.
     """
     path = folder / MANIFEST
     if not path.exists():
         state = "is not finished (it has no manifest.json)" if folder.exists() else "does not exist"
-        raise ValueError(f"{folder} {state}{': ' + remedy if remedy else ''}")
+        raise UserError(f"{folder} {state}{': ' + remedy if remedy else ''}")
     manifest = Manifest(**json.loads(path.read_text()))
     if stage is not None and manifest.stage != stage:
-        raise ValueError(
+        raise UserError(
             f"{folder} was written by stage {manifest.stage!r}, expected {stage!r}{': ' + remedy if remedy else ''}"
         )
     return manifest
@@ -90,7 +92,7 @@ def is_finished(
 ) -> bool:
     """Whether `folder` already holds what this configuration would make.
 
-    Raises `ValueError` naming the fields that differ where it holds something else; with `overwrite` that is removed.
+    Raises `UserError` naming the fields that differ where it holds something else; with `overwrite` that is removed.
     """
     if not (folder / MANIFEST).exists():
         return False
@@ -102,7 +104,7 @@ def is_finished(
         found.parents, parent_contents(parents, root)
     )
     if differences:
-        raise ValueError(
+        raise UserError(
             f"{folder} is finished, but was made differently:\n"
             + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)
             + "\n  keep it and choose another name=..., or replace it with overwrite=true"
@@ -115,13 +117,13 @@ def claim(
 ) -> None:
     """Start an artefact that takes long, or go on with it: `folder` may hold checkpoints of this very run only.
 
-    Raises `ValueError` naming the fields that differ where a run with another configuration was started here; with
+    Raises `UserError` naming the fields that differ where a run with another configuration was started here; with
     `overwrite` all that is in `folder` is removed.
     """
     if overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     if differences := differing_start(folder, config, parents, root):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds checkpoints of a run that was started differently:\n"
             + "\n".join(f"  - {name}: there {there!r}, now {here!r}" for name, there, here in differences)
             + "\n  go on with it as it was, or start anew with overwrite=true"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
+from distill.errors import UserError
 from distill.prompts import Rendered, Renderer
 from distill.records import LABELS, ORDERS, Conversation, Order, swap_labels
 
@@ -36,7 +37,7 @@ class Scorer(Protocol):
 
         A judge has three outputs, in the order in which the responses were shown, not activated. A scorer draws
         prompts as it needs them, a bounded number ahead of what it has finished: when `prompts` ends, little is left
-        to wait for. Raises `ValueError` for a prompt that it cannot take, and where its engine has died.
+        to wait for. Raises `UserError` for a prompt that it cannot take, and where its engine has died.
         """
         ...
 
@@ -83,25 +84,25 @@ def score_conversations(scorer: Scorer, renderer: Renderer, conversations: Seque
 
 
 def check_length(position: int, prompt: Sequence[int], max_tokens: int) -> None:
-    """Raise `ValueError` for a prompt of no tokens, or of more than a scorer takes."""
+    """Raise `UserError` for a prompt of no tokens, or of more than a scorer takes."""
     if not 0 < len(prompt) <= max_tokens:
-        raise ValueError(
+        raise UserError(
             f"prompt {position} has {len(prompt)} tokens, this scorer takes 1 to {max_tokens}: "
             "render prompts with that budget"
         )
 
 
 def check_finite(logits: np.ndarray, ids: Sequence[str]) -> None:
-    """Raise `ValueError` naming the conversations whose logits [rows, outputs] hold NaN or infinities."""
+    """Raise `UserError` naming the conversations whose logits [rows, outputs] hold NaN or infinities."""
     broken = [i for i, row in zip(ids, logits, strict=True) if not np.isfinite(row).all()]
     if broken:
-        raise ValueError(f"the scorer gave logits that are not finite for {broken[:3]}: use scorer dtype=fp32 or bf16")
+        raise UserError(f"the scorer gave logits that are not finite for {broken[:3]}: use scorer dtype=fp32 or bf16")
 
 
 def logits_by_order(scores: pl.DataFrame, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """float32 [len(ids), 3] twice: the logits of order ab and of order ba, joined by id.
 
-    Raises `ValueError` naming ids that lack an order.
+    Raises `UserError` naming ids that lack an order.
     """
     found = []
     for order in ORDERS:
@@ -110,7 +111,7 @@ def logits_by_order(scores: pl.DataFrame, ids: Sequence[str]) -> tuple[np.ndarra
         )
         missing = rows.filter(pl.col("logits").is_null())["id"].to_list()
         if missing or len(rows) != len(ids):
-            raise ValueError(
+            raise UserError(
                 f"order {order}: {len(missing)} of {len(ids)} conversations have no logits, such as {missing[:3]}; "
                 "score them again"
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import StudentConfig
+from distill.errors import UserError
 from distill.models import PIP
 from distill.records import LABELS
 
@@ -54,7 +55,7 @@ class Shape:
 def shape_of(base: str, root: Path, student: StudentConfig, with_lora: Callable[[Any, StudentConfig], Any]) -> Shape:
     """Count `base` as `student` would train it; `with_lora` is `students.model`'s.
 
-    Raises `ValueError` where its configuration cannot be had.
+    Raises `UserError` where its configuration cannot be had.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -63,7 +64,7 @@ def shape_of(base: str, root: Path, student: StudentConfig, with_lora: Callable[
     config.num_labels = len(LABELS)
     if student.layers is not None:
         if not 0 < student.layers <= config.num_hidden_layers:
-            raise ValueError(f"student.layers={student.layers}: {base} has {config.num_hidden_layers} layers")
+            raise UserError(f"student.layers={student.layers}: {base} has {config.num_hidden_layers} layers")
         config.num_hidden_layers = student.layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: student.layers]
@@ -132,7 +133,7 @@ def _from_hub(base: str, known: list[str]) -> Path:
     try:
         return Path(hf_hub_download(base, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
-        raise ValueError(
+        raise UserError(
             f"the configuration of {base!r} is neither here nor to be had from the hub ({type(error).__name__}): give "
             f"a folder with its config.json, or add its numbers to {SHAPES.name}, which knows {', '.join(known)}"
         ) from error

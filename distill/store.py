@@ -14,6 +14,7 @@ from typing import Self
 
 import polars as pl
 
+from distill.errors import UserError
 from distill.parts import (
     NO_FOLD,
     Origin,
@@ -63,7 +64,7 @@ class StoreWriter:
 
     `identity` is what all parts of a store share (prompt hash, dtype, method); `judge` tells the judge of `judge_fold`
     from any other. Inside, `done` has the key and the fingerprint of every row that this fold has. Entering raises
-    `ValueError` where another process writes this fold, and where the folder holds parts that were made differently,
+    `UserError` where another process writes this fold, and where the folder holds parts that were made differently,
     foreign parquet files, or damaged ones.
     """
 
@@ -91,7 +92,7 @@ class StoreWriter:
                 parts = tidy(self.folder, fold)
             for part in parts:
                 if differences := part.origin.differences(self.origin):
-                    raise ValueError(
+                    raise UserError(
                         f"{part.path} was made differently:\n"
                         + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)
                         + f"\n  choose another teacher.name, or replace the rows in {self.folder} with overwrite=true"
@@ -111,7 +112,7 @@ class StoreWriter:
     def append(self, rows: pl.DataFrame) -> Path:
         """Write `rows`, in the writer's schema and of its fold, as the next part: on disk when this returns.
 
-        Raises `ValueError` where the file system refuses; the parts before stay, and the next call may go on.
+        Raises `UserError` where the file system refuses; the parts before stay, and the next call may go on.
         """
         assert self._held is not None, "append() outside of the with block"
         assert rows.schema == self.schema, rows.schema
@@ -137,16 +138,16 @@ def view(schema: Iterable[str]) -> str:
 def read_parts(folder: Path) -> pl.DataFrame:
     """All rows of a store, finished or not, in `LOGITS` or `REWARDS`.
 
-    Raises `ValueError` where a part is damaged, foreign or of another making than the rest, and where a key is double.
+    Raises `UserError` where a part is damaged, foreign or of another making than the rest, and where a key is double.
     """
     parts = list_parts(folder)
     if not parts:
-        raise ValueError(f"{folder} holds no parts: run the teacher stage, or check the path")
+        raise UserError(f"{folder} holds no parts: run the teacher stage, or check the path")
     if mixed := mixed_parts(parts):
-        raise ValueError(mixed[0])
+        raise UserError(mixed[0])
     rows = pl.concat([part.checked() for part in parts], rechunk=False)
     if double := double_keys(rows):
-        raise ValueError(f"{folder}: {double}")
+        raise UserError(f"{folder}: {double}")
     return rows
 
 
@@ -183,18 +184,18 @@ def double_keys(rows: pl.DataFrame) -> str | None:
 def read_logits(folder: Path, remedy: str) -> pl.DataFrame:
     """All rows of a finished store, schema `LOGITS`, after the checks of `read_parts` and `check_leaks`.
 
-    Raises `ValueError` where it is missing or unfinished, with `remedy`, or where a check fails.
+    Raises `UserError` where it is missing or unfinished, with `remedy`, or where a check fails.
     """
     read_manifest(folder, "teacher", remedy)
     rows = read_parts(folder)
     if rows.schema != LOGITS:
-        raise ValueError(f"{folder} holds columns {rows.columns}, not soft logits: {remedy}")
+        raise UserError(f"{folder} holds columns {rows.columns}, not soft logits: {remedy}")
     check_leaks(rows, read_seen(folder, rows["judge_fold"].unique()))
     return rows
 
 
 def check_leaks(logits: pl.DataFrame, seen: pl.DataFrame) -> None:
-    """Raise `ValueError` unless `in_sample` is, row by row, whether the judge was trained on the row's fingerprint.
+    """Raise `UserError` unless `in_sample` is, row by row, whether the judge was trained on the row's fingerprint.
 
     `seen` has columns judge_fold and fingerprint: what each judge was trained on.
     """
@@ -215,7 +216,7 @@ def check_leaks(logits: pl.DataFrame, seen: pl.DataFrame) -> None:
             f"({'in_sample=true, but it was not trained on it' if row['in_sample'] else 'trained on it: a leak'})"
             for row in pl.concat([leaks, wrong.filter("in_sample")]).head(NAMED).iter_rows(named=True)
         )
-        raise ValueError(
+        raise UserError(
             f"{len(wrong)} judgements do not say rightly whether their judge was trained on the conversation, "
             f"{len(leaks)} of them leaks: {told}; score the conversations again with overwrite=true"
         )
@@ -235,7 +236,7 @@ def write_seen(folder: Path, judge_fold: int, fingerprints: Collection[int]) -> 
 def read_seen(folder: Path, judge_folds: Iterable[int]) -> pl.DataFrame:
     """judge_fold, fingerprint: what these judges were trained on; for `NO_FOLD` nothing.
 
-    Raises `ValueError` where that is not known.
+    Raises `UserError` where that is not known.
     """
     rows = [pl.DataFrame(schema={"judge_fold": pl.Int32, **SEEN})]
     for fold in judge_folds:
@@ -243,7 +244,7 @@ def read_seen(folder: Path, judge_folds: Iterable[int]) -> pl.DataFrame:
         if path.exists():
             rows.append(read_checked(path).select(pl.lit(fold, pl.Int32).alias("judge_fold"), *SEEN))
         elif fold != NO_FOLD:
-            raise ValueError(
+            raise UserError(
                 f"{path} is missing: without it nobody can tell what the judge of fold {fold} was trained on; "
                 "run the teacher stage again with overwrite=true"
             )

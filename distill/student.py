@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.config import Config, LossConfig, to_mapping
 from distill.door import door
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     from students.loop import Progress
@@ -47,9 +48,7 @@ def main(config: Config) -> float:
     identity = run_identity(config)
     rows = conversations.load(data)[: config.limit]
     if distils and config.teacher.name is None:
-        raise ValueError(
-            "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes"
-        )
+        raise UserError("teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes")
     training, validation = split(rows, config.fold, config.student.validation_share, config.seed)
     targets = None
     if distils:
@@ -134,7 +133,7 @@ def check_template(config: Config, template: str) -> None:
     store = config.root / "logits" / str(config.teacher.name)
     theirs = read_manifest(store, "teacher").prompt["template"]
     if config.teacher.same_prompt and theirs != template:
-        raise ValueError(
+        raise UserError(
             f"{store} was made with prompt template {theirs}, this run renders {template}: "
             "use the teacher's prompt.template, score again with the new one, "
             "or allow the difference with teacher.same_prompt=false"

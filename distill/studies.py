@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.config import Config
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -38,12 +39,12 @@ def open_journal(folder: Path) -> "JournalStorage":
 
 
 def open_pruner(settings: Mapping[str, Any]) -> "BasePruner":
-    """The pruner `kind` of `optuna.pruners`, the other settings its arguments. Raises `ValueError` for another kind."""
+    """The pruner `kind` of `optuna.pruners`, the other settings its arguments. Raises `UserError` for another kind."""
     from optuna import pruners
 
     arguments = {key: value for key, value in settings.items() if key != "kind"}
     if settings["kind"] not in pruners.__all__:
-        raise ValueError(f"hydra.sweeper.pruner.kind={settings['kind']!r}: one of {', '.join(pruners.__all__)}")
+        raise UserError(f"hydra.sweeper.pruner.kind={settings['kind']!r}: one of {', '.join(pruners.__all__)}")
     return getattr(pruners, settings["kind"])(**arguments)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.config import Config
 from distill.door import door
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,11 +40,11 @@ def main(config: Config) -> None:
 
 
 def find_runs(trained: Path, name: str) -> list[Path]:
-    """Folders of all runs of experiment `name` below `trained`. Raises `ValueError` where there is none."""
+    """Folders of all runs of experiment `name` below `trained`. Raises `UserError` where there is none."""
     variants = sorted(p for p in trained.glob("*") if p.name.split(",")[0] == name)
     found = [f for run in variants for f in sorted(run.glob("fold=*")) if has_validated(f)]
     if not found:
-        raise ValueError(f"{trained} has no runs of {name}: train some with python -m distill.student -m +exp={name}")
+        raise UserError(f"{trained} has no runs of {name}: train some with python -m distill.student -m +exp={name}")
     return found
 
 

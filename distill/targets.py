@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from distill.errors import UserError
 from distill.records import Conversation
 from distill.scoring import swap_average
 from distill.store import NO_FOLD, read_logits
@@ -23,7 +24,7 @@ def soft_targets(
     `rows="out_of_fold"` takes what judges said of rows they were not trained on. `"in_fold"` takes what the teacher of
     the student's own fold said, which was trained on the same rows as the student will be (the LMSYS winner's way).
     To be left out are conversations without votes whose target's entropy is above `max_entropy` nats. Raises
-    `ValueError` where the store leaks, is unfinished, or scored other texts under the same id.
+    `UserError` where the store leaks, is unfinished, or scored other texts under the same id.
     """
     logits = read_logits(store, REMEDY)
     if rows == "out_of_fold":
@@ -43,14 +44,14 @@ def soft_targets(
 
 
 def check_texts(store: Path, logits: pl.DataFrame, conversations: Sequence[Conversation]) -> None:
-    """Raise `ValueError` naming ids whose logits in `store` were given for other texts than `conversations` hold."""
+    """Raise `UserError` naming ids whose logits in `store` were given for other texts than `conversations` hold."""
     here = pl.DataFrame(
         {"id": [c.id for c in conversations], "now": [c.sided_fingerprint() for c in conversations]},
         schema={"id": pl.String, "now": pl.UInt64},
     )
     other = logits.join(here, on="id").filter(pl.col("fingerprint") != pl.col("now"))["id"].unique(maintain_order=True)
     if len(other):
-        raise ValueError(
+        raise UserError(
             f"{store} scored other texts under the same ids, such as {other.head(3).to_list()} ({len(other)} in all): "
             "the data changed since; score them under another teacher.name, or anew with overwrite=true"
         )

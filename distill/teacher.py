@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.config import Config, TeacherConfig
 from distill.door import door
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,9 +67,9 @@ def main(config: Config) -> None:
 
 
 def logits_folder(config: Config) -> Path:
-    """logits/<teacher>, where the configured teacher's logits are. Raises `ValueError` where none is named."""
+    """logits/<teacher>, where the configured teacher's logits are. Raises `UserError` where none is named."""
     if config.teacher.name is None:
-        raise ValueError("teacher.name=null: name the teacher, as in teacher.name=llama70b")
+        raise UserError("teacher.name=null: name the teacher, as in teacher.name=llama70b")
     return config.root / "logits" / config.teacher.name
 
 
@@ -83,7 +84,7 @@ def fold_judges(config: Config) -> list[Judge]:
     from students.trained import open_trained
 
     if not config.teacher.folds:
-        raise ValueError("teacher.folds=[]: name the folds whose teachers score, as in teacher.folds=[0,1,2]")
+        raise UserError("teacher.folds=[]: name the folds whose teachers score, as in teacher.folds=[0,1,2]")
 
     def judge(fold: int, trained: "TrainedJudge") -> Judge:
         def model() -> tuple[Path, Path | None]:
@@ -118,7 +119,7 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
     in_fold = config.teacher.rows == "in_fold"
     shares = [[c for c, fingerprint in by_prompt if in_fold or fingerprint not in judge.seen] for judge in judges]
     if not any(shares):
-        raise ValueError(
+        raise UserError(
             f"{store}: no row is out of fold for the teachers {config.teacher.folds}: "
             "add folds, or score in-fold with teacher.rows=in_fold"
         )

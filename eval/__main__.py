@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from distill.config import Config, to_mapping
 from distill.door import door
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +32,7 @@ def main(config: Config) -> None:
     rows = conversations.load(data)
     held_out = [c for c in rows if c.fold == config.fold and c.votes][: config.limit]
     if not held_out:
-        raise ValueError(
+        raise UserError(
             f"fold={config.fold} of data/{config.data.name} has no votes to evaluate on: "
             "choose another fold or data set"
         )

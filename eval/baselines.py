@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from distill.errors import UserError
 from distill.records import LABELS, ORDERS, Conversation, Order, to_frame
 from distill.scoring import SCORES, to_own_order
 from eval.metrics import shares
@@ -117,10 +118,10 @@ def _properties(column: str) -> list[pl.Expr]:
 
 
 def _voted(train: Sequence[Conversation]) -> tuple[list[Conversation], np.ndarray]:
-    """The conversations that somebody voted on, and their votes [n, 3]. Raises `ValueError` where there are none."""
+    """The conversations that somebody voted on, and their votes [n, 3]. Raises `UserError` where there are none."""
     voted = [c for c in train if c.votes is not None]
     if not voted:
-        raise ValueError(f"none of the {len(train)} training conversations has votes: a baseline has nothing to fit")
+        raise UserError(f"none of the {len(train)} training conversations has votes: a baseline has nothing to fit")
     return voted, np.array([c.votes for c in voted])
 
 

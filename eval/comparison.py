@@ -68,7 +68,7 @@ def compare(
       `auc`: {`difference`, `ci`, `p`, `beats`}}}} (`metrics.difference`), above zero where the judge is better than
       the rival
 
-    Raises `ValueError` where logits are not finite, naming the row, or all rows share one group.
+    Raises `UserError` where logits are not finite, naming the row, or all rows share one group.
     """
     for name in {teacher, reference, student} - {None}:
         assert name in predictions, f"{name} is not among the judges: {', '.join(predictions)}"

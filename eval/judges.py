@@ -15,6 +15,7 @@ import polars as pl
 from distill import runs
 from distill.config import Config, ScorerConfig
 from distill.door import variant
+from distill.errors import UserError
 from distill.exported import open_exported
 from distill.records import ORDERS, Conversation
 from distill.scoring import SCORES, mean_logits
@@ -33,7 +34,7 @@ HISTORY = "history.parquet"
 MADE_OF_RUNS = ("export", "average")
 
 
-class Unfit(ValueError):
+class Unfit(UserError):
     """Why an artefact cannot judge these conversations."""
 
 
@@ -72,7 +73,7 @@ class Judges:
 def candidates(config: Config) -> list[Candidate]:
     """Every artefact that the experiment may have as a judge, there or not, and those of `eval.judges`.
 
-    Raises `ValueError` for a name that is taken, or a path where nothing is.
+    Raises `UserError` for a name that is taken, or a path where nothing is.
     """
     root, fold = config.root, f"fold={config.fold}"
     trained = {"student_no_teacher": variant(config.run, NO_TEACHER), STUDENT: config.run}
@@ -87,9 +88,7 @@ def candidates(config: Config) -> list[Candidate]:
     taken = {*BASELINES, "bayes", *(candidate.name for candidate in found)}
     for name, path in config.eval.judges.items():
         if name in taken or not name.replace("-", "_").replace(".", "_").isidentifier():
-            raise ValueError(
-                f"eval.judges.{name}: choose another name, of letters, digits, '-', '_' and '.', not taken"
-            )
+            raise UserError(f"eval.judges.{name}: choose another name, of letters, digits, '-', '_' and '.', not taken")
         found.append(_named(name, path))
     return found
 
@@ -103,7 +102,7 @@ def file_digests(found: Sequence[Candidate]) -> dict[str, str]:
 def judge_all(
     config: Config, found: Sequence[Candidate], held_out: Sequence[Conversation], training: Sequence[Conversation]
 ) -> Judges:
-    """The baselines, and every candidate that is fit. Raises `ValueError` where the student is not, or a named one."""
+    """The baselines, and every candidate that is fit. Raises `UserError` where the student is not, or a named one."""
     judges = Judges()
     judges.predictions |= {
         "prior": baselines.prior(training, held_out),
@@ -119,7 +118,7 @@ def judge_all(
                 raise
             log.warning("%s left out: %s", candidate.name, reason)
     if STUDENT not in judges.predictions:
-        raise ValueError(
+        raise UserError(
             f"{config.root / 'students' / config.run} has no finished fold={config.fold}: train it first (make student)"
         )
     return judges
@@ -151,7 +150,7 @@ def judge_seeds(config: Config, held_out: Sequence[Conversation]) -> dict[str, l
             overrides = [] if name == STUDENT else name.split(",")
             folder = config.root / "students" / variant(run, *overrides) / f"fold={config.fold}"
             if not (folder / runs.MANIFEST).exists():
-                raise ValueError(
+                raise UserError(
                     f"eval.seeds={config.eval.seeds}: {name} of seed {seed} is missing; train it first: "
                     f"python -m distill.student +exp={config.name} {' '.join([f'seed={seed}', *overrides])}"
                 )
@@ -182,7 +181,7 @@ def _named(name: str, path: str) -> Candidate:
     stage = runs.read_manifest(place).stage
     if stage not in READERS:
         known = "a trained run, an export, a logits store or a predictions.parquet"
-        raise ValueError(f"eval.judges.{name}={path}: stage {stage!r} leaves no judge; give {known}")
+        raise UserError(f"eval.judges.{name}={path}: stage {stage!r} leaves no judge; give {known}")
     return Candidate(name, place, stage, named=True)
 
 
@@ -218,7 +217,7 @@ def _exported(candidate: Candidate, config: Config, held_out: Sequence[Conversat
         if not (student / runs.MANIFEST).exists():
             raise Unfit(f"the student that it was made of is not at {student}")
         if not runs.made_from(manifest, [student], root):
-            raise ValueError(f"{path} was exported from another student than {student}: export it with overwrite=true")
+            raise UserError(f"{path} was exported from another student than {student}: export it with overwrite=true")
         renderer = open_trained(student, root, "make student").renderer
     _refuse_learned(path, held_out, root)
     scorer = _engine(manifest.config["export"]["format"], config.eval.exported)

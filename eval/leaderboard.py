@@ -15,6 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import kendalltau, spearmanr
 
+from distill.errors import UserError
 from distill.records import LABELS, Conversation
 from distill.scoring import SCORES
 from eval.baselines import prior
@@ -53,13 +54,13 @@ def ratings(games: pl.DataFrame, outcomes: np.ndarray, *, draws: int, seed: int)
     `games` has `model_a`, `model_b` and `group`, `outcomes` [n, 3] the votes, or a judge's probabilities, of its rows;
     rows count one each, and a tie is half a win for each side, as Chatbot Arena counts it (Chiang et al. 2024, "Chatbot
     Arena", arXiv 2403.04132). It is a logistic regression on who played which side. The bootstrap draws groups, and
-    the same ones for the same `games` and seed, so that two ratings can be compared draw by draw. Raises `ValueError`
+    the same ones for the same `games` and seed, so that two ratings can be compared draw by draw. Raises `UserError`
     for rows without a model's name, or where all share one group.
     """
     assert len(games) == len(outcomes), f"{len(games)} games, {len(outcomes)} outcomes"
     sides = games.select("model_a", "model_b")
     if lacking := len(sides) - len(sides.drop_nulls()):
-        raise ValueError(f"{lacking} of {len(games)} conversations lack a model's name: rate those that have both")
+        raise UserError(f"{lacking} of {len(games)} conversations lack a model's name: rate those that have both")
     models = sorted({*sides["model_a"], *sides["model_b"]})
     first, second = (pl.Series(side).cast(pl.Enum(models)).to_physical().to_numpy().astype(int) for side in sides)
     share = shares(outcomes)

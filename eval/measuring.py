@@ -9,6 +9,7 @@ import polars as pl
 
 from distill.arena_sim import bayes_log_loss
 from distill.config import EvalConfig
+from distill.errors import UserError
 from distill.records import Conversation
 from distill.scoring import logits_by_order
 from eval.biases import find_biases, look_at
@@ -36,13 +37,13 @@ def measure(
     - `reading`: `worst` by the student's log loss, `disagreed` by KL(`rival` || student), one conversation of a prompt:
       [{`id`, `votes`, `log_loss`, `kl`, `student` and `rival`: probabilities}]
 
-    `law` is that of `held_out` in the same order. Raises `ValueError` where `eval.own` names no judge.
+    `law` is that of `held_out` in the same order. Raises `UserError` where `eval.own` names no judge.
     """
     ids, groups = [c.id for c in held_out], [c.group for c in held_out]
     votes = np.array([c.votes for c in held_out])
     logits: dict[str, Pair] = {name: logits_by_order(frame, ids) for name, frame in judges.predictions.items()}
     if unknown := set(config.own) - set(logits):
-        raise ValueError(f"eval.own names {sorted(unknown)}, but the judges are {', '.join(logits)}")
+        raise UserError(f"eval.own names {sorted(unknown)}, but the judges are {', '.join(logits)}")
     if law is not None:
         truth = np.log(law["probabilities"].to_numpy())
         logits["bayes"] = (truth, truth)

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
+from distill.errors import UserError
 from distill.records import LABELS
 
 PERCENTILES = (2.5, 97.5)  # every interval here is a 95% interval
@@ -26,13 +27,13 @@ Groups = Sequence[str] | np.ndarray | pl.Series
 def predict(logits_ab: np.ndarray, logits_ba: np.ndarray) -> np.ndarray:
     """A judge's probabilities: the softmax of the plain mean of its logits over the two orders.
 
-    Takes twice [n, 3] in the conversation's own a and b, gives float64 [n, 3]. Raises `ValueError` where a logit is
+    Takes twice [n, 3] in the conversation's own a and b, gives float64 [n, 3]. Raises `UserError` where a logit is
     not finite, which a mean would pass on to every figure.
     """
     mean = (logits_ab.astype(np.float64) + logits_ba) / 2
     broken = np.flatnonzero(~np.isfinite(mean).all(axis=1))
     if broken.size:
-        raise ValueError(
+        raise UserError(
             f"{broken.size} of {len(mean)} conversations have logits that are not finite (row {broken[0]}: "
             f"{logits_ab[broken[0]].tolist()} and {logits_ba[broken[0]].tolist()}); score again in bf16 or fp32"
         )
@@ -163,11 +164,11 @@ def human_rows(votes: np.ndarray) -> dict[str, np.ndarray]:
 def number_groups(groups: Groups) -> np.ndarray:
     """Groups as numbers 0, 1, ... in the order of their names, whatever the order of the rows: int64 [n].
 
-    Raises `ValueError` for a single group, which says nothing about other prompts.
+    Raises `UserError` for a single group, which says nothing about other prompts.
     """
     members = pl.Series(groups).rank("dense").cast(pl.Int64).to_numpy() - 1
     if members.max(initial=0) < 1:
-        raise ValueError(f"all {len(members)} conversations share one group: an interval needs at least two prompts")
+        raise UserError(f"all {len(members)} conversations share one group: an interval needs at least two prompts")
     return members
 
 
@@ -195,7 +196,7 @@ def bootstrap_means(rows: np.ndarray, groups: Groups, draws: int, seed: int) -> 
     mean is the sum over its rows divided by their number (cluster bootstrap: Davison and Hinkley 1997, "Bootstrap
     Methods and their Application", 3.8); with one row a group it is the plain bootstrap. All columns see the same
     draws, whatever the order of the rows, so a judge more costs a column, not another bootstrap. Memory does not grow
-    with `draws`. Raises `ValueError` for a single group.
+    with `draws`. Raises `UserError` for a single group.
     """
     columns = rows.reshape(len(rows), -1).T
     assert len(groups) == len(rows), f"{len(groups)} groups for {len(rows)} rows"

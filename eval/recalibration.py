@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from distill.errors import UserError
 from distill.records import LABELS
 from distill.runs import write_json
 from eval.metrics import shares
@@ -36,7 +37,7 @@ class Recalibration:
     """logit -> `scale` * (logit - m) + `shift` + m, m the mean of a row's three logits, in the order of `LABELS`.
 
     About m, because a constant added to all three says nothing: logits of the same probabilities stay logits of the
-    same probabilities, and the identity changes no bit. Raises `ValueError` where a and b differ.
+    same probabilities, and the identity changes no bit. Raises `UserError` where a and b differ.
     """
 
     scale: tuple[float, float, float]
@@ -45,7 +46,7 @@ class Recalibration:
     def __post_init__(self) -> None:
         for name, values in asdict(self).items():
             if len(values) != len(LABELS) or not np.isfinite(values).all() or values[0] != values[1]:
-                raise ValueError(
+                raise UserError(
                     f"{name}={values}: expected three finite numbers, equal for {LABELS[0]} and {LABELS[1]}"
                 )
 
@@ -64,10 +65,10 @@ def fit_recalibration(logits: np.ndarray, votes: np.ndarray, kind: Kind) -> Reca
     `temperature`: one scale, 1 / T; `vector`: one of a and b, one of tie, and a shift of tie (both Guo et al. 2017, "On
     Calibration of Modern Neural Networks", the second with a and b tied). Votes count as shares. Convex, from the
     identity downhill, so it never fits worse than no recalibration; scales stay within 0 and `LARGEST_SCALE`. What
-    it is worth shows only on other rows than these. Raises `ValueError` where there are no rows.
+    it is worth shows only on other rows than these. Raises `UserError` where there are no rows.
     """
     if not len(logits):
-        raise ValueError(f"recalibration={kind!r}: there are no rows with votes to fit it on; choose 'none'")
+        raise UserError(f"recalibration={kind!r}: there are no rows with votes to fit it on; choose 'none'")
     if not PARAMETERS[kind]:
         return IDENTITY
     scales, shifts = np.array(PARAMETERS[kind], dtype=np.float64).swapaxes(0, 1)  # each [parameters, 3]
@@ -94,7 +95,7 @@ def write_recalibration(folder: Path, recalibration: Recalibration, fitted_on: M
 def read_recalibration(folder: Path) -> Recalibration:
     """The recalibration beside a model, the identity where there is none.
 
-    Raises `ValueError` naming a file that does not hold one.
+    Raises `UserError` naming a file that does not hold one.
     """
     path = folder / FILE
     if not path.exists():
@@ -103,7 +104,7 @@ def read_recalibration(folder: Path) -> Recalibration:
         found = json.loads(path.read_text())
         return Recalibration(tuple(found["scale"]), tuple(found["shift"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no recalibration ({error!r}): delete it to go without, or export again"
         ) from error
 

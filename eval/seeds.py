@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from distill.errors import UserError
 from eval.metrics import Groups, bootstrap_means, interval
 
 STUDENT = "student"
@@ -32,11 +33,11 @@ def summarise_seeds(
     stay together. A plain bootstrap of S seeds has only (S - 1) / S of their variance, far too little for three;
     drawn weights are therefore stretched about their mean by sqrt(S / (S - 1)) (Rao and Wu 1988).
     Where the luck of runs outweighs that of rows, two or three seeds still give too narrow an interval; take five.
-    Raises `ValueError` for fewer than two seeds.
+    Raises `UserError` for fewer than two seeds.
     """
     count = len(seeds)
     if count < 2:
-        raise ValueError(
+        raise UserError(
             f"eval.seeds={list(seeds)}: an interval over seeds needs two or more; train another with seed=N"
         )
     for judge in losses:

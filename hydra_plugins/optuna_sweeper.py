@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.config import Config, from_mapping
 from distill.door import launched_ranks, names_a_run, run_name
+from distill.errors import UserError
 from distill.runs import differing_fields
 from distill.studies import PRUNED, STUDY, open_journal, open_pruner
 
@@ -64,9 +65,9 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         if find_spec("optuna") is None:
-            raise ValueError("hydra/sweeper=optuna needs Optuna: pip install optuna, or sweep over lists without it")
+            raise UserError("hydra/sweeper=optuna needs Optuna: pip install optuna, or sweep over lists without it")
         if launched_ranks() > 1:
-            raise ValueError(
+            raise UserError(
                 "one process searches: start it without the deepspeed launcher, and give each trial its ranks with "
                 "hydra/launcher=local hydra.launcher.tasks_per_node=..., or hydra/launcher=slurm"
             )
@@ -141,7 +142,7 @@ def split(
 ) -> tuple[list[str], dict[str, "BaseDistribution"]]:
     """Overrides that stay, and what is searched over; on the same key the command wins over `params`.
 
-    Raises `ValueError` where nothing is searched, or a key that two trials could not tell their folders apart by.
+    Raises `UserError` where nothing is searched, or a key that two trials could not tell their folders apart by.
     """
     texts: dict[str, tuple[str, Override]] = {}
     for text, override in zip([*params, *arguments], parser.parse_overrides([*params, *arguments]), strict=True):
@@ -149,11 +150,11 @@ def split(
         texts[override.key_or_group] = text, override
     searched = {o.get_key_element(): distribution(o) for _, o in texts.values() if o.is_sweep_override()}
     if not searched:
-        raise ValueError(
+        raise UserError(
             "this sweep searches nothing: add +sweep=optuna, or a range: 'optimizer.lr=interval(1e-5,1e-3)'"
         )
     if unnamed := [key for key in searched if not names_a_run(key)]:
-        raise ValueError(
+        raise UserError(
             f"{unnamed[0]} cannot be searched: its trials would share a folder. Search what makes another model, and "
             "start one command for each fold"
         )
@@ -195,7 +196,7 @@ def identity(config: Config, searched: Mapping[str, "BaseDistribution"]) -> dict
 
 
 def open_study(folder: Path, pruner: Mapping[str, Any], identity: dict[str, Any]) -> "Study":
-    """Start the study or go on with it. Raises `ValueError` naming what differs where it is one of other trials."""
+    """Start the study or go on with it. Raises `UserError` naming what differs where it is one of other trials."""
     import optuna
 
     study = optuna.create_study(
@@ -206,7 +207,7 @@ def open_study(folder: Path, pruner: Mapping[str, Any], identity: dict[str, Any]
         load_if_exists=True,
     )
     if differences := differing_fields(study.user_attrs.get("identity", identity), identity):
-        raise ValueError(
+        raise UserError(
             f"{folder} is a study of other trials:\n"
             + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)
             + "\n  go on with it as it was, choose another name=..., or remove it"
@@ -217,10 +218,8 @@ def open_study(folder: Path, pruner: Mapping[str, Any], identity: dict[str, Any]
 
 
 def claim(lock: IO[str], folder: Path) -> None:
-    """Hold `lock` while this process lives. Raises `ValueError` where another sweeper does."""
+    """Hold `lock` while this process lives. Raises `UserError` where another sweeper does."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(
-            f"another sweep works on {folder}: one at a time, hydra.sweeper.n_jobs=... for more"
-        ) from error
+        raise UserError(f"another sweep works on {folder}: one at a time, hydra.sweeper.n_jobs=... for more") from error

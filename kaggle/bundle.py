@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from distill.config import Config
 from distill.door import door
+from distill.errors import UserError
 from distill.exported import GGUF_BACKBONE
 from distill.runs import write_json
 
@@ -41,10 +42,10 @@ def main(config: Config) -> None:
     from eval.predicting.run import model_folder
 
     if config.output is None:
-        raise ValueError("output=null: name the folder to write, as in output=kaggle-bundle")
+        raise UserError("output=null: name the folder to write, as in output=kaggle-bundle")
     folder = Path(config.output)
     if folder.exists() and not config.overwrite:
-        raise ValueError(f"output={folder} is there already: choose another, or replace it with overwrite=true")
+        raise UserError(f"output={folder} is there already: choose another, or replace it with overwrite=true")
     judge = open_exported(model_folder(config))
     check_runs_there(judge.folder)
     slug, owner = slug_of(f"judge-{config.run}"), os.environ.get("KAGGLE_USERNAME", USERNAME)
@@ -56,13 +57,13 @@ def main(config: Config) -> None:
 
 
 def check_runs_there(export: Path) -> None:
-    """Raise `ValueError` for an export that T4s cannot run, or that nothing in `REQUIREMENTS` reads."""
+    """Raise `UserError` for an export that T4s cannot run, or that nothing in `REQUIREMENTS` reads."""
     if (export / "t4.json").exists():
         broken = [f["detail"] for f in json.loads((export / "t4.json").read_text()) if f["ok"] is False]
         if broken:
-            raise ValueError(f"{export} does not run on T4s: {'; '.join(broken)}")
+            raise UserError(f"{export} does not run on T4s: {'; '.join(broken)}")
     if (export / GGUF_BACKBONE).exists():
-        raise ValueError(f"{export} needs llama.cpp, which the notebook does not have: export in another format")
+        raise UserError(f"{export} needs llama.cpp, which the notebook does not have: export in another format")
 
 
 def slug_of(name: str) -> str:
@@ -92,7 +93,7 @@ def write_dataset(folder: Path, model: Path, owner: str, slug: str) -> None:
 def build_wheel(folder: Path) -> None:
     """This project's own wheel, which holds vLLM's plugin. Needs no index; the source folder stays as it is.
 
-    Raises `ValueError` with what pip says where it cannot be built.
+    Raises `UserError` with what pip says where it cannot be built.
     """
     with tempfile.TemporaryDirectory() as copy:
         for name in ("pyproject.toml", "LICENSE"):
@@ -101,7 +102,7 @@ def build_wheel(folder: Path) -> None:
         command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-q"]
         built = subprocess.run([*command, "-w", str(folder), copy], capture_output=True, text=True, check=False)
     if built.returncode:
-        raise ValueError(
+        raise UserError(
             f"the project's own wheel cannot be built (pip install setuptools wheel?): {built.stderr[-500:]}"
         )
 

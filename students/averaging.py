@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from distill.errors import UserError
 from students.merging import MAGNITUDE, PEFT_PREFIX, SCORE, Adapter
 
 
@@ -30,19 +31,19 @@ class Average:
 def average_adapters(adapters: Mapping[str, Adapter], method: str) -> Average:
     """The average of adapters by name; `method` is one of the three above.
 
-    Raises `ValueError` naming adapters whose modules or shapes differ, and for DoRA, whose magnitudes belong to another
+    Raises `UserError` naming adapters whose modules or shapes differ, and for DoRA, whose magnitudes belong to another
     weight than the mean's, unless by `factors`.
     """
     (first, expected), *others = [(name, _shapes(adapter)) for name, adapter in adapters.items()]
     for name, shapes in others:
         if differing := sorted(m for m in shapes.keys() | expected.keys() if shapes.get(m) != expected.get(m)):
-            raise ValueError(
+            raise UserError(
                 f"{first} and {name} cannot be averaged: they differ in {', '.join(differing[:3])} "
                 f"({len(differing)} modules); train the folds with one student configuration"
             )
     folds = [*adapters.values()]
     if method != "factors" and any(fold.magnitudes for fold in folds):
-        raise ValueError(
+        raise UserError(
             f"export.average={method} of DoRA adapters: they have no common change of weights; take factors"
         )
     averaged = {"factors": _mean_factors, "delta": _mean_change, "svd": _nearest_change}[method]
@@ -66,9 +67,7 @@ def write_adapter(average: Adapter, like: Path, folder: Path) -> None:
 
 def _mean_factors(folds: Sequence[Adapter]) -> Average:
     if len({fold.scale for fold in folds}) > 1:
-        raise ValueError(
-            f"factors of scales {sorted({f.scale for f in folds})} have no mean: take export.average=delta"
-        )
+        raise UserError(f"factors of scales {sorted({f.scale for f in folds})} have no mean: take export.average=delta")
     factors = {
         module: (_mean([f.factors[module][0] for f in folds]), _mean([f.factors[module][1] for f in folds]))
         for module in folds[0].factors

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 
+from distill.errors import UserError
 from distill.prompts import Renderer
 from distill.records import Conversation
 
@@ -17,11 +18,11 @@ def calibration_prompts(
 
     Stratified by length: prompts sorted by their tokens are cut into `count` equal strata, and each gives one. Which
     one follows from a hash of (seed, id), so the order of `conversations` does not matter. A prompt is whole, neither
-    padded nor joined to another: a judge reads its last token. Give training conversations alone. Raises `ValueError`
+    padded nor joined to another: a judge reads its last token. Give training conversations alone. Raises `UserError`
     where there are fewer than `count`.
     """
     if len(conversations) < count:
-        raise ValueError(
+        raise UserError(
             f"{len(conversations)} training conversations are fewer than export.calibration_rows={count}: "
             "lower it, or prepare more data"
         )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from distill.config import RowWeightsConfig
+from distill.errors import UserError
 from distill.prompts import Rendered
 from distill.records import LABELS, ORDERS, Conversation, swap_labels
 from distill.targets import entropy
@@ -69,18 +70,18 @@ def make_examples(
 ) -> list[Example]:
     """Join conversations, their prompts and the teacher's swap-averaged logits by id; `rows` says what each counts.
 
-    Raises `ValueError` naming conversations for which `targets` has no logits, or that have no target at all.
+    Raises `UserError` naming conversations for which `targets` has no logits, or that have no target at all.
     """
     prompts = {(r.id, r.order): r.ids for r in rendered}
     missing = [c.id for c in conversations if targets is not None and c.id not in targets]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"the teacher's logits lack {len(missing)} of {len(conversations)} conversations, such as {missing[:3]}: "
             "score them first (make teacher-logits)"
         )
     without = [c.id for c in conversations if targets is None and c.votes is None]
     if without:
-        raise ValueError(
+        raise UserError(
             f"{len(without)} conversations have no votes, such as {without[:3]}: "
             "train them with a loss that has a teacher, such as loss=distill"
         )
@@ -120,7 +121,7 @@ def split(
     """
     rest = [c for c in conversations if c.fold != fold]
     if len(rest) == len(conversations):
-        raise ValueError(
+        raise UserError(
             f"fold={fold}: no conversation is in that fold; folds here: {sorted({c.fold for c in conversations})}"
         )
     groups = sorted({c.group for c in rest}, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
@@ -136,7 +137,7 @@ def split(
     training = [c for c in rest if c.group not in chosen]
     validation = [c for c in rest if c.group in chosen and c.votes]
     if not validation:
-        raise ValueError(
+        raise UserError(
             f"the validation part of fold={fold} has no votes: raise student.validation_share or check the data"
         )
     return training, validation

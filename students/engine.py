@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from distill.config import Config, EngineConfig
+from distill.errors import UserError
 from students.model import Judge
 
 
@@ -62,7 +63,7 @@ def open_engine(judge: Judge, config: Config) -> Any:
     bf16 = in_bf16(judge)
     kept_in_bf16 = bf16 and config.optimizer.master_weights != "fp32"
     if config.optimizer.master_weights != "fp32" and (not bf16 or config.engine.zero_stage == 0):
-        raise ValueError(
+        raise UserError(
             f"optimizer.master_weights={config.optimizer.master_weights} is for a full tuning in bf16 (student=full "
             "student.dtype=bf16) with engine=zero1 or higher: LoRA matrices and fp32 weights lose no small steps"
         )
@@ -123,11 +124,11 @@ def in_bf16(judge: Judge) -> bool:
 
 
 def offloading(config: EngineConfig) -> dict[str, Any]:
-    """DeepSpeed's offload settings. Raises `ValueError` for nvme without a folder, or below ZeRO-3."""
+    """DeepSpeed's offload settings. Raises `UserError` for nvme without a folder, or below ZeRO-3."""
     if config.offload == "none":
         return {}
     if config.offload == "nvme" and (config.nvme_path is None or config.zero_stage < 3):
-        raise ValueError(
+        raise UserError(
             f"engine.offload=nvme needs engine.zero_stage=3 (now {config.zero_stage}) and engine.nvme_path "
             f"(now {config.nvme_path}), a folder on a fast local disk"
         )

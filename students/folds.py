@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distill import runs
 from distill.config import StudentConfig, from_mapping
+from distill.errors import UserError
 from distill.records import Conversation
 from students.averaging import average_adapters, write_adapter
 from students.dataset import split
@@ -25,12 +26,12 @@ def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation])
     """The voted conversations that trained none of `folds`, though they may have chosen checkpoints.
 
     Folds of one seed and `validation_share` mostly choose the same prompts for validation, so about that share of all
-    is left. Raises `ValueError` where nothing is.
+    is left. Raises `UserError` where nothing is.
     """
     trained = {c.id for fold in folds for c in parts(fold, conversations)[0]}
     left = [c for c in conversations if c.votes and c.id not in trained]
     if not left:
-        raise ValueError(
+        raise UserError(
             f"export.folds: each voted conversation trained one of the {len(folds)} folds, so nothing is left to "
             "compare their average on; train them with one seed and a larger student.validation_share"
         )
@@ -38,7 +39,7 @@ def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation])
 
 
 def check_alike(folds: Sequence[TrainedJudge]) -> None:
-    """Raise `ValueError` naming settings other than the fold in which the folds were trained differently.
+    """Raise `UserError` naming settings other than the fold in which the folds were trained differently.
 
     They must share their start above all (base, seed): the mean of factors means something only there.
     """
@@ -47,7 +48,7 @@ def check_alike(folds: Sequence[TrainedJudge]) -> None:
     problems = [f"{n}: {[c.get(n) for c in configs]}" for n in names if any(c.get(n) != configs[0][n] for c in configs)]
     problems += [f"{fold.folder}: a full tuning has no adapter" for fold in folds if fold.tuned_whole]
     if problems:
-        raise ValueError("export.folds cannot be averaged:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError("export.folds cannot be averaged:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
 def methods(folds: Sequence[TrainedJudge]) -> tuple[str, ...]:

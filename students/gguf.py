@@ -29,6 +29,7 @@ from gguf import (
 )
 from safetensors.torch import save_file
 
+from distill.errors import UserError
 from distill.exported import GGUF_BACKBONE, GGUF_HEAD
 from distill.models import begin, copy_tokenizer, head_dim, put
 from students.merging import SCORE
@@ -52,7 +53,7 @@ def write_gguf(model: Path, out: Path, matrices: Matrices = "Q8_0") -> None:
     """Write `out`: `backbone.gguf`, `score.safetensors` ([labels, width] in fp32), config.json and the tokenizer.
 
     Matrices and embeddings are stored as `matrices` (Q8_0: int8, and an fp16 scale for each 32 weights of a row; F16
-    where a row cannot be cut so), norms and biases in fp32. Tensors pass one by one. Raises `ValueError` for families
+    where a row cannot be cut so), norms and biases in fp32. Tensors pass one by one. Raises `UserError` for families
     and variants that llama.cpp would compute differently. `out` appears whole, in the place of an older one.
     """
     config = json.loads((model / "config.json").read_text())
@@ -124,14 +125,14 @@ def _write_backbone(model: Path, config: Mapping[str, Any], path: Path, matrices
 
 
 def _names(model: Path, config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> Iterator[tuple[str, str]]:
-    """The backbone's tensors and their names in GGUF; `ValueError` for a tensor that llama.cpp has no place for."""
+    """The backbone's tensors and their names in GGUF; `UserError` for a tensor that llama.cpp has no place for."""
     known = get_tensor_name_map(ARCHITECTURES[config["model_type"]], config["num_hidden_layers"])
     for name in shapes:
         if name.split(".")[0] in (SCORE, "lm_head"):
             continue
         target = known.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
-            raise ValueError(f"{model} has a tensor {name} that llama.cpp does not know: export another format")
+            raise UserError(f"{model} has a tensor {name} that llama.cpp does not know: export another format")
         yield name, target
 
 
@@ -166,10 +167,10 @@ def _add_metadata(writer: GGUFWriter, config: Mapping[str, Any], file_type: Llam
 
 
 def _refuse_variants(model: Path, config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless llama.cpp's graph of the family computes what this configuration says."""
+    """Raise `UserError` unless llama.cpp's graph of the family computes what this configuration says."""
     family = config["model_type"]
     if family not in ARCHITECTURES:
-        raise ValueError(f"{model} is of type {family}: gguf is written for {', '.join(ARCHITECTURES)}")
+        raise UserError(f"{model} is of type {family}: gguf is written for {', '.join(ARCHITECTURES)}")
     layers, rope = config["num_hidden_layers"], _rope(config)["rope_type"]
     kinds = config.get("layer_types") or []
     alternating = [("sliding_attention", "full_attention")[i % 2] for i in range(layers)]
@@ -183,7 +184,7 @@ def _refuse_variants(model: Path, config: Mapping[str, Any]) -> None:
         "bidirectional attention": bool(config.get("use_bidirectional_attention")),
     }
     if found := [what for what, differs in variants.items() if differs]:
-        raise ValueError(f"{model} has {', '.join(found)}, which llama.cpp's {family} has not: export another format")
+        raise UserError(f"{model} has {', '.join(found)}, which llama.cpp's {family} has not: export another format")
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

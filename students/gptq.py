@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from distill.errors import UserError
 from distill.models import begin, copy_tokenizer, put
 from students.merging import SCORE
 from students.shards import rewrite
@@ -29,7 +30,7 @@ def repack_gptq(quantised: Path, out: Path) -> None:
     """Write `out`: the judge that w8a16 or w4a16 wrote into `quantised`, in GPTQ's layout, with the same weights.
 
     Scales are stored in fp16, in which the kernels multiply; embeddings, norms, biases and the score head stay as they
-    are. `out` appears whole, in the place of an older one. Raises `ValueError` for another kind of quantisation.
+    are. `out` appears whole, in the place of an older one. Raises `UserError` for another kind of quantisation.
     """
     config = json.loads((quantised / "config.json").read_text())
     weights = _packed_weights(quantised, config)
@@ -45,12 +46,12 @@ def repack_gptq(quantised: Path, out: Path) -> None:
 def gptq_layer(packed: torch.Tensor, scale: torch.Tensor, bits: int, group: int) -> dict[str, torch.Tensor]:
     """A layer's four tensors from compressed-tensors' packed weights [out, in bits / 32] and scales [out, groups].
 
-    Both pack q + 2^(bits-1) from the lowest bits up, so that the words need but be transposed. Raises `ValueError`
+    Both pack q + 2^(bits-1) from the lowest bits up, so that the words need but be transposed. Raises `UserError`
     where rows or zeros do not fill whole words.
     """
     outputs, inputs = packed.shape[0], packed.shape[1] * WORD // bits
     if outputs * bits % WORD:
-        raise ValueError(f"{outputs} outputs of {bits} bits do not fill words of {WORD} bits: GPTQ's zeros need that")
+        raise UserError(f"{outputs} outputs of {bits} bits do not fill words of {WORD} bits: GPTQ's zeros need that")
     zero = sum(((1 << bits - 1) - 1) << shift for shift in range(0, WORD, bits))
     return {
         "qweight": packed.T.contiguous(),
@@ -69,7 +70,7 @@ def _repacked(tensors: Mapping[str, torch.Tensor], bits: int, group: int) -> Ite
     for layer in sorted(layers):
         packed, scale = tensors[f"{layer}{PACKED}"], tensors[f"{layer}.weight_scale"]
         if tensors[f"{layer}.weight_shape"][1] * bits != packed.shape[1] * WORD:
-            raise ValueError(f"the rows of {layer} end within a word of {WORD} bits, which GPTQ has no way to say")
+            raise UserError(f"the rows of {layer} end within a word of {WORD} bits, which GPTQ has no way to say")
         for part, repacked in gptq_layer(packed, scale, bits, group).items():
             yield f"{layer}.{part}", repacked
 
@@ -81,7 +82,7 @@ def _packed_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     weights: dict[str, Any] = groups[0]["weights"] if len(groups) == 1 else {}
     fits = weights.get("num_bits") in BITS and weights.get("strategy") in ("group", "channel")
     if description.get("format") != "pack-quantized" or not fits or not weights["symmetric"] or weights.get("actorder"):
-        raise ValueError(
+        raise UserError(
             f"{folder} is not quantised as GPTQ's layout can hold it (format {description.get('format')!r}, "
             f"weights {weights}): give what w8a16 or w4a16 wrote"
         )

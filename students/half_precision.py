@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill.errors import UserError
 from distill.models import attention_for, begin, copy_tokenizer, put
 from students.shards import locate, read_shapes, read_tensor, stored_dtypes, write_weights
 
@@ -74,10 +75,10 @@ def fit_into_fp16(model: Path, out: Path, prompts: Sequence[Sequence[int]], marg
     """Find how well the judge in `model` fits into fp16: where it fits only rescaled, write `out`, and else nothing.
 
     It fits where the largest activation fits `margin` times into 65504, and every weight once; `prompts` are token ids.
-    Raises `ValueError` naming place and value where it neither fits nor can be made to.
+    Raises `UserError` naming place and value where it neither fits nor can be made to.
     """
     if not prompts:
-        raise ValueError(f"{model}: no prompts to measure activations on; raise export.calibration_rows")
+        raise UserError(f"{model}: no prompts to measure activations on; raise export.calibration_rows")
     ranges = activation_ranges(model, prompts)
     family = json.loads((model / "config.json").read_text())["model_type"]
     factors = smallest_factors(ranges, margin) if family in FAMILIES else {}
@@ -204,12 +205,12 @@ def _power_of_two(at_least: float) -> int:
 
 
 def _fitting(model: Path, ranges: Mapping[str, float], margin: float, factors: dict[str, int]) -> Range:
-    """Raises `ValueError` naming the place with the largest activation where that does not fit `margin` times."""
+    """Raises `UserError` naming the place with the largest activation where that does not fit `margin` times."""
     place = max(ranges, key=lambda name: (math.isnan(ranges[name]), ranges[name]))
     found = Range(LARGEST / ranges[place], place, ranges[place], factors)
     if not found.margin >= margin:
         lower = ", or lower export.margin" if found.margin > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"{model}: |activations| reach {found.largest:.4g} at {place}, fitting {found.margin:.2g} times into fp16 "
             f"(up to {LARGEST:g}), fewer than export.margin={margin:g}: bf16 (export.dtype) is for newer GPUs than "
             f"T4s; for these export gguf, whose activations are fp32{lower}"
@@ -220,7 +221,7 @@ def _fitting(model: Path, ranges: Mapping[str, float], margin: float, factors: d
 def _check_weights(model: Path, ranges: Mapping[str, float]) -> None:
     name = max(ranges, key=lambda tensor: ranges[tensor])
     if ranges[name] > LARGEST:
-        raise ValueError(
+        raise UserError(
             f"{model}: |weights| of {name} reach {ranges[name]:.4g}, and fp16 ends at {LARGEST:g}: export it in bf16 "
             "(export.dtype), for newer GPUs than T4s"
         )

@@ -15,6 +15,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from distill.config import Config, LossConfig
+from distill.errors import UserError
 from distill.records import LABELS, ORDERS, swap_labels
 from students.checkpoints import Progress, StopRequest, load_checkpoint, save_checkpoint
 from students.dataset import Example, Row, collate, micro_batches, plan_epoch
@@ -121,7 +122,7 @@ class Trainer:
             terms = self.forward(rows, done)
             loss = (factors * terms).sum()
             if not torch.isfinite(loss):
-                raise ValueError(
+                raise UserError(
                     f"loss is {loss.item()} at step {self.progress.step} on conversations "
                     f"{sorted({self.training[i].id for i, _ in rows})}: lower optimizer.lr or look at these rows"
                 )
@@ -147,12 +148,12 @@ class Trainer:
         }
 
     def forward(self, rows: list[Row], done: float) -> torch.Tensor:
-        """The summed terms of one micro-batch. Raises `ValueError` where it does not fit into memory."""
+        """The summed terms of one micro-batch. Raises `UserError` where it does not fit into memory."""
         batch = collate(rows, self.training, self.device, self.config.engine.padding_free)
         try:
             logits = self.engine(batch.input_ids, batch.positions, batch.ends)
         except torch.OutOfMemoryError as error:
-            raise ValueError(
+            raise UserError(
                 f"out of memory at step {self.progress.step} with {batch.input_ids.numel()} tokens in a micro-batch: "
                 f"lower student.micro_batch_tokens={self.config.student.micro_batch_tokens}, set "
                 "student.gradient_checkpointing=true, or spread the model with engine=zero3"

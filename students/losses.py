@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from distill.config import LossConfig
+from distill.errors import UserError
 from distill.records import LABELS, swap_labels
 
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ class Objective:
     """The configured sum of losses: `names` are the terms whose weight is not zero, in the order of all results."""
 
     def __init__(self, config: LossConfig):
-        """Raises `ValueError` where no term has a weight."""
+        """Raises `UserError` where no term has a weight."""
         self.terms = config.terms
         if not self.terms:
-            raise ValueError("loss: all weights are zero; give a term one, as in loss.cross_entropy.weight=1")
+            raise UserError("loss: all weights are zero; give a term one, as in loss.cross_entropy.weight=1")
         self.names = tuple(self.terms)
 
     def sums(self, logits: torch.Tensor, batch: "Batch", done: float) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from distill.errors import UserError
 from distill.models import HEADS, begin, copy_tokenizer, linked_classifier, put
 from distill.records import LABELS
 from students.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
@@ -60,7 +61,7 @@ def merge_adapter(
     `settings` go into its config.json, in place of the base's.
 
     `base` is a causal language model or a sequence classifier in safetensors, `adapter` a PEFT LoRA folder whose
-    modules_to_save hold `score`. Raises `ValueError` naming the tensors unless the two fit exactly: every adapter
+    modules_to_save hold `score`. Raises `UserError` naming the tensors unless the two fit exactly: every adapter
     tensor is used once, every target exists. `out` appears at once and complete, in the place of an older one.
     """
     config = _classifier_config(base, dtype) | dict(settings or {})
@@ -91,13 +92,11 @@ def unmerge_adapter(
     """Write `model`, `base` under the adapter's score head (links, no copy), and `bare`, the adapter without that head.
 
     Together they are the judge, for an engine that serves LoRA adapters beside the weights of a base that is perhaps
-    quantised or too large to be written once more. Raises `ValueError` for DoRA, which vLLM does not serve.
+    quantised or too large to be written once more. Raises `UserError` for DoRA, which vLLM does not serve.
     """
     lora = read_adapter(adapter)
     if lora.magnitudes:
-        raise ValueError(
-            f"{adapter} is a DoRA adapter, which vLLM cannot serve beside its base: set teacher.merge=true"
-        )
+        raise UserError(f"{adapter} is a DoRA adapter, which vLLM cannot serve beside its base: set teacher.merge=true")
     linked_classifier(base, model, {f"{SCORE}.weight": lora.score}, LABELS, settings)
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -110,14 +109,14 @@ def unmerge_adapter(
 def read_adapter(folder: Path) -> Adapter:
     """The LoRA factors, the scale (alpha / rank, rsLoRA: alpha / sqrt(rank)) and the head of a PEFT adapter folder.
 
-    Raises `ValueError` for kinds of adapters that are more than W + scale * B @ A, and for tensors without a partner.
+    Raises `UserError` for kinds of adapters that are more than W + scale * B @ A, and for tensors without a partner.
     """
     config = json.loads((folder / "adapter_config.json").read_text())
     _refuse_other_kinds(folder, config)
     tensors = {name.removeprefix(PEFT_PREFIX): t for name, t in load_file(folder / "adapter_model.safetensors").items()}
     score = tensors.pop(f"{SCORE}.weight", None)
     if score is None:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no score head ({PEFT_PREFIX}{SCORE}.weight): train with modules_to_save: [{SCORE}]"
         )
     magnitudes = {name: tensors.pop(name) for name in sorted(tensors) if name.endswith(MAGNITUDE)}
@@ -135,7 +134,7 @@ def read_adapter(folder: Path) -> Adapter:
                 f"{module}: A {[*a.shape]} and B {[*b.shape]} do not have the rank r={rank} of adapter_config.json"
             )
     if problems:
-        raise ValueError(f"{folder} is not a whole adapter:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError(f"{folder} is not a whole adapter:\n" + "\n".join(f"  - {p}" for p in problems))
     whole = {module: (a, b) for module, (a, b) in factors.items() if a is not None and b is not None}
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Adapter(whole, score, scale, {name.removesuffix(MAGNITUDE): t for name, t in magnitudes.items()})
@@ -156,17 +155,17 @@ def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
         and initial not in ("gaussian", "orthogonal"),
     }
     if found := [reason for reason, applies in reasons.items() if applies]:
-        raise ValueError(f"{folder} cannot be merged:\n" + "\n".join(f"  - {reason}" for reason in found))
+        raise UserError(f"{folder} cannot be merged:\n" + "\n".join(f"  - {reason}" for reason in found))
 
 
 def _classifier_config(base: Path, dtype: torch.dtype) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((base / "config.json").read_text())
     if "quantization_config" in config:
-        raise ValueError(f"{base} is quantised: an adapter merges into the unquantised weights; give those as the base")
+        raise UserError(f"{base} is quantised: an adapter merges into the unquantised weights; give those as the base")
     name = next(iter(config.get("architectures") or []), "")
     family, is_for, _ = name.partition("For")
     if not is_for:
-        raise ValueError(
+        raise UserError(
             f"{base} is a {name or 'nameless model'}, expected ...ForCausalLM or ...ForSequenceClassification"
         )
     eos = config.get("eos_token_id")
@@ -217,4 +216,4 @@ def _check_fit(
     if [*lora.score.shape] != [len(LABELS), config["hidden_size"]]:
         problems.append(f"{SCORE}: the head is {[*lora.score.shape]}, expected {[len(LABELS), config['hidden_size']]}")
     if problems:
-        raise ValueError(f"adapter {adapter} does not fit base {base}:\n" + "\n".join(f"  - {p}" for p in problems))
+        raise UserError(f"adapter {adapter} does not fit base {base}:\n" + "\n".join(f"  - {p}" for p in problems))

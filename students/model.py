@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from distill.config import EngineConfig, StudentConfig
+from distill.errors import UserError
 from distill.models import attention_for, begin, copy_tokenizer, layer_of, put
 from distill.records import LABELS
 from students.merging import SCORE, caps_off, stored_head
@@ -130,7 +131,7 @@ def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: i
     if config.tuning == "lora":
         return Judge(with_lora(model, config), base)
     if config.load_in_4bit:
-        raise ValueError(
+        raise UserError(
             "student.tuning=full with student.load_in_4bit=true: 4-bit weights cannot be trained; choose one"
         )
     model.score.to(dtype)  # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same
@@ -148,7 +149,7 @@ def with_lora(model: Any, config: StudentConfig) -> Any:
     if config.freeze_layers:
         layers = list(range(config.freeze_layers, depth))
         if not layers:
-            raise ValueError(
+            raise UserError(
                 f"student.freeze_layers={config.freeze_layers}: the base has {depth} layers, leave some free"
             )
         if targets == "all-linear":  # PEFT chooses layers only for targets that are named
@@ -184,10 +185,10 @@ def start_head(drawn: nn.Parameter, base: Path, wanted: str) -> Head:
 
 
 def attention(settings: Any, engine: EngineConfig, dtype: torch.dtype) -> str:
-    """The implementation of attention. Raises `ValueError` for sdpa where the model caps its attention scores."""
+    """The implementation of attention. Raises `UserError` for sdpa where the model caps its attention scores."""
     served = attention_for(settings) or "sdpa"
     if engine.attention == "sdpa" and served == "eager":
-        raise ValueError(
+        raise UserError(
             "engine.attention=sdpa leaves out the softcapping of attention scores, which the finished judge is served "
             "with: take eager or flash_attention_2, or train and serve without, by student.softcapping=false"
         )

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from distill.config import QuantisationConfig
+from distill.errors import UserError
 from distill.models import begin, copy_tokenizer, put
 from distill.runs import MANIFEST
 from students.merging import SCORE
@@ -41,7 +42,7 @@ def quantise(
 
     `prompts` are token ids of training conversations; w8a8 without smoothing does without. What is not rounded keeps
     its every bit, but for norms that are smoothed. `out` appears at once and complete, in the place of an older one.
-    Raises `ValueError` where `model` is quantised already, and for settings that do not fit it or the format.
+    Raises `UserError` where `model` is quantised already, and for settings that do not fit it or the format.
     """
     _check_settings(model, format, settings)
     partial = begin(out)
@@ -71,18 +72,18 @@ def quantise(
 def choose_group(model: Path, group: int | None) -> int:
     """How many of a row's weights share a scale: `group`, or the largest of 128, 64, 32 that fits; -1 for all.
 
-    It fits where it divides the width of every layer to be quantised. Raises `ValueError` for a `group` that does not.
+    It fits where it divides the width of every layer to be quantised. Raises `UserError` for a `group` that does not.
     """
     widths = {name: shape[1] for name, shape in _linears(model).items()}
     if group is None:
         return next((g for g in GROUPS if all(width % g == 0 for width in widths.values())), WHOLE_ROW)
     if group not in (*GROUPS, WHOLE_ROW):
-        raise ValueError(
+        raise UserError(
             f"export.quantisation.group={group}: the kernel for T4s takes {', '.join(map(str, GROUPS))}, and "
             f"{WHOLE_ROW} for a whole row"
         )
     if odd := [name for name, width in widths.items() if width % group]:
-        raise ValueError(
+        raise UserError(
             f"export.quantisation.group={group} does not divide the {widths[odd[0]]} inputs of {odd[0]} "
             f"({len(odd)} such layers): set it to null for one that does"
         )
@@ -90,7 +91,7 @@ def choose_group(model: Path, group: int | None) -> int:
 
 
 def check_quantised(before: Path, after: Path) -> None:
-    """Raise `ValueError` unless `after` is the judge in `before` with its linear layers quantised and nothing else.
+    """Raise `UserError` unless `after` is the judge in `before` with its linear layers quantised and nothing else.
 
     A score head that is quantised with the rest, because a quantiser spares `lm_head` alone, is the usual mistake.
     """
@@ -108,7 +109,7 @@ def check_quantised(before: Path, after: Path) -> None:
     if bare := sorted(name for name in quantised if f"{name}.weight_scale" not in found):
         problems.append(f"quantised without a scale: {', '.join(bare[:3])}")
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{after} is not {before} with its linear layers quantised and nothing else; export it again:\n"
             + "\n".join(f"  - {p}" for p in problems)
         )
@@ -116,18 +117,18 @@ def check_quantised(before: Path, after: Path) -> None:
 
 def _check_settings(model: Path, format: str, settings: QuantisationConfig) -> None:
     if "quantization_config" in json.loads((model / "config.json").read_text()):
-        raise ValueError(f"{model} is quantised already; give the merged model")
+        raise UserError(f"{model} is quantised already; give the merged model")
     if format not in ("w8a8", *BITS):
-        raise ValueError(f"export.format={format}: give w8a8, {' or '.join(BITS)}")
+        raise UserError(f"export.format={format}: give w8a8, {' or '.join(BITS)}")
     if settings.smoothing is not None and format in BITS:
-        raise ValueError(
+        raise UserError(
             f"export.quantisation.smoothing={settings.smoothing}: {format} does not round the activations that it "
             "smooths: set it to null"
         )
     if settings.smoothing is not None and not 0 <= settings.smoothing <= 1:
-        raise ValueError(f"export.quantisation.smoothing={settings.smoothing}: give a strength from 0 to 1, or null")
+        raise UserError(f"export.quantisation.smoothing={settings.smoothing}: give a strength from 0 to 1, or null")
     if not settings.damping > 0:
-        raise ValueError(f"export.quantisation.damping={settings.damping}: GPTQ needs more than 0 to invert a Hessian")
+        raise UserError(f"export.quantisation.damping={settings.damping}: GPTQ needs more than 0 to invert a Hessian")
 
 
 def _round(model: Path, out: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from distill.errors import UserError
+
 SHARD_BYTES = 5 * 10**9
 PIECE = 2**22  # elements that are converted and written at a time
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -21,46 +23,46 @@ STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  #
 
 
 def locate(base: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it. Raises `ValueError` naming a file that the index asks for in vain."""
+    """Tensor name -> the file that holds it. Raises `UserError` naming a file that the index asks for in vain."""
     if (base / INDEX).exists():
         try:
             weight_map: dict[str, str] = json.loads((base / INDEX).read_text())["weight_map"]
         except (json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"{base / INDEX} is no index of weights; download or copy it again") from error
+            raise UserError(f"{base / INDEX} is no index of weights; download or copy it again") from error
         for name, file in weight_map.items():
             if not (base / file).exists():
-                raise ValueError(
+                raise UserError(
                     f"{base / file} is not there, but {INDEX} places {name} in it; download or copy it again"
                 )
         return {name: base / file for name, file in weight_map.items()}
     if not (base / SINGLE).exists():
-        raise ValueError(f"{base} holds no safetensors weights (neither {SINGLE} nor {INDEX})")
+        raise UserError(f"{base} holds no safetensors weights (neither {SINGLE} nor {INDEX})")
     with opened(base / SINGLE) as file:
         return dict.fromkeys(file.keys(), base / SINGLE)
 
 
 def read_shapes(base: Path, sources: Mapping[str, Path]) -> dict[str, list[int]]:
-    """Tensor name -> shape. Raises `ValueError` naming a tensor that is missing, and those that are no plain floats."""
+    """Tensor name -> shape. Raises `UserError` naming a tensor that is missing, and those that are no plain floats."""
     shapes, others = {}, []
     for path in sorted(set(sources.values())):
         with opened(path) as file:
             held = set(file.keys())
             for name in (n for n, p in sources.items() if p == path):
                 if name not in held:
-                    raise ValueError(f"{path} lacks {name}, which {INDEX} places in it; download or copy both again")
+                    raise UserError(f"{path} lacks {name}, which {INDEX} places in it; download or copy both again")
                 view = file.get_slice(name)
                 shapes[name] = view.get_shape()
                 if view.get_dtype() not in STORED.values():
                     others.append(f"{name} ({view.get_dtype()})")
     if others:
-        raise ValueError(f"{base}: these tensors are no plain floats: {', '.join(others)}; give the unquantised base")
+        raise UserError(f"{base}: these tensors are no plain floats: {', '.join(others)}; give the unquantised base")
     return shapes
 
 
 def stored(folder: Path) -> dict[str, tuple[str, list[int]]]:
     """Tensor -> (dtype as safetensors names it, shape) of all files in a folder, of any kind.
 
-    Raises `ValueError` naming what its index has and the files have not.
+    Raises `UserError` naming what its index has and the files have not.
     """
     tensors: dict[str, tuple[str, list[int]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -68,7 +70,7 @@ def stored(folder: Path) -> dict[str, tuple[str, list[int]]]:
             views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             tensors |= {name: (view.get_dtype(), view.get_shape()) for name, view in views.items()}
     if (folder / INDEX).exists() and (missing := sorted(set(locate(folder)) - set(tensors))):
-        raise ValueError(f"{folder} lacks {missing[0]}, which {INDEX} has; download or copy it again")
+        raise UserError(f"{folder} lacks {missing[0]}, which {INDEX} has; download or copy it again")
     return tensors
 
 
@@ -87,14 +89,14 @@ def read_tensor(sources: Mapping[str, Path], name: str) -> torch.Tensor:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """safetensors' reader of a file. Raises `ValueError` saying what a broken one is and what it should be."""
+    """safetensors' reader of a file. Raises `UserError` saying what a broken one is and what it should be."""
     try:
         with safe_open(path, "pt") as file:
             yield file
     except SafetensorError as error:
         blob = path.resolve().name  # in the hub's cache a file is a link to one that is named by its sha256
         digest = f" (sha256 {blob})" if re.fullmatch("[0-9a-f]{64}", blob) else ""
-        raise ValueError(f"{path} is broken: {_fault(path) or error}; download or copy it again{digest}") from error
+        raise UserError(f"{path} is broken: {_fault(path) or error}; download or copy it again{digest}") from error
 
 
 def write_weights(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from distill.errors import UserError
 from distill.models import attention_for, begin, copy_tokenizer, put
 from students.shards import locate, read_shapes, read_tensor, stored_dtypes, write_weights
 
@@ -36,11 +37,11 @@ def smooth(model: Path, out: Path, strength: float, prompts: Sequence[Sequence[i
     Channel j of a norm is divided by s_j = max|x_j|^strength / max|w_j|^(1 - strength). A factor that all channels
     share would cancel in the int8 scales, so s has a geometric mean of about 1; it is rounded to powers of two, with
     which no stored weight loses a digit. Gains 1 + w are stored in fp32: near -1 a 16-bit w keeps few digits of them.
-    Raises `ValueError` for other families than those of `READERS`, and where logits change nevertheless.
+    Raises `UserError` for other families than those of `READERS`, and where logits change nevertheless.
     """
     family = json.loads((model / "config.json").read_text())["model_type"]
     if family not in READERS:
-        raise ValueError(
+        raise UserError(
             f"export.quantisation.smoothing={strength}: which layers read which norm is known of {', '.join(READERS)}, "
             f"and {model} is a {family}: set it to null"
         )
@@ -66,7 +67,7 @@ def smooth(model: Path, out: Path, strength: float, prompts: Sequence[Sequence[i
     judge = load_judge(partial)
     moved = (_logits(judge, prompts[-1]) - expected).abs().max().item()
     if not moved < TOLERANCE[judge.dtype]:
-        raise ValueError(
+        raise UserError(
             f"export.quantisation.smoothing={strength}: smoothing moved a logit of {model} by {moved:.2g}, and it must "
             "leave them: other layers read its norms than those of its family; set it to null"
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config import T4Config
+from distill.errors import UserError
 from distill.exported import GGUF_BACKBONE
 from distill.memory import GB, work_per_token
 from distill.models import head_dim
@@ -68,9 +69,9 @@ class Scheme:
 
 
 def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
-    """All rules, on a folder that `distill.export` wrote. Raises `ValueError` where a file of weights is broken."""
+    """All rules, on a folder that `distill.export` wrote. Raises `UserError` where a file of weights is broken."""
     if not (folder / "config.json").exists():
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no exported judge (there is no config.json): give a folder such as "
             "artifacts/exports/demo/w8a8"
         )
@@ -92,13 +93,13 @@ def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
 
 
 def _check_whole(path: Path) -> None:
-    """Raise `ValueError` where a GGUF file is cut short."""
+    """Raise `UserError` where a GGUF file is cut short."""
     from gguf import GGUFReader
 
     try:
         GGUFReader(path)
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{path} is no whole GGUF file ({error}): copy or export it again") from error
+        raise UserError(f"{path} is no whole GGUF file ({error}): copy or export it again") from error
 
 
 def sm75_kernels(site: Path) -> dict[str, int] | None:

@@ -18,6 +18,7 @@ import polars as pl
 import torch
 
 from distill.config import Config, to_mapping
+from distill.errors import UserError
 from distill.records import Conversation
 from distill.runs import MANIFEST, write_json
 from students.samples import SAMPLES, markdown, sample_table, shortened
@@ -76,7 +77,7 @@ class Wandb(OwnFolder):
     It is offline unless WANDB_API_KEY or WANDB_MODE says otherwise. Each process that goes on with an offline run makes
     another offline folder. `wandb sync` (0.31) would number repeated steps anew, and refuses all folders if one was
     killed before its first flush; so the new folder gets the whole curve, and the older ones are removed.
-    Raises `ValueError` where wandb does not start.
+    Raises `UserError` where wandb does not start.
     """
 
     def __init__(self, config: Config, folder: Path, conversations: Sequence[Conversation]):
@@ -106,7 +107,7 @@ class Wandb(OwnFolder):
                 settings=wandb.Settings(silent=True, console="off", allow_offline_artifacts=False),
             )
         except wandb.errors.Error as error:
-            raise ValueError(
+            raise UserError(
                 f"wandb does not start ({error}): see to WANDB_API_KEY and the network, "
                 "or set WANDB_MODE=offline or tracker=none"
             ) from error
@@ -199,13 +200,13 @@ def _code(value: Any) -> str:
 
 
 def open_tracker(config: Config, folder: Path, rank: int, validation: Sequence[Conversation]) -> Tracker:
-    """The tracker that `config.tracker` names, on the first rank only. Raises `ValueError` where it does not start."""
+    """The tracker that `config.tracker` names, on the first rank only. Raises `UserError` where it does not start."""
     kinds: dict[str, type[OwnFolder]] = {"wandb": Wandb, "tensorboard": TensorBoard, "none": OwnFolder}
     if rank:
         return Tracker()
     try:
         return kinds[config.tracker.backend](config, folder, validation)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"tracker={config.tracker.backend} needs {error.name}: install it or set tracker=none"
         ) from error

@@ -9,6 +9,7 @@ import polars as pl
 import torch
 
 from distill import models, runs
+from distill.errors import UserError
 from distill.prompts import Renderer, renderer_of
 from students.merging import caps_off, merge_adapter, unmerge_adapter
 from students.shards import locate, read_shapes, read_tensor, write_weights
@@ -66,7 +67,7 @@ class TrainedJudge:
     def unmerged(self, root: Path) -> tuple[Path, Path]:
         """Base with its score head, and the adapter to be served beside it: no copy of the base's weights."""
         if self.tuned_whole:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} is a full tuning and has no adapter to serve beside: set teacher.merge=true"
             )
         folder = root / "models" / f"unmerged-{self.manifest.content[:16]}"
@@ -104,11 +105,11 @@ def convert(model: Path, out: Path, dtype: torch.dtype) -> None:
 def open_trained(folder: Path, root: Path, remedy: str, stage: str = "student") -> TrainedJudge:
     """Open a finished run, or with `stage` "average" the average of several.
 
-    Raises `ValueError` where it is missing or was trained on other prompts than would be rendered now.
+    Raises `UserError` where it is missing or was trained on other prompts than would be rendered now.
     """
     manifest = runs.read_manifest(folder, stage, remedy)
     if runs.content_hash(folder) != manifest.content:
-        raise ValueError(f"files in {folder} have changed since its manifest was written: restore them or train again")
+        raise UserError(f"files in {folder} have changed since its manifest was written: restore them or train again")
     student: dict[str, Any] = manifest.config["student"]
     base = models.resolve(student["base"], root, student["layers"])
     return TrainedJudge(folder, manifest, base, renderer_of(manifest, folder, base))

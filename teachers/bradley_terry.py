@@ -13,6 +13,7 @@ import polars as pl
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
+from distill.errors import UserError
 from distill.records import LABELS, Conversation
 from distill.scoring import SCORES
 from teachers.rewards import RESPONSES
@@ -44,13 +45,13 @@ def fit_bradley_terry(differences: np.ndarray, votes: np.ndarray, l2: float) -> 
     Each row counts one, as vote shares. The penalty is `l2`/2 times the squared weights for differences measured in
     their root mean square (their standard deviation over both orders), so it does not depend on a reward's scale; an
     objective that never differs gets weight 0. One vote for each label is added at difference 0 (Laplace), so that a
-    label which nobody chose stays possible. Raises `ValueError` where there is nothing to fit or `l2` is negative.
+    label which nobody chose stays possible. Raises `UserError` where there is nothing to fit or `l2` is negative.
     """
     if l2 < 0:
-        raise ValueError(f"teacher.reward_l2={l2}: a penalty is zero or above")
+        raise UserError(f"teacher.reward_l2={l2}: a penalty is zero or above")
     totals = votes.sum(axis=1, keepdims=True)
     if not len(votes) or not (totals > 0).all() or (votes < 0).any():
-        raise ValueError(f"of {len(votes)} conversations {(totals <= 0).sum()} have no votes, or a count is negative")
+        raise UserError(f"of {len(votes)} conversations {(totals <= 0).sum()} have no votes, or a count is negative")
     assert len(differences) == len(votes) and np.isfinite(differences).all()
     scale = np.sqrt(np.mean(differences**2, axis=0))
     scaled = np.divide(differences, scale, out=np.zeros_like(differences), where=scale > 0)
@@ -59,7 +60,7 @@ def fit_bradley_terry(differences: np.ndarray, votes: np.ndarray, l2: float) -> 
     start = np.zeros(scaled.shape[1] + 1)
     best = minimize(davidson_loss, start, (scaled, shares, l2), "L-BFGS-B", jac=True, options={"ftol": 1e-14})
     if not np.isfinite(best.x).all():
-        raise ValueError(
+        raise UserError(
             f"teacher.reward_l2={l2}: the weights grow without bound, because rewards and votes always agree"
         )
     weights = np.divide(best.x[:-1], scale, out=np.zeros_like(scale), where=scale > 0)
@@ -109,7 +110,7 @@ def cross_fitted(rewards: pl.DataFrame, conversations: Sequence[Conversation], l
     """Turn `rewards` (`distill.store.REWARDS`) into logits by models that never saw the votes of the rows they judge.
 
     Fold k, with votes or without, gets the model fitted on the votes of all other folds; its `judge_fold` is k, as
-    that of a teacher trained without fold k. Raises `ValueError` naming conversations that lack a reward or have one
+    that of a teacher trained without fold k. Raises `UserError` naming conversations that lack a reward or have one
     that is not finite, and folds for which no votes are left.
     """
     differences = reward_differences(rewards, [c.id for c in conversations])
@@ -122,7 +123,7 @@ def cross_fitted(rewards: pl.DataFrame, conversations: Sequence[Conversation], l
     for fold in np.unique(folds).tolist():
         here, others = folds == fold, (folds != fold) & voted
         if not others.any():
-            raise ValueError(
+            raise UserError(
                 f"fold {fold}: no conversation of another fold has votes, to fit the rewards' weights on; "
                 "prepare data with votes in at least two folds"
             )
@@ -143,17 +144,17 @@ def reward_differences(rewards: pl.DataFrame, ids: Sequence[str]) -> np.ndarray:
     assert len(table) == len(ids), "a response has more than one row of rewards"
     lacking = table.filter(pl.any_horizontal(pl.col(*RESPONSES).is_null()))["id"].to_list()
     if lacking:
-        raise ValueError(
+        raise UserError(
             f"{len(lacking)} of {len(ids)} conversations lack the rewards of a response, such as {lacking[:3]}: "
             "run the teacher stage again, it scores what is missing"
         )
     widths = pl.concat([table[response].list.len() for response in RESPONSES]).unique().sort().to_list()
     if len(widths) > 1:
-        raise ValueError(f"responses have {widths} rewards each: different models wrote them; use overwrite=true")
+        raise UserError(f"responses have {widths} rewards each: different models wrote them; use overwrite=true")
     a, b = (
         table[response].list.to_array(max(widths, default=0)).to_numpy().astype(np.float64) for response in RESPONSES
     )
     broken = [i for i, row in zip(ids, a - b, strict=True) if not np.isfinite(row).all()]
     if broken:
-        raise ValueError(f"rewards that are not finite for {broken[:3]}: use teacher.scorer.dtype=fp32 or bf16")
+        raise UserError(f"rewards that are not finite for {broken[:3]}: use teacher.scorer.dtype=fp32 or bf16")
     return np.asarray(a - b)

@@ -22,6 +22,7 @@ import polars as pl
 from tqdm import tqdm
 
 from distill.config import Config, TeacherConfig
+from distill.errors import UserError
 from distill.records import Conversation
 from distill.runs import MANIFEST
 from distill.scoring import Scorer, check_finite
@@ -139,7 +140,7 @@ def not_done(
 ) -> tuple[list[Conversation], set[tuple[str, str]]]:
     """The conversations of which the store lacks a side, and the (id, side) that it has of these.
 
-    Raises `ValueError` for ids that it holds with other texts.
+    Raises `UserError` for ids that it holds with other texts.
     """
     texts: dict[str, set[int]] = {}
     there: dict[str, set[str]] = {}
@@ -148,7 +149,7 @@ def not_done(
         there.setdefault(key, set()).add(side)
     changed = [c.id for c in conversations if c.id in texts and texts[c.id] != {c.sided_fingerprint()}]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{writer.folder} scored other texts under the same ids, such as {changed[:3]} ({len(changed)} in all): "
             "the data changed since; choose another teacher.name, or score anew with overwrite=true"
         )

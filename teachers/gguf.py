@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from distill.config import ScorerConfig
+from distill.errors import UserError
 from distill.exported import GGUF_BACKBONE, GGUF_HEAD
 from distill.scoring import check_length
 
@@ -34,15 +35,15 @@ class GgufScorer:
     def __init__(self, folder: Path, config: ScorerConfig, max_tokens: int) -> None:
         """Load the backbone. `config.batch_tokens` bounds the prompts in flight, `max_tokens` each of them.
 
-        Raises `ValueError` where the folder holds no such export, and where xllamacpp is not installed.
+        Raises `UserError` where the folder holds no such export, and where xllamacpp is not installed.
         """
         for name in (GGUF_BACKBONE, GGUF_HEAD):
             if not (folder / name).exists():
-                raise ValueError(f"{folder} has no {name}: give a folder that distill.export wrote as format=gguf")
+                raise UserError(f"{folder} has no {name}: give a folder that distill.export wrote as format=gguf")
         try:
             import xllamacpp
         except ImportError as error:
-            raise ValueError(f"scoring {folder / GGUF_BACKBONE} needs llama.cpp: pip install xllamacpp") from error
+            raise UserError(f"scoring {folder / GGUF_BACKBONE} needs llama.cpp: pip install xllamacpp") from error
         self.max_tokens = max_tokens
         self.slots = max(1, config.batch_tokens // max_tokens)
         self.head = load_file(folder / GGUF_HEAD)["score.weight"]
@@ -75,7 +76,7 @@ class GgufScorer:
         request = {"input": [[int(token) for token in prompt] for prompt in prompts], "embd_normalize": AS_IS}
         reply = self._server.handle_embeddings(request)
         if "error" in reply:
-            raise ValueError(f"llama.cpp refused a prompt: {reply['error'].get('message', reply['error'])}")
+            raise UserError(f"llama.cpp refused a prompt: {reply['error'].get('message', reply['error'])}")
         rows = sorted(reply["data"], key=lambda row: row["index"])
         return np.array([row["embedding"] for row in rows], np.float32)
 

@@ -18,6 +18,7 @@ from scipy.special import log_softmax, logsumexp
 
 from distill import runs
 from distill.config import Config, MixtureConfig, to_mapping
+from distill.errors import UserError
 from distill.records import ORDERS, Conversation
 from distill.scoring import logits_by_order, mean_logits
 from distill.store import NO_FOLD, read_logits, read_seen
@@ -40,7 +41,7 @@ def fit_temperature(logits: np.ndarray, votes: np.ndarray) -> float:
 def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> np.ndarray:
     """One temperature for each row of `logits` [n, 3]: fitted on the votes of the folds that the row is not in.
 
-    Raises `ValueError` where there are no votes outside a row's fold.
+    Raises `UserError` where there are no votes outside a row's fold.
     """
     folds = np.array([c.fold for c in conversations])
     voted = np.array([c.votes is not None for c in conversations])
@@ -50,7 +51,7 @@ def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> n
     for fold in np.unique(folds):
         others = voted & (folds != fold)
         if not others.any():
-            raise ValueError(
+            raise UserError(
                 f"teacher.mixture.calibrate=true: no votes outside fold {fold} to calibrate on; "
                 "switch it off, or prepare the data with more folds"
             )
@@ -63,7 +64,7 @@ def mix(
 ) -> tuple[np.ndarray, dict[str, list[float]]]:
     """Log-probabilities float32 [n, 2 orders, 3] of the mixture, and each teacher's temperatures by fold.
 
-    `teachers` holds out-of-fold logits with one row for each id and order. Raises `ValueError` naming the teacher and
+    `teachers` holds out-of-fold logits with one row for each id and order. Raises `UserError` naming the teacher and
     ids where it does not cover all conversations.
     """
     ids = [c.id for c in conversations]
@@ -72,8 +73,8 @@ def mix(
     for name, weight in zip(config.teachers, shares(config), strict=True):
         try:
             orders = np.stack(logits_by_order(teachers[name], ids), axis=1).astype(float)
-        except ValueError as error:
-            raise ValueError(f"teacher {name!r} of the mixture: {error}") from error
+        except UserError as error:
+            raise UserError(f"teacher {name!r} of the mixture: {error}") from error
         assert orders.shape == (len(ids), len(ORDERS), 3), orders.shape
         temperature = np.ones(len(ids))
         if config.calibrate:
@@ -89,10 +90,10 @@ def mix(
 
 
 def shares(config: MixtureConfig) -> list[float]:
-    """The weights of the teachers, with sum 1. Raises `ValueError` unless each has one and it is positive."""
+    """The weights of the teachers, with sum 1. Raises `UserError` unless each has one and it is positive."""
     weights = [1.0] * len(config.teachers) if config.weights is None else config.weights
     if not config.teachers or len(weights) != len(config.teachers) or min(weights) <= 0:
-        raise ValueError(
+        raise UserError(
             f"teacher.mixture.teachers={config.teachers}, weights={config.weights}: name teachers, and none or as many "
             "positive weights, as in 'teacher.mixture.teachers=[llama70b,qwen72b]' 'teacher.mixture.weights=[2,1]'"
         )
@@ -107,7 +108,7 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
     mixture, in_fold = config.teacher.mixture, config.teacher.rows == "in_fold"
     shares(mixture)
     if in_fold and mixture.calibrate:
-        raise ValueError(
+        raise UserError(
             "teacher.rows=in_fold with teacher.mixture.calibrate=true: a temperature fitted to rows that the teacher "
             "was trained on says nothing; set teacher.mixture.calibrate=false"
         )

@@ -26,6 +26,7 @@ import ray
 import ray.data.exceptions
 
 from distill.config import RayConfig, ScorerConfig
+from distill.errors import UserError
 from distill.scoring import check_length
 from teachers.scorers import open_engine
 
@@ -65,7 +66,7 @@ class RayScorer:
     ) -> None:
         """Connect to `config.ray.address`, where null starts Ray here: some seconds.
 
-        `max_tokens` is the longest prompt in tokens. Raises `ValueError` for an address where no Ray answers and for
+        `max_tokens` is the longest prompt in tokens. Raises `UserError` for an address where no Ray answers and for
         workers that fit on no node which is there now.
         """
         self.settings, self.max_tokens, self.tokens_cached = config.ray, max_tokens, 0
@@ -82,12 +83,12 @@ class RayScorer:
             _start(config.ray)
         try:
             self._room = _room(config.ray)
-        except ValueError:
+        except UserError:
             self.close()
             raise
 
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
-        """As `distill.scoring.Scorer` says, a task at a time. Raises `ValueError` for what fails on a worker."""
+        """As `distill.scoring.Scorer` says, a task at a time. Raises `UserError` for what fails on a worker."""
         blocks = list(self._blocks(prompts))
         if not blocks:
             return
@@ -117,11 +118,11 @@ class RayScorer:
             for table in finished:
                 for task in table.to_pylist():
                     if task["error"] is not None:
-                        raise ValueError(task["error"])
+                        raise UserError(task["error"])
                     self.tokens_cached += task["tokens_cached"]
                     yield from zip(task["positions"], np.array(task["outputs"], np.float32), strict=True)
         except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
-            raise ValueError(
+            raise UserError(
                 f"Ray gave up ({type(error).__name__}: {error}); workers may tell more above. What is written stays: "
                 "the same command goes on"
             ) from error
@@ -168,7 +169,7 @@ class Worker:
         try:
             if not (model / "config.json").exists():
                 node = ray.util.get_node_ip_address()
-                raise ValueError(f"there is no model {model} on node {node}: it must be on a path that all nodes see")
+                raise UserError(f"there is no model {model} on node {node}: it must be on a path that all nodes see")
             self.scorer = self._open.enter_context(open_engine(model, config, max_tokens, label_ids))
         except Exception as error:
             log.exception("the scorer could not be opened")
@@ -196,7 +197,7 @@ class Worker:
 
 
 def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _engine_died(error: Exception) -> bool:
@@ -223,27 +224,27 @@ def _check(config: ScorerConfig) -> None:
     settings = config.ray
     for key in ("workers", "prompts_per_task"):
         if getattr(settings, key) < 1:
-            raise ValueError(f"scorer.ray.{key}={getattr(settings, key)}: give 1 or more")
+            raise UserError(f"scorer.ray.{key}={getattr(settings, key)}: give 1 or more")
     if settings.gpus < 0 or settings.cpus < 0 or (settings.gpus > 1 and settings.gpus % 1):
-        raise ValueError(
+        raise UserError(
             f"scorer.ray.gpus={settings.gpus:g}, cpus={settings.cpus:g}: give GPUs as a whole number or a share of one"
         )
     shards = math.prod(int(config.vllm.get(f"{way}_parallel_size", 1)) for way in ("tensor", "pipeline"))
     if settings.backend == "vllm" and settings.gpus and math.ceil(settings.gpus) != shards:
-        raise ValueError(
+        raise UserError(
             f"scorer.ray.gpus={settings.gpus:g}, but scorer.vllm spreads the model over {shards}: "
             "set gpus to tensor_parallel_size x pipeline_parallel_size"
         )
 
 
 def _room(settings: RayConfig) -> float:
-    """How many workers the nodes can hold, whoever uses them now. Raises `ValueError` for none: Ray would just wait."""
+    """How many workers the nodes can hold, whoever uses them now. Raises `UserError` for none: Ray would just wait."""
     needs = {name: need for name, need in (("GPU", settings.gpus), ("CPU", settings.cpus)) if need}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(min((node.get(name, 0) // need for name, need in needs.items()), default=math.inf) for node in nodes)
     if not room:
         there = "; ".join(f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes)
-        raise ValueError(
+        raise UserError(
             f"scorer.ray: a worker with gpus={settings.gpus:g}, cpus={settings.cpus:g} fits on no node of the cluster, "
             f"whose nodes have {there}: ask for less, or add nodes first"
         )
@@ -271,7 +272,7 @@ def _start(settings: RayConfig) -> None:
     except OSError as error:
         if settings.address is None:
             raise
-        raise ValueError(
+        raise UserError(
             f"scorer.ray.address={settings.address}: no Ray cluster lets us in there ({error}); start it, set "
             "RAY_AUTH_MODE=token if it asks for a token, or set the address to null for this machine alone"
         ) from error

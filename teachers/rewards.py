@@ -17,6 +17,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from distill.errors import UserError
 from distill.models import layer_of, linked_classifier
 from distill.prompts import CHUNK, share_room, shorten
 from distill.records import Conversation
@@ -80,12 +81,12 @@ class RewardRenderer:
     """
 
     def __init__(self, tokenizer_folder: Path, max_tokens: int):
-        """Raises `ValueError` where the tokenizer has no usable chat template, or the budget is too small for it."""
+        """Raises `UserError` where the tokenizer has no usable chat template, or the budget is too small for it."""
         self.max_tokens = max_tokens
         self._folder = tokenizer_folder
         self._chat = AutoTokenizer.from_pretrained(tokenizer_folder)
         if not self._chat.chat_template:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer in {tokenizer_folder} has no chat template, in which a reward model reads a response: "
                 "save the one it was trained with as chat_template.jinja there"
             )
@@ -103,7 +104,7 @@ class RewardRenderer:
         self._cut = _encode(self._plain, [CUT])[0]
         minimum = self._layout(1).overhead + 3 * (len(self._cut) + 2)
         if max_tokens < minimum:
-            raise ValueError(f"prompt.max_tokens={max_tokens}: the chat template of {tokenizer_folder} needs {minimum}")
+            raise UserError(f"prompt.max_tokens={max_tokens}: the chat template of {tokenizer_folder} needs {minimum}")
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -166,12 +167,12 @@ class RewardRenderer:
         try:
             chat = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=False, date_string=DATE)
         except jinja2.TemplateError as error:
-            raise ValueError(f"{where} cannot show {rounds} rounds of user and assistant: {error}") from error
+            raise UserError(f"{where} cannot show {rounds} rounds of user and assistant: {error}") from error
         rest, pieces = str(chat), []
         for slot in slots:
             piece, found, rest = rest.partition(slot)
             if not found or slot in rest:
-                raise ValueError(f"{where} does not show each text of {rounds} rounds once and in order: use another")
+                raise UserError(f"{where} does not show each text of {rounds} rounds once and in order: use another")
             pieces.append(piece)
         return (*pieces, rest)
 
@@ -183,7 +184,7 @@ def as_classifier(model: Path, folder: Path) -> Path:
     ArmoRM the 19 objectives stay and the gating network is dropped: the fit on your votes weighs them. Of
     a TRL value head the bias is dropped, which cancels in the difference of two rewards.
 
-    Raises `ValueError` that lists what may be the head where `model` has none of `HEADS`.
+    Raises `UserError` that lists what may be the head where `model` has none of `HEADS`.
     """
     config = json.loads((model / "config.json").read_text())
     places: dict[str, tuple[Path, list[int]]] = {}
@@ -197,12 +198,12 @@ def as_classifier(model: Path, folder: Path) -> Path:
             for name, (_, shape) in places.items()
             if len(shape) == 2 and shape[0] <= FEW_OUTPUTS and layer_of(name) < 0
         }
-        raise ValueError(
+        raise UserError(
             f"{model} has no reward head that is known here ({', '.join(HEADS)}); of its {len(places)} tensors these "
             f"may be one: {candidates}. If one is, save the model with that tensor named score.weight"
         )
     if not config.get("architectures"):
-        raise ValueError(
+        raise UserError(
             f"{model}/config.json names no architectures: add the class of the model, such as LlamaForCausalLM"
         )
     if head == HEADS[0] and config["architectures"][0].endswith("ForSequenceClassification"):

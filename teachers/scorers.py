@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from distill.config import ScorerConfig
+from distill.errors import UserError
 from distill.exported import GGUF_BACKBONE
 from distill.records import LABELS
 from distill.scoring import Scorer
@@ -27,7 +28,7 @@ def open_scorer(
     """The scorer of a model's folder, closed at the end so that the next engine finds the device free.
 
     `max_tokens` is the longest prompt in tokens. `labels` are the outputs that a classifier must have (None: any).
-    `adapter` is a LoRA folder that vLLM serves beside `model`, `fold` fills a server's URL. Raises `ValueError` where
+    `adapter` is a LoRA folder that vLLM serves beside `model`, `fold` fills a server's URL. Raises `UserError` where
     the folder or the servers do not hold such a model.
     """
     label_ids = None
@@ -65,7 +66,7 @@ def open_engine(
         from teachers.gguf import GgufScorer
 
         if label_ids is not None or adapter is not None:
-            raise ValueError(f"{model} is GGUF with a score head: set scorer.method=classify, teacher.merge=true")
+            raise UserError(f"{model} is GGUF with a score head: set scorer.method=classify, teacher.merge=true")
         with GgufScorer(model, config, max_tokens) as scorer:
             yield scorer
     elif config.backend == "vllm":
@@ -77,45 +78,43 @@ def open_engine(
         from teachers.transformers import TransformersScorer
 
         if adapter is not None:
-            raise ValueError("teacher.merge=false: only the vllm backend serves an adapter beside its base; merge it")
+            raise UserError("teacher.merge=false: only the vllm backend serves an adapter beside its base; merge it")
         yield TransformersScorer(model, config, label_ids)
 
 
 def label_token_ids(labels: Sequence[str], model: Path) -> list[int]:
     """The token of each of the three `labels`, in the order of `LABELS`.
 
-    Raises `ValueError` for a label that is more than one token, or two labels that are the same.
+    Raises `UserError` for a label that is more than one token, or two labels that are the same.
     """
     if len(labels) != len(LABELS):
-        raise ValueError(f"scorer.labels={list(labels)}: give one text for each of {list(LABELS)}, in this order")
+        raise UserError(f"scorer.labels={list(labels)}: give one text for each of {list(LABELS)}, in this order")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     pieces = [tokenizer.encode(label, add_special_tokens=False) for label in labels]
     problems = [f"{label!r} is {p.tokens}" for label, p in zip(labels, pieces, strict=True) if len(p.ids) != 1]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"scorer.labels must be one token each for {model}, but {'; '.join(problems)}: "
             "choose other texts, with or without their leading space, as prompt.template.verdict ends"
         )
     ids = [p.ids[0] for p in pieces]
     if len(set(ids)) != len(ids):
-        raise ValueError(f"scorer.labels={list(labels)}: two of them are the same token of {model}")
+        raise UserError(f"scorer.labels={list(labels)}: two of them are the same token of {model}")
     return ids
 
 
 def check_classifier(model: Path, labels: Sequence[str] | None = LABELS) -> None:
-    """Raise `ValueError` unless `model` is a folder with a sequence classifier, over `labels` where they are given."""
+    """Raise `UserError` unless `model` is a folder with a sequence classifier, over `labels` where they are given."""
     path = model / "config.json"
     if not path.exists():
-        raise ValueError(f"{model} holds no model: there is no config.json; give the folder that distill.export wrote")
+        raise UserError(f"{model} holds no model: there is no config.json; give the folder that distill.export wrote")
     config: dict[str, Any] = json.loads(path.read_text())
     architectures = config.get("architectures") or []
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
-        raise ValueError(
+        raise UserError(
             f"{model} is not a judge: its architectures {architectures} hold no ...ForSequenceClassification; "
             "a language model without a score head is asked with scorer.method=label_tokens"
         )
     found = [name for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
     if labels is not None and found not in ([*labels], [f"LABEL_{i}" for i in range(len(labels))]):
-        raise ValueError(
-            f"{model} has the labels {found} (id2label in config.json), expected {[*labels]} in this order"
-        )
+        raise UserError(f"{model} has the labels {found} (id2label in config.json), expected {[*labels]} in this order")

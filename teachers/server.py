@@ -23,6 +23,7 @@ import httpx
 import numpy as np
 
 from distill.config import ScorerConfig
+from distill.errors import UserError
 from distill.scoring import check_length
 
 log = logging.getLogger(__name__)
@@ -53,13 +54,13 @@ class ServerScorer:
         """Ask each server what it serves, with the same patience as later.
 
         `max_tokens` is the longest prompt, `fold` what {fold} stands for in the URLs, `outputs` how many logits a
-        prompt must get (None: as many as the first gets). Raises `ValueError` for settings, URLs and servers that do
+        prompt must get (None: as many as the first gets). Raises `UserError` for settings, URLs and servers that do
         not fit.
         """
         assert (config.method == "label_tokens") == (label_ids is not None)
         for key, least in (("prompts_per_request", 1), ("requests_in_flight", 1), ("retries", 0), ("timeout_s", 1e-3)):
             if (value := getattr(config.server, key)) < least:
-                raise ValueError(f"scorer.server.{key}={value}: give {least} or more")
+                raise UserError(f"scorer.server.{key}={value}: give {least} or more")
         self.server, self.method, self.max_tokens = config.server, config.method, max_tokens
         self.label_ids = None if label_ids is None else list(label_ids)
         self.outputs = outputs if label_ids is None else len(label_ids)
@@ -80,7 +81,7 @@ class ServerScorer:
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
         """As `distill.scoring.Scorer` says.
 
-        Raises `ValueError` for prompts of no or too many tokens, for a request that a server refuses and for answers
+        Raises `UserError` for prompts of no or too many tokens, for a request that a server refuses and for answers
         that are no logits, at once; where servers fail or do not answer, when the retries are used up.
         """
         fresh, again = self._requests(prompts), list[_Request]()
@@ -164,31 +165,31 @@ class ServerScorer:
             details = (reply.get("usage") or {}).get("prompt_tokens_details") or {}
             self.tokens_cached += details.get("cached_tokens") or 0
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{url}{path} did not answer as vLLM >= 0.32 does ({error!r}): is it another server, or an older one?"
             ) from error
         self._check(answers, len(rows), url + path)
         return answers
 
     def _check(self, answers: np.ndarray, rows: int, url: str) -> None:
-        """Raise `ValueError` unless `answers` [prompts, outputs], of an answer with `rows` rows, are raw logits."""
+        """Raise `UserError` unless `answers` [prompts, outputs], of an answer with `rows` rows, are raw logits."""
         if rows != len(answers) or answers.ndim != 2 or self.outputs not in (None, answers.shape[1]):
-            raise ValueError(
+            raise UserError(
                 f"{url} gave {rows} rows for {len(answers)} prompts, of shape {list(answers.shape[1:])}, expected "
                 f"{self.outputs or 'some'} outputs each: does it serve the judge that you mean?"
             )
         self.outputs = answers.shape[1]
         if not np.isfinite(answers).all() or (self.label_ids is not None and answers.min() <= LOWEST_LOGPROB):
-            raise ValueError(f"{url} gave logits that are not finite: serve the model with vllm serve --dtype bfloat16")
+            raise UserError(f"{url} gave logits that are not finite: serve the model with vllm serve --dtype bfloat16")
         if self.label_ids is not None:
             if np.logaddexp.reduce(answers, axis=1).max() > 0.01:
-                raise ValueError(
+                raise UserError(
                     f"{url} gave {answers[0].tolist()}, which are no log-probabilities: leave out --logprobs-mode"
                 )
         elif url not in self._seen_raw:
             # A server that does not know use_activation would answer with probabilities without a word.
             if self.outputs > 1 and (answers >= 0).all() and np.abs(answers.sum(1) - 1).max() < 1e-5:
-                raise ValueError(
+                raise UserError(
                     f"{url} gave probabilities, such as {answers[0].tolist()}, and was asked for logits: it does not "
                     "know use_activation; run vLLM >= 0.32 there"
                 )
@@ -203,7 +204,7 @@ class ServerScorer:
                         response = client.get(f"{url}/v1/models")
                     return {card["id"]: card for card in _reply(response)["data"]}
                 except (KeyError, TypeError) as error:
-                    raise ValueError(f"{url}/v1/models is no list of models: give the URL of vllm serve") from error
+                    raise UserError(f"{url}/v1/models is no list of models: give the URL of vllm serve") from error
                 except _TryAgain as failure:
                     if attempt == self.server.retries:
                         raise self._given_up(url, failure) from failure
@@ -212,8 +213,8 @@ class ServerScorer:
                     time.sleep(pause)
         raise AssertionError(f"scorer.server.retries={self.server.retries}")
 
-    def _given_up(self, url: str, failure: "_TryAgain") -> ValueError:
-        return ValueError(
+    def _given_up(self, url: str, failure: "_TryAgain") -> UserError:
+        return UserError(
             f"{url} still fails after {self.server.retries} retries: {failure}. What is written stays: the same "
             "command goes on when the server answers; for a server that needs longer raise scorer.server.timeout_s"
         )
@@ -302,7 +303,7 @@ def _transport_errors() -> Iterator[None]:
 
 
 def _reply(response: httpx.Response, not_found: str = "") -> Any:
-    """The JSON of an answer. Raises `_TryAgain` for 429 and 5xx, `ValueError` for whatever else is not 200."""
+    """The JSON of an answer. Raises `_TryAgain` for 429 and 5xx, `UserError` for whatever else is not 200."""
     status, url = response.status_code, response.url
     if status != httpx.codes.OK:
         try:
@@ -311,11 +312,11 @@ def _reply(response: httpx.Response, not_found: str = "") -> Any:
             message = response.text[:500]
         if status == httpx.codes.TOO_MANY_REQUESTS or status >= 500:
             raise _TryAgain(f"status {status}, {message}", _seconds(response.headers.get("retry-after", "")))
-        raise ValueError(f"{url} answered {status}: {message}{not_found if status == httpx.codes.NOT_FOUND else ''}")
+        raise UserError(f"{url} answered {status}: {message}{not_found if status == httpx.codes.NOT_FOUND else ''}")
     try:
         return response.json()
     except ValueError as error:
-        raise ValueError(f"{url} answered with {response.text[:100]!r}, not JSON: is it vLLM?") from error
+        raise UserError(f"{url} answered with {response.text[:100]!r}, not JSON: is it vLLM?") from error
 
 
 def _seconds(retry_after: str) -> float:
@@ -329,26 +330,26 @@ def _seconds(retry_after: str) -> float:
 def _urls(templates: Sequence[str], fold: int | None) -> list[str]:
     """The servers' addresses, {fold} filled in, without a trailing slash or /v1, which clients of OpenAI write."""
     if not templates:
-        raise ValueError("scorer.server.urls=[]: give the URL of each vLLM server, such as [http://localhost:8000]")
+        raise UserError("scorer.server.urls=[]: give the URL of each vLLM server, such as [http://localhost:8000]")
     urls: list[str] = []
     for template in templates:
         try:
             holes = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
             if unknown := sorted(holes - {"fold"}):
-                raise ValueError(f"unknown {{{unknown[0]}}}")
+                raise UserError(f"unknown {{{unknown[0]}}}")
             if holes and fold is None:
-                raise ValueError("this scorer belongs to no fold")
+                raise UserError("this scorer belongs to no fold")
             url = template.format(fold=fold).rstrip("/").removesuffix("/v1")
             parsed = httpx.URL(url)
             if parsed.scheme not in ("http", "https") or not parsed.host:
-                raise ValueError("no http:// or https:// address")
+                raise UserError("no http:// or https:// address")
         except (ValueError, httpx.InvalidURL) as error:
-            raise ValueError(
+            raise UserError(
                 f"scorer.server.urls: {template!r}: {error}; write http://host:port, with {{fold}} where each fold's "
                 "teacher has a server of its own"
             ) from error
         if url in urls:
-            raise ValueError(f"scorer.server.urls: {url} is there twice; raise scorer.server.requests_in_flight")
+            raise UserError(f"scorer.server.urls: {url} is there twice; raise scorer.server.requests_in_flight")
         urls.append(url)
     return urls
 
@@ -358,7 +359,7 @@ def _headers(api_key_variable: str | None) -> dict[str, str]:
         return {}
     key = os.environ.get(api_key_variable, "").strip()
     if not key or not (key.isascii() and key.isprintable()):
-        raise ValueError(
+        raise UserError(
             f"scorer.server.api_key_variable={api_key_variable}: the environment has no such key; set it, or null"
         )
     return {"Authorization": f"Bearer {key}"}
@@ -367,21 +368,21 @@ def _headers(api_key_variable: str | None) -> dict[str, str]:
 def _common_model(cards: dict[str, dict[str, dict[str, Any]]], wanted: str | None, tokens: int) -> str:
     """The name of the model that all servers are asked for; `cards` by URL and name.
 
-    Raises `ValueError` unless each serves it, with room for `tokens` tokens.
+    Raises `UserError` unless each serves it, with room for `tokens` tokens.
     """
     chosen: dict[str, str] = {}
     for url, served in cards.items():
         if wanted is None and len(served) != 1:
-            raise ValueError(f"{url} serves {sorted(served)}: choose one with scorer.server.model")
+            raise UserError(f"{url} serves {sorted(served)}: choose one with scorer.server.model")
         chosen[url] = name = next(iter(served)) if wanted is None else wanted
         if name not in served:
-            raise ValueError(f"scorer.server.model={name}: {url} serves {sorted(served)}")
+            raise UserError(f"scorer.server.model={name}: {url} serves {sorted(served)}")
         room = served[name].get("max_model_len")
         if room is not None and room < tokens:
-            raise ValueError(
+            raise UserError(
                 f"{url} takes {room} tokens, {tokens} are needed: start it with vllm serve --max-model-len {tokens}, "
                 "or lower prompt.max_tokens"
             )
     if len(set(chosen.values())) > 1:
-        raise ValueError(f"the servers serve different models, {chosen}: give servers of one model")
+        raise UserError(f"the servers serve different models, {chosen}: give servers of one model")
     return name

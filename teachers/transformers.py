@@ -17,6 +17,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from distill.config import ScorerConfig
+from distill.errors import UserError
 from distill.models import attention_for
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class TransformersScorer:
             # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless
             # told so, that waits for the classifier's own forward, which `_outputs` goes around.
             if config.load_in_8bit:
-                raise ValueError(f"scorer.load_in_8bit=true: {model} is quantised already; set it to false")
+                raise UserError(f"scorer.load_in_8bit=true: {model} is quantised already; set it to false")
             settings.quantization_config["dequantize"] = True
         transformers_logging.disable_progress_bar()
         kind = AutoModelForSequenceClassification if label_ids is None else AutoModelForCausalLM
@@ -121,7 +122,7 @@ def _take(waiting: Iterator[tuple[int, Sequence[int]]], tokens: int) -> list[tup
     pool: list[tuple[int, Sequence[int]]] = []
     for position, prompt in waiting:
         if not prompt:
-            raise ValueError(f"prompt {position} has no tokens")
+            raise UserError(f"prompt {position} has no tokens")
         pool.append((position, prompt))
         tokens -= len(prompt)
         if tokens <= 0:

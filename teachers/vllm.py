@@ -23,6 +23,7 @@ from typing import Any, Self, get_args
 import numpy as np
 
 from distill.config import ScorerConfig
+from distill.errors import UserError
 from distill.scoring import check_length
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class VllmScorer:
         """Start the engine: tens of seconds on a CPU, minutes for a large model.
 
         `max_tokens` is the longest prompt it will take, `adapter` a LoRA folder that it serves beside the model. Raises
-        `ValueError` for engine arguments that vLLM does not know. Environment variables that vLLM reads are set here,
+        `UserError` for engine arguments that vLLM does not know. Environment variables that vLLM reads are set here,
         unless they are set already; `close()` puts them back.
         """
         self._environment = dict(os.environ)
@@ -63,9 +64,7 @@ class VllmScorer:
 
         known = {*inspect.signature(LLM).parameters, *(field.name for field in fields(EngineArgs))}
         if unknown := sorted(set(config.vllm) - known):
-            raise ValueError(
-                f"scorer.vllm: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs"
-            )
+            raise UserError(f"scorer.vllm: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs")
         arguments: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
         if current_platform.is_cpu():
             arguments |= _cpu_arguments(config)
@@ -75,14 +74,17 @@ class VllmScorer:
             arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
         began = time.perf_counter()
         with _children_without_interrupts():
-            self.llm: Any = LLM(
-                model=str(model),
-                runner="pooling" if label_ids is None else "generate",
-                max_model_len=max_tokens + (label_ids is not None),  # room for the token that it is asked for
-                skip_tokenizer_init=True,
-                use_tqdm_on_load=False,
-                **arguments | config.vllm,
-            )
+            try:
+                self.llm: Any = LLM(
+                    model=str(model),
+                    runner="pooling" if label_ids is None else "generate",
+                    max_model_len=max_tokens + (label_ids is not None),  # room for the token that it is asked for
+                    skip_tokenizer_init=True,
+                    use_tqdm_on_load=False,
+                    **arguments | config.vllm,
+                )
+            except ValueError as error:  # how vLLM says that model and arguments do not go together
+                raise UserError(f"vLLM does not take {model} with scorer.vllm={config.vllm}: {error}") from error
         self._watch()
         self._guard = _kill_if_orphaned([process.pid for process in self._processes()])
         log.info("vLLM is ready to score with %s after %.0f s", model, time.perf_counter() - began)
@@ -95,7 +97,7 @@ class VllmScorer:
         self._prompts_ahead = STEPS_AHEAD * scheduler.max_num_seqs
 
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
-        """As `distill.scoring.Scorer` says. Raises `ValueError` for prompts of no or too many tokens."""
+        """As `distill.scoring.Scorer` says. Raises `UserError` for prompts of no or too many tokens."""
         from vllm.inputs import tokens_input
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -121,7 +123,7 @@ class VllmScorer:
             if not isinstance(error, EngineDeadError) and self._alive():
                 raise
             held.clear()  # whoever meets the death first says so in its own way, vLLM's closed sockets among them
-            raise ValueError(
+            raise UserError(
                 "vLLM's engine died (its own message is above). What is written stays: the same command goes on. Where "
                 "memory was short, lower scorer.vllm.gpu_memory_utilization or set scorer.vllm.max_num_seqs"
             ) from error

@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from distill.config import PredictConfig
+from distill.errors import UserError
 from teachers.filling import STOPPED, Interrupt
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ POLL_SECONDS = 0.2
 def count_devices(settings: PredictConfig) -> int:
     """How many processes to run: `predict.devices`, else one for each GPU, or for as many as an engine spans.
 
-    Raises `ValueError` for more than there are GPUs; a machine without one runs any number.
+    Raises `UserError` for more than there are GPUs; a machine without one runs any number.
     """
     import torch
 
@@ -33,7 +34,7 @@ def count_devices(settings: PredictConfig) -> int:
     if wanted is None:
         return max(1, engines if settings.scorer.backend in ("vllm", "transformers") else 1)
     if wanted < 1 or (gpus and wanted > engines):
-        raise ValueError(f"predict.devices={wanted}: there are {gpus} GPUs, {gpus_per_engine(settings)} to an engine")
+        raise UserError(f"predict.devices={wanted}: there are {gpus} GPUs, {gpus_per_engine(settings)} to an engine")
     return wanted
 
 
@@ -49,7 +50,7 @@ def side_by_side(work: Callable[..., None], count: int, config: Any, *arguments:
     """Run `work(number, count, config, *arguments)` for each number below `count`, each in a process of its own.
 
     A single one runs in this process. Ctrl-C and SIGTERM are passed on, and end this process like the others, with the
-    code of an interruption. Raises `ValueError` once one of them has failed; the rest then finish what is in hand.
+    code of an interruption. Raises `UserError` once one of them has failed; the rest then finish what is in hand.
     """
     if count == 1:
         work(0, 1, config, *arguments)
@@ -71,7 +72,7 @@ def side_by_side(work: Callable[..., None], count: int, config: Any, *arguments:
             process.join()
     failed = [f"{p.name} (exit code {p.exitcode})" for p in processes if p.exitcode not in WELL]
     if failed:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(failed)} ended early, its own message is above; what is judged stays: the same command goes on"
         )
     if interrupted:
@@ -98,7 +99,7 @@ def run_alone(work: Callable[..., None], number: int, count: int, config: Any, *
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s device {number}: %(message)s", datefmt="%H:%M:%S")
     try:
         work(number, count, config, *arguments)
-    except ValueError as problem:
+    except UserError as problem:
         log.error("%s", problem)
         sys.exit(REFUSED)
 

@@ -18,6 +18,7 @@ import polars as pl
 
 from distill import runs
 from distill.config import Config
+from distill.errors import UserError
 from distill.exported import ExportedJudge, export_folder, open_exported
 from distill.parts import part_files
 from distill.prompts import Rendered
@@ -38,7 +39,7 @@ JUDGED = pl.Schema({**SCORES, "judge_fold": pl.Int32(), "fingerprint": pl.UInt64
 def predict(config: Config) -> None:
     """Write `config.output` with the probabilities of every row of `config.input`.
 
-    Raises `ValueError` where the output is there already, and where a process ended early: what it judged stays, and
+    Raises `UserError` where the output is there already, and where a process ended early: what it judged stays, and
     the same command goes on.
     """
     began = time.time()
@@ -68,16 +69,16 @@ def predict(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise `ValueError` for what is wrong with the settings, before anything is read."""
+    """Raise `UserError` for what is wrong with the settings, before anything is read."""
     settings = config.predict
     if config.output is None:
-        raise ValueError("output=null: name the file to write, as in output=submission.csv")
+        raise UserError("output=null: name the file to write, as in output=submission.csv")
     if Path(config.output).exists() and not config.overwrite:
-        raise ValueError(f"output={config.output} is there already: choose another, or replace it with overwrite=true")
+        raise UserError(f"output={config.output} is there already: choose another, or replace it with overwrite=true")
     if not 0 <= settings.second_order <= 1:
-        raise ValueError(f"predict.second_order={settings.second_order}: a share of the rows, from 0 to 1")
+        raise UserError(f"predict.second_order={settings.second_order}: a share of the rows, from 0 to 1")
     if settings.rows_per_part < 1 or settings.pilot < 0:
-        raise ValueError(
+        raise UserError(
             f"predict.rows_per_part={settings.rows_per_part}, predict.pilot={settings.pilot}: at least 1 and 0"
         )
     check_rules(settings.rules)
@@ -220,7 +221,7 @@ class Work:
 def tell_unreadable(rows: Unlabelled, output: Path) -> None:
     """Log the rows that get the prior, and list them all beside the submission.
 
-    Raises `ValueError` where these are all rows: the file is laid out otherwise than it should be.
+    Raises `UserError` where these are all rows: the file is laid out otherwise than it should be.
     """
     path = output.with_name(f"{output.stem}.unreadable.csv")
     path.unlink(missing_ok=True)  # of an earlier submission
@@ -235,7 +236,7 @@ def tell_unreadable(rows: Unlabelled, output: Path) -> None:
             path,
         )
         if len(rows.unreadable) == len(rows.ids):
-            raise ValueError(
+            raise UserError(
                 f"none of the {len(rows.ids)} rows can be read ({told}): each text is a JSON list of rounds, such as "
                 '["Hello"]; docs/data.md has the layouts'
             )

@@ -17,6 +17,7 @@ from scipy.special import softmax
 
 from distill.config import Config, RulesConfig
 from distill.conversations import REJECTED, BadRow, parse
+from distill.errors import UserError
 from distill.readers import BALLOTS, COUNTS, REQUIRED, WINNERS, Row, open_sources
 from distill.records import LABELS, Conversation, swap_labels
 from distill.scoring import swap_average
@@ -43,10 +44,10 @@ class Unlabelled:
 def read_unlabelled(config: Config) -> Unlabelled:
     """The rows of `input`, their votes left aside.
 
-    Raises `ValueError` where it is no such file, where a row has no id and where two have the same.
+    Raises `UserError` where it is no such file, where a row has no id and where two have the same.
     """
     if config.input is None or not Path(config.input).is_file():
-        raise ValueError(
+        raise UserError(
             f"input={config.input}: no such file; give a CSV, parquet or JSONL file with the columns {list(REQUIRED)}"
         )
     ignored = [*config.data.ignore_columns, *WINNERS, *COUNTS, BALLOTS]
@@ -69,7 +70,7 @@ def read_unlabelled(config: Config) -> Unlabelled:
         else:
             ruled[ids[-1]] = rule
     if double := [name for name, times in Counter(ids).items() if times > 1]:
-        raise ValueError(
+        raise UserError(
             f"{config.input}: {len(double)} ids occur more than once, such as {double[:NAMED]}: "
             "a submission has one line for each id, so make them unique"
         )
@@ -79,10 +80,10 @@ def read_unlabelled(config: Config) -> Unlabelled:
 
 
 def read_id(row: Row, path: str) -> str:
-    """A row's id, letter for letter. Raises `ValueError` where it has none: no line could stand for it."""
+    """A row's id, letter for letter. Raises `UserError` where it has none: no line could stand for it."""
     cell = row.cells.get("id")
     if cell is None or not str(cell).strip():
-        raise ValueError(f"{path}, row {row.line} has no id{f' ({row.problem})' if row.problem else ''}: give it one")
+        raise UserError(f"{path}, row {row.line} has no id{f' ({row.problem})' if row.problem else ''}: give it one")
     return str(cell)
 
 
@@ -101,12 +102,12 @@ def apply_rules(conversation: Conversation, rules: RulesConfig) -> Sequence[floa
 
 
 def check_rules(rules: RulesConfig) -> None:
-    """Raise `ValueError` naming the rule that is not three probabilities which sum to one."""
+    """Raise `UserError` naming the rule that is not three probabilities which sum to one."""
     for name, values in asdict(rules).items():
         if values is not None and (
             len(values) != len(LABELS) or min(values) <= 0 or abs(sum(values) - 1) > SUM_TOLERANCE
         ):
-            raise ValueError(
+            raise UserError(
                 f"predict.rules.{name}={values}: give three probabilities above 0 that sum to 1, or null to let the "
                 "judge decide"
             )
@@ -139,14 +140,14 @@ def write_submission(path: Path, ids: Sequence[str], table: np.ndarray) -> None:
 
 
 def check_submission(path: Path, ids: Sequence[str]) -> None:
-    """Raise one `ValueError` with all that would make Kaggle, or MLE-bench's grader, refuse the file.
+    """Raise one `UserError` with all that would make Kaggle, or MLE-bench's grader, refuse the file.
 
     Its rules (openai/mle-bench, lmsys-chatbot-arena/grade.py): these columns, these ids, numbers in [0, 1], rows that
     sum to one at six decimals. Stricter than it: the ids stand in the order of the test file.
     """
     rows = pl.read_csv(path, infer_schema=False)
     if rows.columns != COLUMNS:
-        raise ValueError(f"{path} has the columns {rows.columns}, expected {COLUMNS}")
+        raise UserError(f"{path} has the columns {rows.columns}, expected {COLUMNS}")
     problems = []
     if rows["id"].to_list() != list(ids):
         missing, foreign = set(ids) - set(rows["id"]), set(rows["id"]) - set(ids)
@@ -165,4 +166,4 @@ def check_submission(path: Path, ids: Sequence[str]) -> None:
         if not right.all():
             problems.append(f"{(~right).sum()} rows {what}, such as {rows.filter(~right).rows()[0]}")
     if problems:
-        raise ValueError(f"{path} is not a submission:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        raise UserError(f"{path} is not a submission:\n" + "\n".join(f"  - {problem}" for problem in problems))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from distill.errors import UserError
 from distill.records import Order
 from eval.serving.batching import Closed
 from eval.serving.schemas import JobState, JudgeRequest, Pair, Result, Unjudged, Verdict
@@ -58,12 +59,12 @@ class Job:
         _rename(partial, self.accepted)
 
     def read(self) -> JudgeRequest:
-        """Raises `ValueError` where the file is damaged."""
+        """Raises `UserError` where the file is damaged."""
         try:
             orders, *conversations = map(json.loads, self.accepted.read_bytes().splitlines())
             return JudgeRequest(conversations=conversations, **orders)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.accepted} is not what this server wrote ({error}): remove it") from error
+            raise UserError(f"{self.accepted} is not what this server wrote ({error}): remove it") from error
 
     def found(self) -> dict[int, Result]:
         """Results by place, in the order of the job. A line that a kill left half written counts as not there."""
@@ -90,7 +91,7 @@ class Jobs:
     """The jobs of one judge, done one after the other. `waiting`: ids of those that are not done, oldest first."""
 
     def __init__(self, folder: Path, judge: Judge, limit: int) -> None:
-        """Take `folder`, as its only server. Raises `ValueError` where another one has it."""
+        """Take `folder`, as its only server. Raises `UserError` where another one has it."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.limit, self._judge = folder, limit, judge
         self._lock = (folder / ".lock").open("w")
@@ -98,7 +99,7 @@ class Jobs:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which engines' processes do not inherit
         except BlockingIOError as error:
             self._lock.close()
-            raise ValueError(
+            raise UserError(
                 f"another server works on the jobs in {folder}: give this one its own paths.root"
             ) from error
         names = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from distill.config import ServeConfig
+from distill.errors import UserError
 from distill.exported import ExportedJudge
 from eval.serving.gate import Gate
 from eval.serving.routes import create_app
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 def serve(judge: ExportedJudge, settings: ServeConfig, jobs: Path) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what was accepted. `jobs` is the folder that jobs are kept in.
 
-    Raises `ValueError` for settings that do not fit and for an address that cannot be had, and what ended the scorer
+    Raises `UserError` for settings that do not fit and for an address that cannot be had, and what ended the scorer
     where it died: started again, it goes on with its jobs.
     """
     check_settings(settings)
@@ -58,20 +59,20 @@ class Server(uvicorn.Server):
 
 
 def check_settings(settings: ServeConfig) -> None:
-    """Raise `ValueError` for numbers that make no sense."""
+    """Raise `UserError` for numbers that make no sense."""
     least = {"max_body_bytes": 1, "max_conversations": 1, "max_jobs": 1, "max_wait_ms": 0, "shutdown_seconds": 0}
     for name, value in least.items():
         if getattr(settings, name) < value:
-            raise ValueError(f"serve.{name}={getattr(settings, name)}: give {value} or more")
+            raise UserError(f"serve.{name}={getattr(settings, name)}: give {value} or more")
     if settings.max_queue < settings.max_conversations:
-        raise ValueError(
+        raise UserError(
             f"serve.max_queue={settings.max_queue} is less than serve.max_conversations={settings.max_conversations}: "
             "a request of that size would never be accepted"
         )
 
 
 def api_key(settings: ServeConfig) -> str | None:
-    """The key that clients must send. Raises `ValueError` where it is empty, and warns where everybody may come in."""
+    """The key that clients must send. Raises `UserError` where it is empty, and warns where everybody may come in."""
     if settings.api_key_variable is None:
         if not is_loopback(settings.host):
             log.warning(
@@ -80,7 +81,7 @@ def api_key(settings: ServeConfig) -> str | None:
         return None
     key = os.environ.get(settings.api_key_variable, "").strip()
     if not key:
-        raise ValueError(
+        raise UserError(
             f"serve.api_key_variable={settings.api_key_variable}: this environment variable is empty: put the key there"
         )
     return key
@@ -99,6 +100,6 @@ def bound_socket(settings: ServeConfig) -> socket.socket:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        raise ValueError(
+        raise UserError(
             f"serve.host={settings.host} serve.port={settings.port} cannot be listened on ({error}): choose others"
         ) from error
