@@ -15,6 +15,7 @@ import pytest
 from distill.arena_sim import simulate
 from distill.config import SimulateConfig, to_mapping
 from distill.prompts import Renderer
+from distill.provenance import Learned, write_learned
 from distill.runs import write_manifest
 from eval.predicting.submission import check_submission
 from kaggle.bundle import COMPETITION, LONGEST_SLUG, own_overrides, slug_of
@@ -32,6 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("artifacts")
     export = tiny_judge(root / "exports" / "smoke" / "w8a8", "gemma2")
     prompt = configured("+exp=smoke").prompt
+    write_learned(export, Learned())
     write_manifest(export, "export", {"prompt": to_mapping(prompt)}, [], root, prompt=Renderer(prompt, export).hashes)
     arguments = ["+exp=smoke", f"paths.root={root}", f"output={root / 'bundle'}", "predict.scorer.backend=transformers"]
     succeeds("kaggle.bundle", *arguments)

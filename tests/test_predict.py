@@ -23,6 +23,7 @@ from distill.config import Config, SimulateConfig, to_mapping
 from distill.exported import open_exported
 from distill.parts import part_files
 from distill.prompts import Renderer
+from distill.provenance import Learned, write_learned
 from distill.records import Conversation
 from distill.scoring import logits_by_order, score_conversations, swap_average
 from distill.store import read_parts
@@ -47,6 +48,7 @@ def finish_export(folder: Path) -> Path:
     """Make the judge in `folder` a finished export."""
     prompt = configured("+exp=smoke", "prompt.max_tokens=300").prompt
     manifest = {"prompt": to_mapping(prompt)}
+    write_learned(folder, Learned())
     runs.write_manifest(folder, "export", manifest, [], folder.parent, prompt=Renderer(prompt, folder).hashes)
     return folder
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from distill import runs
 from distill.config import PromptConfig, from_mapping, to_mapping
 from distill.prompts import Renderer
+from distill.provenance import Learned, write_learned
 from tests.composing import composed
 from tests.tiny_models import Family, tiny_judge
 
@@ -15,5 +16,6 @@ def tiny_export(folder: Path, family: Family = "llama", max_tokens: int = 256) -
     prompt = from_mapping(PromptConfig, {**composed("prompt=compact")["prompt"], "max_tokens": max_tokens})
     settings = {"prompt": to_mapping(prompt)}
     hashes = Renderer(prompt, folder).hashes
+    write_learned(folder, Learned())
     runs.write_manifest(folder, "export", settings, [], folder, prompt=hashes, extra={"failed": []})
     return folder

@@ -23,6 +23,7 @@ from polars.testing import assert_frame_equal
 from distill.compaction import compact
 from distill.inspection import verify
 from distill.parts import content_digest
+from distill.provenance import Learned
 from distill.runs import content_hash, read_manifest, write_manifest
 from distill.store import LOGITS, NO_FOLD, REWARDS, StoreWriter, check_leaks, read_logits, read_parts, write_seen
 
@@ -58,7 +59,7 @@ def filled(folder: Path, *tables: pl.DataFrame, fold: int = 0, judge: str = "j")
 
 def finished(folder: Path, *tables: pl.DataFrame, seen: tuple[int, ...] = ()) -> Path:
     filled(folder, *tables)
-    write_seen(folder, 0, seen)
+    write_seen(folder, 0, Learned(frozenset(seen)))
     write_manifest(folder, "teacher", {}, [], folder.parent)
     return folder
 
@@ -291,7 +292,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path
         assert hidden(tmp_path) == [".lock-00"]
         count = len(writer.done) // 2
         assert sorted(map(int, writer.done["id"])) == [i for i in range(count) for _ in range(2)]
-    write_seen(tmp_path, 0, [])
+    write_seen(tmp_path, 0, Learned())
     assert count > 20 and verify(tmp_path) == []
     assert_frame_equal(
         read_parts(tmp_path).sort("fingerprint", "order"), pl.concat(scored(str(i)) for i in range(count))
@@ -390,7 +391,7 @@ def test_what_a_judge_saw_must_be_known_and_whole(tmp_path: Path) -> None:
     store = finished(tmp_path / "s", scored("1"), seen=tuple(range(2, 100)))
     seen = store / "seen-00.parquet"
     content = seen.read_bytes()
-    write_seen(store, 0, range(2, 100))
+    write_seen(store, 0, Learned(frozenset(range(2, 100))))
     assert seen.read_bytes() == content
     seen.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
     with pytest.raises(ValueError, match=r"seen-00.parquet (is cut short or damaged|does not hold what was written)"):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.prompts import Rendered
-from distill.records import Conversation
+from distill.records import TEST, Conversation
 from students.dataset import (
     Example,
     collate,
@@ -85,14 +85,16 @@ def conversations(count: int) -> list[Conversation]:
 
 def test_the_held_out_fold_is_in_no_part_and_groups_stay_whole() -> None:
     rows = conversations(150)
-    training, validation = split(rows, 2, 0.2, 0)
+    training, validation = split(rows, 2, 0.2)
     assert {c.fold for c in (*training, *validation)} == {0, 1, 3, 4} and len(training) + len(validation) == 120
     assert not {c.group for c in training} & {c.group for c in validation}
     assert 15 <= len(validation) <= 33
+    tested = split([replace(c, fold=TEST) if c.fold == 1 else c for c in rows], 2, 0.2)
+    assert {c.fold for part in tested for c in part} == {0, 3, 4}
     with pytest.raises(ValueError, match=r"fold=9: no conversation is in that fold; folds here: \[0, 1, 2, 3, 4\]"):
-        split(rows, 9, 0.2, 0)
+        split(rows, 9, 0.2)
     with pytest.raises(ValueError, match="has no votes"):
-        split(rows, 2, 0.0, 0)
+        split(rows, 2, 0.0)
 
 
 def test_join_is_by_id_and_gaps_are_named() -> None:

@@ -66,7 +66,7 @@ def served_log_loss(config: Config) -> float:
     """The validation log loss of what the run left behind, merged, in an engine that did not train it."""
     trained = open_trained(student.run_folder(config), config.root, "train it")
     rows = conversations.load(config.root / "data" / config.data.name)
-    _, held = split(rows, config.fold, config.student.validation_share, config.seed)
+    _, held = split(rows, config.fold, config.student.validation_share)
     scores = score_conversations(TransformersScorer(trained.merged(config.root), REFERENCE), trained.renderer, held)
     probabilities = predict(*logits_by_order(scores, [c.id for c in held]))
     return float(log_loss_rows(probabilities, np.array([c.votes for c in held])).mean())

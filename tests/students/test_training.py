@@ -92,7 +92,7 @@ def test_a_run_writes_what_the_contract_says(straight: Config, configure: Config
         "adapter",
         "history.parquet",
         "metrics.json",
-        "trained_on.parquet",
+        "learned_from.parquet",
         "manifest.json",
     }
     adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
