@@ -287,7 +287,7 @@ def _spread(members: Mapping[str, Counter[str]], order: Sequence[str], shares: S
     sizes = [0] * len(shares)
     part_of: dict[str, int] = {}
     for group in order:
-        added = members[group].items()
+        added = sorted(members[group].items())  # in one order, so that sums that tie do tie
         costs = [
             (sum((2 * held[k][s] + n) * n / total[s] for s, n in added) / share, sizes[k] / share)
             for k, share in enumerate(shares)
