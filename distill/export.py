@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from distill.config import Config, ScorerConfig, T4Config, to_mapping
 from distill.door import ChecksFailed, door
 from distill.errors import UserError
-from distill.records import TEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +84,7 @@ def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
 def folds_average(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The average of `export.folds`, compared on the validation rows that trained none of them."""
     from distill import conversations
+    from distill.records import TEST
     from students.folds import average, check_alike, parts, unseen
 
     folds = [trained_fold(config, k) for k in config.export.folds or []]

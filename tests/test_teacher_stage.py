@@ -136,8 +136,13 @@ def test_each_row_is_scored_by_the_teachers_that_did_not_train_on_it(
     for fold in FOLDS:
         seen = read_learned(config.root / f"teachers/smoke/fold={fold}").directly
         scored = set(straight.filter(judge_fold=fold)["id"])
-        assert scored == {i for i, c in rows.items() if c.fingerprint() not in seen}
+        assert {i for i in scored if rows[i].fold != TEST} == {
+            i for i, c in rows.items() if c.fingerprint() not in seen and c.fold != TEST
+        }
         assert {c.id for c in rows.values() if c.fold == fold} <= scored
+        assert any(rows[i].fold == TEST for i in scored)
+    test = straight.filter(pl.col("id").is_in([i for i, c in rows.items() if c.fold == TEST]))
+    assert test["id"].n_unique() * len(ORDERS) == len(test)  # each row by one of them
     assert straight.group_by("id", "judge_fold").len()["len"].eq(len(ORDERS)).all()
 
 
