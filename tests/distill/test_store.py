@@ -381,10 +381,15 @@ def test_a_leak_is_found_by_what_the_judge_saw(tmp_path: Path) -> None:
     told = cli("verify", leaking)
     assert told.returncode == 2 and "'1' by the judge of fold 00 (trained on it: a leak)" in told.stderr
     with pytest.raises(ValueError, match=r"'2' by the judge of fold 00 \(in_sample=true, but it was not trained on it"):
-        check_leaks(scored("2", in_sample=True), pl.DataFrame({"judge_fold": [1], "fingerprint": [2]}))
-    check_leaks(scored("2"), pl.DataFrame({"judge_fold": [1], "fingerprint": [2]}))  # another judge saw it
+        check_leaks(scored("2", in_sample=True), saw(1, 2))
+    check_leaks(scored("2"), saw(1, 2))  # another judge saw it
+    check_leaks(scored("2"), saw(0, 2, directly=False))  # its teacher saw it
     with pytest.raises(ValueError, match="trained on it: a leak"):  # it saw the responses the other way round
-        check_leaks(scored("2"), pl.DataFrame({"judge_fold": [0], "fingerprint": [3]}))
+        check_leaks(scored("2"), saw(0, 3))
+
+
+def saw(judge_fold: int, fingerprint: int, directly: bool = True) -> pl.DataFrame:
+    return pl.DataFrame({"judge_fold": [judge_fold], "fingerprint": [fingerprint], "directly": [directly]})
 
 
 def test_what_a_judge_saw_must_be_known_and_whole(tmp_path: Path) -> None:
@@ -405,8 +410,12 @@ def test_an_unfinished_store_is_not_read(tmp_path: Path) -> None:
     filled(tmp_path, scored("1", fold=NO_FOLD), fold=NO_FOLD)
     with pytest.raises(ValueError, match=r"is not finished .*make teacher-logits"):
         read_logits(tmp_path, "make teacher-logits")
+    write_seen(tmp_path, NO_FOLD, Learned())
     write_manifest(tmp_path, "teacher", {}, [], tmp_path.parent)
-    assert read_logits(tmp_path, "").schema == LOGITS  # a judge of no fold needs no list of what it saw
+    assert read_logits(tmp_path, "").schema == LOGITS
+    (tmp_path / "seen-x.parquet").unlink()  # a judge of no fold, too, says what it learned from
+    with pytest.raises(ValueError, match=r"seen-x\.parquet is missing"):
+        read_logits(tmp_path, "")
 
 
 def test_verify_reports_every_problem(tmp_path: Path) -> None:
