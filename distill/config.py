@@ -105,6 +105,7 @@ class StudentConfig:
     lora: LoraConfig
     gradient_checkpointing: bool
     epochs: int
+    schedule_epochs: int | None
     batch_conversations: int
     length_pool_steps: int
     micro_batch_tokens: int
@@ -165,9 +166,12 @@ class OptimizerConfig:
     lr: float
     head_lr: float
     betas: list[float]
+    eps: float
     weight_decay: float
     warmup: float
+    warmup_steps: int | None
     decay: Literal["cosine", "linear", "constant"]
+    min_lr_ratio: float
     clip: float
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from distill.config import Config, from_mapping
-from distill.errors import UserError
+from distill.errors import OtherRankError, UserError
 from distill.studies import Pruned
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -101,5 +101,6 @@ def refuse_multirun_of_ranks() -> None:
 
 def refuse(error: Exception) -> NoReturn:
     """Say what is wrong, without a traceback, and exit with 2, or with 1 where what was made failed its checks."""
-    print(f"error: {error}", file=sys.stderr)
+    if not isinstance(error, OtherRankError):
+        print(f"error: {error}", file=sys.stderr)
     sys.exit(1 if isinstance(error, ChecksFailed) else 2)

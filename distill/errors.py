@@ -7,3 +7,7 @@ class UserError(ValueError):
     Raised where the cause is known, and shown by the entry points without a traceback (exit code 2). Any other
     `ValueError`, a library's above all, is a defect of ours and keeps its traceback.
     """
+
+
+class OtherRankError(UserError):
+    """Another rank of the same training found it and tells it: here it is not shown again."""

@@ -80,7 +80,7 @@ def overrides(run: str) -> dict[str, str]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a run's files say of it, in `OWN`. Pruned and unfinished runs have the best value that they reached."""
+    """What a run's files say of it, in `OWN`. Of pruned and unfinished runs: that of the judge kept so far."""
     import polars as pl
 
     from distill.runs import MANIFEST
@@ -92,8 +92,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).exists():
         state = "pruned" if said.get("pruned") and said["steps"] == steps else "unfinished"
     if state == "unfinished":
-        best = history.drop_nulls("validation_log_loss").sort("validation_log_loss", "step").row(0, named=True)
-        said = {"steps": steps, "best_step": best["step"], "validation_log_loss": best["validation_log_loss"]}
+        kept = history.filter("validation_kept").row(-1, named=True)
+        said = {"steps": steps, "best_step": kept["step"], "validation_log_loss": kept["validation_log_loss"]}
     return {
         "run": folder.parent.name,
         "fold": int(folder.name.removeprefix("fold=")),

@@ -112,7 +112,11 @@ def test_a_simulated_arena_keeps_its_law(tmp_path: Path) -> None:
         (["data.files=null"], "now none is set"),
         (["data.files=[{path},nowhere/*.csv]"], "'nowhere/*.csv' matches no file"),
         (["data.files=[{path}]", "data.shuffle_sides=[other]"], "choose from ['train']"),
-        (["data.files=[{path}]", "data.folds.split=blackpearl"], "the blackpearl split has count=5 and seed=2025"),
+        (["data.files=[{path}]", "data.folds.split=blackpearl"], "set data.test_share=0"),
+        (
+            ["data.files=[{path}]", "data.folds.split=blackpearl", "data.test_share=0"],
+            "the blackpearl split has count=5 and seed=2025",
+        ),
     ],
 )
 def test_bad_input_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
