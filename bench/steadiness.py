@@ -102,6 +102,7 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
     from distill.prompts import Renderer
     from distill.targets import soft_targets
     from eval.metrics import flip_rate, log_loss_rows, predict
+    from eval.rows import scored_and_training
     from students.dataset import make_examples, micro_batches, split
     from students.losses import SWAPPED, Objective
     from students.model import build_judge
@@ -109,19 +110,20 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
 
     config, device = configs[0], torch.device("cpu")
     rows = conversations.load(config.root / "data" / config.data.name)
-    held_out = [c for c in rows if c.fold == config.fold and c.votes]
-    _, validating = split(rows[: config.limit], config.fold, config.student.validation_share, config.seed)
+    _, scored, _ = scored_and_training(rows, config.eval.split, config.fold)
+    _, validating = split(rows[: config.limit], config.fold, config.student.validation_share)
     targets = None
     if config.loss.distils:
         store = config.root / "logits" / str(config.teacher.name)
-        targets, _ = soft_targets(store, validating, config.fold, config.teacher.rows, config.teacher.max_entropy)
+        asked = (validating, config.fold, config.teacher.rows, config.teacher.max_entropy)
+        targets = soft_targets(store, *asked).logits
     base = models.resolve(config.student.base, config.root, config.student.layers)
     renderer = Renderer(config.prompt, base)
     parts = [
         make_examples(part, renderer.render(part), theirs, config.loss.rows)
-        for part, theirs in ((validating, targets), (held_out, None))
+        for part, theirs in ((validating, targets), (scored, None))
     ]
-    votes, objective = np.array([c.votes for c in held_out]), Objective(config.loss)
+    votes, objective = np.array([c.votes for c in scored]), Objective(config.loss)
     judge = build_judge(base, config.student, config.engine, config.seed).eval()
     runs = []
     for run in configs:
