@@ -6,8 +6,8 @@
     compare    with the unquantised student, on conversations that it was not trained on: fidelity.json
     check      whether T4s can run the folder: t4.json
 
-What is done already is not done again. An export that loses more than `export.fidelity` allows, or that T4s cannot
-run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
+What is done already is not done again. An export that surely loses more than `export.fidelity` allows, or that T4s
+cannot run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
 """
 
 import json
@@ -122,7 +122,7 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
 def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path, settings: Mapping[str, Any]) -> None:
     """All steps from a trained judge to its export."""
     from distill import runs
-    from eval.fidelity import exceeded, fidelity
+    from eval.fidelity import exceeded, fidelity, untold
     from students.formats import copy_linked, in_format
 
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
@@ -135,11 +135,14 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         [c.id for c in held_out],
         votes,
         groups,
+        config.export.fidelity,
         draws=config.eval.bootstrap,
         bins=config.eval.ece_bins,
         seed=config.seed,
     )
-    failed = exceeded(found, config.export.fidelity)
+    failed = exceeded(found)
+    for limit in untold(found):
+        log.warning("%s: %s", folder, limit)
     runs.write_json(folder / "fidelity.json", found)
     if config.export.calibration != "none":
         recalibrate(config, judge, readable, folder, rows.validation)
@@ -163,7 +166,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         folder,
         found["log_loss"],
         found["student_log_loss"],
-        100 * found["verdicts"],
+        100 * found["differences"]["verdicts"]["difference"],
     )
 
 
