@@ -282,7 +282,8 @@ class QuantisationConfig:
 
 @dataclass(frozen=True)
 class FidelityConfig:
-    """Held-out `rows` to compare on, and by how much the export may differ from the unquantised student.
+    """Held-out `rows` to compare on, and by how much the export may differ from the unquantised student: it fails where
+    the whole 95% interval of a difference lies beyond its limit.
 
     `log_loss`: more nats a row, in the mean; `kl`: mean KL(student || export) in nats; `verdicts`: share that changes;
     `regret`: see `eval/fidelity.py`; `flip_rate`, `ece`: differences. Null: any.

@@ -6,8 +6,8 @@
     compare    with the unquantised student, on conversations that it was not trained on: fidelity.json
     check      whether T4s can run the folder: t4.json
 
-What is done already is not done again. An export that loses more than `export.fidelity` allows, or that T4s cannot
-run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
+What is done already is not done again. An export that surely loses more than `export.fidelity` allows, or that T4s
+cannot run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
 """
 
 import json
@@ -130,7 +130,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
     """All steps from a trained judge to its export."""
     from distill import runs
     from distill.provenance import write_learned
-    from eval.fidelity import exceeded, fidelity
+    from eval.fidelity import exceeded, fidelity, untold
     from students.formats import copy_linked, in_format
 
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
@@ -143,11 +143,14 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         [c.id for c in compared],
         votes,
         groups,
+        config.export.fidelity,
         draws=config.eval.bootstrap,
         bins=config.eval.ece_bins,
         seed=config.seed,
     )
-    failed = exceeded(found, config.export.fidelity)
+    failed = exceeded(found)
+    for limit in untold(found):
+        log.warning("%s: %s", folder, limit)
     learned = judge.learned()
     found["taught"] = sum(c.fingerprint() in learned.through_teachers for c in compared)
     runs.write_json(folder / "fidelity.json", found)
@@ -174,7 +177,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         folder,
         found["log_loss"],
         found["student_log_loss"],
-        100 * found["verdicts"],
+        100 * found["differences"]["verdicts"]["difference"],
     )
 
 

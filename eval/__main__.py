@@ -110,7 +110,7 @@ def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") ->
     losses = {
         name: np.array([log_loss_rows(predict(ab, ba), votes) for ab, ba in pairs]) for name, pairs in logits.items()
     }
-    summary = summarise_seeds(metrics, losses, config.eval.seeds, groups, **settings)
+    summary = summarise_seeds(metrics, losses, config.eval.seeds, groups)
     runs.write_json(folder / "seeds.json", summary)
     return seeds_table(summary)
 
