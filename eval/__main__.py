@@ -6,6 +6,7 @@ seeds: seeds.json.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,11 +43,14 @@ def main(config: Config) -> None:
     identity = {"fold": config.fold, "limit": config.limit, "eval": settings, "files": file_digests(found)}
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
+    finish = partial(
+        runs.write_manifest, folder, "eval", identity, parents, config.root, rows={"held_out": len(held_out)}
+    )
     if not runs.is_finished(folder, "eval", identity, parents, config.root, config.overwrite):
         folder.mkdir(parents=True, exist_ok=True)
         judges = judge_all(config, found, held_out, [c for c in rows if c.fold != config.fold])
         write_evaluation(config, folder, judges, held_out)
-        runs.write_manifest(folder, "eval", identity, parents, config.root, rows={"held_out": len(held_out)})
+        finish()
     metrics = json.loads((folder / "metrics.json").read_text())
     console = Console()
     console.print(table(metrics["judges"]))
@@ -55,6 +59,7 @@ def main(config: Config) -> None:
             console.print(line)
     if config.eval.seeds:
         console.print(compare_seeds(config, folder, held_out))
+        finish()  # seeds.json is one of its files now
     console.print(f"report: {folder / 'report.html'}")
 
 

@@ -162,7 +162,7 @@ def _exports(config: Config) -> list[Path]:
     """The finished exports of this run and fold. Those of other folds, and averages, learned what is held out here."""
     found = []
     for path in sorted((config.root / "exports" / config.run).glob(f"*/{runs.MANIFEST}")):
-        manifest = runs.read_manifest(path.parent)
+        manifest = runs.read_manifest(path.parent, verify=False)
         if manifest.stage != "export":
             continue
         folds = manifest.config["export"].get("folds") or [manifest.config.get("fold")]
