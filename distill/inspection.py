@@ -13,7 +13,7 @@ from distill import compaction
 from distill.door import refuse
 from distill.errors import UserError
 from distill.parts import Part, list_parts, open_part, part_files, token
-from distill.runs import MANIFEST, content_hash, read_manifest
+from distill.runs import COMPACTING, MANIFEST, content_hash, read_manifest
 from distill.store import NAMED, check_leaks, double_keys, key, mixed_parts, read_parts, read_seen, view
 
 
@@ -71,7 +71,9 @@ def files(folder: Path, parts: Sequence[Part], rows: int) -> dict[str, str]:
     taken = sum(part.path.stat().st_size for part in parts)
     finished = (folder / MANIFEST).exists()
     return {
-        "finished": f"yes, {read_manifest(folder).created}" if finished else "no: it has no manifest.json",
+        "finished": f"yes, {read_manifest(folder, verify=False).created}"
+        if finished
+        else "no: it has no manifest.json",
         "parts": f"{len(parts):,}",
         "bytes": f"{taken:,}, {taken / rows:.1f} a row",
     }
@@ -127,7 +129,10 @@ def verify(folder: Path) -> list[str]:
         problems += row_problems(folder, pl.concat(tables, rechunk=False))
     elif not problems:
         problems.append(f"{folder} holds no parts: run the teacher stage, or check the path")
-    if (folder / MANIFEST).exists() and content_hash(folder) != read_manifest(folder).content:
+    manifest = read_manifest(folder, verify=False) if (folder / MANIFEST).exists() else None
+    if manifest and COMPACTING in manifest.extra:
+        problems.append(f"a compaction was interrupted: python -m distill.store compact {folder} goes on with it")
+    elif manifest and content_hash(folder) != manifest.content:
         problems.append(
             f"{folder} does not hold the files that its manifest.json was written for: something was changed, added or "
             "removed since; score anew with overwrite=true"

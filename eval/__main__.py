@@ -6,6 +6,7 @@ seeds: seeds.json.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +39,12 @@ def main(config: Config) -> None:
     identity = {"fold": config.fold, "limit": config.limit, "eval": settings, "files": file_digests(found)}
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
+    finish = partial(runs.write_manifest, folder, "eval", identity, parents, config.root, rows={split: len(scored)})
     if not runs.is_finished(folder, "eval", identity, parents, config.root, config.overwrite):
         folder.mkdir(parents=True, exist_ok=True)
         judges = judge_all(config, found, scored, training)
         write_evaluation(config, folder, judges, scored)
-        runs.write_manifest(folder, "eval", identity, parents, config.root, rows={split: len(scored)})
+        finish()
     metrics = json.loads((folder / "metrics.json").read_text())
     console = Console()
     console.print(table(metrics["judges"]))
@@ -51,6 +53,7 @@ def main(config: Config) -> None:
             console.print(line)
     if config.eval.seeds:
         console.print(compare_seeds(config, folder, scored))
+        finish()  # seeds.json is one of its files now
     console.print(f"report: {folder / 'report.html'}")
 
 

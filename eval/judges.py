@@ -176,7 +176,7 @@ def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, lis
 def _exports(config: Config) -> list[Path]:
     """The finished exports of this run, those of other folds and averages among them: whether they are fit is seen."""
     manifests = sorted((config.root / "exports" / config.run).glob(f"*/{runs.MANIFEST}"))
-    return [path.parent for path in manifests if runs.read_manifest(path.parent).stage == "export"]
+    return [path.parent for path in manifests if runs.read_manifest(path.parent, verify=False).stage == "export"]
 
 
 def _named(name: str, path: str) -> Candidate:

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from distill.bounds import Count, Natural, Seed
 from distill.config import Config, from_mapping
 from distill.door import launched_ranks, names_a_run, run_name
 from distill.errors import UserError
@@ -32,6 +34,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 OVER = ("COMPLETE", "PRUNED")  # states of trials that count
+
+
+@dataclass(frozen=True)
+class Search:
+    """The bounds of the sweeper's own numbers."""
+
+    n_trials: Count
+    n_jobs: Count
+    startup_trials: Natural
+    seed: Seed
+    max_failures: Natural
 
 
 class OptunaSweeper(Sweeper):
@@ -64,6 +77,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        from_mapping(Search, {each.name: getattr(self, each.name) for each in fields(Search)}, "hydra.sweeper")
         if find_spec("optuna") is None:
             raise UserError("hydra/sweeper=optuna needs Optuna: pip install optuna, or sweep over lists without it")
         if launched_ranks() > 1:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from distill.exported import open_exported
 from distill.provenance import read_learned
 from distill.records import TEST, from_frame
-from distill.runs import read_manifest
+from distill.runs import read_manifest, write_manifest
 from kaggle.bundle import check_runs_there
 from tests.running import refuses, run_door, succeeds
 
@@ -154,11 +154,13 @@ def test_folds_are_averaged_compared_and_exported(finished: tuple[Path, list[str
 
 def test_other_folds_than_it_was_trained_on_are_noticed_by_its_export(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
-    manifest = root / "data/smoke/manifest.json"
-    before = manifest.read_text()
-    manifest.write_text(before.replace(read_manifest(manifest.parent).content, "0" * 64))
+    data, backup = root / "data/smoke", root / "backup"
+    before = read_manifest(shutil.copytree(data, backup))
+    (data / "law.parquet").unlink()
+    write_manifest(data, "prepare", before.config, [], root, rows=before.rows)
     message = refuses("distill.export", *common, "export.format=merged", "overwrite=true")
-    manifest.write_text(before)
+    shutil.rmtree(data)
+    backup.rename(data)
     assert "was trained on other data than data.name=smoke holds now" in message
 
 
@@ -168,7 +170,7 @@ def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[
     tensors = load_file(path)
     tensors.pop(next(name for name in tensors if "lora_A" in name))
     save_file(tensors, path)
-    assert "have changed since its manifest was written" in refuses("distill.export", *common, "loss=votes")
+    assert "has changed since its manifest was written" in refuses("distill.export", *common, "loss=votes")
 
 
 @pytest.mark.parametrize(

@@ -403,10 +403,6 @@ def test_killed_on_the_way_to_another_submission_it_goes_on(configure: Configure
     [
         ("input=missing.csv", "no such file"),
         ("output=null", "output=null"),
-        ("predict.second_order=1.5", "a share of the rows"),
-        ("predict.rows_per_part=0", "at least 1"),
-        ("predict.devices=0", "predict.devices=0"),
-        ("predict.rules.identical=[0.1,0.1,0.1]", "three probabilities above 0 that sum to 1"),
         ("predict.model=missing", "does not exist"),
     ],
 )

@@ -165,6 +165,13 @@ def test_a_study_of_other_trials_is_refused(
     assert re.search(r"is a study of other trials:\n  - limit: there None, now 30\n", capsys.readouterr().err)
 
 
+def test_numbers_of_the_sweeper_have_bounds(sweep: Sweep, base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sweep(*searching("nothing", trials=0), "hydra.sweeper.n_jobs=0")
+    told = capsys.readouterr().err
+    assert "hydra.sweeper.n_trials=0: give 1 or more" in told and "hydra.sweeper.n_jobs=0: give 1 or more" in told
+
+
 def test_a_trial_that_fails_does_not_end_the_search(sweep: Sweep, base: list[str]) -> None:
     assert (
         sweep(*searching("failing", "student.lora.rank=choice(4,0)", trials=2)) == STEPS

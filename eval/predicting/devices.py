@@ -33,7 +33,7 @@ def count_devices(settings: PredictConfig) -> int:
     engines = gpus // gpus_per_engine(settings)
     if wanted is None:
         return max(1, engines if settings.scorer.backend in ("vllm", "transformers") else 1)
-    if wanted < 1 or (gpus and wanted > engines):
+    if gpus and wanted > engines:
         raise UserError(f"predict.devices={wanted}: there are {gpus} GPUs, {gpus_per_engine(settings)} to an engine")
     return wanted
 

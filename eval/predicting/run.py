@@ -28,7 +28,7 @@ from distill.scoring import SCORES, Scorer, logits_by_order, scored_row
 from distill.store import StoreWriter, read_parts
 from eval.predicting.devices import count_devices, side_by_side
 from eval.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
-from eval.predicting.submission import Unlabelled, check_rules, probabilities, read_unlabelled, write_submission
+from eval.predicting.submission import Unlabelled, probabilities, read_unlabelled, write_submission
 from eval.recalibration import read_recalibration
 from teachers.filling import Interrupt, Progress, fill, open_writer, scoring_run
 from teachers.scorers import open_scorer
@@ -72,18 +72,10 @@ def predict(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Raise `UserError` for what is wrong with the settings, before anything is read."""
-    settings = config.predict
     if config.output is None:
         raise UserError("output=null: name the file to write, as in output=submission.csv")
     if Path(config.output).exists() and not config.overwrite:
         raise UserError(f"output={config.output} is there already: choose another, or replace it with overwrite=true")
-    if not 0 <= settings.second_order <= 1:
-        raise UserError(f"predict.second_order={settings.second_order}: a share of the rows, from 0 to 1")
-    if settings.rows_per_part < 1 or settings.pilot < 0:
-        raise UserError(
-            f"predict.rows_per_part={settings.rows_per_part}, predict.pilot={settings.pilot}: at least 1 and 0"
-        )
-    check_rules(settings.rules)
 
 
 def model_folder(config: Config) -> Path:

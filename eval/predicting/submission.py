@@ -6,7 +6,7 @@ is no conversation gets the prior, and a kind of rows of which people's votes ar
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,18 +99,6 @@ def apply_rules(conversation: Conversation, rules: RulesConfig) -> Sequence[floa
         empty_first = rules.one_empty
         return empty_first if empty_first is None or any(b) else swap_labels(empty_first)
     return rules.identical if a == b else None
-
-
-def check_rules(rules: RulesConfig) -> None:
-    """Raise `UserError` naming the rule that is not three probabilities which sum to one."""
-    for name, values in asdict(rules).items():
-        if values is not None and (
-            len(values) != len(LABELS) or min(values) <= 0 or abs(sum(values) - 1) > SUM_TOLERANCE
-        ):
-            raise UserError(
-                f"predict.rules.{name}={values}: give three probabilities above 0 that sum to 1, or null to let the "
-                "judge decide"
-            )
 
 
 def probabilities(

@@ -87,6 +87,24 @@ def test_a_finished_artefact_is_kept_and_changed_input_is_noticed(
     assert len(load(tmp_path / "data/lmsys")) == 8
 
 
+@pytest.mark.parametrize("name", ["conversations.parquet", "rejected.parquet"])
+def test_a_damaged_artefact_is_not_called_finished_and_not_read(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configured = config(tmp_path, f"data.files=[{write_rows(tmp_path / 'train.csv', 10)}]")
+    main(configured)
+    folder = tmp_path / "data" / "lmsys"
+    (folder / name).write_bytes((folder / name).read_bytes()[:300])
+    for opened in (lambda: main(configured), lambda: load(folder)):
+        with pytest.raises(
+            ValueError, match=rf"lmsys has changed since its manifest was written \({name} has 300 bytes"
+        ):
+            opened()
+    assert "is finished" not in capsys.readouterr().out
+    main(config(tmp_path, f"data.files=[{tmp_path / 'train.csv'}]", "overwrite=true"))
+    assert len(load(folder)) == 10
+
+
 def test_an_unfinished_artefact_is_made_anew(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "lmsys"
     path = write_rows(tmp_path / "train.csv", 1, prompt="[]")

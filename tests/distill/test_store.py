@@ -20,12 +20,23 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
+from distill import compaction
 from distill.compaction import compact
 from distill.inspection import verify
 from distill.parts import content_digest
 from distill.provenance import Learned
 from distill.runs import content_hash, read_manifest, write_manifest
-from distill.store import LOGITS, NO_FOLD, REWARDS, StoreWriter, check_leaks, read_logits, read_parts, write_seen
+from distill.store import (
+    LOGITS,
+    NO_FOLD,
+    REWARDS,
+    StoreWriter,
+    check_leaks,
+    read_logits,
+    read_parts,
+    read_seen,
+    write_seen,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = {"prompt": "p1", "dtype": "fp32"}
@@ -346,12 +357,22 @@ def test_compaction_killed_before_publishing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [("part-00-00000.parquet", "part-00-00001.parquet"), ("part-00-00001.parquet",), ()])
-def test_compaction_killed_after_publishing(tmp_path: Path, left: tuple[str, ...]) -> None:
+def test_compaction_killed_after_publishing(
+    tmp_path: Path, left: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = finished(tmp_path / "s", scored("1"), scored("2"))
     shutil.copytree(store, tmp_path / "before")
-    compact(store)
-    for name in (*left, "manifest.json"):
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compaction, "file_digests", killed)  # the last it does before it writes the manifest
+    with pytest.raises(KeyboardInterrupt):
+        compact(store)
+    monkeypatch.undo()
+    for name in left:
         shutil.copy(tmp_path / "before" / name, store)
+    assert ["a compaction was interrupted" in problem for problem in verify(store)] == [True]
     assert_frame_equal(read_logits(store, ""), read_logits(tmp_path / "before", ""))
     shutil.copytree(store, tmp_path / "resumed")
     with StoreWriter(tmp_path / "resumed", IDENTITY, "j", 0) as writer:
@@ -400,10 +421,12 @@ def test_what_a_judge_saw_must_be_known_and_whole(tmp_path: Path) -> None:
     assert seen.read_bytes() == content
     seen.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
     with pytest.raises(ValueError, match=r"seen-00.parquet (is cut short or damaged|does not hold what was written)"):
+        read_seen(store, [0])
+    with pytest.raises(ValueError, match=r"has changed .*seen-00\.parquet has other bytes"):
         read_logits(store, "")
     seen.unlink()
     with pytest.raises(ValueError, match=r"seen-00\.parquet is missing"):
-        read_logits(store, "")
+        read_seen(store, [0])
 
 
 def test_an_unfinished_store_is_not_read(tmp_path: Path) -> None:

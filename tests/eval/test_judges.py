@@ -76,10 +76,10 @@ def naming(config: Config, **judges: Path) -> Config:
     return replace(config, eval=replace(config.eval, judges={name: str(path) for name, path in judges.items()}))
 
 
-def export_of(config: Config, name: str, parents: list[Path], **changes: Any) -> Path:
+def export_of(config: Config, name: str, parents: list[Path], learned: Learned | None = None, **changes: Any) -> Path:
     """A finished export of random weights below exports/<run>, made from `parents`."""
     folder = tiny_export(config.root / "exports" / config.run / name)
-    write_learned(folder, union(behind_model(parent) for parent in parents))
+    write_learned(folder, learned or union(behind_model(parent) for parent in parents))
     manifest = runs.read_manifest(folder)
     settings = {"export": {"format": "merged", "folds": None}, "fold": config.fold, **manifest.config}
     for key, value in changes.items():
@@ -93,8 +93,8 @@ def test_all_that_is_there_judges_the_same_conversations(finished: Config, tmp_p
     own = finished.root / "students" / "smoke" / "fold=0"
     folder = export_of(finished, "merged", [own])
     write_recalibration(folder, Recalibration((0.5, 0.5, 0.5), (0.0, 0.0, 0.0)), {"rows": 1})
-    other = export_of(finished, "w8a16", [own], fold=1)
-    write_learned(other, Learned(frozenset(c.fingerprint() for c in held_out[:1])))
+    export_of(finished, "merged", [own])  # its manifest, over what was added
+    export_of(finished, "w8a16", [own], Learned(frozenset(c.fingerprint() for c in held_out[:1])), fold=1)
     judges = ask(finished, held_out, training)
     assert [*judges.predictions] == ["prior", "surface", "bradley_terry", "teacher", "student", "student_merged"]
     for frame in judges.predictions.values():
