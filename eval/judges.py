@@ -14,12 +14,13 @@ import polars as pl
 
 from distill import runs
 from distill.config import Config, ScorerConfig
-from distill.door import variant
 from distill.errors import UserError
 from distill.exported import open_exported
+from distill.naming import split_overrides, variant
 from distill.records import ORDERS, Conversation
 from distill.scoring import SCORES, mean_logits
 from distill.store import read_logits
+from distill.tables import read_parquet
 from eval import baselines
 from eval.answers import answers
 from eval.leaderboard import bradley_terry
@@ -147,7 +148,7 @@ def judge_seeds(config: Config, held_out: Sequence[Conversation]) -> dict[str, l
     for seed in config.eval.seeds:
         run = config.run if seed == config.seed else variant(config.run, f"seed={seed}")
         for name, frames in found.items():
-            overrides = [] if name == STUDENT else name.split(",")
+            overrides = [] if name == STUDENT else split_overrides(name)
             folder = config.root / "students" / variant(run, *overrides) / f"fold={config.fold}"
             if not (folder / runs.MANIFEST).exists():
                 raise UserError(
@@ -226,7 +227,7 @@ def _exported(candidate: Candidate, config: Config, held_out: Sequence[Conversat
 
 def _predicted(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
     """A file of `id`, `order` and `logits` in the conversation's own a and b; of several judges, the student's."""
-    frame = pl.read_parquet(candidate.path)
+    frame = read_parquet(candidate.path)
     if missing := {"id", "order", "logits"} - set(frame.columns):
         raise Unfit(f"{candidate.path} has no columns {sorted(missing)}, only {frame.columns}")
     if "judge" in frame.columns and frame["judge"].n_unique() > 1:

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import distributed
 
+from distill.naming import inert
 from distill.runs import write_json
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def load_checkpoint(engine: Any, folder: Path) -> Progress:
     if not (folder / LATEST).exists():
         return Progress(0, math.inf, 0, [])
     tag = json.loads((folder / LATEST).read_text())["tag"]
-    _, state = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+    with inert(folder) as path:  # DeepSpeed globs for its files
+        _, state = engine.load_checkpoint(str(path), tag=tag, load_module_strict=False)
     progress = Progress(**json.loads(state["progress"]))
     log.info("going on from step %d (%s)", progress.step, folder / tag)
     return progress

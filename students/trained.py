@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 
 from distill import models, runs
 from distill.errors import UserError
 from distill.prompts import Renderer, renderer_of
+from distill.tables import read_parquet
 from students.merging import caps_off, merge_adapter, unmerge_adapter
 from students.shards import locate, read_shapes, read_tensor, write_weights
 
@@ -81,7 +81,7 @@ class TrainedJudge:
 
 def trained_on(run: Path) -> frozenset[int]:
     """Fingerprints of the conversations that trained what is in a run's folder, or chose its checkpoint."""
-    return frozenset(int(f, 16) for f in pl.read_parquet(run / TRAINED_ON)["fingerprint"])
+    return frozenset(int(f, 16) for f in read_parquet(run / TRAINED_ON)["fingerprint"])
 
 
 def stored_dtype(base: Path) -> torch.dtype:

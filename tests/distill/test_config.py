@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from distill.config import Config, from_mapping, to_mapping
-from distill.door import run_name, variant
+from distill.naming import run_name, variant
 from tests.composing import composed
 
 
