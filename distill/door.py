@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
-INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + signal.SIGPIPE  # exit codes as a shell gives them
+INTERRUPTED = 128 + signal.SIGINT  # the exit code, as a shell has it
 
 
 class ChecksFailed(Exception):
@@ -92,7 +92,7 @@ class file_system_explained:  # a context manager, as `suppress` is one
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and unwritten() is None and (said := of_file_system(error)):
+        if error is not None and (said := of_file_system(error)):
             raise UserError(said) from error
 
 
@@ -101,35 +101,36 @@ def plain_ends() -> Iterator[None]:
     """On Ctrl-C, and where standard output is closed or full, end with a line at most and the exit code of that."""
     try:
         yield
-        if lost := unwritten():
-            raise lost
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except OSError:
-        lost = unwritten()
-        if lost is None:
+    except BrokenPipeError:
+        if not isinstance(lost_output(), BrokenPipeError):
             raise
-        if isinstance(lost, BrokenPipeError):
-            sys.exit(UNREAD)  # as any program behind which `head` has closed the pipe
-        refuse(UserError(f"what was made is kept, but standard output cannot be written: {lost.strerror}"))
+        sys.exit(1)  # `head` has read enough: no reason for a word
     finally:
-        if sys.__stdout__ and unwritten():  # else Python would try, and complain, once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        lost = lost_output()
+    if isinstance(lost, BrokenPipeError):
+        sys.exit(1)
+    if lost is not None:
+        refuse(UserError(f"what was made is kept, but standard output cannot be written: {lost.strerror}"))
 
 
-def unwritten() -> OSError | None:
-    """Why standard output takes nothing more; None where it does, or where there is none."""
+def lost_output() -> OSError | None:
+    """Flush standard output. Where it takes nothing, give why, and let what follows, Python's own flush too, go."""
     out = sys.__stdout__
     if out is None or out.closed:
         return None
-    poll = select.poll()
     try:
         out.flush()
+        poll = select.poll()
         poll.register(out.fileno(), 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):  # nobody holds the pipe's other end
+            raise BrokenPipeError
     except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return error
-    return BrokenPipeError() if any(event & select.POLLERR for _, event in poll.poll(0)) else None
+    return None
 
 
 def launched_ranks() -> int:

@@ -8,8 +8,8 @@ OF_RUST = re.compile(r"\(os error (\d+)\)")  # how polars, safetensors and token
 OF_TORCH = re.compile(r"inline_container\.cc.*(unexpected pos|file write failed)", re.DOTALL)
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give this user the right to it, or name another place"),
-    errno.ENAMETOOLONG: "choose shorter names",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give this user the right to it"),
+    errno.ENAMETOOLONG: "choose a shorter name",
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "move away what is there, or name another place"),
     errno.EISDIR: "name a file",
     errno.ELOOP: "mend the links",
@@ -31,16 +31,18 @@ def of_file_system(error: BaseException) -> str | None:
 
     A file that is merely missing is none of them: we should have known.
     """
+    path: object = None
+    if isinstance(error, UserError):
+        return None  # it says so already
     if isinstance(error, OSError) and error.errno:
-        code = error.errno
+        code, path = error.errno, error.filename
     elif match := OF_RUST.search(str(error)):
-        code = int(match[1])
+        code, path = int(match[1]), str(error)[match.end() :].removeprefix(": ")
     elif isinstance(error, RuntimeError) and OF_TORCH.search(str(error)):
-        return "a checkpoint could not be written: free space, and run the same command again"
+        code = errno.ENOSPC  # it does not say why, and mostly that is it
     else:
         return None
     if code not in REMEDIES:
         return None
-    named = error.filename if isinstance(error, OSError) and error.filename is not None else None
-    where = os.fsdecode(named) if isinstance(named, str | bytes) else str(error) if named is None else str(named)
-    return f"{where}: {os.strerror(code)}: {REMEDIES[code]}, and run the same command again"
+    where = f"{path}: " if path else ""
+    return f"{where}{os.strerror(code)}: {REMEDIES[code]}, and run the same command again"
