@@ -22,8 +22,8 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from distill.config import Config, from_mapping
-from distill.door import CONF, run_name
+from distill.config import Config
+from distill.door import CONF, typed
 from distill.student import run_folder, train
 
 TARGETS = {"log_loss_sd_ratio": ["<=", 0.33], "flip_rate_sd_ratio": ["<=", 0.33]}
@@ -71,7 +71,7 @@ def configured(overrides: Sequence[str], run: int) -> Config:
         plain = compose("config", overrides=list(overrides))
         own = [f"name={plain.name}_p{run}", f"optimizer.lr={plain.optimizer.lr * (1 + run * APART)!r}"]
         values: Any = OmegaConf.to_container(compose("config", overrides=[*overrides, *own]), resolve=True)
-    return from_mapping(Config, {**values, "run": run_name(values["name"], [*overrides, *own])})
+    return typed(values, [*overrides, *own])
 
 
 def train_keeping_all(config: Config) -> None:

@@ -24,6 +24,7 @@ from distill.errors import UserError
 from distill.readers import BALLOTS, COUNTS, MODELS, ROWS_AT_ONCE, SHOWN, SURROGATES, TEXTS, WINNERS, Row, Source, shown
 from distill.records import LABELS, SCHEMA, TEST, Conversation, from_frame, to_frame
 from distill.runs import read_manifest
+from distill.tables import read_parquet
 
 CONVERSATIONS = "conversations.parquet"
 REJECTED = pl.Schema({"source": pl.String, "line": pl.Int64, "id": pl.String, "reason": pl.String})
@@ -183,7 +184,7 @@ def save(folder: Path, conversations: pl.DataFrame) -> None:
 def load(folder: Path) -> list[Conversation]:
     """The conversations of a finished `data/<name>`, in input order. Raises `UserError` naming the command for it."""
     read_manifest(folder, "prepare", remedy=f"python -m distill.prepare data={folder.name}")
-    return from_frame(pl.read_parquet(folder / CONVERSATIONS))
+    return from_frame(read_parquet(folder / CONVERSATIONS))
 
 
 def _id(cells: Mapping[str, Any]) -> str | None:

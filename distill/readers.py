@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,8 @@ import polars as pl
 
 from distill.config import DataConfig
 from distill.errors import UserError
+from distill.naming import NOT_UTF8, inert, is_utf8
+from distill.tables import parquet_columns, scan_parquet
 
 TEXTS = ("prompt", "response_a", "response_b")  # lists of texts, one a round, as JSON or as real lists
 REQUIRED = ("id", *TEXTS)
@@ -84,6 +87,7 @@ def _expand(patterns: list[str], problems: list[str]) -> list[Path]:
         files = [Path(match) for match in matches if Path(match).is_file()]
         if not files:
             problems.append(f"data.files: {pattern!r} matches no file; paths and globs count from {Path.cwd()}")
+        problems += [f"data.files: {str(path)!a}: {NOT_UTF8}" for path in files if not is_utf8(str(path))]
         paths.update({path.resolve(): path for path in files})
     if not patterns:
         problems.append("data.files=[] names no file")
@@ -173,11 +177,11 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_columns(path: Path) -> list[str]:
-    return list(pl.read_parquet_schema(path))
+    return parquet_columns(path)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    batches = pl.scan_parquet(path, glob=False).collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=True)
+    batches = scan_parquet(path).collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=True)
     cells = (row for batch in batches for row in batch.iter_rows(named=True))
     return (Row(line, row) for line, row in enumerate(cells, 1))
 
@@ -204,9 +208,10 @@ def _open_hub(hub: str, ignored: list[str], problems: list[str]) -> Source | Non
     import datasets
 
     path = Path(hub)
-    where = (HUB_BUILDERS.get(path.suffix, hub), None, None, hub) if path.is_file() else (hub,)
     try:
-        found = datasets.load_dataset(*where, split="train")
+        with inert(path) if path.exists() else nullcontext(hub) as place:
+            where = (HUB_BUILDERS.get(path.suffix, hub), None, None) if path.is_file() else ()
+            found = datasets.load_dataset(*where, str(place), split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         problems.append(f"data.hub={hub!r}: {error}")
         return None

@@ -62,6 +62,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
     import polars as pl
 
     from distill import runs
+    from distill.tables import read_parquet
     from eval.judges import HISTORY
     from eval.measuring import measure
     from eval.report.lineage import trace
@@ -73,7 +74,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
     law = None
     if (data / "law.parquet").exists():  # a simulated arena: its law is one more judge, and its entropy the bound
         ids = pl.DataFrame({"id": [c.id for c in scored]})
-        law = ids.join(pl.read_parquet(data / "law.parquet"), on="id", how="left", maintain_order="left")
+        law = ids.join(read_parquet(data / "law.parquet"), on="id", how="left", maintain_order="left")
     metrics = measure(judges, scored, law, config.eval, config.seed)
     runs.write_json(folder / "metrics.json", metrics)
     write_report(
@@ -82,9 +83,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
         metrics=metrics,
         conversations={c.id: c for c in scored},
         histories={
-            name: pl.read_parquet(path / HISTORY)
-            for name, path in judges.artefacts.items()
-            if (path / HISTORY).exists()
+            name: read_parquet(path / HISTORY) for name, path in judges.artefacts.items() if (path / HISTORY).exists()
         },
         lineage=trace(judges.artefacts, data, config.root),
     )

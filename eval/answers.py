@@ -10,6 +10,7 @@ from distill.config import ScorerConfig, to_mapping
 from distill.prompts import Renderer
 from distill.records import Conversation
 from distill.scoring import score_conversations
+from distill.tables import read_parquet
 from teachers.scorers import open_scorer
 
 SCORED = "scores.parquet"
@@ -38,4 +39,4 @@ def answers(
         folder.mkdir(parents=True, exist_ok=True)
         frame.write_parquet(folder / SCORED)
         runs.write_manifest(folder, "predictions", identity, [], root, rows={"held_out": len(conversations)})
-    return pl.read_parquet(folder / SCORED)
+    return read_parquet(folder / SCORED)

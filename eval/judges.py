@@ -18,14 +18,15 @@ import polars as pl
 
 from distill import runs
 from distill.config import Config, ScorerConfig
-from distill.door import variant
 from distill.errors import UserError
 from distill.exported import open_exported
+from distill.naming import split_overrides, variant
 from distill.prompts import renderer_of
 from distill.provenance import read_learned
 from distill.records import ORDERS, Conversation
 from distill.scoring import SCORES, mean_logits
 from distill.store import read_logits, read_seen
+from distill.tables import read_parquet
 from eval import baselines
 from eval.answers import answers
 from eval.leaderboard import bradley_terry
@@ -162,7 +163,7 @@ def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, lis
     for seed in config.eval.seeds:
         run = config.run if seed == config.seed else variant(config.run, f"seed={seed}")
         for name, frames in found.items():
-            overrides = [] if name == STUDENT else name.split(",")
+            overrides = [] if name == STUDENT else split_overrides(name)
             folder = config.root / "students" / variant(run, *overrides) / f"fold={config.fold}"
             if not (folder / runs.MANIFEST).exists():
                 raise UserError(
@@ -239,7 +240,7 @@ def _predicted(candidate: Candidate, config: Config, scored: Sequence[Conversati
 
     It does not say what its judge learned from.
     """
-    frame = pl.read_parquet(candidate.path)
+    frame = read_parquet(candidate.path)
     if missing := {"id", "order", "logits"} - set(frame.columns):
         raise Unfit(f"{candidate.path} has no columns {sorted(missing)}, only {frame.columns}")
     if "judge" in frame.columns and frame["judge"].n_unique() > 1:

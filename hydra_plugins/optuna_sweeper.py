@@ -23,8 +23,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from distill.bounds import Count, Natural, Seed
 from distill.config import Config, from_mapping
-from distill.door import launched_ranks, names_a_run, run_name
+from distill.door import launched_ranks, typed
 from distill.errors import UserError
+from distill.naming import names_a_run
 from distill.runs import differing_fields
 from distill.studies import PRUNED, STUDY, open_journal, open_pruner
 
@@ -86,7 +87,7 @@ class OptunaSweeper(Sweeper):
                 "hydra/launcher=local hydra.launcher.tasks_per_node=..., or hydra/launcher=slurm"
             )
         fixed, searched = split(self.params, arguments, self.parser)
-        config = typed(self.composed, fixed)
+        config = shared(self.composed, fixed)
         folder = config.root / "sweeps" / f"{config.role}s" / config.run / f"fold={config.fold}"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
@@ -193,12 +194,12 @@ def as_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def typed(config: DictConfig, fixed: Sequence[str]) -> Config:
+def shared(config: DictConfig, fixed: Sequence[str]) -> Config:
     """The configuration that all trials share."""
     values: Any = OmegaConf.to_container(
         OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
     )
-    return from_mapping(Config, {**values, "run": run_name(values["name"], fixed)})
+    return typed(values, fixed)
 
 
 def identity(config: Config, searched: Mapping[str, "BaseDistribution"]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 
 from distill.errors import UserError
+from distill.naming import inert
 from distill.runs import write_json
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ def load_checkpoint(engine: Any, folder: Path) -> Progress:
         )
     if own is None:
         return Progress(0, None, [])
-    _, state = engine.load_checkpoint(str(folder), tag=own, load_module_strict=False)
+    with inert(folder) as path:  # DeepSpeed globs for its files
+        _, state = engine.load_checkpoint(str(path), tag=own, load_module_strict=False)
     progress = Progress(**json.loads(state["progress"]))
     log.info("going on from step %d (%s)", progress.step, folder / own)
     return progress

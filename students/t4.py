@@ -26,6 +26,10 @@ from students.merging import SCORE
 from students.shards import stored
 
 MARGIN = "fp16_margin"  # in the manifest's `extra`
+DECODER = {
+    *("model_type", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+}
 BANNED = ("gemma2", "gemma3", "gemma3_text", "glm4")  # vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS
 GROUPS, WHOLE_ROW = (32, 64, 128), (-1, None)  # vllm's marlin_utils.py, MARLIN_SUPPORTED_GROUP_SIZES
 TILE_OUTPUTS, TILE_INPUTS = 64, 128  # the same file, GPTQ_MARLIN_MIN_THREAD_N and _K
@@ -75,7 +79,7 @@ def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
             f"{folder} holds no exported judge (there is no config.json): give a folder such as "
             "artifacts/exports/demo/w8a8"
         )
-    config = json.loads((folder / "config.json").read_text())
+    config = _read_config(folder / "config.json")
     tensors = stored(folder)
     if (folder / GGUF_BACKBONE).exists():
         _check_whole(folder / GGUF_BACKBONE)
@@ -90,6 +94,17 @@ def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
         _memory(folder, config, t4),
         _kernels(),
     ]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A decoder's config.json. Raises `UserError` where it is no JSON, or not a decoder's."""
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}): copy or export it again") from error
+    if not isinstance(config, dict) or not config.keys() >= DECODER:
+        raise UserError(f"{path} is not that of a decoder, which has {sorted(DECODER)}: give an exported judge")
+    return config
 
 
 def _check_whole(path: Path) -> None:

@@ -21,6 +21,7 @@ from distill.errors import UserError
 from distill.readers import BALLOTS, COUNTS, REQUIRED, WINNERS, Row, open_sources
 from distill.records import LABELS, Conversation, swap_labels
 from distill.scoring import swap_average
+from distill.tables import read_csv
 
 COLUMNS = ["id", *WINNERS]
 FLOOR = 1e-9  # of a probability: the metric takes logarithms
@@ -133,7 +134,7 @@ def check_submission(path: Path, ids: Sequence[str]) -> None:
     Its rules (openai/mle-bench, lmsys-chatbot-arena/grade.py): these columns, these ids, numbers in [0, 1], rows that
     sum to one at six decimals. Stricter than it: the ids stand in the order of the test file.
     """
-    rows = pl.read_csv(path, infer_schema=False)
+    rows = read_csv(path, infer_schema=False)
     if rows.columns != COLUMNS:
         raise UserError(f"{path} has the columns {rows.columns}, expected {COLUMNS}")
     problems = []

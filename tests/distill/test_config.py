@@ -10,7 +10,7 @@ import pytest
 
 from distill.bounds import Range
 from distill.config import Config, from_mapping, to_mapping
-from distill.door import run_name, variant
+from distill.naming import run_name, variant
 from tests.composing import composed
 
 

@@ -244,7 +244,7 @@ def unwritable(folder: Path) -> Iterator[None]:
 def test_a_read_only_folder_is_named_with_its_remedy() -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to nobody
         folder = Path(name)
-        remedy = "Permission denied; the 1 finished parts stay: make the folder writable and run the same command again"
+        remedy = "Permission denied; the 1 finished parts stay: give this user the right to it and run the same"
         with StoreWriter(folder, IDENTITY, "j", 0) as writer:
             writer.append(scored("1"))
             with unwritable(folder), pytest.raises(ValueError, match=remedy):

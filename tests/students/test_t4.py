@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.config import QuantisationConfig
+from distill.errors import UserError
 from distill.memory import inference_memory
 from distill.shapes import shape_of
 from students.gguf import write_gguf
@@ -291,3 +292,10 @@ def test_reads_what_cuda_s_compiler_writes(codes: list[str], found: bool, tmp_pa
     subprocess.run(command, check=True, capture_output=True, timeout=200)
     kernels = sm75_kernels(tmp_path)
     assert kernels is not None and (kernels["_C.abi3.so"] > 0) == found
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "null", '{"model_type": "bert"}', "\udcff"])
+def test_an_odd_configuration_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=f"{tmp_path / 'config.json'} is no"):
+        check_t4(tmp_path, T4)
