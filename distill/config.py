@@ -32,7 +32,11 @@ class SimulateConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where conversations come from: exactly one of `files`, `hub` and `simulate` is set."""
+    """Where conversations come from: exactly one of `files`, `hub` and `simulate` is set.
+
+    `near_duplicates`, 0.5 to 1 or null for off: the similarity from which first prompts count as one, so that none of
+    them is held out from the others (`distill/near_duplicates.py`).
+    """
 
     name: str
     files: list[str] | None
@@ -40,6 +44,7 @@ class DataConfig:
     simulate: SimulateConfig | None
     ignore_columns: list[str]
     shuffle_sides: list[str]
+    near_duplicates: float | None
     folds: FoldsConfig
 
 

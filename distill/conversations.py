@@ -1,6 +1,6 @@
 """The table of conversations: what raw rows mean, none of them twice, every prompt in one fold; and how it is kept.
 
-    collect -> assign_folds -> save ... load
+    collect -> assign_groups -> assign_folds -> save ... load
 
 Nothing is lost on the way: rows read == conversations + duplicates + rejected rows.
 """
@@ -21,6 +21,7 @@ import polars as pl
 
 from distill.config import FoldsConfig
 from distill.errors import UserError
+from distill.near_duplicates import first_of_each
 from distill.readers import BALLOTS, COUNTS, MODELS, ROWS_AT_ONCE, SHOWN, SURROGATES, TEXTS, WINNERS, Row, Source, shown
 from distill.records import LABELS, SCHEMA, Conversation, from_frame, to_frame
 from distill.runs import read_manifest
@@ -121,8 +122,37 @@ def parse(row: Row, source: Source) -> Conversation:
 
 def group_of(prompt: str) -> str:
     """16 hex digits of sha256 of a first prompt, the same whatever its case, spacing and Unicode form."""
-    normal = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
-    return hashlib.sha256(normal.encode()).hexdigest()[:16]
+    return hashlib.sha256(_normal(prompt).encode()).hexdigest()[:16]
+
+
+def assign_groups(conversations: pl.DataFrame, near_duplicates: float | None) -> pl.DataFrame:
+    """The table with `group` set: `group_of` the first prompt, of its near-duplicates the smallest.
+
+    `near_duplicates`: the Jaccard similarity from which first prompts are joined, None: only equal ones are. Neither
+    the order of rows nor the machine matters. Raises `UserError` for a similarity that MinHash cannot tell from chance.
+    """
+    if near_duplicates is not None and not 0.5 <= near_duplicates <= 1:
+        raise UserError(
+            f"data.near_duplicates={near_duplicates}: set it to 0.5 to 1, or to null for equal prompts only"
+        )
+    prompts = conversations["prompt"].list.first().to_list()
+    own = [group_of(prompt) for prompt in prompts]
+    group = dict(zip(own, own, strict=True))
+    if near_duplicates is not None:
+        texts = dict(sorted(zip(own, map(_normal, prompts), strict=True)))
+        hashes = list(texts)
+        group = {h: hashes[i] for h, i in zip(hashes, first_of_each([*texts.values()], near_duplicates), strict=True)}
+    return conversations.with_columns(group=pl.Series([group[h] for h in own], dtype=pl.String))
+
+
+def joined_prompts(conversations: pl.DataFrame) -> list[list[str]]:
+    """The first prompts of each group that joins several, one of each `group_of`; the largest group first."""
+    prompts: dict[str, dict[str, str]] = defaultdict(dict)
+    for group, prompt in zip(conversations["group"], conversations["prompt"].list.first(), strict=True):
+        prompts[group].setdefault(group_of(prompt), prompt)
+    return sorted(
+        (list(different.values()) for different in prompts.values() if len(different) > 1), key=len, reverse=True
+    )
 
 
 def is_swapped(conversation: Conversation) -> bool:
@@ -140,13 +170,13 @@ def labels(conversations: pl.DataFrame) -> pl.Series:
 
 
 def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig) -> pl.DataFrame:
-    """The table with `group` and `fold` set: stratified on `labels`, rows without votes being a stratum of their own.
+    """The table with `fold` set: stratified on `labels`, rows without votes being a stratum of their own.
 
     `grouped`: no group in two folds, also across sources; the order of rows does not matter. `blackpearl`:
     scikit-learn's StratifiedKFold(5, shuffle, seed 2025), which shares prompts between folds: only for comparison with
     numbers published on that split. Raises `UserError` where there is too little to split.
     """
-    group = [group_of(prompt) for prompt in conversations["prompt"].list.first()]
+    group = conversations["group"].to_list()
     strata = labels(conversations).to_list()
     prompts, commonest = len({*group}), max(Counter(strata).values(), default=0)
     most = prompts if folds.split == "grouped" else commonest
@@ -156,7 +186,7 @@ def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig) -> pl.DataFram
             f"the commonest label) can be split into 2 to {most} {folds.split} folds; set it so, or read more rows"
         )
     fold = _grouped(strata, group, folds) if folds.split == "grouped" else _blackpearl(strata, folds)
-    return conversations.with_columns(group=pl.Series(group, dtype=pl.String), fold=pl.Series(fold, dtype=pl.Int32))
+    return conversations.with_columns(fold=pl.Series(fold, dtype=pl.Int32))
 
 
 def save(folder: Path, conversations: pl.DataFrame) -> None:
@@ -169,6 +199,10 @@ def load(folder: Path) -> list[Conversation]:
     """The conversations of a finished `data/<name>`, in input order. Raises `UserError` naming the command for it."""
     read_manifest(folder, "prepare", remedy=f"python -m distill.prepare data={folder.name}")
     return from_frame(pl.read_parquet(folder / CONVERSATIONS))
+
+
+def _normal(prompt: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
 def _id(cells: Mapping[str, Any]) -> str | None:
