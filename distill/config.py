@@ -24,6 +24,7 @@ from distill.bounds import (
     Share,
     ShareBelowOne,
     at_least,
+    between,
     is_finite,
 )
 from distill.errors import UserError
@@ -51,6 +52,8 @@ class DataConfig:
     """Where conversations come from: exactly one of `files`, `hub` and `simulate` is set.
 
     `test_share`: of the voted conversations, in the locked test split, from which no stage ever learns.
+    `near_duplicates`, 0.5 to 1 or null for off: the similarity from which first prompts count as one, so that none of
+    them is held out from the others (`distill/near_duplicates.py`).
     """
 
     name: str
@@ -60,6 +63,7 @@ class DataConfig:
     ignore_columns: list[str]
     shuffle_sides: list[str]
     test_share: ShareBelowOne
+    near_duplicates: Annotated[float, between(0.5, 1)] | None  # below, MinHash cannot tell likeness from chance
     folds: FoldsConfig
 
 

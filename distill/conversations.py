@@ -1,6 +1,6 @@
 """The table of conversations: what raw rows mean, none of them twice, every prompt in one fold; and how it is kept.
 
-    collect -> assign_folds -> save ... load
+    collect -> assign_groups -> assign_folds -> save ... load
 
 Nothing is lost on the way: rows read == conversations + duplicates + rejected rows.
 """
@@ -21,6 +21,7 @@ import polars as pl
 
 from distill.config import FoldsConfig
 from distill.errors import UserError
+from distill.near_duplicates import first_of_each
 from distill.readers import BALLOTS, COUNTS, MODELS, ROWS_AT_ONCE, SHOWN, SURROGATES, TEXTS, WINNERS, Row, Source, shown
 from distill.records import LABELS, SCHEMA, TEST, Conversation, from_frame, to_frame
 from distill.runs import read_manifest
@@ -122,8 +123,33 @@ def parse(row: Row, source: Source) -> Conversation:
 
 def group_of(prompt: str) -> str:
     """16 hex digits of sha256 of a first prompt, the same whatever its case, spacing and Unicode form."""
-    normal = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
-    return hashlib.sha256(normal.encode()).hexdigest()[:16]
+    return hashlib.sha256(_normal(prompt).encode()).hexdigest()[:16]
+
+
+def assign_groups(conversations: pl.DataFrame, near_duplicates: float | None) -> pl.DataFrame:
+    """The table with `group` set: `group_of` the first prompt, of its near-duplicates the smallest.
+
+    `near_duplicates`: the Jaccard similarity from which first prompts are joined, None: only equal ones are. Neither
+    the order of rows nor the machine matters.
+    """
+    prompts = conversations["prompt"].list.first().to_list()
+    own = [group_of(prompt) for prompt in prompts]
+    group = dict(zip(own, own, strict=True))
+    if near_duplicates is not None:
+        texts = dict(sorted(zip(own, map(_normal, prompts), strict=True)))
+        hashes = list(texts)
+        group = {h: hashes[i] for h, i in zip(hashes, first_of_each([*texts.values()], near_duplicates), strict=True)}
+    return conversations.with_columns(group=pl.Series([group[h] for h in own], dtype=pl.String))
+
+
+def joined_prompts(conversations: pl.DataFrame) -> list[list[str]]:
+    """The first prompts of each group that joins several, one of each `group_of`; the largest group first."""
+    prompts: dict[str, dict[str, str]] = defaultdict(dict)
+    for group, prompt in zip(conversations["group"], conversations["prompt"].list.first(), strict=True):
+        prompts[group].setdefault(group_of(prompt), prompt)
+    return sorted(
+        (list(different.values()) for different in prompts.values() if len(different) > 1), key=len, reverse=True
+    )
 
 
 def is_swapped(conversation: Conversation) -> bool:
@@ -141,7 +167,7 @@ def labels(conversations: pl.DataFrame) -> pl.Series:
 
 
 def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig, test_share: float) -> pl.DataFrame:
-    """The table with `group` and `fold` set: stratified on `labels`, rows without votes being a stratum of their own.
+    """The table with `fold` set: stratified on `labels`, rows without votes being a stratum of their own.
 
     First about `test_share` of the voted conversations, whole groups, become the test split (`TEST`): it depends on the
     texts and votes alone, not on folds and seeds, and holds no group that nobody voted on. It is empty where there are
@@ -151,7 +177,7 @@ def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig, test_share: fl
     scikit-learn's StratifiedKFold(5, shuffle, seed 2025), which shares prompts between folds: only for comparison with
     numbers published on that split, so without a test split. Raises `UserError` where there is too little to split.
     """
-    group = [group_of(prompt) for prompt in conversations["prompt"].list.first()]
+    group = conversations["group"].to_list()
     strata = labels(conversations).to_list()
     if test_share and folds.split == "blackpearl":
         raise UserError(
@@ -172,7 +198,7 @@ def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig, test_share: fl
     split = _grouped(left, left_group, folds) if folds.split == "grouped" else _blackpearl(left, folds)
     for row, k in zip(rest, split, strict=True):
         fold[row] = k
-    return conversations.with_columns(group=pl.Series(group, dtype=pl.String), fold=pl.Series(fold, dtype=pl.Int32))
+    return conversations.with_columns(fold=pl.Series(fold, dtype=pl.Int32))
 
 
 def save(folder: Path, conversations: pl.DataFrame) -> None:
@@ -185,6 +211,10 @@ def load(folder: Path) -> list[Conversation]:
     """The conversations of a finished `data/<name>`, in input order. Raises `UserError` naming the command for it."""
     read_manifest(folder, "prepare", remedy=f"python -m distill.prepare data={folder.name}")
     return from_frame(read_parquet(folder / CONVERSATIONS))
+
+
+def _normal(prompt: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
 def _id(cells: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.config import FoldsConfig
-from distill.conversations import assign_folds, collect, group_of, is_swapped, labels, load, save
+from distill.conversations import assign_folds, assign_groups, collect, group_of, is_swapped, labels, load, save
 from distill.readers import Row, Source
 from distill.records import LABELS, TEST, Conversation, from_frame, to_frame
 from distill.runs import write_manifest
@@ -42,10 +42,11 @@ def raw(identity: object, text: str = "Yes", **more: Any) -> dict[str, Any]:
     return cells | dict(zip(WINNERS, (1, 0, 0), strict=True)) | more
 
 
-def voted(*votes: list[float] | None, prompts: list[str] | None = None) -> pl.DataFrame:
+def voted(*votes: list[float] | None, prompts: list[str] | None = None, near: float | None = None) -> pl.DataFrame:
     texts = prompts or [f"prompt {i}" for i in range(len(votes))]
     pairs = enumerate(zip(texts, votes, strict=True))
-    return to_frame([Conversation(str(i), [text], ["Yes"], ["No"], votes=vote) for i, (text, vote) in pairs])
+    table = to_frame([Conversation(str(i), [text], ["Yes"], ["No"], votes=vote) for i, (text, vote) in pairs])
+    return assign_groups(table, near)
 
 
 def one_hot(label: int) -> list[float]:

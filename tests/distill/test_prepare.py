@@ -67,6 +67,22 @@ def test_prepare_writes_conversations_rejected_rows_and_a_manifest(
     assert manifest.config["inputs"]["train"]["bytes"] == path.stat().st_size
 
 
+def test_near_duplicates_share_a_fold_and_the_summary_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "train.csv", 10, prompt='["How do I bake good bread?"]')
+    path.write_text(path.read_text().replace('""0?""', '""Hello, how do I bake good bread?""'))
+    command = f"data.files=[{path}]"
+    main(config(tmp_path, command))
+    table = pl.read_parquet(tmp_path / "data/lmsys/conversations.parquet")
+    assert table["group"][0] == table["group"][-1] and table["fold"][0] == table["fold"][-1]
+    said = "near-duplicates: 2 first prompts joined into 1 groups, the largest of 2; for example"
+    assert f"{said} 'Hello, how do I bake good bread?' and 'How do I bake good bread?'" in capsys.readouterr().out
+    main(config(tmp_path, command, "data.near_duplicates=null", "overwrite=true"))
+    assert pl.read_parquet(tmp_path / "data/lmsys/conversations.parquet")["group"].n_unique() == len(table)
+    assert "near-duplicates" not in capsys.readouterr().out
+
+
 def test_a_finished_artefact_is_kept_and_changed_input_is_noticed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

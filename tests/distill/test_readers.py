@@ -24,7 +24,9 @@ A_WINS: dict[str, Any] = dict(zip(WINNERS, (1, 0, 0), strict=True))
 def data_config(*files: Path | str, **changes: Any) -> DataConfig:
     values: dict[str, Any] = {"hub": None, "simulate": None, "ignore_columns": [], "shuffle_sides": []}
     folds = FoldsConfig(count=2, split="grouped", seed=0)
-    return DataConfig(name="test", files=[str(file) for file in files], folds=folds, **{**values, **changes})
+    return DataConfig(
+        near_duplicates=None, name="test", files=[str(file) for file in files], folds=folds, **{**values, **changes}
+    )
 
 
 def raw(

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from scipy.special import log_softmax, softmax
 
-from distill.conversations import CONVERSATIONS, assign_folds
+from distill.conversations import CONVERSATIONS, assign_folds, assign_groups
 from distill.provenance import Learned
 from distill.records import LABELS, TEST, Conversation, from_frame, to_frame
 from distill.runs import write_manifest
@@ -33,7 +33,7 @@ Law = Callable[[Conversation, np.ndarray], np.ndarray]  # of a row with its diff
 def split_rows(count: int) -> list[Conversation]:
     """Conversations of so many prompts in five folds and a test split, without votes yet."""
     rows = [Conversation(str(i), [f"prompt {i}"], [f"a {i}"], [f"b {i}"], votes=[1.0, 0.0, 0.0]) for i in range(count)]
-    return from_frame(assign_folds(to_frame(rows), FOLDS, test_share=0.3))
+    return from_frame(assign_folds(assign_groups(to_frame(rows), None), FOLDS, test_share=0.3))
 
 
 def rewards_of(rows: list[Conversation], values: np.ndarray) -> pl.DataFrame:
