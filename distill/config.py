@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from distill.errors import UserError
 
 C = TypeVar("C")
+CanaryMode = Literal["refuse", "warn"]
 
 
 @dataclass(frozen=True)
@@ -290,6 +291,20 @@ class FidelityConfig:
 
 
 @dataclass(frozen=True)
+class CanariesConfig:
+    """`rows` prompts, of `tokens` together, that every engine scores first (`distill/canaries.py`), and what it may
+    differ by: `margin` times what rounding activations to 16 bits moves, `errors` standard errors in a label's mean,
+    and always `floor`.
+    """
+
+    rows: int
+    tokens: int
+    margin: float
+    errors: float
+    floor: float
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """`folds`: null for the run's own fold, else those to average by `average`; `compare_folds`: whether to tell what
     that costs.
@@ -308,6 +323,7 @@ class ExportConfig:
     quantisation: QuantisationConfig
     calibration: Literal["none", "temperature", "vector"]
     fidelity: FidelityConfig
+    canaries: CanariesConfig
     scorer: ScorerConfig
     reference: ScorerConfig
 
@@ -466,7 +482,8 @@ class PathsConfig:
 class Config:
     """Everything `conf/` says.
 
-    `run` is `name` plus the overrides that change the trained model (see `distill/door.py`).
+    `run` is `name` plus the overrides that change the trained model (see `distill/door.py`). `canaries`: what becomes
+    of an export that this machine computes otherwise (see `distill/canaries.py`).
     """
 
     name: str
@@ -479,6 +496,7 @@ class Config:
     input: str | None
     output: str | None
     check: str | None
+    canaries: CanaryMode
     data: DataConfig
     prompt: PromptConfig
     student: StudentConfig

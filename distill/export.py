@@ -122,11 +122,13 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
 def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path, settings: Mapping[str, Any]) -> None:
     """All steps from a trained judge to its export."""
     from distill import runs
+    from eval.canaries import make_canaries
     from eval.fidelity import exceeded, fidelity
     from students.formats import copy_linked, in_format
 
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
     copy_linked(model, folder)
+    make_canaries(folder, readable, judge.renderer, config.export, rows.training, config.seed)
     held_out = sample(rows.held_out, config.export.fidelity.rows, config.seed)
     votes, groups = votes_of(held_out)
     found = fidelity(

@@ -40,6 +40,7 @@ def main(config: Config) -> None:
     over_seeds = ("seeds", "variants")  # compared below, whether or not the rest is there already
     settings = {name: value for name, value in to_mapping(config)["eval"].items() if name not in over_seeds}
     identity = {"fold": config.fold, "limit": config.limit, "eval": settings, "files": file_digests(found)}
+    identity["canaries"] = config.canaries
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
     if not runs.is_finished(folder, "eval", identity, parents, config.root, config.overwrite):

@@ -94,5 +94,5 @@ def test_the_bundle_says_what_kaggle_and_pip_need(bundle: Path) -> None:
 def test_names_and_overrides_are_the_notebooks() -> None:
     assert slug_of("judge-demo,loss=wsdm3/x") == "judge-demo-loss-wsdm3-x"
     assert len(slug_of("judge-" + "gemma9b,student.lora.rank=64," * 9)) <= LONGEST_SLUG
-    given = ["+exp=gemma9b", "output=x", "predict.model=y", "predict.second_order=0.5", "overwrite=true"]
-    assert own_overrides(given) == ["+exp=gemma9b", "predict.second_order=0.5"]
+    given = ["+exp=gemma9b", "output=x", "predict.model=y", "predict.second_order=0.5", "canaries=warn", "check=z"]
+    assert own_overrides(given) == ["+exp=gemma9b", "predict.second_order=0.5", "canaries=warn"]
