@@ -25,6 +25,7 @@ import polars as pl
 
 from distill.compaction import compact
 from distill.inspection import size, verify
+from distill.provenance import Learned
 from distill.runs import write_manifest
 from distill.store import LOGITS, StoreWriter, write_seen
 
@@ -83,7 +84,7 @@ def write(store: Path, conversations: int) -> float:
         for start in range(0, conversations, ROWS_PER_PART // 2):
             rows = random_rows(rng, start, min(ROWS_PER_PART // 2, conversations - start))
             seconds += timed(partial(writer.append, rows))
-    write_seen(store, FOLD, rng.integers(0, 2**64, conversations, np.uint64).tolist())
+    write_seen(store, FOLD, Learned(frozenset(rng.integers(0, 2**64, conversations, np.uint64).tolist())))
     write_manifest(store, "teacher", {}, [], store.parent)
     return seconds
 

@@ -29,6 +29,7 @@ from distill.config import DataConfig, PromptConfig, ScorerConfig, TeacherConfig
 from distill.conversations import collect, group_of
 from distill.models import resolve
 from distill.prompts import Renderer
+from distill.provenance import Learned
 from distill.readers import open_sources
 from distill.records import LABELS, ORDERS, Conversation, from_frame
 from distill.scoring import to_own_order
@@ -144,7 +145,7 @@ def stage(scorer: Any, renderer: Renderer, conversations: list[Conversation], st
     shutil.rmtree(store, ignore_errors=True)
     teacher = {k: v for k, v in conf("teacher/default").items() if k != "defaults"}
     config = from_mapping(TeacherConfig, teacher | {"scorer": conf("scorer/vllm")})
-    judge = Judge("bench", NO_FOLD, frozenset(), renderer, store, lambda: (store, None))
+    judge = Judge("bench", NO_FOLD, Learned(), renderer, store, lambda: (store, None))
     with StoreWriter(store, {}, judge.name) as writer, Interrupt() as interrupt:
         todo, done = not_done(sorted(conversations, key=prefix_order), writer, ORDERS)
         progress = Progress(len(todo) * len(ORDERS), None)

@@ -33,7 +33,10 @@ class SimulateConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where conversations come from: exactly one of `files`, `hub` and `simulate` is set."""
+    """Where conversations come from: exactly one of `files`, `hub` and `simulate` is set.
+
+    `test_share`: of the voted conversations, in the locked test split, from which no stage ever learns.
+    """
 
     name: str
     files: list[str] | None
@@ -41,6 +44,7 @@ class DataConfig:
     simulate: SimulateConfig | None
     ignore_columns: list[str]
     shuffle_sides: list[str]
+    test_share: float
     folds: FoldsConfig
 
 
@@ -330,11 +334,13 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """`judges`: further ones by name, each a folder or a predictions.parquet; `own`: the model family of a judge, by
-    name. `bias_level`: how often an interval of a bias may miss the truth. `student` reads trained runs, `exported`
-    exports.
+    """`split`: which rows are scored, the locked test split or the fold that the student holds out.
+
+    `judges`: further ones by name, each a folder or a predictions.parquet; `own`: the model family of a judge, by name.
+    `bias_level`: how often an interval of a bias may miss the truth. `student` reads trained runs, `exported` exports.
     """
 
+    split: Literal["test", "fold"]
     bootstrap: int
     ece_bins: int
     bias_level: float

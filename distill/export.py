@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from distill.config import Config, ScorerConfig, T4Config, to_mapping
 from distill.door import ChecksFailed, door
 from distill.errors import UserError
+from distill.records import TEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +35,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rows:
-    """What `training` taught the judge, `validation` chose of its checkpoints, and the export is compared on."""
+    """What `training` taught the judge, `validation` chose of its checkpoints, and the export is `compared` on.
+
+    None of them is of the test split, so that no choice between exports spoils it. The compared rows trained nothing
+    of the judge itself; its teachers may have seen their votes, and `fidelity.json` says of how many (`taught`).
+    """
 
     training: "list[Conversation]"
     validation: "list[Conversation]"
-    held_out: "list[Conversation]"
+    compared: "list[Conversation]"
 
 
 def main(config: Config) -> None:
@@ -71,28 +76,31 @@ def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
 
     judge = trained_fold(config, config.fold)
     table = conversations.load(config.root / "data" / config.data.name)
-    held_out = [c for c in table if c.fold == config.fold and c.votes]
-    if not held_out:
+    compared = [c for c in table if c.fold == config.fold and c.votes]
+    if not compared:
         raise UserError(f"fold={config.fold} has no voted conversations to compare the export on: choose another fold")
-    return judge, Rows(*parts(judge, table), held_out)
+    return judge, Rows(*parts(judge, table), compared)
 
 
 def folds_average(config: Config) -> "tuple[TrainedJudge, Rows]":
-    """The average of `export.folds`. All that trained none of them is held out, validation rows for the most part."""
+    """The average of `export.folds`, compared on the validation rows that trained none of them."""
     from distill import conversations
     from students.folds import average, check_alike, parts, unseen
 
     folds = [trained_fold(config, k) for k in config.export.folds or []]
     check_alike(folds)
     table = conversations.load(config.root / "data" / config.data.name)
-    rows = unseen(folds, table)
+    validation = unseen(folds, table)
     if config.export.compare_folds:
-        compare_folds(config, folds, rows)
-    return average(folds, config.export.average, config.root), Rows(parts(folds[0], table)[0], rows, rows)
+        compare_folds(config, folds, [c for c in table if c.fold == TEST and c.votes] or validation)
+    return average(folds, config.export.average, config.root), Rows(parts(folds[0], table)[0], validation, validation)
 
 
 def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[Conversation]") -> None:
-    """What averaging costs: log loss of folds, averages and ensemble, printed, and kept in exports/<run>/averages-*."""
+    """What averaging costs: log loss of folds, averages and ensemble, printed, and kept in exports/<run>/averages-*.
+
+    On the test split, from which no fold has learned; without one on validation rows.
+    """
     from rich.console import Console
 
     from distill import runs
@@ -102,7 +110,8 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
     fold_names = [f"fold {fold.manifest.config['fold']}" for fold in folds]
     parents = [fold.folder for fold in folds]
     folder = config.root / "exports" / config.run / f"averages-{runs.hashed([f.manifest.content for f in folds])}"
-    if not runs.is_finished(folder, "averages", {"folds": fold_names}, parents, config.root):
+    identity = {"folds": fold_names, "rows": runs.hashed([c.id for c in rows])}
+    if not runs.is_finished(folder, "averages", identity, parents, config.root):
         averages = {f"average, {name}": average(folds, name, config.root) for name in methods(folds)}
         judges = {**dict(zip(fold_names, folds, strict=True)), **averages}
         logits = {
@@ -113,15 +122,14 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
         compared = compare_averages(logits, fold_names, *votes_of(rows), draws=config.eval.bootstrap, seed=config.seed)
         energy = {name: judge.manifest.extra["energy"] for name, judge in averages.items()}
         runs.write_json(folder / "averages.json", {**compared, "energy": energy})
-        runs.write_manifest(
-            folder, "averages", {"folds": fold_names}, parents, config.root, rows={"held_out": len(rows)}
-        )
+        runs.write_manifest(folder, "averages", identity, parents, config.root, rows={"compared": len(rows)})
     Console().print(averages_table(json.loads((folder / "averages.json").read_text())))
 
 
 def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path, settings: Mapping[str, Any]) -> None:
     """All steps from a trained judge to its export."""
     from distill import runs
+    from distill.provenance import write_learned
     from eval.canaries import make_canaries
     from eval.fidelity import exceeded, fidelity
     from students.formats import copy_linked, in_format
@@ -129,12 +137,12 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
     copy_linked(model, folder)
     make_canaries(folder, readable, judge.renderer, config.export, rows.training, config.seed)
-    held_out = sample(rows.held_out, config.export.fidelity.rows, config.seed)
-    votes, groups = votes_of(held_out)
+    compared = sample(rows.compared, config.export.fidelity.rows, config.seed)
+    votes, groups = votes_of(compared)
     found = fidelity(
-        logits_of(config, judge, unquantised(judge, config.root), config.export.reference, held_out),
-        logits_of(config, judge, readable, config.export.scorer, held_out),
-        [c.id for c in held_out],
+        logits_of(config, judge, unquantised(judge, config.root), config.export.reference, compared),
+        logits_of(config, judge, readable, config.export.scorer, compared),
+        [c.id for c in compared],
         votes,
         groups,
         draws=config.eval.bootstrap,
@@ -142,7 +150,10 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         seed=config.seed,
     )
     failed = exceeded(found, config.export.fidelity)
+    learned = judge.learned()
+    found["taught"] = sum(c.fingerprint() in learned.through_teachers for c in compared)
     runs.write_json(folder / "fidelity.json", found)
+    write_learned(folder, learned)
     if config.export.calibration != "none":
         recalibrate(config, judge, readable, folder, rows.validation)
     findings = examine(model, config.plan.t4)  # the model's manifest holds its fp16 margin already
@@ -157,7 +168,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         [judge.folder],
         config.root,
         prompt=judge.manifest.prompt,
-        rows={"calibration": config.export.calibration_rows, "fidelity": len(held_out)},
+        rows={"calibration": config.export.calibration_rows, "fidelity": len(compared)},
         extra={**extra, "failed": failed, "model": str(model.relative_to(config.root))},
     )
     log.info(

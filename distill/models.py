@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
+from distill.provenance import copy_learned
 from distill.runs import is_finished, write_manifest
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
     save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
     (partial / "config.json").write_text(json.dumps(config, indent=1))
     copy_tokenizer(base, partial)
+    copy_learned(base, partial)
     return finish(partial, folder, identity, [], root)
 
 
@@ -172,6 +174,7 @@ def linked_classifier(
     (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (partial / "config.json").write_text(json.dumps(config, indent=1))
     copy_tokenizer(base, partial)
+    copy_learned(base, partial)
     return put(partial, folder)
 
 

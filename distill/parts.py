@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from distill.errors import UserError
 from distill.runs import differing_fields
 
-NO_FOLD = -1  # a judge that was trained on none of the rows
+NO_FOLD = -1  # a judge that belongs to no fold: a ready-made model, or what was fitted to all folds
 NAME = re.compile(r"part-(x|\d{2,})-(\d{5,})\.parquet")
 IDENTITY, JUDGE, JUDGE_FOLD, ROWS = "distill.identity", "distill.judge", "distill.judge_fold", "distill.rows"
 REPLACES = "distill.replaces"

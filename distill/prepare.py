@@ -48,7 +48,7 @@ def main(config: Config) -> None:
     rejected.write_parquet(folder / REJECTED)
     if table.is_empty():
         raise UserError(f"no row can be used: {rejected['reason'].head(3).to_list()}, see {folder / REJECTED}")
-    table = conversations.assign_folds(table, data.folds)
+    table = conversations.assign_folds(table, data.folds, data.test_share)
     conversations.save(folder, table)
     rows = {what: sum(getattr(tally, what) for tally in tallies) for what in ROWS}
     runs.write_manifest(folder, STAGE, made_of, [], config.root, rows=rows)
@@ -69,7 +69,7 @@ def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Ta
     from rich.table import Column, Table
 
     from distill.conversations import UNVOTED, labels
-    from distill.records import LABELS
+    from distill.records import LABELS, TEST
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     sources = Table(Column("source", overflow="fold"), *ROWS, box=None)
@@ -78,11 +78,13 @@ def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Ta
     folds = Table("fold", "conversations", "prompts", *LABELS, UNVOTED, box=None)
     for (fold,), part in sorted(table.with_columns(labels(table)).partition_by("fold", as_dict=True).items()):
         shares = [f"{100 * part['label'].eq(name).sum() / len(part):.1f}%" for name in (*LABELS, UNVOTED)]
-        folds.add_row(str(fold), f"{len(part):,}", f"{part['group'].n_unique():,}", *shares)
+        folds.add_row("test" if fold == TEST else str(fold), f"{len(part):,}", f"{part['group'].n_unique():,}", *shares)
     console.print(sources)
     for (source, kind), count in Counter((s, r.split(": ")[0]) for s, _, _, r in rejected.iter_rows()).items():
         console.print(f"rejected from {source}: {count:,} x {kind}; see {folder / REJECTED}")
     console.print(folds)
+    if TEST not in table["fold"]:
+        console.print("no test split: figures will be cross-validated ones, of judges whose teachers saw the votes")
     console.print(f"{len(table):,} conversations, {table['group'].n_unique():,} first prompts: {folder}")
 
 

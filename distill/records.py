@@ -13,6 +13,7 @@ from distill.errors import UserError
 LABELS = ("a", "b", "tie")
 Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, ...] = ("ab", "ba")
+TEST = -1  # the fold of the locked test split: no model of any stage learns from it
 T = TypeVar("T")
 
 SCHEMA = pl.Schema(
@@ -37,7 +38,7 @@ class Conversation:
 
     `prompt`, `response_a` and `response_b` hold one text a round. `votes` are three counts in the order of `LABELS`:
     one-hot for a single vote, more where several people voted, None where nobody did. `group` is the hash of the
-    normalised first prompt: conversations of one group never sit in different folds.
+    normalised first prompt: conversations of one group never sit in different folds. `fold` is 0 or above, or `TEST`.
     """
 
     id: str

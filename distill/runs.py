@@ -150,6 +150,12 @@ def parent_contents(parents: Iterable[Path], root: Path) -> dict[str, str]:
     return {str(p.relative_to(root) if p.is_relative_to(root) else p): read_manifest(p).content for p in parents}
 
 
+def changed_parents(manifest: Manifest, root: Path) -> list[str]:
+    """The parents of an artefact that are there and hold something else than it was made from."""
+    there = {name: root / name for name in manifest.parents if (root / name / MANIFEST).exists()}
+    return [name for name, folder in there.items() if read_manifest(folder).content != manifest.parents[name]]
+
+
 def made_from(manifest: Manifest, parents: Iterable[Path], root: Path) -> bool:
     """Whether an artefact was made from these, as they are now."""
     return parent_contents(parents, root).items() <= manifest.parents.items()

@@ -3,11 +3,11 @@
     python -m distill.store inspect|verify|compact PATH
 
 A run that goes on after a kill adds only to parts of its own making and knows by key what is done; a reader notices
-one flipped bit. Beside the parts lies what each judge was trained on (`seen-<fold>.parquet`), against which the
+one flipped bit. Beside the parts lies what each judge learned from (`seen-<fold>.parquet`), against which the
 `in_sample` of every row is checked: a leak is found by what the judge saw, not by what the row claims.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -30,10 +30,14 @@ from distill.parts import (
     tidy,
     token,
 )
+from distill.provenance import LEARNED, Learned
 from distill.runs import read_manifest
 from distill.scoring import SCORES
 
-__all__ = ["LOGITS", "NO_FOLD", "REWARDS", "StoreWriter", "check_leaks", "read_logits", "read_parts", "write_seen"]
+__all__ = [
+    *("LOGITS", "NO_FOLD", "REWARDS", "StoreWriter", "check_leaks"),
+    *("learned_by_judges", "read_logits", "read_parts", "read_seen", "write_seen"),
+]
 
 LOGITS = pl.Schema(
     {
@@ -55,7 +59,6 @@ REWARDS = pl.Schema(
         "fingerprint": pl.UInt64(),
     }
 )
-SEEN = pl.Schema({"fingerprint": pl.UInt64()})
 NAMED = 3  # how many offending rows a message names
 
 
@@ -197,7 +200,7 @@ def read_logits(folder: Path, remedy: str) -> pl.DataFrame:
 def check_leaks(logits: pl.DataFrame, seen: pl.DataFrame) -> None:
     """Raise `UserError` unless `in_sample` is, row by row, whether the judge was trained on the row's fingerprint.
 
-    `seen` has columns judge_fold and fingerprint: what each judge was trained on.
+    `seen` is what `read_seen` gives; what a judge has of its teachers alone does not count here.
     """
     other_way_round = pl.col("fingerprint").xor(pl.lit(1, pl.UInt64))
     trained = [
@@ -205,7 +208,7 @@ def check_leaks(logits: pl.DataFrame, seen: pl.DataFrame) -> None:
         & pl.any_horizontal(
             texts.is_in(theirs["fingerprint"].implode()) for texts in (pl.col("fingerprint"), other_way_round)
         )
-        for (fold,), theirs in seen.partition_by("judge_fold", as_dict=True).items()
+        for (fold,), theirs in seen.filter("directly").partition_by("judge_fold", as_dict=True).items()
     ]
     wrong = logits.filter(pl.col("in_sample").ne_missing(pl.any_horizontal(pl.lit(False), *trained)))
     wrong = wrong.select("id", "judge_fold", "in_sample").unique(maintain_order=True)
@@ -222,10 +225,9 @@ def check_leaks(logits: pl.DataFrame, seen: pl.DataFrame) -> None:
         )
 
 
-def write_seen(folder: Path, judge_fold: int, fingerprints: Collection[int]) -> None:
-    """Note what the judge of `judge_fold` was trained on: seen-<fold>.parquet, fingerprints in order, each once."""
-    assert judge_fold != NO_FOLD or not fingerprints, "a judge of no fold was trained on none of the rows"
-    rows = pl.DataFrame({"fingerprint": sorted(set(fingerprints))}, schema=SEEN)
+def write_seen(folder: Path, judge_fold: int, learned: Learned) -> None:
+    """Note what the judge of `judge_fold` learned from: seen-<fold>.parquet, as `Learned.frame` has it."""
+    rows = learned.frame()
     path = seen_path(folder, judge_fold)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,21 +236,31 @@ def write_seen(folder: Path, judge_fold: int, fingerprints: Collection[int]) -> 
 
 
 def read_seen(folder: Path, judge_folds: Iterable[int]) -> pl.DataFrame:
-    """judge_fold, fingerprint: what these judges were trained on; for `NO_FOLD` nothing.
+    """judge_fold, fingerprint, directly: what these judges learned from.
 
-    Raises `UserError` where that is not known.
+    Raises `UserError` where that is not known, or was noted by a version that did not know of teachers' teachers.
     """
-    rows = [pl.DataFrame(schema={"judge_fold": pl.Int32, **SEEN})]
+    rows = [pl.DataFrame(schema={"judge_fold": pl.Int32, **LEARNED})]
     for fold in judge_folds:
         path = seen_path(folder, fold)
-        if path.exists():
-            rows.append(read_checked(path).select(pl.lit(fold, pl.Int32).alias("judge_fold"), *SEEN))
-        elif fold != NO_FOLD:
+        if not path.exists():
             raise UserError(
-                f"{path} is missing: without it nobody can tell what the judge of fold {fold} was trained on; "
+                f"{path} is missing: without it nobody can tell what the judge of fold {token(fold)} learned from; "
                 "run the teacher stage again with overwrite=true"
             )
+        found = read_checked(path)
+        if found.schema != LEARNED:
+            raise UserError(
+                f"{path} was written by an older version, which did not note what the judge's teachers learned from: "
+                "run the teacher stage again with overwrite=true"
+            )
+        rows.append(found.select(pl.lit(fold, pl.Int32).alias("judge_fold"), *LEARNED))
     return pl.concat(rows)
+
+
+def learned_by_judges(folder: Path, judge_folds: Iterable[int]) -> Learned:
+    """What these judges of a store learned from, together."""
+    return Learned.from_frame(read_seen(folder, judge_folds).select(LEARNED.names()).unique())
 
 
 def seen_path(folder: Path, judge_fold: int) -> Path:

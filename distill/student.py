@@ -25,10 +25,9 @@ log = logging.getLogger(__name__)
 def main(config: Config) -> float:
     import json
 
-    import polars as pl
     from torch import distributed
 
-    from distill import conversations, models, runs
+    from distill import conversations, models, provenance, runs
     from distill.prompts import Renderer
     from distill.targets import soft_targets
     from students.dataset import make_examples, split
@@ -36,7 +35,6 @@ def main(config: Config) -> float:
     from students.loop import Trainer
     from students.model import build_judge
     from students.tracking import open_tracker
-    from students.trained import TRAINED_ON
 
     if config.role == "teacher":
         config = replace(config, loss=votes_alone(config.loss))
@@ -49,11 +47,11 @@ def main(config: Config) -> float:
     rows = conversations.load(data)[: config.limit]
     if distils and config.teacher.name is None:
         raise UserError("teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes")
-    training, validation = split(rows, config.fold, config.student.validation_share, config.seed)
+    training, validation = split(rows, config.fold, config.student.validation_share)
     targets = None
     if distils:
-        targets, unsure = soft_targets(store, training, config.fold, config.teacher.rows, config.teacher.max_entropy)
-        training = [c for c in training if c.id not in unsure]
+        targets = soft_targets(store, training, config.fold, config.teacher.rows, config.teacher.max_entropy)
+        training = [c for c in training if c.id not in targets.left_out]
     elif unvoted := sum(c.votes is None for c in training):
         log.info("%d of %d conversations have no votes and are left out: nothing to learn from", unvoted, len(training))
         training = [c for c in training if c.votes]
@@ -65,7 +63,10 @@ def main(config: Config) -> float:
     base = models.resolve(config.student.base, config.root, config.student.layers)
     renderer = Renderer(config.prompt, base)
     check_template(config, renderer.hashes["template"]) if distils else None
-    examples = make_examples(training, renderer.render(training), targets, config.loss.rows)
+    learned = provenance.Learned.of([*training, *validation]) | provenance.behind_model(base)
+    learned = learned if targets is None else learned | targets.learned
+    logits = None if targets is None else targets.logits
+    examples = make_examples(training, renderer.render(training), logits, config.loss.rows)
     held = make_examples(validation, renderer.render(validation), None, config.loss.rows)
     with process_group() as (rank, world):
         if rank == 0:
@@ -83,8 +84,7 @@ def main(config: Config) -> float:
         judge = build_judge(base, config.student, config.engine, config.seed)
         progress = Trainer(config, judge, examples, held, folder, tracker).train()
         if rank == 0:
-            seen = sorted({f"{c.fingerprint():016x}" for c in (*training, *validation)})
-            pl.DataFrame({"fingerprint": seen}).write_parquet(folder / TRAINED_ON)
+            provenance.write_learned(folder, learned)
             runs.write_json(folder / "metrics.json", summary(judge, progress, len(examples), len(held)))
             runs.write_manifest(
                 folder,

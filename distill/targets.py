@@ -2,24 +2,37 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from distill.errors import UserError
+from distill.provenance import Learned
 from distill.records import Conversation
 from distill.scoring import swap_average
-from distill.store import NO_FOLD, read_logits
+from distill.store import NO_FOLD, learned_by_judges, read_logits
 
 log = logging.getLogger(__name__)
 REMEDY = "score the conversations first (make teacher-logits)"
 
 
+@dataclass(frozen=True)
+class Targets:
+    """`logits` [a, b, tie] by id, the mean over orders and judges; ids `left_out`; what the judges that were asked
+    `learned` from, which whoever learns from them inherits.
+    """
+
+    logits: dict[str, list[float]]
+    left_out: set[str]
+    learned: Learned
+
+
 def soft_targets(
     store: Path, conversations: Sequence[Conversation], fold: int, rows: str, max_entropy: float | None
-) -> tuple[dict[str, list[float]], set[str]]:
-    """id -> logits [a, b, tie], the mean over orders and judges, for a student that holds out `fold`; ids to leave out.
+) -> Targets:
+    """What a store holds of `conversations`, for a student that holds out `fold`.
 
     `rows="out_of_fold"` takes what judges said of rows they were not trained on. `"in_fold"` takes what the teacher of
     the student's own fold said, which was trained on the same rows as the student will be (the LMSYS winner's way).
@@ -33,14 +46,15 @@ def soft_targets(
         logits = logits.filter(pl.col("judge_fold").is_in([fold, NO_FOLD]))
     logits = logits.filter(pl.col("id").is_in([c.id for c in conversations]))
     check_texts(store, logits, conversations)
+    learned = learned_by_judges(store, logits["judge_fold"].unique()).taught()
     averaged = swap_average(logits)
     targets = dict(zip(averaged["id"].to_list(), averaged["logits"].to_list(), strict=True))
     if max_entropy is None:
-        return targets, set()
+        return Targets(targets, set(), learned)
     unvoted = [c.id for c in conversations if c.votes is None and c.id in targets]
     unsure = {key for key in unvoted if entropy(targets[key]) > max_entropy}
     log.info("%d of %d conversations without votes left out: entropy above %g", len(unsure), len(unvoted), max_entropy)
-    return targets, unsure
+    return Targets(targets, unsure, learned)
 
 
 def check_texts(store: Path, logits: pl.DataFrame, conversations: Sequence[Conversation]) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from distill.prompts import Rendered, Renderer
+    from distill.provenance import Learned
     from distill.records import Conversation
     from distill.scoring import Scorer
     from distill.store import StoreWriter
@@ -34,13 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Judge:
-    """One model of the teacher. `seen`: fingerprints of what it was trained on; `model()`: its folder, and an adapter
-    that is served beside it.
+    """One model of the teacher. `learned`: what it learned from; `model()`: its folder, and an adapter that is served
+    beside it.
     """
 
     name: str
     fold: int
-    seen: frozenset[int]
+    learned: "Learned"
     renderer: "Renderer"
     tokenizer: Path
     model: Callable[[], tuple[Path, Path | None]]
@@ -90,21 +91,23 @@ def fold_judges(config: Config) -> list[Judge]:
         def model() -> tuple[Path, Path | None]:
             return (trained.merged(config.root), None) if config.teacher.merge else trained.unmerged(config.root)
 
-        return Judge(trained.manifest.content, fold, trained.trained_on(), trained.renderer, trained.base, model)
+        return Judge(trained.manifest.content, fold, trained.learned(), trained.renderer, trained.base, model)
 
     opened = [open_trained(f, config.root, "train it first (role=teacher)") for f in teacher_folders(config)]
     return [judge(fold, trained) for fold, trained in zip(config.teacher.folds, opened, strict=True)]
 
 
 def ready_made_judge(config: Config) -> Judge:
-    """`teacher.model`, which was trained on none of the rows: a language model or a judge with a score head."""
+    """`teacher.model`: a language model, or a judge with a score head. One from elsewhere has seen none of the rows."""
     from distill import models
     from distill.prompts import Renderer
+    from distill.provenance import behind_model
     from distill.store import NO_FOLD
 
     folder = models.resolve(config.teacher.model, config.root, key="teacher.model")
     renderer = Renderer(config.prompt, folder)
-    return Judge(models.digest(folder), NO_FOLD, frozenset(), renderer, folder, lambda: (folder, None))
+    learned = behind_model(folder)
+    return Judge(models.digest(folder), NO_FOLD, learned, renderer, folder, lambda: (folder, None))
 
 
 def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows: "Sequence[Conversation]") -> None:
@@ -117,7 +120,9 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
     by_prompt = [(c, c.fingerprint()) for c in sorted(rows, key=prefix_order)]
     limited = {c.id for c in rows[: config.limit]}
     in_fold = config.teacher.rows == "in_fold"
-    shares = [[c for c, fingerprint in by_prompt if in_fold or fingerprint not in judge.seen] for judge in judges]
+    shares = [
+        [c for c, fingerprint in by_prompt if in_fold or fingerprint not in judge.learned.directly] for judge in judges
+    ]
     if not any(shares):
         raise UserError(
             f"{store}: no row is out of fold for the teachers {config.teacher.folds}: "
@@ -139,7 +144,7 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
         with scoring_run(config, store, scored, everything) as (progress, interrupt):
             for judge, writer, todo, done in work:
                 if todo and not interrupt.asked:
-                    write_seen(store, judge.fold, judge.seen)
+                    write_seen(store, judge.fold, judge.learned)
                     who = "the teacher" if judge.fold == NO_FOLD else f"the teacher of fold {judge.fold}"
                     log.info("%s scores %d conversations", who, len(todo))
                     with open_judge(config.teacher, judge) as scorer:
@@ -189,7 +194,7 @@ def fill_store(
         return {
             **scored_row(prompt, logits),
             "judge_fold": judge.fold,
-            "in_sample": conversation.fingerprint() in judge.seen,
+            "in_sample": conversation.fingerprint() in judge.learned.directly,
             "fingerprint": conversation.sided_fingerprint(),
             # The log-probabilities are over the whole vocabulary: what the three leave over went to other answers.
             "outside": max(0.0, 1.0 - float(np.exp(logits.astype(float)).sum())) if labelled else None,

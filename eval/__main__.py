@@ -1,4 +1,4 @@
-"""Compare the judges of an experiment on its held-out fold: python -m eval +exp=demo
+"""Compare the judges of an experiment on the locked test split of its data: python -m eval +exp=demo
 
 Prints a table and writes eval/<run>/predictions.parquet, metrics.json and report.html. `+eval.judges.other=FOLDER` adds
 a judge. `eval.seeds=[0,1,2]` adds what the student gains over its variants (`eval.variants`) over those training
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from distill.config import Config, to_mapping
 from distill.door import door
-from distill.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,41 +24,38 @@ def main(config: Config) -> None:
 
     from distill import conversations, runs
     from eval.judges import candidates, file_digests, judge_all
-    from eval.report.page import bayes_line, surface_line, table
+    from eval.report.page import bayes_line, rows_line, surface_line, table
+    from eval.rows import scored_and_training
 
     folder = config.root / "eval" / config.run
     data = config.root / "data" / config.data.name
-    rows = conversations.load(data)
-    held_out = [c for c in rows if c.fold == config.fold and c.votes][: config.limit]
-    if not held_out:
-        raise UserError(
-            f"fold={config.fold} of data/{config.data.name} has no votes to evaluate on: "
-            "choose another fold or data set"
-        )
+    split, scored, training = scored_and_training(conversations.load(data), config.eval.split, config.fold)
+    scored = scored[: config.limit]
     found = candidates(config)
     over_seeds = ("seeds", "variants")  # compared below, whether or not the rest is there already
     settings = {name: value for name, value in to_mapping(config)["eval"].items() if name not in over_seeds}
+    settings |= {"split": split}
     identity = {"fold": config.fold, "limit": config.limit, "eval": settings, "files": file_digests(found)}
     identity["canaries"] = config.canaries
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
     if not runs.is_finished(folder, "eval", identity, parents, config.root, config.overwrite):
         folder.mkdir(parents=True, exist_ok=True)
-        judges = judge_all(config, found, held_out, [c for c in rows if c.fold != config.fold])
-        write_evaluation(config, folder, judges, held_out)
-        runs.write_manifest(folder, "eval", identity, parents, config.root, rows={"held_out": len(held_out)})
+        judges = judge_all(config, found, scored, training)
+        write_evaluation(config, folder, judges, scored)
+        runs.write_manifest(folder, "eval", identity, parents, config.root, rows={split: len(scored)})
     metrics = json.loads((folder / "metrics.json").read_text())
     console = Console()
     console.print(table(metrics["judges"]))
-    for line in (surface_line(metrics), bayes_line(metrics)):
+    for line in (rows_line(metrics), surface_line(metrics), bayes_line(metrics)):
         if line is not None:
             console.print(line)
     if config.eval.seeds:
-        console.print(compare_seeds(config, folder, held_out))
+        console.print(compare_seeds(config, folder, scored))
     console.print(f"report: {folder / 'report.html'}")
 
 
-def write_evaluation(config: Config, folder: Path, judges: "Judges", held_out: "list[Conversation]") -> None:
+def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "list[Conversation]") -> None:
     """predictions.parquet, metrics.json and report.html from what the judges said."""
     import polars as pl
 
@@ -74,15 +70,15 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", held_out: "
     data = config.root / "data" / config.data.name
     law = None
     if (data / "law.parquet").exists():  # a simulated arena: its law is one more judge, and its entropy the bound
-        ids = pl.DataFrame({"id": [c.id for c in held_out]})
+        ids = pl.DataFrame({"id": [c.id for c in scored]})
         law = ids.join(pl.read_parquet(data / "law.parquet"), on="id", how="left", maintain_order="left")
-    metrics = measure(judges, held_out, law, config.eval, config.seed)
+    metrics = measure(judges, scored, law, config.eval, config.seed)
     runs.write_json(folder / "metrics.json", metrics)
     write_report(
         folder / "report.html",
         name=config.run,
         metrics=metrics,
-        conversations={c.id: c for c in held_out},
+        conversations={c.id: c for c in scored},
         histories={
             name: pl.read_parquet(path / HISTORY)
             for name, path in judges.artefacts.items()
@@ -92,7 +88,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", held_out: "
     )
 
 
-def compare_seeds(config: Config, folder: Path, held_out: "list[Conversation]") -> "Table":
+def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") -> "Table":
     """The student against `eval.variants` over `eval.seeds`; writes seeds.json and returns its table."""
     import numpy as np
 
@@ -102,12 +98,11 @@ def compare_seeds(config: Config, folder: Path, held_out: "list[Conversation]") 
     from eval.metrics import log_loss_rows, predict, summarise
     from eval.seeds import seeds_table, summarise_seeds
 
-    ids, groups = [c.id for c in held_out], [c.group for c in held_out]
-    votes = np.array([c.votes for c in held_out])
+    ids, groups = [c.id for c in scored], [c.group for c in scored]
+    votes = np.array([c.votes for c in scored])
     settings = {"draws": config.eval.bootstrap, "seed": config.seed}
     logits = {
-        name: [logits_by_order(frame, ids) for frame in frames]
-        for name, frames in judge_seeds(config, held_out).items()
+        name: [logits_by_order(frame, ids) for frame in frames] for name, frames in judge_seeds(config, scored).items()
     }
     metrics = {
         name: [summarise(ab, ba, votes, groups, bins=config.eval.ece_bins, **settings) for ab, ba in pairs]

@@ -1,7 +1,10 @@
-"""The judges of one experiment, each as predictions for the same held-out conversations in both orders.
+"""The judges of one experiment, each as predictions for the same conversations in both orders.
 
 Which artefacts may judge is known before any is asked (`candidates`), and what a model answered is kept
 (`eval.answers`): an evaluation that was killed goes on, and one that a judge is added to asks no other again.
+
+A judge that was trained on one of the conversations is refused. One whose teachers were is told from one that holds
+them out: how many its teachers have seen stands beside its figures.
 """
 
 import hashlib
@@ -9,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -17,21 +21,22 @@ from distill.config import Config, ScorerConfig
 from distill.door import variant
 from distill.errors import UserError
 from distill.exported import open_exported
+from distill.prompts import renderer_of
+from distill.provenance import read_learned
 from distill.records import ORDERS, Conversation
 from distill.scoring import SCORES, mean_logits
-from distill.store import read_logits
+from distill.store import read_logits, read_seen
 from eval import baselines
-from eval.answers import answers
+from eval.answers import answers, answers_of_export
 from eval.leaderboard import bradley_terry
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
 from eval.seeds import STUDENT
-from students.trained import TRAINED_ON, open_trained, trained_on
+from students.trained import open_trained
 
 log = logging.getLogger(__name__)
 NO_TEACHER = "loss=votes"
 BASELINES = ("prior", "surface", "bradley_terry")
 HISTORY = "history.parquet"
-MADE_OF_RUNS = ("export", "average")
 
 
 class Unfit(UserError):
@@ -57,15 +62,28 @@ class Candidate:
         return self.path.parent if self.stage == "predictions" else self.path
 
 
+class Said(NamedTuple):
+    """A judge's answers (`SCORES`), and of how many of these conversations its teachers, or theirs, saw the votes.
+
+    `failed`: what is wrong with the engine that computed them.
+    """
+
+    scores: pl.DataFrame
+    taught: int | None
+    failed: Sequence[str] = ()
+
+
 @dataclass
 class Judges:
     """What each judge said (`SCORES`, the baselines without lengths), and the artefact that it comes from.
 
-    `recalibrations` are those beside exports; `failed` says which checks an export failed.
+    `taught`: how many of the scored conversations its teachers learned from; None where nobody can tell.
+    `recalibrations` are those beside exports; `failed` says which checks an export failed, its engine's among them.
     """
 
     predictions: dict[str, pl.DataFrame] = field(default_factory=dict)
     artefacts: dict[str, Path] = field(default_factory=dict)
+    taught: dict[str, int | None] = field(default_factory=dict)
     recalibrations: dict[str, Recalibration] = field(default_factory=dict)
     failed: dict[str, list[str]] = field(default_factory=dict)
 
@@ -100,19 +118,20 @@ def file_digests(found: Sequence[Candidate]) -> dict[str, str]:
 
 
 def judge_all(
-    config: Config, found: Sequence[Candidate], held_out: Sequence[Conversation], training: Sequence[Conversation]
+    config: Config, found: Sequence[Candidate], scored: Sequence[Conversation], training: Sequence[Conversation]
 ) -> Judges:
     """The baselines, and every candidate that is fit. Raises `UserError` where the student is not, or a named one."""
     judges = Judges()
     judges.predictions |= {
-        "prior": baselines.prior(training, held_out),
-        "surface": baselines.surface(training, held_out),
+        "prior": baselines.prior(training, scored),
+        "surface": baselines.surface(training, scored),
     }
-    if any(c.model_a and c.model_b for c in held_out):
-        judges.predictions["bradley_terry"] = bradley_terry(training, held_out)
+    if any(c.model_a and c.model_b for c in scored):
+        judges.predictions["bradley_terry"] = bradley_terry(training, scored)
+    judges.taught |= dict.fromkeys(judges.predictions, 0)
     for candidate in found:
         try:
-            add(judges, candidate, config, held_out)
+            add(judges, candidate, config, scored)
         except Unfit as reason:
             if candidate.named:
                 raise
@@ -124,24 +143,24 @@ def judge_all(
     return judges
 
 
-def add(judges: Judges, candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> None:
+def add(judges: Judges, candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> None:
     """Ask a candidate. Raises `Unfit` where it is not there, does not cover the conversations, or has learned them."""
     path = candidate.path
     if candidate.stage != "predictions" and not (path / runs.MANIFEST).exists():
         raise Unfit(f"{path} is not there" + (f" ({candidate.remedy})" if candidate.remedy else ""))
-    frame = READERS[candidate.stage](candidate, config, held_out)
-    counts = frame.filter(pl.col("id").is_in([c.id for c in held_out])).group_by("id").agg(pl.col("order").n_unique())
-    if lacking := len(held_out) - len(counts.filter(pl.col("order") == len(ORDERS))):
-        raise Unfit(f"{path} lacks {lacking} of {len(held_out)} held-out conversations, judged in both orders")
-    judges.predictions[candidate.name] = frame
+    frame, taught, failed = READERS[candidate.stage](candidate, config, scored)
+    counts = frame.filter(pl.col("id").is_in([c.id for c in scored])).group_by("id").agg(pl.col("order").n_unique())
+    if lacking := len(scored) - len(counts.filter(pl.col("order") == len(ORDERS))):
+        raise Unfit(f"{path} lacks {lacking} of {len(scored)} conversations, judged in both orders")
+    judges.predictions[candidate.name], judges.taught[candidate.name] = frame, taught
     judges.artefacts[candidate.name] = candidate.artefact
     if candidate.stage == "export":
-        judges.failed[candidate.name] = runs.read_manifest(path).extra.get("failed", [])
+        judges.failed[candidate.name] = [*runs.read_manifest(path).extra.get("failed", []), *failed]
         if (recalibration := read_recalibration(path)) != IDENTITY:
             judges.recalibrations[candidate.name] = recalibration
 
 
-def judge_seeds(config: Config, held_out: Sequence[Conversation]) -> dict[str, list[pl.DataFrame]]:
+def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, list[pl.DataFrame]]:
     """Predictions of the student and of each of `eval.variants`, by name, for each of `eval.seeds`."""
     found: dict[str, list[pl.DataFrame]] = {name: [] for name in (STUDENT, *config.eval.variants)}
     for seed in config.eval.seeds:
@@ -154,23 +173,14 @@ def judge_seeds(config: Config, held_out: Sequence[Conversation]) -> dict[str, l
                     f"eval.seeds={config.eval.seeds}: {name} of seed {seed} is missing; train it first: "
                     f"python -m distill.student +exp={config.name} {' '.join([f'seed={seed}', *overrides])}"
                 )
-            frames.append(_trained(Candidate(name, folder, "student"), config, held_out))
+            frames.append(_trained(Candidate(name, folder, "student"), config, scored).scores)
     return found
 
 
 def _exports(config: Config) -> list[Path]:
-    """The finished exports of this run and fold. Those of other folds, and averages, learned what is held out here."""
-    found = []
-    for path in sorted((config.root / "exports" / config.run).glob(f"*/{runs.MANIFEST}")):
-        manifest = runs.read_manifest(path.parent)
-        if manifest.stage != "export":
-            continue
-        folds = manifest.config["export"].get("folds") or [manifest.config.get("fold")]
-        if folds == [config.fold]:
-            found.append(path.parent)
-        else:
-            log.info("%s left out: it was trained on fold %d", path.parent, config.fold)
-    return found
+    """The finished exports of this run, those of other folds and averages among them: whether they are fit is seen."""
+    manifests = sorted((config.root / "exports" / config.run).glob(f"*/{runs.MANIFEST}"))
+    return [path.parent for path in manifests if runs.read_manifest(path.parent).stage == "export"]
 
 
 def _named(name: str, path: str) -> Candidate:
@@ -185,53 +195,62 @@ def _named(name: str, path: str) -> Candidate:
     return Candidate(name, place, stage, named=True)
 
 
-def _stored(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
+def _stored(candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> Said:
     """What a store holds of the rows that its judges were not trained on, the mean over judges."""
     logits = read_logits(candidate.path, candidate.remedy)
-    own = pl.DataFrame({"id": [c.id for c in held_out], "text": [c.sided_fingerprint() for c in held_out]}).cast(
-        {"text": pl.UInt64}
+    own = pl.DataFrame(
+        [(c.id, c.sided_fingerprint(), c.fingerprint()) for c in scored],
+        schema={"id": pl.String, "text": pl.UInt64, "conversation": pl.UInt64},
+        orient="row",
     )
     logits = logits.filter(~pl.col("in_sample")).join(own, on="id")
     if other := len(logits.filter(pl.col("fingerprint") != pl.col("text"))):
-        raise Unfit(f"{candidate.path} holds {other} judgements of other texts under the held-out ids")
+        raise Unfit(f"{candidate.path} holds {other} judgements of other texts under the ids that are scored")
+    seen = read_seen(candidate.path, logits["judge_fold"].unique())
+    seen = seen.select("judge_fold", pl.col("fingerprint").alias("conversation"))
+    taught = logits.join(seen, on=["judge_fold", "conversation"], how="semi")["id"].n_unique()
     lengths = pl.col("prompt_tokens", "truncated").first()
-    return logits.group_by("id", "order", maintain_order=True).agg(mean_logits(), lengths).cast(SCORES)
+    averaged = logits.group_by("id", "order", maintain_order=True).agg(mean_logits(), lengths)
+    return Said(averaged.cast(SCORES), taught)
 
 
-def _trained(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
+def _trained(candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> Said:
     """The answers of a trained run."""
     judge = open_trained(candidate.path, config.root, candidate.remedy)
-    _refuse_learned(candidate.path, held_out, config.root)
+    taught = _taught(candidate.path, scored)
     model = judge.merged(config.root)
-    return answers(model, judge.manifest.content, judge.renderer, config.eval.student, held_out, config.root)
+    said = answers(model, judge.manifest.content, judge.renderer, config.eval.student, scored, config.root)
+    return Said(said, taught)
 
 
-def _exported(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
+def _exported(candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> Said:
     """The answers of an export, through the engine that it is meant for; one that failed its checks answers, too."""
     path, root = candidate.path, config.root
     manifest = runs.read_manifest(path)
     if candidate.named:
         renderer = open_exported(path).renderer
     else:
-        student = root / "students" / config.run / f"fold={config.fold}"
-        if not (student / runs.MANIFEST).exists():
-            raise Unfit(f"the student that it was made of is not at {student}")
-        if not runs.made_from(manifest, [student], root):
-            raise UserError(f"{path} was exported from another student than {student}: export it with overwrite=true")
-        renderer = open_trained(student, root, "make student").renderer
-    _refuse_learned(path, held_out, root)
+        if changed := runs.changed_parents(manifest, root):
+            raise UserError(f"{path} was exported from another {changed[0]}: export it with overwrite=true")
+        renderer = renderer_of(manifest, path, path)
+    taught = _taught(path, scored)
     scorer = _engine(manifest.config["export"]["format"], config.eval.exported)
-    return answers(path, manifest.content, renderer, scorer, held_out, root)
+    said, failed = answers_of_export(path, manifest.content, renderer, scorer, scored, root, config.canaries)
+    return Said(said, taught, failed)
 
 
-def _predicted(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
-    """A file of `id`, `order` and `logits` in the conversation's own a and b; of several judges, the student's."""
+def _predicted(candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> Said:
+    """A file of `id`, `order` and `logits` in the conversation's own a and b; of several judges, the student's.
+
+    It does not say what its judge learned from.
+    """
     frame = pl.read_parquet(candidate.path)
     if missing := {"id", "order", "logits"} - set(frame.columns):
         raise Unfit(f"{candidate.path} has no columns {sorted(missing)}, only {frame.columns}")
     if "judge" in frame.columns and frame["judge"].n_unique() > 1:
         frame = frame.filter(judge=STUDENT)
-    return frame.select(name for name in SCORES if name in frame.columns).cast({"logits": SCORES["logits"]})
+    said = frame.select(name for name in SCORES if name in frame.columns).cast({"logits": SCORES["logits"]})
+    return Said(said, None)
 
 
 READERS = {"teacher": _stored, "student": _trained, "export": _exported, "predictions": _predicted}
@@ -248,22 +267,16 @@ def _engine(format: str, scorer: ScorerConfig) -> ScorerConfig:
     return replace(scorer, backend="transformers")
 
 
-def _refuse_learned(folder: Path, held_out: Sequence[Conversation], root: Path) -> None:
-    """Raise `Unfit` where what `folder` was made from trained on held-out conversations, or chose checkpoints by them.
+def _taught(folder: Path, scored: Sequence[Conversation]) -> int:
+    """Of how many of the scored conversations the teachers behind `folder` saw the votes.
 
-    So it does where nobody can tell.
+    Raises `Unfit` where it was itself trained on one of them, chose checkpoints by one, or nobody can tell.
     """
-    learned = frozenset[int]().union(*(trained_on(run) for run in _training_runs(folder, root)))
-    if leaked := sum(c.fingerprint() in learned for c in held_out):
-        raise Unfit(f"{folder} was trained on {leaked} of {len(held_out)} held-out conversations")
-
-
-def _training_runs(folder: Path, root: Path) -> list[Path]:
-    """The runs that trained what is in `folder`: itself, or those that it was merged or averaged from."""
-    if (folder / TRAINED_ON).exists():
-        return [folder]
-    if not (folder / runs.MANIFEST).exists():
-        raise Unfit(f"{folder} is not there, so nobody can tell what was trained on: bring it there")
-    if runs.read_manifest(folder).stage not in MADE_OF_RUNS:
-        raise Unfit(f"{folder} does not say what it was trained on")
-    return [run for parent in runs.read_manifest(folder).parents for run in _training_runs(root / parent, root)]
+    try:
+        learned = read_learned(folder)
+    except UserError as error:
+        raise Unfit(str(error)) from error
+    fingerprints = [c.fingerprint() for c in scored]
+    if leaked := sum(f in learned.directly for f in fingerprints):
+        raise Unfit(f"{folder} was trained on {leaked} of the {len(scored)} conversations that are scored")
+    return sum(f in learned.through_teachers for f in fingerprints)

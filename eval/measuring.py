@@ -10,7 +10,7 @@ import polars as pl
 from distill.arena_sim import bayes_log_loss
 from distill.config import EvalConfig
 from distill.errors import UserError
-from distill.records import Conversation
+from distill.records import TEST, Conversation
 from distill.scoring import logits_by_order
 from eval.biases import find_biases, look_at
 from eval.comparison import Pair, compare
@@ -31,7 +31,9 @@ def measure(
 
     - `bayes`: the entropy of the simulated law, None for real votes; its judge is then among the others
     - `gain`: by how much the student is better than the one without a teacher (`metrics.difference`), or None
-    - `judges`, by name: also `biases` ({name: `inference.Bias`}) and `failed` (checks of an export)
+    - `split`: "test" or "fold", the rows that are scored
+    - `judges`, by name: also `biases` ({name: `inference.Bias`}), `failed` (checks of an export) and `taught`, of how
+      many of the rows its teachers, or theirs, saw the votes: 0 where they are held out, None where nobody can tell
     - `leaderboard`, None without three models: `rows`, `models` ([{`model`, `games`, `rating`, `low`, `high`, `judges`:
       {name: {`rating`, `low`, `high`}}}], by people's rating), `correlations` by judge (`leaderboard.rank_correlation`)
     - `reading`: `worst` by the student's log loss, `disagreed` by KL(`rival` || student), one conversation of a prompt:
@@ -66,9 +68,11 @@ def measure(
         biases = find_biases(held_out, *pair, level=config.bias_level, own=own, truncated=shortened, looks=looks)
         found["judges"][name]["biases"] = {bias.name: asdict(bias) for bias in biases}
         found["judges"][name]["failed"] = judges.failed.get(name, [])
+        found["judges"][name]["taught"] = 0 if name == "bayes" else judges.taught[name]
     probabilities = {name: predict(*pair) for name, pair in logits.items()}
     return {
         **found,
+        "split": "test" if held_out[0].fold == TEST else "fold",
         "bayes": None if law is None else bayes_log_loss(law),
         "gain": _gain(probabilities, votes, groups, config.bootstrap, seed),
         "leaderboard": _leaderboard(held_out, votes, probabilities, config.bootstrap, seed),

@@ -16,7 +16,7 @@ import torch
 from distill.config import RowWeightsConfig
 from distill.errors import UserError
 from distill.prompts import Rendered
-from distill.records import LABELS, ORDERS, Conversation, swap_labels
+from distill.records import LABELS, ORDERS, TEST, Conversation, swap_labels
 from distill.targets import entropy
 
 Row = tuple[int, int]  # (index of the example, index into ORDERS)
@@ -113,18 +113,19 @@ def teacher_weight(conversation: Conversation, logits: Sequence[float], rows: Ro
 
 
 def split(
-    conversations: Sequence[Conversation], fold: int, validation_share: float, seed: int
+    conversations: Sequence[Conversation], fold: int, validation_share: float
 ) -> tuple[list[Conversation], list[Conversation]]:
-    """(training, validation) conversations: the held-out `fold` is in neither, a prompt group is never in both.
+    """(training, validation): neither holds the fold `fold` or the test split, a prompt group is never in both.
 
-    The validation part chooses the checkpoint, so that the held-out fold stays unseen by any decision; it has votes.
+    The validation part chooses the checkpoint; it has votes. It follows from the prompts alone, so it is the same for
+    every seed, and for the teacher and the student of one fold.
     """
-    rest = [c for c in conversations if c.fold != fold]
-    if len(rest) == len(conversations):
+    if not any(c.fold == fold for c in conversations):
         raise UserError(
             f"fold={fold}: no conversation is in that fold; folds here: {sorted({c.fold for c in conversations})}"
         )
-    groups = sorted({c.group for c in rest}, key=lambda group: hashlib.sha256(f"{seed} {group}".encode()).digest())
+    rest = [c for c in conversations if c.fold not in (fold, TEST)]
+    groups = sorted({c.group for c in rest}, key=lambda group: hashlib.sha256(f"validation {group}".encode()).digest())
     chosen, wanted = set(), validation_share * len(rest)
     sizes: dict[str, int] = {}
     for c in rest:

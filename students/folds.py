@@ -6,6 +6,7 @@ from pathlib import Path
 from distill import runs
 from distill.config import StudentConfig, from_mapping
 from distill.errors import UserError
+from distill.provenance import union, write_learned
 from distill.records import Conversation
 from students.averaging import average_adapters, write_adapter
 from students.dataset import split
@@ -19,21 +20,23 @@ def parts(judge: TrainedJudge, conversations: Sequence[Conversation]) -> tuple[l
     """What trained the judge of the prepared `conversations`, and what chose its checkpoint."""
     config = judge.manifest.config
     student = from_mapping(StudentConfig, config["student"])
-    return split(conversations[: config["limit"]], config["fold"], student.validation_share, config["seed"])
+    return split(conversations[: config["limit"]], config["fold"], student.validation_share)
 
 
 def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation]) -> list[Conversation]:
-    """The voted conversations that trained none of `folds`, though they may have chosen checkpoints.
+    """The voted conversations that chose checkpoints of some of `folds` and trained none of them.
 
-    Folds of one seed and `validation_share` mostly choose the same prompts for validation, so about that share of all
-    is left. Raises `UserError` where nothing is.
+    Folds of one `validation_share` mostly choose the same prompts for validation, so about that share of all is left.
+    Held-out folds and the test split are never among them. Raises `UserError` where nothing is left.
     """
-    trained = {c.id for fold in folds for c in parts(fold, conversations)[0]}
-    left = [c for c in conversations if c.votes and c.id not in trained]
+    split_of = [parts(fold, conversations) for fold in folds]
+    trained = {c.id for training, _ in split_of for c in training}
+    chosen = {c.id for _, validation in split_of for c in validation}
+    left = [c for c in conversations if c.id in chosen - trained]
     if not left:
         raise UserError(
             f"export.folds: each voted conversation trained one of the {len(folds)} folds, so nothing is left to "
-            "compare their average on; train them with one seed and a larger student.validation_share"
+            "compare their average on; train them with a larger student.validation_share"
         )
     return left
 
@@ -70,6 +73,7 @@ def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJu
         adapters = {str(fold.folder): read_adapter(fold.folder / "adapter") for fold in folds}
         averaged = average_adapters(adapters, method)
         write_adapter(averaged.adapter, folds[0].folder / "adapter", folder / "adapter")
+        write_learned(folder, union(fold.learned() for fold in folds))
         runs.write_manifest(
             folder,
             "average",

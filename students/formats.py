@@ -15,6 +15,7 @@ from typing import Any
 from distill import runs
 from distill.config import ExportConfig, QuantisationConfig, to_mapping
 from distill.models import begin, digest, put
+from distill.provenance import write_learned
 from distill.records import Conversation
 from students.calibration_rows import calibration_prompts
 from students.gguf import write_gguf
@@ -45,6 +46,7 @@ def in_format(
         folder = root / "models" / f"{step}-{runs.hashed(identity)}"
         if not runs.is_finished(folder, step, identity, [], root):
             extra = make(folder)
+            write_learned(folder, judge.learned())
             runs.write_manifest(folder, step, identity, [], root, prompt=judge.manifest.prompt, extra=extra)
         return folder
 

@@ -5,16 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 
 from distill import models, runs
 from distill.errors import UserError
 from distill.prompts import Renderer, renderer_of
+from distill.provenance import Learned, read_learned, write_learned
 from students.merging import caps_off, merge_adapter, unmerge_adapter
 from students.shards import locate, read_shapes, read_tensor, write_weights
-
-TRAINED_ON = "trained_on.parquet"
 
 
 @dataclass(frozen=True)
@@ -30,9 +28,9 @@ class TrainedJudge:
     def max_tokens(self) -> int:
         return self.renderer.config.max_tokens
 
-    def trained_on(self) -> frozenset[int]:
-        """Fingerprints of the conversations that trained it or chose its checkpoint."""
-        return trained_on(self.folder)
+    def learned(self) -> Learned:
+        """What it learned from, its teachers included."""
+        return read_learned(self.folder)
 
     @property
     def settings(self) -> dict[str, None]:
@@ -61,6 +59,7 @@ class TrainedJudge:
                 convert(self.folder / "model", root / "models" / name, dtype)
             else:
                 merge_adapter(self.base, self.folder / "adapter", root / "models" / name, dtype, self.settings)
+            write_learned(root / "models" / name, self.learned())
             runs.write_manifest(root / "models" / name, "merge", identity, [], root, prompt=self.manifest.prompt)
         return root / "models" / name
 
@@ -77,11 +76,6 @@ class TrainedJudge:
             unmerge_adapter(self.base, self.folder / "adapter", folder / "model", bare, self.settings)
             runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
         return folder / "model", folder / "adapter"
-
-
-def trained_on(run: Path) -> frozenset[int]:
-    """Fingerprints of the conversations that trained what is in a run's folder, or chose its checkpoint."""
-    return frozenset(int(f, 16) for f in pl.read_parquet(run / TRAINED_ON)["fingerprint"])
 
 
 def stored_dtype(base: Path) -> torch.dtype:

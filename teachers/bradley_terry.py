@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
 from distill.errors import UserError
-from distill.records import LABELS, Conversation
+from distill.records import LABELS, TEST, Conversation
 from distill.scoring import SCORES
 from teachers.rewards import RESPONSES
 
@@ -110,8 +110,9 @@ def cross_fitted(rewards: pl.DataFrame, conversations: Sequence[Conversation], l
     """Turn `rewards` (`distill.store.REWARDS`) into logits by models that never saw the votes of the rows they judge.
 
     Fold k, with votes or without, gets the model fitted on the votes of all other folds; its `judge_fold` is k, as
-    that of a teacher trained without fold k. Raises `UserError` naming conversations that lack a reward or have one
-    that is not finite, and folds for which no votes are left.
+    that of a teacher trained without fold k. The test split gets the one fitted on all folds, and its votes fit none.
+    Raises `UserError` naming conversations that lack a reward or have one that is not finite, and folds for which no
+    votes are left.
     """
     differences = reward_differences(rewards, [c.id for c in conversations])
     folds = np.array([c.fold for c in conversations])
@@ -121,7 +122,7 @@ def cross_fitted(rewards: pl.DataFrame, conversations: Sequence[Conversation], l
     logits, priors = np.empty((2, *votes.shape))
     fits = {}
     for fold in np.unique(folds).tolist():
-        here, others = folds == fold, (folds != fold) & voted
+        here, others = folds == fold, (folds != fold) & (folds != TEST) & voted
         if not others.any():
             raise UserError(
                 f"fold {fold}: no conversation of another fold has votes, to fit the rewards' weights on; "

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import polars as pl
 
 from distill import runs
 from distill.config import Config
-from distill.store import LOGITS, NO_FOLD, write_seen
+from distill.provenance import Learned
+from distill.store import LOGITS, write_seen
 from teachers.filling import open_writer
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ def write_derived(
     config: Config,
     store: Path,
     logits: pl.DataFrame,
-    seen: Mapping[int, Collection[int]],
+    seen: Mapping[int, Learned],
     identity: Mapping[str, object],
     parents: Sequence[Path],
     hashes: Mapping[str, str],
@@ -29,14 +30,13 @@ def write_derived(
 ) -> None:
     """Write a finished store of `logits` (schema `LOGITS`), in place of what is there.
 
-    `seen` says which conversations, by fingerprint, the judge of a fold was fitted to; `judge` names what it is.
+    `seen` says what the judge of each fold learned from; `judge` names what it is.
     """
     shutil.rmtree(store, ignore_errors=True)  # half of it may be there
     for (fold,), part in logits.select(LOGITS.names()).cast(LOGITS).group_by("judge_fold", maintain_order=True):
         with open_writer(config, store, hashes, judge, fold, LOGITS) as writer:
             writer.append(part)
-        if fold != NO_FOLD:
-            write_seen(store, fold, seen[fold])
+        write_seen(store, fold, seen[fold])
     rows = {"logits": len(logits)}
     runs.write_manifest(store, "teacher", identity, parents, config.root, rows=rows, prompt=hashes, extra=extra or {})
     log.info("%s: %d rows", store, len(logits))

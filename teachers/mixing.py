@@ -4,7 +4,7 @@
     mixture =         sum_t w_t     softmax(z_t / T_t)      space: probabilities
 
 T_t is the temperature that minimises the log loss of teacher t (Guo et al. 2017, "On calibration of modern neural
-networks"), for the rows of fold k found on the votes of the other folds.
+networks"), for the rows of fold k found on the votes of the other folds, and never on those of the test split.
 """
 
 import logging
@@ -19,9 +19,10 @@ from scipy.special import log_softmax, logsumexp
 from distill import runs
 from distill.config import Config, MixtureConfig, to_mapping
 from distill.errors import UserError
-from distill.records import ORDERS, Conversation
+from distill.provenance import Learned, union
+from distill.records import ORDERS, TEST, Conversation
 from distill.scoring import logits_by_order, mean_logits
-from distill.store import NO_FOLD, read_logits, read_seen
+from distill.store import NO_FOLD, learned_by_judges, read_logits
 from distill.targets import check_texts
 from teachers.derived import write_derived
 
@@ -41,7 +42,7 @@ def fit_temperature(logits: np.ndarray, votes: np.ndarray) -> float:
 def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> np.ndarray:
     """One temperature for each row of `logits` [n, 3]: fitted on the votes of the folds that the row is not in.
 
-    Raises `UserError` where there are no votes outside a row's fold.
+    Votes of the test split fit none. Raises `UserError` where there are no votes outside a row's fold.
     """
     folds = np.array([c.fold for c in conversations])
     voted = np.array([c.votes is not None for c in conversations])
@@ -49,7 +50,7 @@ def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> n
     votes[voted] /= votes[voted].sum(1, keepdims=True)
     found = np.empty(len(folds))
     for fold in np.unique(folds):
-        others = voted & (folds != fold)
+        others = voted & (folds != fold) & (folds != TEST)
         if not others.any():
             raise UserError(
                 f"teacher.mixture.calibrate=true: no votes outside fold {fold} to calibrate on; "
@@ -117,29 +118,59 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
     for name, folder in folders.items():
         logits = read_logits(folder, f"score with teacher {name} first")
         check_texts(folder, logits, rows)
-        stored[name] = logits if in_fold else logits.filter(~pl.col("in_sample")).with_columns(judge_fold=NO_FOLD)
+        stored[name] = logits if in_fold else logits.filter(~pl.col("in_sample"))
     parents = [config.root / "data" / config.data.name, *folders.values()]
     identity = {"mixture": to_mapping(mixture), "rows": config.teacher.rows, "limit": config.limit}
     if runs.is_finished(store, "teacher", identity, parents, config.root):
         log.info("%s is finished", store)
         return
-    folds = sorted({fold for logits in stored.values() for fold in logits["judge_fold"].unique()})
-    tables, temperatures = [], {}
-    for fold in folds:
-        of_fold = {name: logits.filter(pl.col("judge_fold") == fold) for name, logits in stored.items()}
-        table, fitted = mixed_table(of_fold, rows, mixture)
-        tables.append(table.with_columns(judge_fold=fold))
-        temperatures[fold] = fitted
-        for name, values in fitted.items():
+    temperatures: dict[str, list[float]] = {}
+    if in_fold:
+        folds = sorted({fold for logits in stored.values() for fold in logits["judge_fold"].unique()})
+        tables = []
+        for fold in folds:
+            of_fold = {name: logits.filter(judge_fold=fold) for name, logits in stored.items()}
+            tables.append(mixed_table(of_fold, rows, mixture)[0].with_columns(judge_fold=fold))
+        table = pl.concat(tables)
+        seen = {fold: union(learned_by_judges(folder, [fold]) for folder in folders.values()) for fold in folds}
+    else:
+        table, temperatures = mixed_table(stored, rows, mixture)
+        judges = {c.id: judge_of(c) for c in rows}
+        table = table.with_columns(judge_fold=pl.col("id").replace_strict(judges, return_dtype=pl.Int32))
+        seen = {fold: behind(fold, rows, stored, folders, mixture.calibrate) for fold in sorted({*judges.values()})}
+        for name, values in temperatures.items():
             log.info("teacher %s: temperatures by fold %s", name, ", ".join(f"{t:.3f}" for t in values))
-    seen = {
-        fold: {f for folder in folders.values() for f in read_seen(folder, [fold])["fingerprint"]}
-        for fold in folds
-        if fold != NO_FOLD
-    }
     hashes = runs.read_manifest(next(iter(folders.values()))).prompt
-    extra = {"temperatures": temperatures.get(NO_FOLD, {})}
-    write_derived(config, store, pl.concat(tables), seen, identity, parents, hashes, " + ".join(folders), extra)
+    extra = {"temperatures": temperatures}
+    write_derived(config, store, table, seen, identity, parents, hashes, " + ".join(folders), extra)
+
+
+def judge_of(conversation: Conversation) -> int:
+    """Which judge of an out-of-fold mixture a row counts to: all rows of one are mixed of what the same judges said.
+
+    Votes of fold k are judged by those that hold out k. The test split, and rows that nobody voted on, by all.
+    """
+    return conversation.fold if conversation.votes and conversation.fold != TEST else NO_FOLD
+
+
+def behind(
+    judge_fold: int,
+    rows: Sequence[Conversation],
+    stored: Mapping[str, pl.DataFrame],
+    folders: Mapping[str, Path],
+    calibrated: bool,
+) -> Learned:
+    """What an out-of-fold mixture learned from for the rows of one of its judges.
+
+    Its teachers are the judges that scored these rows; to the votes of the other folds its temperatures were fitted.
+    """
+    ids = [c.id for c in rows if judge_of(c) == judge_fold]
+    asked = {
+        name: logits.filter(pl.col("id").is_in(ids))["judge_fold"].unique().to_list() for name, logits in stored.items()
+    }
+    taught = union(learned_by_judges(folders[name], judges) for name, judges in asked.items()).taught()
+    fitted = [c for c in rows if judge_of(c) not in (NO_FOLD, judge_fold)] if calibrated else []
+    return Learned.of(fitted) | taught
 
 
 def mixed_table(

@@ -9,7 +9,8 @@ import polars as pl
 
 from distill import models, runs
 from distill.config import Config
-from distill.records import ORDERS, Conversation
+from distill.provenance import Learned, behind_model
+from distill.records import ORDERS, TEST, Conversation
 from distill.store import NO_FOLD, REWARDS, read_parts
 from teachers.bradley_terry import cross_fit
 from teachers.derived import write_derived
@@ -70,5 +71,7 @@ def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> 
     table = logits.join(tokens, on="id").join(texts, on="id").with_columns(in_sample=False, outside=pl.lit(None))
     table = table.join(pl.DataFrame({"order": ORDERS}), how="cross")
     folds = table["judge_fold"].unique().to_list()
-    seen = {fold: {c.fingerprint() for c in limited if c.fold != fold and c.votes} for fold in folds}
+    voted = [c for c in limited if c.votes and c.fold != TEST]
+    behind = behind_model(source)
+    seen = {fold: Learned.of(c for c in voted if c.fold != fold) | behind for fold in folds}
     write_derived(config, store, table, seen, identity, [data], renderer.hashes, content)

@@ -22,6 +22,7 @@ from distill.errors import UserError
 from distill.exported import ExportedJudge, export_folder, open_exported
 from distill.parts import part_files
 from distill.prompts import Rendered
+from distill.provenance import read_learned
 from distill.records import ORDERS, Conversation, Order
 from distill.scoring import SCORES, Scorer, logits_by_order, scored_row
 from distill.store import StoreWriter, read_parts
@@ -52,6 +53,7 @@ def predict(config: Config) -> None:
     with_rules = f", {len(rows.ruled)} by rule" if rows.ruled else ""
     log.info("%s: %d rows, %d for the judge%s", config.input, len(rows.ids), len(rows.conversations), with_rules)
     tell_unreadable(rows, output)
+    tell_learned(rows.conversations, judge.folder)
     scorer = config.predict.scorer
     how = {name: getattr(scorer, name) for name in ("method", "labels", "dtype", "load_in_8bit")}
     identity = {"input": rows.identity, "model": judge.manifest.content, "scorer": how}
@@ -243,6 +245,17 @@ def tell_unreadable(rows: Unlabelled, output: Path) -> None:
                 f"none of the {len(rows.ids)} rows can be read ({told}): each text is a JSON list of rounds, such as "
                 '["Hello"]; docs/data.md has the layouts'
             )
+
+
+def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:
+    """Warn of rows that the judge, or its teachers, learned from: it is surer of them than of new ones."""
+    learned = read_learned(model).taught().through_teachers
+    if count := sum(c.fingerprint() in learned for c in conversations):
+        log.warning(
+            "%d of %d conversations are among those that this judge or its teachers learned from: what it says of them "
+            "tells nothing of how good it is",
+            *(count, len(conversations)),
+        )
 
 
 def tell_left_out(rows: Unlabelled, scores: pl.DataFrame, output: Path) -> None:

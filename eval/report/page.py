@@ -70,7 +70,7 @@ def table(judges: Mapping[str, Mapping[str, Any]]) -> Table:
     """`judges` of metrics.json for the terminal, in order, a red mark at those that do not beat `surface`."""
     result = Table(caption="log loss in nats with its 95% interval; flips: the verdict changes with the order shown")
     result.add_column("judge", no_wrap=True)
-    for heading in ("log loss", "95% interval", "accuracy", "ECE", "flips"):
+    for heading in ("log loss", "95% interval", "accuracy", "ECE", "flips", "held out"):
         result.add_column(heading, justify="right")
     marked = unconvincing(judges)
     for judge in ordered(judges):
@@ -82,9 +82,23 @@ def table(judges: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{of['log_loss']:.4f}",
             "{:.4f}–{:.4f}".format(*of["log_loss_ci"]),
             *(f"{of[name]:.1%}" for name in ("accuracy", "ece", "flip_rate")),
+            {0: "yes", None: "not known"}.get(of["taught"], "no"),
             style="bold" if judge == "student" else None,
         )
     return result
+
+
+def rows_line(metrics: Mapping[str, Any]) -> str:
+    """Which rows were scored, and which judges do not hold them out."""
+    rows, judges = metrics["rows"], metrics["judges"]
+    where = "the locked test split" if metrics["split"] == "test" else "the fold that the student holds out"
+    parts = [f"Scored: {rows:,} conversations of {where}."]
+    for judge in ordered(judges):
+        if taught := judges[judge]["taught"]:
+            parts.append(f"{judge}: cross-validated, its teachers saw {taught:,} of {rows:,} of these votes.")
+        elif taught is None:
+            parts.append(f"{judge}: nobody can tell what it learned from.")
+    return "\n".join(parts)
 
 
 def surface_line(metrics: Mapping[str, Any]) -> Text | None:
