@@ -98,7 +98,9 @@ def _problem(folder: Path, renderer: Renderer, scorer: Scorer) -> str | None:
     tolerated = Differences(**{f.name: float(metadata[f.name]) for f in fields(Differences)})
     expected = table["logits"].to_numpy()
     prompts = [_rendered(row, renderer) for row in table.iter_rows(named=True)]
-    if other := [name for name, ids, prompt in zip(table["id"], table["ids"], prompts, strict=True) if [*ids] != prompt]:
+    if other := [
+        name for name, ids, prompt in zip(table["id"], table["ids"], prompts, strict=True) if [*ids] != prompt
+    ]:
         return (
             f"{folder}: {len(other)} of {len(table)} canaries become other tokens here than at the export, such as "
             f"{other[0]!r}: install the version of tokenizers that its manifest.json was made with, or export it again"

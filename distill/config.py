@@ -295,16 +295,24 @@ class FidelityConfig:
 
 
 @dataclass(frozen=True)
+class CanaryFactors:
+    """Of the root mean square of all differences, of the largest, and of that of a label's mean."""
+
+    rms: float
+    largest: float
+    shift: float
+
+
+@dataclass(frozen=True)
 class CanariesConfig:
-    """`rows` prompts, of `tokens` together, that every engine scores first (`distill/canaries.py`), and what it may
-    differ by: `margin` times what rounding activations to 16 bits moves, `errors` standard errors in a label's mean,
-    and always `floor`.
+    """`rows` prompts, of `tokens` together, that every engine scores first (`distill/canaries.py`). It may differ by
+    `factors` times what `repeats` answers of the export differ by that are all right, and always by `floor`.
     """
 
     rows: int
     tokens: int
-    margin: float
-    errors: float
+    repeats: int
+    factors: CanaryFactors
     floor: float
 
 

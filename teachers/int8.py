@@ -18,7 +18,7 @@ IN_32_BITS = {"avx512_vnni", "avx_vnni", "amx_int8"}  # instructions that add th
 
 
 def saturates(model: Path) -> bool:
-    """Whether vLLM would cut products of the judge in `model` here: one with int8 activations, on a CPU without VNNI."""
+    """Whether vLLM would cut products of the judge in `model` here: it has int8 activations, the CPU no VNNI."""
     if not has_int8_activations(model) or torch.cuda.is_available() or multiplies_exactly():
         return False
     log.warning(

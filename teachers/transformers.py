@@ -74,16 +74,22 @@ class TransformersScorer:
                 yield from ((pool[row][0], output) for row, output in zip(batch, outputs, strict=True))
 
     @contextmanager
-    def rounding(self, dtype: torch.dtype) -> Iterator[None]:
-        """Within it, what each module of the backbone gives is rounded to `dtype`, as by engines that compute in it."""
+    def rounding(self, dtype: torch.dtype, seed: int) -> Iterator[None]:
+        """Within it, what each module of the backbone gives is off at random by up to what rounding to `dtype` costs:
+        as in one of many engines that compute in this type.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
 
-        def rounded(_: torch.nn.Module, __: Any, output: Any) -> Any:
+        def rounded(output: Any) -> Any:
             if isinstance(output, tuple):
-                return tuple(rounded(_, __, part) for part in output)
-            floats = isinstance(output, torch.Tensor) and output.is_floating_point()
-            return output.to(dtype).to(output.dtype) if floats else output
+                return tuple(rounded(part) for part in output)
+            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+                return output
+            noise = torch.rand(output.shape, generator=generator, device=self.device).mul(2).sub(1)
+            return output * (1 + noise * torch.finfo(dtype).eps / 2)
 
-        hooks = [module.register_forward_hook(rounded) for module in self.model.base_model.modules()]
+        modules = self.model.base_model.modules()
+        hooks = [module.register_forward_hook(lambda _, __, output: rounded(output)) for module in modules]
         try:
             yield
         finally:

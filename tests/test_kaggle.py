@@ -20,6 +20,7 @@ from eval.predicting.submission import check_submission
 from kaggle.bundle import COMPETITION, LONGEST_SLUG, own_overrides, slug_of
 from tests.composing import configured
 from tests.running import refuses, succeeds
+from tests.tiny_exports import with_canaries
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
@@ -32,7 +33,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("artifacts")
     export = tiny_judge(root / "exports" / "smoke" / "w8a8", "gemma2")
     prompt = configured("+exp=smoke").prompt
-    write_manifest(export, "export", {"prompt": to_mapping(prompt)}, [], root, prompt=Renderer(prompt, export).hashes)
+    renderer = Renderer(prompt, export)
+    with_canaries(export, renderer)
+    write_manifest(export, "export", {"prompt": to_mapping(prompt)}, [], root, prompt=renderer.hashes)
     arguments = ["+exp=smoke", f"paths.root={root}", f"output={root / 'bundle'}", "predict.scorer.backend=transformers"]
     succeeds("kaggle.bundle", *arguments)
     assert "is there already" in refuses("kaggle.bundle", *arguments)

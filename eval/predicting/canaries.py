@@ -1,4 +1,4 @@
-"""A submission that an engine made which computes something else than was exported says so: with canaries=warn alone."""
+"""With canaries=warn alone: a submission says that its engine computes something else than was exported."""
 
 import logging
 from pathlib import Path

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill.config import QuantisationConfig
+from distill.errors import UserError
 from distill.memory import inference_memory
 from distill.shapes import shape_of
 from students.gguf import write_gguf
@@ -234,6 +235,33 @@ def test_a_folder_that_lacks_what_its_index_names_is_refused(exports: dict[str, 
     names["score.weight"] = "model-00002-of-00002.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors is not there"):
+        check_t4(folder, T4)
+
+
+def as_bert(config: dict[str, Any]) -> None:
+    config["model_type"] = "bert"
+    del config["num_key_value_heads"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", r"config\.json of a nameless model lacks model_type, hidden_size"),
+        ("[]", r"config\.json is a list, expected an object"),
+        ("{", r"config\.json is no JSON"),
+        (as_bert, r"config\.json of a bert model lacks num_key_value_heads"),
+        (lambda c: c.update(quantization_config=[]), "does not say how the weights are stored"),
+        (lambda c: c.update(quantization_config={"quant_method": "gptq"}), "does not say how the weights are stored"),
+        (lambda c: c["quantization_config"].pop("config_groups"), "does not say how the weights are stored"),
+    ],
+)
+def test_a_folder_of_something_else_is_told_so(
+    text: str | Change, message: str, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = planted(exports["w8a8"], tmp_path / "export", config=None if isinstance(text, str) else text)
+    if isinstance(text, str):
+        (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"holds no exported judge \(.*{message}"):
         check_t4(folder, T4)
 
 
