@@ -30,6 +30,7 @@ from distill.bounds import (
 from distill.errors import UserError
 
 C = TypeVar("C")
+CanaryMode = Literal["refuse", "warn"]
 
 
 @dataclass(frozen=True)
@@ -319,6 +320,28 @@ class FidelityConfig:
 
 
 @dataclass(frozen=True)
+class CanaryFactors:
+    """Of the root mean square of all differences, of the largest, and of that of a label's mean."""
+
+    rms: float
+    largest: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class CanariesConfig:
+    """`rows` prompts, of `tokens` together, that every engine scores first (`distill/canaries.py`). It may differ by
+    `factors` times what `repeats` answers of the export differ by that are all right, and always by `floor`.
+    """
+
+    rows: int
+    tokens: int
+    repeats: int
+    factors: CanaryFactors
+    floor: float
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """`folds`: null for the run's own fold, else those to average by `average`; `compare_folds`: whether to tell what
     that costs.
@@ -337,6 +360,7 @@ class ExportConfig:
     quantisation: QuantisationConfig
     calibration: Literal["none", "temperature", "vector"]
     fidelity: FidelityConfig
+    canaries: CanariesConfig
     scorer: ScorerConfig
     reference: ScorerConfig
 
@@ -497,7 +521,8 @@ class PathsConfig:
 class Config:
     """Everything `conf/` says.
 
-    `run` is `name` plus the overrides that change the trained model (see `distill/door.py`).
+    `run` is `name` plus the overrides that change the trained model (see `distill/door.py`). `canaries`: what becomes
+    of an export that this machine computes otherwise (see `distill/canaries.py`).
     """
 
     name: str
@@ -510,6 +535,7 @@ class Config:
     input: str | None
     output: str | None
     check: str | None
+    canaries: CanaryMode
     data: DataConfig
     prompt: PromptConfig
     student: StudentConfig

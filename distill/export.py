@@ -130,11 +130,13 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
     """All steps from a trained judge to its export."""
     from distill import runs
     from distill.provenance import write_learned
+    from eval.canaries import make_canaries
     from eval.fidelity import exceeded, fidelity, untold
     from students.formats import copy_linked, in_format
 
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
     copy_linked(model, folder)
+    make_canaries(folder, readable, judge.renderer, config.export, rows.training, config.seed)
     compared = sample(rows.compared, config.export.fidelity.rows, config.seed)
     votes, groups = votes_of(compared)
     found = fidelity(

@@ -37,6 +37,7 @@ def main(config: Config) -> None:
     settings = {name: value for name, value in to_mapping(config)["eval"].items() if name not in over_seeds}
     settings |= {"split": split}
     identity = {"fold": config.fold, "limit": config.limit, "eval": settings, "files": file_digests(found)}
+    identity["canaries"] = config.canaries
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
     finish = partial(runs.write_manifest, folder, "eval", identity, parents, config.root, rows={split: len(scored)})

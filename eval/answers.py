@@ -6,14 +6,15 @@ from pathlib import Path
 import polars as pl
 
 from distill import runs
-from distill.config import ScorerConfig, to_mapping
+from distill.canaries import check_canaries
+from distill.config import CanaryMode, ScorerConfig, to_mapping
 from distill.prompts import Renderer
 from distill.records import Conversation
 from distill.scoring import score_conversations
 from distill.tables import read_parquet
 from teachers.scorers import open_scorer
 
-SCORED = "scores.parquet"
+SCORED, FAILED = "scores.parquet", "failed"  # the latter in the manifest's `extra`
 
 
 def answers(
@@ -25,18 +26,58 @@ def answers(
     root: Path,
 ) -> pl.DataFrame:
     """The scores of all conversations in both orders (`SCORES`) by the model in a folder; `content` is its hash."""
+    return read_parquet(_asked(model, content, renderer, scorer, conversations, root) / SCORED)
+
+
+def answers_of_export(
+    export: Path,
+    content: str,
+    renderer: Renderer,
+    scorer: ScorerConfig,
+    conversations: Sequence[Conversation],
+    root: Path,
+    canaries: CanaryMode,
+) -> tuple[pl.DataFrame, list[str]]:
+    """`answers`, by an engine that was checked first, and with canaries=warn what was wrong with it.
+
+    Raises `UserError` where it computes something else than was exported.
+    """
+    folder = _asked(export, content, renderer, scorer, conversations, root, canaries)
+    return read_parquet(folder / SCORED), runs.read_manifest(folder).extra[FAILED]
+
+
+def _asked(
+    model: Path,
+    content: str,
+    renderer: Renderer,
+    scorer: ScorerConfig,
+    conversations: Sequence[Conversation],
+    root: Path,
+    canaries: CanaryMode | None = None,
+) -> Path:
+    """The folder with the answers, which are asked for where they are not there."""
     shown = [[c.id, c.model_a, c.model_b, c.prompt, c.response_a, c.response_b] for c in conversations]
     identity = {
         "content": content,
         "scorer": to_mapping(scorer),
         "prompt": renderer.hashes,
         "conversations": runs.hashed(shown),
+        "canaries": canaries,
     }
     folder = root / "predictions" / runs.hashed(identity)
     if not runs.is_finished(folder, "predictions", identity, [], root):
         with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
+            problem = None if canaries is None else check_canaries(model, renderer, opened, canaries)
             frame = score_conversations(opened, renderer, conversations)
         folder.mkdir(parents=True, exist_ok=True)
         frame.write_parquet(folder / SCORED)
-        runs.write_manifest(folder, "predictions", identity, [], root, rows={"held_out": len(conversations)})
-    return read_parquet(folder / SCORED)
+        runs.write_manifest(
+            folder,
+            "predictions",
+            identity,
+            [],
+            root,
+            rows={"held_out": len(conversations)},
+            extra={FAILED: [problem] if problem else []},
+        )
+    return folder

@@ -28,7 +28,7 @@ from distill.scoring import SCORES, mean_logits
 from distill.store import read_logits, read_seen
 from distill.tables import read_parquet
 from eval import baselines
-from eval.answers import answers
+from eval.answers import answers, answers_of_export
 from eval.leaderboard import bradley_terry
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
 from eval.seeds import STUDENT
@@ -64,10 +64,14 @@ class Candidate:
 
 
 class Said(NamedTuple):
-    """A judge's answers (`SCORES`), and of how many of these conversations its teachers, or theirs, saw the votes."""
+    """A judge's answers (`SCORES`), and of how many of these conversations its teachers, or theirs, saw the votes.
+
+    `failed`: what is wrong with the engine that computed them.
+    """
 
     scores: pl.DataFrame
     taught: int | None
+    failed: Sequence[str] = ()
 
 
 @dataclass
@@ -75,7 +79,7 @@ class Judges:
     """What each judge said (`SCORES`, the baselines without lengths), and the artefact that it comes from.
 
     `taught`: how many of the scored conversations its teachers learned from; None where nobody can tell.
-    `recalibrations` are those beside exports; `failed` says which checks an export failed.
+    `recalibrations` are those beside exports; `failed` says which checks an export failed, its engine's among them.
     """
 
     predictions: dict[str, pl.DataFrame] = field(default_factory=dict)
@@ -145,14 +149,14 @@ def add(judges: Judges, candidate: Candidate, config: Config, scored: Sequence[C
     path = candidate.path
     if candidate.stage != "predictions" and not (path / runs.MANIFEST).exists():
         raise Unfit(f"{path} is not there" + (f" ({candidate.remedy})" if candidate.remedy else ""))
-    frame, taught = READERS[candidate.stage](candidate, config, scored)
+    frame, taught, failed = READERS[candidate.stage](candidate, config, scored)
     counts = frame.filter(pl.col("id").is_in([c.id for c in scored])).group_by("id").agg(pl.col("order").n_unique())
     if lacking := len(scored) - len(counts.filter(pl.col("order") == len(ORDERS))):
         raise Unfit(f"{path} lacks {lacking} of {len(scored)} conversations, judged in both orders")
     judges.predictions[candidate.name], judges.taught[candidate.name] = frame, taught
     judges.artefacts[candidate.name] = candidate.artefact
     if candidate.stage == "export":
-        judges.failed[candidate.name] = runs.read_manifest(path).extra.get("failed", [])
+        judges.failed[candidate.name] = [*runs.read_manifest(path).extra.get("failed", []), *failed]
         if (recalibration := read_recalibration(path)) != IDENTITY:
             judges.recalibrations[candidate.name] = recalibration
 
@@ -232,7 +236,8 @@ def _exported(candidate: Candidate, config: Config, scored: Sequence[Conversatio
         renderer = renderer_of(manifest, path, path)
     taught = _taught(path, scored)
     scorer = _engine(manifest.config["export"]["format"], config.eval.exported)
-    return Said(answers(path, manifest.content, renderer, scorer, scored, root), taught)
+    said, failed = answers_of_export(path, manifest.content, renderer, scorer, scored, root, config.canaries)
+    return Said(said, taught, failed)
 
 
 def _predicted(candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> Said:

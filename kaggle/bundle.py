@@ -72,9 +72,12 @@ def slug_of(name: str) -> str:
 
 
 def own_overrides(overrides: Iterable[str]) -> list[str]:
-    """Those that the notebook's own command repeats: the experiment, and how to predict but for the model's place."""
+    """Those that the notebook's own command repeats: the experiment, how to predict but for the model's place, and
+    whether to go on where T4s compute something else.
+    """
     named = {override.lstrip("+").split("=")[0]: override for override in overrides}
-    return [o for key, o in named.items() if key == "exp" or (key.startswith("predict.") and key != "predict.model")]
+    own = ("exp", "canaries")
+    return [o for key, o in named.items() if key in own or (key.startswith("predict.") and key != "predict.model")]
 
 
 def write_dataset(folder: Path, model: Path, owner: str, slug: str) -> None:

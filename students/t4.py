@@ -26,10 +26,6 @@ from students.merging import SCORE
 from students.shards import stored
 
 MARGIN = "fp16_margin"  # in the manifest's `extra`
-DECODER = {
-    *("model_type", "hidden_size", "intermediate_size"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-}
 BANNED = ("gemma2", "gemma3", "gemma3_text", "glm4")  # vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS
 GROUPS, WHOLE_ROW = (32, 64, 128), (-1, None)  # vllm's marlin_utils.py, MARLIN_SUPPORTED_GROUP_SIZES
 TILE_OUTPUTS, TILE_INPUTS = 64, 128  # the same file, GPTQ_MARLIN_MIN_THREAD_N and _K
@@ -43,6 +39,11 @@ SCHEME_RULES = {  # and what holds where none is broken
     "order": "columns as they are stored",
     "activations": "fp16, or int8 with a scale for each token",
 }
+EXAMPLE = "artifacts/exports/demo/w8a8"
+NEEDED = (  # in config.json: what the rules and the memory's formula read
+    *("model_type", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+)
 AS_FP16 = "export it with export.dtype=fp16"
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 # A fatbin in an ELF file, as XLA's cuda_fatbin.h and Cricket's cpu-elf2.h describe it: a header of 16 bytes (magic,
@@ -73,13 +74,11 @@ class Scheme:
 
 
 def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
-    """All rules, on a folder that `distill.export` wrote. Raises `UserError` where a file of weights is broken."""
-    if not (folder / "config.json").exists():
-        raise UserError(
-            f"{folder} holds no exported judge (there is no config.json): give a folder such as "
-            "artifacts/exports/demo/w8a8"
-        )
-    config = _read_config(folder / "config.json")
+    """All rules, on a folder that `distill.export` wrote.
+
+    Raises `UserError` where it is no such folder, and where a file of weights is broken.
+    """
+    config = _read_config(folder)
     tensors = stored(folder)
     if (folder / GGUF_BACKBONE).exists():
         _check_whole(folder / GGUF_BACKBONE)
@@ -96,15 +95,39 @@ def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
     ]
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """A decoder's config.json. Raises `UserError` where it is no JSON, or not a decoder's."""
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a judge. Raises `UserError` where it is none, or another model's."""
+    path = folder / "config.json"
+
+    def refused(reason: str) -> UserError:
+        return UserError(f"{folder} holds no exported judge ({reason}): give a folder such as {EXAMPLE}")
+
+    if not path.exists():
+        raise refused("there is no config.json")
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}): copy or export it again") from error
-    if not isinstance(config, dict) or not config.keys() >= DECODER:
-        raise UserError(f"{path} is not that of a decoder, which has {sorted(DECODER)}: give an exported judge")
+        raise refused(f"config.json is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise refused(f"config.json is a {type(config).__name__}, expected an object")
+    if missing := [key for key in NEEDED if key not in config]:
+        raise refused(f"config.json of a {config.get('model_type', 'nameless')} model lacks {', '.join(missing)}")
+    quantised = config.get("quantization_config")
+    if quantised is not None and not _is_whole(quantised):
+        raise refused(f"quantization_config in config.json does not say how the weights are stored: {quantised}")
     return config
+
+
+def _is_whole(quantised: Any) -> bool:
+    """Whether a quantization_config has what the rules read."""
+    if not isinstance(quantised, dict):
+        return False
+    if quantised.get("quant_method") == "gptq":
+        return {"bits", "group_size"} <= quantised.keys()
+    groups = quantised.get("config_groups")
+    if quantised.get("quant_method") == "compressed-tensors":
+        return isinstance(groups, dict) and bool(groups) and all(isinstance(group, dict) for group in groups.values())
+    return True  # a method that no rule knows, which `_quantisation` says
 
 
 def _check_whole(path: Path) -> None:
@@ -257,7 +280,7 @@ def _linears(tensors: Tensors, bits: int) -> dict[str, tuple[int, int]]:
 def _recorded_margin(folder: Path) -> float | None:
     """How many times the largest activation fits into fp16, as `distill.export` measured it."""
     manifest = folder / MANIFEST
-    return json.loads(manifest.read_text())["extra"].get(MARGIN) if manifest.exists() else None
+    return json.loads(manifest.read_text()).get("extra", {}).get(MARGIN) if manifest.exists() else None
 
 
 def _range(config: Mapping[str, Any], margin: float | None) -> Finding:

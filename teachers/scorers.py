@@ -13,6 +13,7 @@ from distill.errors import UserError
 from distill.exported import GGUF_BACKBONE
 from distill.records import LABELS
 from distill.scoring import Scorer
+from teachers.int8 import saturates
 
 
 @contextmanager
@@ -60,7 +61,8 @@ def open_engine(
 ) -> Iterator[Scorer]:
     """A scorer in this process: vLLM or transformers. With `label_ids` the model is read as a language model.
 
-    An export in GGUF is read by llama.cpp, the only one that can, whatever the backend.
+    An export in GGUF is read by llama.cpp, the only one that can, whatever the backend. Where vLLM
+    would cut int8 products (`teachers.int8`), transformers computes them.
     """
     if (model / GGUF_BACKBONE).exists():
         from teachers.gguf import GgufScorer
@@ -69,7 +71,7 @@ def open_engine(
             raise UserError(f"{model} is GGUF with a score head: set scorer.method=classify, teacher.merge=true")
         with GgufScorer(model, config, max_tokens) as scorer:
             yield scorer
-    elif config.backend == "vllm":
+    elif config.backend == "vllm" and not saturates(model):
         from teachers.vllm import VllmScorer
 
         with VllmScorer(model, config, max_tokens, label_ids, adapter) as scorer:

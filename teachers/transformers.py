@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from distill.models import attention_for
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LARGEST_INT8, SMALLEST_STEP = 127, 1e-12  # the latter for inputs of zeros
 POOL_BATCHES = 8  # prompts of so many forward passes are sorted by length before they are cut into batches
 
 
@@ -56,6 +58,8 @@ class TransformersScorer:
             quantization_config=llm_int8() if config.load_in_8bit else None,
         )
         self.model = loaded.to(self.device).eval()
+        for linear in int8_linears(self.model):
+            round_inputs(linear)
         if label_ids is None:
             self.model.score.float()  # as vLLM does: bf16 logits would keep three digits
         self.label_ids = None if label_ids is None else list(label_ids)
@@ -68,6 +72,29 @@ class TransformersScorer:
             for batch in batches_by_length([len(prompt) for _, prompt in pool], self.batch_tokens):
                 outputs = self._outputs([pool[row][1] for row in batch])
                 yield from ((pool[row][0], output) for row, output in zip(batch, outputs, strict=True))
+
+    @contextmanager
+    def rounding(self, dtype: torch.dtype, seed: int) -> Iterator[None]:
+        """Within it, what each module of the backbone gives is off at random by up to what rounding to `dtype` costs:
+        as in one of many engines that compute in this type.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+
+        def rounded(output: Any) -> Any:
+            if isinstance(output, tuple):
+                return tuple(rounded(part) for part in output)
+            if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+                return output
+            noise = torch.rand(output.shape, generator=generator, device=self.device).mul(2).sub(1)
+            return output * (1 + noise * torch.finfo(dtype).eps / 2)
+
+        modules = self.model.base_model.modules()
+        hooks = [module.register_forward_hook(lambda _, __, output: rounded(output)) for module in modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @torch.inference_mode()
     def _outputs(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -87,6 +114,27 @@ class TransformersScorer:
         if cap := getattr(self.model.config, "final_logit_softcapping", None):
             logits = cap * torch.tanh(logits / cap)
         return logits.log_softmax(-1)[:, self.label_ids].cpu().numpy()
+
+
+def int8_linears(model: torch.nn.Module) -> Iterator[torch.nn.Linear]:
+    """The layers of a w8a8 export: those that round their inputs to int8, with a scale for each token."""
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if isinstance(module, torch.nn.Linear) and scheme is not None and scheme.input_activations is not None:
+            assert (scheme.input_activations.num_bits, scheme.input_activations.strategy) == (8, "token")
+            yield module
+
+
+def round_inputs(linear: torch.nn.Linear) -> None:
+    """Have a layer round its input as int8 kernels do (vLLM's scaled_quant.cu, its CPU kernel alike), by steps of
+    max|x| / 127. compressed-tensors steps by max|x| / 127.5, and half a percent turns many a rounding.
+    """
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        step = (x.abs().amax(-1, keepdim=True).float() / LARGEST_INT8).clamp(min=SMALLEST_STEP)
+        return torch.nn.functional.linear((x / step).round().mul(step).to(x.dtype), linear.weight, linear.bias)
+
+    linear.forward = forward  # type: ignore[method-assign]
 
 
 def llm_int8() -> BitsAndBytesConfig:

@@ -21,6 +21,7 @@ from eval.predicting.submission import check_submission
 from kaggle.bundle import COMPETITION, LONGEST_SLUG, own_overrides, slug_of
 from tests.composing import configured
 from tests.running import refuses, succeeds
+from tests.tiny_exports import with_canaries
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
@@ -33,8 +34,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("artifacts")
     export = tiny_judge(root / "exports" / "smoke" / "w8a8", "gemma2")
     prompt = configured("+exp=smoke").prompt
+    renderer = Renderer(prompt, export)
+    with_canaries(export, renderer)
     write_learned(export, Learned())
-    write_manifest(export, "export", {"prompt": to_mapping(prompt)}, [], root, prompt=Renderer(prompt, export).hashes)
+    write_manifest(export, "export", {"prompt": to_mapping(prompt)}, [], root, prompt=renderer.hashes)
     arguments = ["+exp=smoke", f"paths.root={root}", f"output={root / 'bundle'}", "predict.scorer.backend=transformers"]
     succeeds("kaggle.bundle", *arguments)
     assert "is there already" in refuses("kaggle.bundle", *arguments)
@@ -96,5 +99,5 @@ def test_the_bundle_says_what_kaggle_and_pip_need(bundle: Path) -> None:
 def test_names_and_overrides_are_the_notebooks() -> None:
     assert slug_of("judge-demo,loss=wsdm3/x") == "judge-demo-loss-wsdm3-x"
     assert len(slug_of("judge-" + "gemma9b,student.lora.rank=64," * 9)) <= LONGEST_SLUG
-    given = ["+exp=gemma9b", "output=x", "predict.model=y", "predict.second_order=0.5", "overwrite=true"]
-    assert own_overrides(given) == ["+exp=gemma9b", "predict.second_order=0.5"]
+    given = ["+exp=gemma9b", "output=x", "predict.model=y", "predict.second_order=0.5", "canaries=warn", "check=z"]
+    assert own_overrides(given) == ["+exp=gemma9b", "predict.second_order=0.5", "canaries=warn"]

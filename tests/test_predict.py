@@ -36,6 +36,7 @@ from teachers.filling import STOPPED
 from teachers.scorers import open_scorer
 from tests.composing import configured, scorer
 from tests.running import own_process, refuses, succeeds
+from tests.tiny_exports import with_canaries
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
@@ -47,9 +48,10 @@ Configure = Callable[..., Config]
 def finish_export(folder: Path) -> Path:
     """Make the judge in `folder` a finished export."""
     prompt = configured("+exp=smoke", "prompt.max_tokens=300").prompt
-    manifest = {"prompt": to_mapping(prompt)}
+    manifest, renderer = {"prompt": to_mapping(prompt)}, Renderer(prompt, folder)
+    with_canaries(folder, renderer)
     write_learned(folder, Learned())
-    runs.write_manifest(folder, "export", manifest, [], folder.parent, prompt=Renderer(prompt, folder).hashes)
+    runs.write_manifest(folder, "export", manifest, [], folder.parent, prompt=renderer.hashes)
     return folder
 
 

@@ -26,6 +26,7 @@ from distill.provenance import read_learned
 from distill.records import ORDERS, Conversation, Order
 from distill.scoring import SCORES, Scorer, logits_by_order, scored_row
 from distill.store import StoreWriter, read_parts
+from eval.predicting.canaries import check_engine, tell_marked
 from eval.predicting.devices import count_devices, side_by_side
 from eval.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
 from eval.predicting.submission import Unlabelled, probabilities, read_unlabelled, write_submission
@@ -65,6 +66,7 @@ def predict(config: Config) -> None:
         side_by_side(judge_share, count_devices(config.predict), config, deadline)
     scores = read_scores(parts)
     tell_left_out(rows, scores, output)
+    tell_marked(parts, output)
     write_submission(output, rows.ids, probabilities(rows, scores, read_recalibration(judge.folder)))
     shutil.rmtree(parts)
     log.info("%s: %d rows, checked, after %.1f minutes", output, len(rows.ids), (time.time() - began) / 60)
@@ -139,6 +141,7 @@ def judge_share(number: int, count: int, config: Config, deadline: float | None)
     ):
         if waiting:
             with open_scorer(judge.folder, config.predict.scorer, judge.max_tokens) as scorer:
+                check_engine(judge, scorer, config.canaries, parts, number)
                 work = Work(filling, judge, share, writer, scorer, progress, interrupt)
                 if share.quota == len(share.conversations) and deadline is None:
                     work.score(share.conversations, ORDERS)  # side by side the two share their question in the cache

@@ -86,6 +86,7 @@ def judging_routes(service: Service, dependencies: Sequence[Any]) -> APIRouter:
         """Which judge this is, and what it takes."""
         return Served(
             model=service.model,
+            computes_otherwise=service.computes_otherwise,
             max_tokens=service.max_tokens,
             recalibrated=service.recalibrate != IDENTITY,
             max_conversations=service.settings.max_conversations,

@@ -140,9 +140,13 @@ class JobState(BaseModel):
 
 
 class Served(BaseModel):
-    """The judge behind this server, and what it takes. `max_tokens`: of a prompt; what is longer is shortened."""
+    """The judge behind this server, and what it takes. `max_tokens`: of a prompt; what is longer is shortened.
+
+    `computes_otherwise`: than was exported, and by how much; null where it does not (or is loading).
+    """
 
     model: str
+    computes_otherwise: str | None
     max_tokens: int
     recalibrated: bool
     max_conversations: int

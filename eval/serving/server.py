@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from distill.config import ServeConfig
+from distill.config import CanaryMode, ServeConfig
 from distill.errors import UserError
 from distill.exported import ExportedJudge
 from eval.serving.gate import Gate
@@ -20,16 +20,17 @@ from eval.serving.service import Service
 log = logging.getLogger(__name__)
 
 
-def serve(judge: ExportedJudge, settings: ServeConfig, jobs: Path) -> None:
+def serve(judge: ExportedJudge, settings: ServeConfig, jobs: Path, canaries: CanaryMode) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what was accepted. `jobs` is the folder that jobs are kept in.
 
-    Raises `UserError` for settings that do not fit and for an address that cannot be had, and what ended the scorer
-    where it died: started again, it goes on with its jobs.
+    Raises `UserError` for settings that do not fit, for an address that cannot be had and for a judge that this machine
+    computes otherwise than it was exported, and what ended the scorer where it died: started again, it goes on with its
+    jobs.
     """
     check_settings(settings)
     key = api_key(settings)
     with bound_socket(settings) as listening:
-        service = Service(judge, settings, jobs)
+        service = Service(judge, settings, jobs, canaries)
         app = Gate(create_app(service, with_key=key is not None), service.traffic, key, settings.max_body_bytes)
         host, port = listening.getsockname()[:2]
         log.info("serving %s on http://%s:%d", service.model, f"[{host}]" if ":" in host else host, port)

@@ -15,11 +15,12 @@ from typing import Literal
 import numpy as np
 from scipy.special import softmax
 
-from distill.config import ServeConfig
+from distill.canaries import check_canaries
+from distill.config import CanaryMode, ServeConfig
 from distill.exported import ExportedJudge
 from distill.prompts import Rendered
 from distill.records import LABELS, Order
-from distill.scoring import to_own_order
+from distill.scoring import Scorer, to_own_order
 from eval.metrics import flip_rate
 from eval.recalibration import read_recalibration
 from eval.serving.batching import Batcher
@@ -43,7 +44,7 @@ class Unavailable(Exception):
 class Service:
     """One exported judge, its scorer and its jobs. `waiting`: conversations that were let in and have no result yet."""
 
-    def __init__(self, judge: ExportedJudge, settings: ServeConfig, jobs_root: Path) -> None:
+    def __init__(self, judge: ExportedJudge, settings: ServeConfig, jobs_root: Path, canaries: CanaryMode) -> None:
         self.settings, self.renderer, self.max_tokens = settings, judge.renderer, judge.max_tokens
         self.model = f"{judge.folder.resolve().parent.name}/{judge.folder.resolve().name}@{judge.manifest.content[:12]}"
         self.recalibrate = read_recalibration(judge.folder)
@@ -57,16 +58,15 @@ class Service:
             }
         )
         self.failure: Exception | None = None
-        self._judge = judge
+        self.computes_otherwise: str | None = None  # than was exported: how, in a sentence
+        self._judge, self._canaries = judge, canaries
         self._drain_until: float | None = None
         self._began, self._done = 0.0, 0  # of the work without a pause that goes on: how fast it is
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Open the scorer in the background and work on the jobs; at the end close it, with what it has begun done."""
-        self.batcher = Batcher(
-            lambda: open_scorer(self._judge.folder, self.settings.scorer, self.max_tokens), self.settings.max_wait_ms
-        )
+        self.batcher = Batcher(self._open, self.settings.max_wait_ms)
         worker = asyncio.create_task(self._work())
         try:
             yield
@@ -75,6 +75,12 @@ class Service:
             await asyncio.gather(worker, return_exceptions=True)
             await asyncio.to_thread(self.batcher.close)
             self.jobs.close()
+
+    @contextmanager
+    def _open(self) -> Iterator[Scorer]:
+        with open_scorer(self._judge.folder, self.settings.scorer, self.max_tokens) as scorer:
+            self.computes_otherwise = check_canaries(self._judge.folder, self.renderer, scorer, self._canaries)
+            yield scorer
 
     async def _work(self) -> None:
         """Jobs, for as long as there is a scorer. What ends either ends the service: started again, it goes on."""

@@ -25,6 +25,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 from starlette.testclient import TestClient
 
+from distill.config import CanaryMode
 from distill.exported import open_exported
 from distill.records import LABELS, Conversation
 from distill.scoring import logits_by_order, score_conversations
@@ -59,11 +60,11 @@ def server(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @contextmanager
 def in_process(
-    export: Path, jobs: Path, key: str | None = None, **changes: Any
+    export: Path, jobs: Path, key: str | None = None, canaries: CanaryMode = "refuse", **changes: Any
 ) -> Iterator[tuple[TestClient, Service]]:
     """The same application without a socket, for what depends on how it is set up."""
     chosen = replace(configured("+exp=smoke").serve, scorer=scorer("transformers"), **changes)
-    service = Service(open_exported(export), chosen, jobs)
+    service = Service(open_exported(export), chosen, jobs, canaries)
     gate = Gate(create_app(service, key is not None), service.traffic, key, chosen.max_body_bytes)
     with TestClient(gate) as client:  # type: ignore[arg-type]
         while client.get("/health").status_code != 200:

@@ -238,6 +238,33 @@ def test_a_folder_that_lacks_what_its_index_names_is_refused(exports: dict[str, 
         check_t4(folder, T4)
 
 
+def as_bert(config: dict[str, Any]) -> None:
+    config["model_type"] = "bert"
+    del config["num_key_value_heads"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", r"config\.json of a nameless model lacks model_type, hidden_size"),
+        ("[]", r"config\.json is a list, expected an object"),
+        ("{", r"config\.json is no JSON"),
+        (as_bert, r"config\.json of a bert model lacks num_key_value_heads"),
+        (lambda c: c.update(quantization_config=[]), "does not say how the weights are stored"),
+        (lambda c: c.update(quantization_config={"quant_method": "gptq"}), "does not say how the weights are stored"),
+        (lambda c: c["quantization_config"].pop("config_groups"), "does not say how the weights are stored"),
+    ],
+)
+def test_a_folder_of_something_else_is_told_so(
+    text: str | Change, message: str, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = planted(exports["w8a8"], tmp_path / "export", config=None if isinstance(text, str) else text)
+    if isinstance(text, str):
+        (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"holds no exported judge \(.*{message}"):
+        check_t4(folder, T4)
+
+
 CUBIN, PTX = 2, 1
 
 
@@ -292,10 +319,3 @@ def test_reads_what_cuda_s_compiler_writes(codes: list[str], found: bool, tmp_pa
     subprocess.run(command, check=True, capture_output=True, timeout=200)
     kernels = sm75_kernels(tmp_path)
     assert kernels is not None and (kernels["_C.abi3.so"] > 0) == found
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", "null", '{"model_type": "bert"}', "\udcff"])
-def test_an_odd_configuration_is_told(tmp_path: Path, text: str) -> None:
-    (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match=f"{tmp_path / 'config.json'} is no"):
-        check_t4(tmp_path, T4)

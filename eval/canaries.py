@@ -1,0 +1,78 @@
+"""The canaries of an export: what an engine must answer, and how far it may be off (`distill.canaries` checks it).
+
+Asked is the exported model in floating point: transformers in fp32, with int8 activations rounded as int8 kernels round
+them. Engines compute in 16 bits and add in another order, so the model answers several times, every module's output off
+at random by what 16 bits cost. The mean of the answers is expected of an engine, and their scatter is what it may be
+off by. In `merged` and w4a16 that is next to nothing. In w8a8 a small change turns roundings to int8, these turn others,
+and after some layers the answers scatter as much as quantising itself has moved them, which no engine can avoid; what is
+wrong beyond that shows in the mean over prompts, where scatter averages out.
+
+llama.cpp, which reads GGUF, answers twice: with keys and values in fp32, and in fp16 as usual.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill.canaries import Differences, write_canaries
+from distill.config import CanariesConfig, ExportConfig
+from distill.exported import GGUF_BACKBONE
+from distill.prompts import Renderer
+from distill.records import Conversation
+from distill.scoring import check_finite, score
+from students.calibration_rows import canary_prompts
+from teachers.scorers import open_scorer
+from teachers.transformers import TransformersScorer
+
+Prompts = Sequence[Sequence[int]]
+
+
+def make_canaries(
+    folder: Path,
+    model: Path,
+    renderer: Renderer,
+    export: ExportConfig,
+    training: Sequence[Conversation],
+    seed: int,
+) -> None:
+    """Write `canaries.parquet` into `folder`, from `training` conversations; `model` has its weights, to be read here.
+
+    Raises `UserError` where the exported model gives logits that are not finite.
+    """
+    shown = canary_prompts(training, renderer, export.canaries, seed)
+    prompts = [prompt.ids for _, prompt in shown]
+    answers = np.stack([*answer(model, export, prompts, renderer.config.max_tokens)])
+    check_finite(answers.mean(axis=0), [c.id for c, _ in shown])
+    write_canaries(folder, shown, answers.mean(axis=0), tolerance(answers, export.canaries))
+
+
+def answer(model: Path, export: ExportConfig, prompts: Prompts, max_tokens: int) -> Iterator[np.ndarray]:
+    """Logits [prompts, 3] of the exported model, once for each of several engines that are all right."""
+    exact = replace(export.scorer, backend="transformers", dtype="fp32")
+    if (model / GGUF_BACKBONE).exists():
+        for scorer in (exact, replace(exact, dtype="auto")):
+            with open_scorer(model, scorer, max_tokens) as llama_cpp:
+                yield score(llama_cpp, prompts)
+        return
+    with open_scorer(model, exact, max_tokens) as opened:
+        assert isinstance(opened, TransformersScorer)
+        for seed in range(export.canaries.repeats):
+            with opened.rounding(torch.bfloat16 if export.dtype == "bf16" else torch.float16, seed):
+                yield score(opened, prompts)
+
+
+def tolerance(answers: np.ndarray, settings: CanariesConfig) -> Differences:
+    """What an engine may differ by from the mean of `answers` [engines, prompts, 3]: each of them does from the others."""
+    count = len(answers)
+    apart = (answers - answers.mean(axis=0)) * count / (count - 1)
+    scatter = np.sqrt(np.mean(apart**2))
+    shift = np.sqrt(np.mean(apart.mean(axis=1) ** 2))
+    factors = settings.factors
+    return Differences(
+        rms=max(settings.floor, factors.rms * scatter),
+        largest=max(settings.floor, factors.largest * np.abs(apart).max()),
+        shift=max(settings.floor, factors.shift * shift),
+    )

@@ -1,0 +1,26 @@
+"""With canaries=warn alone: a submission says that its engine computes something else than was exported."""
+
+import logging
+from pathlib import Path
+
+from distill.canaries import check_canaries
+from distill.config import CanaryMode
+from distill.exported import ExportedJudge
+from distill.scoring import Scorer
+
+log = logging.getLogger(__name__)
+
+
+def check_engine(judge: ExportedJudge, scorer: Scorer, canaries: CanaryMode, parts: Path, number: int) -> None:
+    """Check the engine of process `number`; what is wrong with it stays beside what it judges."""
+    if problem := check_canaries(judge.folder, judge.renderer, scorer, canaries):
+        (parts / f".canaries-{number}").write_text(problem)
+
+
+def tell_marked(parts: Path, output: Path) -> None:
+    """Log what was wrong with engines that judged, whenever that was, and write it beside the submission."""
+    path = output.with_name(f"{output.stem}.canaries.txt")
+    path.unlink(missing_ok=True)  # of an earlier submission
+    if problems := sorted({note.read_text() for note in parts.glob(".canaries-*")}):
+        path.write_text("\n".join(problems) + "\n")
+        log.warning("%s was not computed as exported (%s): %s", output, path, "; ".join(problems))
