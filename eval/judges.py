@@ -17,6 +17,8 @@ from distill.config import Config, ScorerConfig
 from distill.door import variant
 from distill.errors import UserError
 from distill.exported import open_exported
+from distill.file_kinds import seems
+from distill.readers import DAMAGE
 from distill.records import ORDERS, Conversation
 from distill.scoring import SCORES, mean_logits
 from distill.store import read_logits
@@ -226,12 +228,19 @@ def _exported(candidate: Candidate, config: Config, held_out: Sequence[Conversat
 
 def _predicted(candidate: Candidate, config: Config, held_out: Sequence[Conversation]) -> pl.DataFrame:
     """A file of `id`, `order` and `logits` in the conversation's own a and b; of several judges, the student's."""
-    frame = pl.read_parquet(candidate.path)
+    try:
+        frame = pl.read_parquet(candidate.path)
+    except DAMAGE as error:
+        kind = seems(candidate.path, set()) or f"is damaged, or no parquet ({error})"
+        raise UserError(f"{candidate.path} {kind}; a judge is a predictions.parquet, as eval writes it") from error
     if missing := {"id", "order", "logits"} - set(frame.columns):
         raise Unfit(f"{candidate.path} has no columns {sorted(missing)}, only {frame.columns}")
     if "judge" in frame.columns and frame["judge"].n_unique() > 1:
         frame = frame.filter(judge=STUDENT)
-    return frame.select(name for name in SCORES if name in frame.columns).cast({"logits": SCORES["logits"]})
+    try:
+        return frame.select(pl.col(name).cast(kind) for name, kind in SCORES.items() if name in frame.columns)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{candidate.path} holds {frame.schema}, expected {SCORES} ({error})") from error
 
 
 READERS = {"teacher": _stored, "student": _trained, "export": _exported, "predictions": _predicted}

@@ -415,7 +415,18 @@ def test_ids_that_a_submission_cannot_have_are_refused(configure: Configure, tmp
     with pytest.raises(ValueError, match=r"1 ids occur more than once, such as \['1'\]"):
         predict.main(configure(f"input={double}"))
     without = write_csv(tmp_path / "without.csv", [("1", *row), (" ", *row)])
-    with pytest.raises(ValueError, match="row 3 has no id"):
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes(double.read_bytes().replace(b"2,", b"\xe9,"))
+    with pytest.raises(ValueError, match=r"latin.csv, row 3: id is not UTF-8: '\\udce9'\. .*: mend this one, in UTF-8"):
+        predict.main(configure(f"input={latin}"))
+    (lone := tmp_path / "lone.jsonl").write_text(
+        json.dumps({"id": "\ud83d", **dict.fromkeys(("prompt", "response_a", "response_b"), "")})
+    )
+    with pytest.raises(ValueError, match=r"lone.jsonl, row 1: id is not UTF-8: '\\ud83d'"):
+        predict.main(configure(f"input={lone}"))
+    with pytest.raises(
+        ValueError, match=r"without.csv, row 3: id is missing: ' '\. A submission has a line for each id"
+    ):
         predict.main(configure(f"input={without}"))
 
 
