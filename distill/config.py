@@ -55,6 +55,7 @@ class DataConfig:
     hub: str | None
     simulate: SimulateConfig | None
     ignore_columns: list[str]
+    max_rejected: Share
     shuffle_sides: list[str]
     folds: FoldsConfig
 
@@ -367,6 +368,7 @@ class PredictConfig:
 
     model: str | None
     devices: Count | None
+    max_unreadable: Share
     second_order: Share
     pilot: Natural
     minutes: Positive | None

@@ -31,6 +31,7 @@ PAIR = (*TEXTS, *MODELS)
 BALLOT_DIGITS = "120"  # PandaLM: 1 for a, 2 for b, 0 for a tie
 BLACKPEARL = (5, 2025)  # folds and seed published by LMSYS's 1st place: LMSYS_BlackPearl, src/prepare_data.py
 UNVOTED = "none"
+SEVERAL = 3  # how many kinds of problems a message names
 
 
 class BadRow(UserError):
@@ -98,6 +99,12 @@ def collect(
         frames.append(to_frame(kept))
         assert tally.read == tally.kept + tally.duplicates + tally.rejected, tally
     return pl.concat(frames), pl.DataFrame(rejected, schema=REJECTED, orient="row"), tallies
+
+
+def kinds(rejected: pl.DataFrame) -> str:
+    """Why rows of a table in `REJECTED` were rejected, the commonest first, as in `398 x prompt is not JSON`."""
+    counts = Counter(reason.split(": ")[0] for reason in rejected["reason"])
+    return ", ".join(f"{count:,} x {kind}" for kind, count in counts.most_common(SEVERAL))
 
 
 def parse(row: Row, source: Source) -> Conversation:

@@ -24,7 +24,13 @@ A_WINS: dict[str, Any] = dict(zip(WINNERS, (1, 0, 0), strict=True))
 
 
 def data_config(*files: Path | str, **changes: Any) -> DataConfig:
-    values: dict[str, Any] = {"hub": None, "simulate": None, "ignore_columns": [], "shuffle_sides": []}
+    values: dict[str, Any] = {
+        "hub": None,
+        "simulate": None,
+        "ignore_columns": [],
+        "max_rejected": 1.0,
+        "shuffle_sides": [],
+    }
     folds = FoldsConfig(count=2, split="grouped", seed=0)
     return DataConfig(name="test", files=[str(file) for file in files], folds=folds, **{**values, **changes})
 
