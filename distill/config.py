@@ -62,6 +62,7 @@ class DataConfig:
     hub: str | None
     simulate: SimulateConfig | None
     ignore_columns: list[str]
+    max_rejected: Share
     shuffle_sides: list[str]
     test_share: ShareBelowOne
     near_duplicates: Annotated[float, between(0.5, 1)] | None  # below, MinHash cannot tell likeness from chance
@@ -406,6 +407,7 @@ class PredictConfig:
 
     model: str | None
     devices: Count | None
+    max_unreadable: Share
     second_order: Share
     pilot: Natural
     minutes: Positive | None

@@ -33,6 +33,7 @@ PAIR = (*TEXTS, *MODELS)
 BALLOT_DIGITS = "120"  # PandaLM: 1 for a, 2 for b, 0 for a tie
 BLACKPEARL = (5, 2025)  # folds and seed published by LMSYS's 1st place: LMSYS_BlackPearl, src/prepare_data.py
 UNVOTED = "none"
+SEVERAL = 3  # how many kinds of problems a message names
 
 
 class BadRow(UserError):
@@ -86,7 +87,9 @@ def collect(
                     raise BadRow(f"duplicate id with other content: {shown(conversation.id)}")
             except BadRow as problem:
                 tally.rejected += 1
-                rejected.append((source.name, row.line, _id(row.cells), str(problem)))
+                identity = row.cells.get("id")
+                shown_id = None if identity is None else _clean(str(identity))
+                rejected.append((source.name, row.line, shown_id, str(problem)))
                 continue
             seen.add(content)
             taken.add(conversation.id)
@@ -98,6 +101,12 @@ def collect(
         frames.append(to_frame(kept))
         assert tally.read == tally.kept + tally.duplicates + tally.rejected, tally
     return pl.concat(frames), pl.DataFrame(rejected, schema=REJECTED, orient="row"), tallies
+
+
+def kinds(rejected: pl.DataFrame) -> str:
+    """Why rows of a table in `REJECTED` were rejected, the commonest first, as in `398 x prompt is not JSON`."""
+    counts = Counter(reason.split(": ")[0] for reason in rejected["reason"])
+    return ", ".join(f"{count:,} x {kind}" for kind, count in counts.most_common(SEVERAL))
 
 
 def parse(row: Row, source: Source) -> Conversation:
@@ -114,11 +123,26 @@ def parse(row: Row, source: Source) -> Conversation:
         raise BadRow(f"unequal rounds: {lengths}")
     if not prompt:
         raise BadRow("zero rounds: prompt, response_a and response_b are []")
-    identity = _id(cells)
-    if identity is None:
-        raise BadRow(f"id is missing: {shown(cells['id'])}")
+    identity = identify(cells)
     model_a, model_b = (_clean(str(cells[name])) if cells.get(name) not in (None, "") else None for name in MODELS)
     return Conversation(identity, prompt, response_a, response_b, model_a, model_b, _votes(cells), source=source.name)
+
+
+def identify(cells: Mapping[str, Any]) -> str:
+    """A row's id as every stage writes it. Raises `BadRow` where it has none, or one that is no text in UTF-8.
+
+    A whole number that came as a float, as pandas keeps a column of them with a gap, is that number: 1000.0 is 1000.
+    Text stays letter for letter, 007 and 1000.0 too: a submission has to repeat it so.
+    """
+    value = cells.get("id")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    missing = value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
+    if missing:
+        raise BadRow(f"id is missing: {shown(value)}")
+    if SURROGATES.search(str(value)):
+        raise BadRow(f"id is not UTF-8: {shown(value)}")
+    return str(value)
 
 
 def group_of(prompt: str) -> str:
@@ -215,11 +239,6 @@ def load(folder: Path) -> list[Conversation]:
 
 def _normal(prompt: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
-
-
-def _id(cells: Mapping[str, Any]) -> str | None:
-    value = cells.get("id")
-    return None if value is None or not str(value).strip() else _clean(str(value))
 
 
 def _rounds(name: str, cell: Any) -> list[str]:

@@ -32,6 +32,7 @@ def main(config: Config) -> None:
     check_origin(data)
     sources = [] if data.simulate else readers.open_sources(data)
     made_of = {**to_mapping(data), "limit": config.limit, "inputs": {s.name: s.identity for s in sources}}
+    del made_of["max_rejected"]  # changes nothing in what it lets pass
     if runs.is_finished(folder, STAGE, made_of, [], config.root, config.overwrite):
         print(f"{folder} is finished; overwrite=true makes it again")
         return
@@ -46,10 +47,15 @@ def main(config: Config) -> None:
         tallies = [conversations.Tally(data.name, read=len(table), kept=len(table))]
         law[: config.limit].write_parquet(folder / LAW)
     rejected.write_parquet(folder / REJECTED)
-    if table.is_empty():
-        raise UserError(f"no row can be used: {rejected['reason'].head(3).to_list()}, see {folder / REJECTED}")
+    check_rejected(rejected, tallies, data.max_rejected, folder)
     table = conversations.assign_groups(table, data.near_duplicates)
-    table = conversations.assign_folds(table, data.folds, data.test_share)
+    try:
+        table = conversations.assign_folds(table, data.folds, data.test_share)
+    except UserError as error:
+        if rejected.is_empty():
+            raise
+        told = f"{len(rejected):,} rows were rejected ({conversations.kinds(rejected)}), see {folder / REJECTED}"
+        raise UserError(f"{error}; {told}") from error
     conversations.save(folder, table)
     rows = {what: sum(getattr(tally, what) for tally in tallies) for what in ROWS}
     runs.write_manifest(folder, STAGE, made_of, [], config.root, rows=rows)
@@ -62,6 +68,21 @@ def check_origin(data: DataConfig) -> None:
     given = [f"{name}={value}" for name, value in origins.items() if value is not None]
     if len(given) != 1:
         raise UserError(f"set exactly one of {', '.join(origins)}, the others to null; now {given or 'none'} is set")
+
+
+def check_rejected(rejected: "pl.DataFrame", tallies: "list[Tally]", most: float, folder: Path) -> None:
+    """Raise `UserError` for a source of which a larger share than `most`, or every row, cannot be used, saying why."""
+    from distill.conversations import kinds
+
+    for tally in tallies:
+        if tally.rejected and (tally.rejected > most * tally.read or tally.rejected == tally.read):
+            own = rejected.filter(source=tally.source)
+            first = own.row(0, named=True)
+            raise UserError(
+                f"{tally.source}: {tally.rejected:,} of {tally.read:,} rows cannot be used, data.max_rejected={most:g}"
+                f": {kinds(own)}, such as line {first['line']}: {first['reason']}; mend them or the layout "
+                f"(docs/data.md), or allow more. All are in {folder / REJECTED}"
+            )
 
 
 def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Tally]", folder: Path) -> None:

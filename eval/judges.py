@@ -20,6 +20,7 @@ from distill import runs
 from distill.config import Config, ScorerConfig
 from distill.errors import UserError
 from distill.exported import open_exported
+from distill.file_kinds import seems
 from distill.naming import split_overrides, variant
 from distill.prompts import renderer_of
 from distill.provenance import read_learned
@@ -245,12 +246,19 @@ def _predicted(candidate: Candidate, config: Config, scored: Sequence[Conversati
 
     It does not say what its judge learned from.
     """
-    frame = read_parquet(candidate.path)
+    try:
+        frame = read_parquet(candidate.path)
+    except UserError as error:
+        kind = seems(candidate.path, set()) or "is damaged, or no parquet"
+        raise UserError(f"{candidate.path} {kind}; a judge is a predictions.parquet, as eval writes it") from error
     if missing := {"id", "order", "logits"} - set(frame.columns):
         raise Unfit(f"{candidate.path} has no columns {sorted(missing)}, only {frame.columns}")
     if "judge" in frame.columns and frame["judge"].n_unique() > 1:
         frame = frame.filter(judge=STUDENT)
-    said = frame.select(name for name in SCORES if name in frame.columns).cast({"logits": SCORES["logits"]})
+    try:
+        said = frame.select(pl.col(name).cast(kind) for name, kind in SCORES.items() if name in frame.columns)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{candidate.path} holds {frame.schema}, expected {SCORES} ({error})") from error
     return Said(said, None)
 
 

@@ -18,6 +18,7 @@ import polars as pl
 
 from distill import runs
 from distill.config import Config
+from distill.conversations import kinds
 from distill.errors import UserError
 from distill.exported import ExportedJudge, export_folder, open_exported
 from distill.parts import part_files
@@ -52,7 +53,7 @@ def predict(config: Config) -> None:
     parts = parts_folder(config)
     with_rules = f", {len(rows.ruled)} by rule" if rows.ruled else ""
     log.info("%s: %d rows, %d for the judge%s", config.input, len(rows.ids), len(rows.conversations), with_rules)
-    tell_unreadable(rows, output)
+    tell_unreadable(rows, config.predict.max_unreadable, output)
     tell_learned(rows.conversations, judge.folder)
     scorer = config.predict.scorer
     how = {name: getattr(scorer, name) for name in ("method", "labels", "dtype", "load_in_8bit")}
@@ -215,28 +216,25 @@ class Work:
         return True
 
 
-def tell_unreadable(rows: Unlabelled, output: Path) -> None:
+def tell_unreadable(rows: Unlabelled, most: float, output: Path) -> None:
     """Log the rows that get the prior, and list them all beside the submission.
 
-    Raises `UserError` where these are all rows: the file is laid out otherwise than it should be.
+    Raises `UserError` where these are all rows or a larger share than `most`: most likely the file is laid out
+    otherwise than it should be.
     """
     path = output.with_name(f"{output.stem}.unreadable.csv")
     path.unlink(missing_ok=True)  # of an earlier submission
-    if len(rows.unreadable):
-        rows.unreadable.write_csv(path)
-        first = rows.unreadable.row(0, named=True)
-        told = f"line {first['line']}, id {first['id']}: {first['reason']}"
-        log.warning(
-            "%d rows cannot be read and get the prior, such as %s; all are listed in %s",
-            len(rows.unreadable),
-            told,
-            path,
+    if rows.unreadable.is_empty():
+        return
+    rows.unreadable.write_csv(path)
+    first, count = rows.unreadable.row(0, named=True), len(rows.unreadable)
+    told = f"{kinds(rows.unreadable)}, such as line {first['line']}, id {first['id']}: {first['reason']}"
+    if count > most * len(rows.ids) or count == len(rows.ids):
+        raise UserError(
+            f"{count:,} of {len(rows.ids):,} rows cannot be read, predict.max_unreadable={most:g}: {told}; each "
+            f'text is a JSON list of rounds, such as ["Hello"], docs/data.md has the layouts. All are in {path}'
         )
-        if len(rows.unreadable) == len(rows.ids):
-            raise UserError(
-                f"none of the {len(rows.ids)} rows can be read ({told}): each text is a JSON list of rounds, such as "
-                '["Hello"]; docs/data.md has the layouts'
-            )
+    log.warning("%d rows cannot be read and get the prior: %s; all are listed in %s", count, told, path)
 
 
 def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:

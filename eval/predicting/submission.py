@@ -16,7 +16,7 @@ import polars as pl
 from scipy.special import softmax
 
 from distill.config import Config, RulesConfig
-from distill.conversations import REJECTED, BadRow, parse
+from distill.conversations import REJECTED, BadRow, identify, parse
 from distill.errors import UserError
 from distill.readers import BALLOTS, COUNTS, REQUIRED, WINNERS, Row, open_sources
 from distill.records import LABELS, Conversation, swap_labels
@@ -81,11 +81,14 @@ def read_unlabelled(config: Config) -> Unlabelled:
 
 
 def read_id(row: Row, path: str) -> str:
-    """A row's id, letter for letter. Raises `UserError` where it has none: no line could stand for it."""
-    cell = row.cells.get("id")
-    if cell is None or not str(cell).strip():
-        raise UserError(f"{path}, row {row.line} has no id{f' ({row.problem})' if row.problem else ''}: give it one")
-    return str(cell)
+    """A row's id (see `identify`). Raises `UserError` where it has none: no line could stand for it."""
+    try:
+        return identify(row.cells)
+    except BadRow as problem:
+        reason = row.problem if "id" not in row.cells and row.problem else problem
+        raise UserError(
+            f"{path}, row {row.line}: {reason}. A submission has a line for each id: mend this one, in UTF-8"
+        ) from None
 
 
 def apply_rules(conversation: Conversation, rules: RulesConfig) -> Sequence[float] | None:

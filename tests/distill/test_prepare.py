@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from distill.config import Config, from_mapping
 from distill.conversations import load
 from distill.door import CONF
+from distill.errors import UserError
 from distill.prepare import main
 from distill.records import SCHEMA
 from distill.runs import read_manifest
@@ -47,7 +48,7 @@ def test_prepare_writes_conversations_rejected_rows_and_a_manifest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_rows(tmp_path / "train.csv", 10, prompt="not JSON")
-    main(config(tmp_path, f"data.files=[{path}]"))
+    main(config(tmp_path, f"data.files=[{path}]"))  # one row of eleven: just below a tenth
     folder = tmp_path / "data" / "lmsys"
     printed = capsys.readouterr().out
     assert "rejected from train: 1 x prompt is not JSON" in printed
@@ -103,6 +104,23 @@ def test_a_finished_artefact_is_kept_and_changed_input_is_noticed(
     assert len(load(tmp_path / "data/lmsys")) == 8
 
 
+def test_a_source_that_is_mostly_unusable_is_refused_with_the_commonest_reason(tmp_path: Path) -> None:
+    good = write_rows(tmp_path / "good.csv", 40)
+    bad = write_rows(tmp_path / "bad.csv", 8, prompt="not JSON")
+    bad.write_text(bad.read_text() + "9,too,few\n")
+    configured = config(tmp_path, f"data.files=[{good},{bad}]")
+    message = (
+        r"bad: 2 of 10 rows cannot be used, data.max_rejected=0.1: 1 x prompt is not JSON, 1 x not 9 fields, such as"
+    )
+    with pytest.raises(UserError, match=message):
+        main(configured)
+    folder = tmp_path / "data" / "lmsys"
+    assert pl.read_parquet(folder / "rejected.parquet")["source"].to_list() == ["bad", "bad"]
+    assert not (folder / "manifest.json").exists()
+    main(config(tmp_path, f"data.files=[{good},{bad}]", "data.max_rejected=0.2"))
+    main(configured)  # finished: what let the rows pass is no part of what was made
+
+
 @pytest.mark.parametrize("name", ["conversations.parquet", "rejected.parquet"])
 def test_a_damaged_artefact_is_not_called_finished_and_not_read(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -124,8 +142,9 @@ def test_a_damaged_artefact_is_not_called_finished_and_not_read(
 def test_an_unfinished_artefact_is_made_anew(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "lmsys"
     path = write_rows(tmp_path / "train.csv", 1, prompt="[]")
-    with pytest.raises(ValueError, match=r"data\.folds\.count=5: 1 conversations"):
-        main(config(tmp_path, f"data.files=[{path}]"))
+    told = r"data\.folds\.count=5: 1 conv.*; 1 rows were rejected \(1 x unequal rounds\), see .*rejected\.parquet"
+    with pytest.raises(ValueError, match=told):
+        main(config(tmp_path, f"data.files=[{path}]", "data.max_rejected=0.5"))
     assert pl.read_parquet(folder / "rejected.parquet")["reason"][0].startswith("unequal rounds")
     (folder / "law.parquet").touch()
     main(config(tmp_path, f"data.files=[{write_rows(path, 10)}]"))

@@ -13,6 +13,7 @@ import pytest
 
 from distill import conversations, prepare, runs, student
 from distill.config import Config
+from distill.errors import UserError
 from distill.prompts import Renderer
 from distill.provenance import LEARNED_FROM, Learned, behind_model, read_learned, union, write_learned
 from distill.records import ORDERS, Conversation
@@ -186,6 +187,16 @@ def test_predictions_of_another_evaluation_can_be_named(finished: Config, tmp_pa
     mine.drop("order").write_parquet(tmp_path / "predictions.parquet")
     with pytest.raises(ValueError, match=r"has no columns \['order'\]"):
         ask(named, held_out, training)
+    mine.with_columns(logits=pl.lit("odd")).write_parquet(tmp_path / "predictions.parquet")
+    with pytest.raises(UserError, match=r"predictions.parquet holds .*String.*, expected "):
+        ask(named, held_out, training)
+    for content, told in (
+        (b"id,a\n1,2\n", "is damaged, or no parquet"),
+        (b"\x1f\x8b", "compressed by gzip: unpack it"),
+    ):
+        (tmp_path / "predictions.parquet").write_bytes(content)
+        with pytest.raises(UserError, match=rf"predictions.parquet .*{told}.*; a judge is a predictions.parquet"):
+            ask(named, held_out, training)
 
 
 @pytest.mark.parametrize("name", ["student", "prior", "bayes", "student_w8a8", "a b", "<b>"])
