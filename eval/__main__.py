@@ -25,7 +25,7 @@ def main(config: Config) -> None:
 
     from distill import conversations, runs
     from eval.judges import candidates, file_digests, judge_all
-    from eval.report.page import bayes_line, surface_line, table
+    from eval.report.page import bayes_line, checks_line, surface_line, table
 
     folder = config.root / "eval" / config.run
     data = config.root / "data" / config.data.name
@@ -49,8 +49,8 @@ def main(config: Config) -> None:
         runs.write_manifest(folder, "eval", identity, parents, config.root, rows={"held_out": len(held_out)})
     metrics = json.loads((folder / "metrics.json").read_text())
     console = Console()
-    console.print(table(metrics["judges"]))
-    for line in (surface_line(metrics), bayes_line(metrics)):
+    console.print(table(metrics))
+    for line in (surface_line(metrics), bayes_line(metrics), checks_line(metrics)):
         if line is not None:
             console.print(line)
     if config.eval.seeds:
@@ -63,6 +63,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", held_out: "
     import polars as pl
 
     from distill import runs
+    from eval.fidelity import read_fidelities
     from eval.judges import HISTORY
     from eval.measuring import measure
     from eval.report.lineage import trace
@@ -87,6 +88,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", held_out: "
             for name, path in judges.artefacts.items()
             if (path / HISTORY).exists()
         },
+        fidelities=read_fidelities(judges.artefacts),
         lineage=trace(judges.artefacts, data, config.root),
     )
 
