@@ -25,7 +25,7 @@ def main(config: Config) -> None:
 
     from distill import conversations, runs
     from eval.judges import candidates, file_digests, judge_all
-    from eval.report.page import bayes_line, rows_line, surface_line, table
+    from eval.report.page import bayes_line, checks_line, rows_line, surface_line, table
     from eval.rows import scored_and_training
 
     folder = config.root / "eval" / config.run
@@ -48,8 +48,8 @@ def main(config: Config) -> None:
         finish()
     metrics = json.loads((folder / "metrics.json").read_text())
     console = Console()
-    console.print(table(metrics["judges"]))
-    for line in (rows_line(metrics), surface_line(metrics), bayes_line(metrics)):
+    console.print(table(metrics))
+    for line in (rows_line(metrics), surface_line(metrics), bayes_line(metrics), checks_line(metrics)):
         if line is not None:
             console.print(line)
     if config.eval.seeds:
@@ -64,6 +64,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
 
     from distill import runs
     from distill.tables import read_parquet
+    from eval.fidelity import read_fidelities
     from eval.judges import HISTORY
     from eval.measuring import measure
     from eval.report.lineage import trace
@@ -86,6 +87,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
         histories={
             name: read_parquet(path / HISTORY) for name, path in judges.artefacts.items() if (path / HISTORY).exists()
         },
+        fidelities=read_fidelities(judges.artefacts),
         lineage=trace(judges.artefacts, data, config.root),
     )
 

@@ -1,7 +1,9 @@
 """What an export lost: its predictions beside the unquantised student's on the same held-out conversations."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from distill.records import LABELS
 from eval.inference import Estimate, Groups
 from eval.metrics import LEVEL, Means, calibration_rows, flip_rows, log_loss_rows, predict
 
+FIDELITY = "fidelity.json"
 WORST = 10
 ROUNDING = 1e-9  # 3 of 200 rows are not more than 0.015
 POWER = 0.8  # how often as many rows as `rows_needed` tell
@@ -114,6 +117,13 @@ def rows_needed(estimate: Estimate, interval: tuple[float, float], limits: tuple
     half, longer = (high - low) / 2, max(high - estimate.value, estimate.value - low)
     margin = 1 + stats.norm.ppf(POWER) / stats.norm.isf(LEVEL / 2)
     return math.ceil(estimate.count * (max(margin * half, longer) / distance) ** 2)
+
+
+def read_fidelities(artefacts: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """What `fidelity` gave of those artefacts that are exports, by judge; not those of earlier versions."""
+    paths = {judge: path / FIDELITY for judge, path in artefacts.items()}
+    found = {judge: json.loads(path.read_text()) for judge, path in paths.items() if path.exists()}
+    return {judge: of for judge, of in found.items() if "differences" in of}
 
 
 def exceeded(found: Mapping[str, Any]) -> list[str]:
