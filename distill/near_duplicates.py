@@ -76,7 +76,7 @@ def _candidates(texts: Sequence[str], threshold: float) -> list[tuple[int, int]]
                 break
             found.append(first[same] * len(texts) + second[same])
     unique = np.unique(np.concatenate(found))
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for part in np.array_split(unique, 1 + len(unique) // PAIRS_AT_ONCE):
         first, second = np.divmod(part, max(len(texts), 1))
         likely = (hashes[first] == hashes[second]).mean(axis=1) >= threshold - MARGIN
