@@ -113,7 +113,10 @@ def joining_seconds(source: Path, count: int) -> float:
     prompts += [f"Hello there, {prompt}" for prompt in prompts[: count - fresh]]
     table = pl.DataFrame({"prompt": [[prompt] for prompt in prompts]})
     near = from_mapping(DataConfig, conf("data/lmsys")).near_duplicates
-    return timed(lambda: assign_groups(table, near))
+    before = time.process_time()
+    seconds = timed(lambda: assign_groups(table, near))
+    print(f"groups of {count:,} prompts: {seconds:.1f} s, {time.process_time() - before:.1f} s of processor time")
+    return seconds
 
 
 def speedup(sample: Sequence[Conversation], renderer: Renderer, tokenizer: Path, repeats: int) -> float:
