@@ -54,6 +54,9 @@ def test_every_stage_leaves_what_the_contract_says(finished: tuple[Path, list[st
     assert 0 < metrics["bayes"] < 1.0987
     fidelity = json.loads((root / "exports/tiny/w8a8/fidelity.json").read_text())
     assert fidelity["rows"] == 12 and fidelity["mean_kl"] >= 0 and 0 <= fidelity["verdicts"] <= 1
+    canaries = pl.read_parquet(root / "exports/tiny/w8a8/canaries.parquet")
+    trained = pl.read_parquet(root / "data/smoke/conversations.parquet").filter(pl.col("fold") > 0)
+    assert len(canaries) > 0 and set(canaries["id"]) <= set(trained["id"])
     assert (root / "eval/tiny/report.html").read_text().startswith("<!doctype html>")
     logits = pl.read_parquet(root / "logits/tiny/part-*.parquet")
     assert len(logits) == 120 == logits.select("id", "order", "judge_fold").n_unique()
