@@ -70,6 +70,7 @@ def in_process(
     gate = Gate(create_app(service, key is not None), service.traffic, key, chosen.max_body_bytes)
     with TestClient(gate) as client:  # type: ignore[arg-type]
         while client.get("/health").status_code != 200:
+            assert service.failure is None, service.failure
             time.sleep(0.05)
         yield client, service
 
@@ -245,7 +246,7 @@ def test_logits_that_are_not_finite_are_no_verdict(tmp_path: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     weights["score.weight"] = torch.full_like(weights["score.weight"], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with in_process(broken, tmp_path / "jobs") as (client, _):
+    with in_process(broken, tmp_path / "jobs", canaries="warn") as (client, _):
         answer = client.post("/v1/judge", json={"conversations": [PAIR]})
         assert answer.status_code == 500 and "not finite" in answer.json()["detail"]
         id = client.post("/v1/jobs", json={"conversations": [PAIR, PAIR]}).json()["id"]
