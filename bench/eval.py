@@ -22,6 +22,7 @@ import polars as pl
 
 from bench.store import own_peak_mb
 from distill.records import LABELS
+from distill.tables import read_parquet
 from eval.comparison import BASELINE, compare
 from eval.recalibration import Recalibration
 
@@ -65,7 +66,7 @@ def write(folder: Path, rows: int) -> None:
 def measure(folder: Path) -> dict[str, float]:
     """The figures of one comparison, scaled to `ROWS`."""
     pairs = {judge: np.load(folder / f"{judge}.npy") for judge in JUDGES}
-    votes, groups = np.load(folder / "votes.npy"), pl.read_parquet(folder / "groups.parquet")["group"]
+    votes, groups = np.load(folder / "votes.npy"), read_parquet(folder / "groups.parquet")["group"]
     recalibration = Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1))
     start, start_cpu = time.perf_counter(), time.process_time()
     compared = compare(

@@ -29,6 +29,7 @@ from scipy.special import softmax
 from distill import conversations
 from distill.scoring import logits_by_order, mean_logits
 from distill.store import read_logits
+from distill.tables import read_parquet
 from eval.metrics import bootstrap_means, interval, log_loss_rows, predict
 from eval.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
 
@@ -58,9 +59,7 @@ def main() -> None:
 def read_judges(folder: Path) -> Iterator[tuple[str, pl.DataFrame]]:
     """Name and scores (id, order, logits) of every judge in `folder`."""
     if (folder / "predictions.parquet").exists():
-        for (name,), scores in (
-            pl.read_parquet(folder / "predictions.parquet").partition_by("judge", as_dict=True).items()
-        ):
+        for (name,), scores in read_parquet(folder / "predictions.parquet").partition_by("judge", as_dict=True).items():
             yield f"{folder.name}: {name}", scores
     else:
         rows = read_logits(folder, "score it first").filter(~pl.col("in_sample"))

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from omegaconf import OmegaConf
 
 from distill.config import DataConfig, PromptConfig, ScorerConfig, TeacherConfig, from_mapping
@@ -33,7 +32,7 @@ from distill.provenance import Learned
 from distill.readers import open_sources
 from distill.records import LABELS, ORDERS, Conversation, from_frame
 from distill.scoring import to_own_order
-from distill.store import NO_FOLD, StoreWriter
+from distill.store import NO_FOLD, StoreWriter, read_parts
 from distill.teacher import Judge, fill_store, prefix_order
 from teachers.filling import Interrupt, Progress, not_done
 
@@ -150,7 +149,7 @@ def stage(scorer: Any, renderer: Renderer, conversations: list[Conversation], st
         todo, done = not_done(sorted(conversations, key=prefix_order), writer, ORDERS)
         progress = Progress(len(todo) * len(ORDERS), None)
         fill_store(config, judge, writer, scorer, todo, done, progress, interrupt)
-    rows = pl.read_parquet(store / "part-*.parquet").rows_by_key(["id", "order"], named=True, unique=True)
+    rows = read_parts(store).rows_by_key(["id", "order"], named=True, unique=True)
     return np.stack([to_own_order(np.array(rows[c.id, o]["logits"]), o) for c in conversations for o in ORDERS])
 
 

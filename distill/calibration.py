@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from distill.bounds import Positive
 from distill.config import PlanConfig, from_mapping
 from distill.errors import UserError
 
@@ -16,10 +17,10 @@ class Calibration:
     """
 
     device: str
-    memory_gb: float
-    scoring_tflops: float
-    training_tflops: float
-    memory_overhead: float
+    memory_gb: Positive
+    scoring_tflops: Positive
+    training_tflops: Positive
+    memory_overhead: Positive
     measured: str
 
 

@@ -26,10 +26,9 @@ from distill.parts import (
     publish,
     tidy,
 )
-from distill.runs import MANIFEST, content_hash, read_manifest, write_json
+from distill.runs import COMPACTING, MANIFEST, content_hash, content_of, file_digests, read_manifest, write_json
 from distill.store import mixed_parts, view
 
-FINISHED_AS = "distill.finished_as"  # the manifest's content hash when the part was made
 ROWS_PER_PART = 1_000_000
 
 
@@ -40,24 +39,31 @@ def compact(folder: Path, rows_per_part: int = ROWS_PER_PART) -> list[Path]:
     student that was trained before names another parent. Raises `UserError` where a process writes the store, where a
     part is damaged or of another making, or where the files are not those that the manifest was written for.
     """
-    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
+    manifest = read_manifest(folder, verify=False) if (folder / MANIFEST).exists() else None
     with exclusive(folder) as parts:  # what killed processes left is gone after this, and so are the locks' own files
         if not parts:
             raise UserError(f"{folder} holds no parts: run the teacher stage, or check the path")
         if mixed := mixed_parts(parts):
             raise UserError(mixed[0])
-        interrupted = {part.metadata.get(FINISHED_AS) for part in parts}
-    finished_as = manifest.content if manifest else ""
-    if manifest and finished_as not in interrupted and content_hash(folder) != finished_as:
+    interrupted = manifest is not None and COMPACTING in manifest.extra
+    if manifest and not interrupted and content_hash(folder) != manifest.content:
         raise UserError(
             f"{folder} does not hold the files that its manifest.json was written for: "
             f"look with `python -m distill.store verify {folder}`, or score anew with overwrite=true"
         )
     with exclusive(folder) as parts:
-        merged = [merge(folder, group, finished_as) for group in groups(parts, rows_per_part)]
-    if manifest and (content := content_hash(folder)) != finished_as:
+        due = groups(parts, rows_per_part)
+        if manifest and due:
+            with explained(folder):
+                compacting = replace(manifest, extra={**manifest.extra, COMPACTING: True})
+                write_json(folder / MANIFEST, asdict(compacting))
+        merged = [merge(folder, group) for group in due]
+    if manifest and (merged or interrupted):
         with explained(folder):
-            write_json(folder / MANIFEST, asdict(replace(manifest, content=content)))
+            extra = {key: value for key, value in manifest.extra.items() if key != COMPACTING}
+            digests = file_digests(folder)
+            whole = replace(manifest, content=content_of(digests), files=digests, extra=extra)
+            write_json(folder / MANIFEST, asdict(whole))
     return merged
 
 
@@ -88,14 +94,14 @@ def groups(parts: Sequence[Part], rows_per_part: int) -> list[list[Part]]:
     return [group for group in found if len(group) > 1]
 
 
-def merge(folder: Path, group: Sequence[Part], finished_as: str) -> Path:
+def merge(folder: Path, group: Sequence[Part]) -> Path:
     """Publish the rows of `group` as one part with the highest number of its fold, then delete the group."""
     origin = group[0].origin
     rows = pl.concat([part.checked() for part in group]).sort("id", view(origin.columns))
     number = 1 + max(p.number for p in list_parts(folder) if p.origin.judge_fold == origin.judge_fold)
     path = part_path(folder, origin.judge_fold, number)
     replaces = json.dumps([part.path.name for part in group])
-    publish(rows, path, {**origin.metadata(), REPLACES: replaces, FINISHED_AS: finished_as})
+    publish(rows, path, {**origin.metadata(), REPLACES: replaces})
     with explained(folder):
         for part in group:
             part.path.unlink()

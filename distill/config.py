@@ -1,15 +1,32 @@
 """The typed configuration: Hydra's DictConfig becomes these frozen dataclasses at the door and goes no further.
 
-Every number lives in `conf/`; nothing here has a default. A key that is unknown, missing or of the wrong type is an
-error, and all errors of a configuration are reported at once.
+Every number lives in `conf/`; nothing here has a default. A key that is unknown, missing, of the wrong type or out of
+its bounds (`distill/bounds.py`) is an error, and all errors of a configuration are reported at once.
 """
 
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from distill.bounds import (
+    Betas,
+    Count,
+    Natural,
+    NonNegative,
+    PartialShare,
+    Port,
+    Positive,
+    PositiveShare,
+    Probabilities,
+    Seed,
+    Share,
+    ShareBelowOne,
+    at_least,
+    between,
+    is_finite,
+)
 from distill.errors import UserError
 
 C = TypeVar("C")
@@ -18,17 +35,17 @@ CanaryMode = Literal["refuse", "warn"]
 
 @dataclass(frozen=True)
 class FoldsConfig:
-    count: int
+    count: Annotated[int, at_least(2)]
     split: Literal["grouped", "blackpearl"]
-    seed: int
+    seed: Seed
 
 
 @dataclass(frozen=True)
 class SimulateConfig:
     """How many conversations `distill/arena_sim.py` writes; the preference law itself is written down there."""
 
-    conversations: int
-    seed: int
+    conversations: Count
+    seed: Seed
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,8 @@ class DataConfig:
     """Where conversations come from: exactly one of `files`, `hub` and `simulate` is set.
 
     `test_share`: of the voted conversations, in the locked test split, from which no stage ever learns.
+    `near_duplicates`, 0.5 to 1 or null for off: the similarity from which first prompts count as one, so that none of
+    them is held out from the others (`distill/near_duplicates.py`).
     """
 
     name: str
@@ -43,8 +62,10 @@ class DataConfig:
     hub: str | None
     simulate: SimulateConfig | None
     ignore_columns: list[str]
+    max_rejected: Share
     shuffle_sides: list[str]
-    test_share: float
+    test_share: ShareBelowOne
+    near_duplicates: Annotated[float, between(0.5, 1)] | None  # below, MinHash cannot tell likeness from chance
     folds: FoldsConfig
 
 
@@ -67,8 +88,8 @@ class TemplateConfig:
 class PromptConfig:
     """`show_models` tells the judge who wrote each response: for teachers, whose student need not know."""
 
-    max_tokens: int
-    min_round_tokens: int
+    max_tokens: Count
+    min_round_tokens: Natural
     show_models: bool
     template: TemplateConfig
 
@@ -81,9 +102,9 @@ class LoraConfig:
     """
 
     method: Literal["lora", "rslora", "dora"]
-    rank: int
-    alpha: int
-    dropout: float
+    rank: Count
+    alpha: Count
+    dropout: ShareBelowOne
     targets: str | list[str]
 
 
@@ -96,8 +117,8 @@ class StudentConfig:
     """
 
     base: str | None
-    layers: int | None
-    freeze_layers: int
+    layers: Count | None
+    freeze_layers: Natural
     head: Literal["auto", "new"]
     softcapping: bool
     dtype: Literal["auto", "fp32", "bf16"]
@@ -105,22 +126,23 @@ class StudentConfig:
     tuning: Literal["lora", "full"]
     lora: LoraConfig
     gradient_checkpointing: bool
-    epochs: int
-    batch_conversations: int
-    length_pool_steps: int
-    micro_batch_tokens: int
-    validation_share: float
-    validate_every: int | None
+    epochs: Count
+    schedule_epochs: Count | None
+    batch_conversations: Count
+    length_pool_steps: Count
+    micro_batch_tokens: Count
+    validation_share: PartialShare
+    validate_every: Count | None
 
 
 @dataclass(frozen=True)
 class TermConfig:
     """One term of the loss. It moves straight from `weight` to `final_weight` over the training, null: it stays."""
 
-    weight: float
-    temperature: float
-    final_weight: float | None
-    final_temperature: float | None
+    weight: NonNegative
+    temperature: Positive
+    final_weight: NonNegative | None
+    final_temperature: Positive | None
 
 
 @dataclass(frozen=True)
@@ -128,8 +150,8 @@ class RowWeightsConfig:
     """How much a conversation counts in the loss."""
 
     votes: Literal["one", "count"]
-    confidence: float
-    sources: dict[str, float]
+    confidence: NonNegative
+    sources: dict[str, NonNegative]
 
 
 @dataclass(frozen=True)
@@ -163,13 +185,16 @@ class OptimizerConfig:
     """AdamW. `master_weights` says what keeps small steps of weights in bf16 from being rounded away."""
 
     master_weights: Literal["fp32", "kahan", "none"]
-    lr: float
-    head_lr: float
-    betas: list[float]
-    weight_decay: float
-    warmup: float
+    lr: NonNegative
+    head_lr: NonNegative
+    betas: Betas
+    eps: Positive
+    weight_decay: NonNegative
+    warmup: Share
+    warmup_steps: Count | None
     decay: Literal["cosine", "linear", "constant"]
-    clip: float
+    min_lr_ratio: Share
+    clip: NonNegative
 
 
 @dataclass(frozen=True)
@@ -185,7 +210,7 @@ class EngineConfig:
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"]
     liger: bool
     padding_free: bool
-    checkpoint_minutes: float
+    checkpoint_minutes: NonNegative
 
 
 @dataclass(frozen=True)
@@ -195,10 +220,10 @@ class ServerConfig:
     urls: list[str]
     model: str | None
     api_key_variable: str | None
-    prompts_per_request: int
-    requests_in_flight: int
-    retries: int
-    timeout_s: float
+    prompts_per_request: Count
+    requests_in_flight: Count
+    retries: Natural
+    timeout_s: Positive
 
 
 @dataclass(frozen=True)
@@ -207,10 +232,10 @@ class RayConfig:
 
     address: str | None
     backend: Literal["vllm", "transformers"]
-    workers: int
-    gpus: float
-    cpus: float
-    prompts_per_task: int
+    workers: Count
+    gpus: NonNegative
+    cpus: NonNegative
+    prompts_per_task: Count
 
 
 @dataclass(frozen=True)
@@ -225,7 +250,7 @@ class ScorerConfig:
     method: Literal["classify", "label_tokens"]
     labels: list[str]
     dtype: Literal["auto", "fp32", "bf16", "fp16"]
-    batch_tokens: int
+    batch_tokens: Count
     load_in_8bit: bool
     vllm: dict[str, Any]
     server: ServerConfig
@@ -237,7 +262,7 @@ class MixtureConfig:
     """Several finished teachers as one, by name. `weights`: null for equal ones."""
 
     teachers: list[str]
-    weights: list[float] | None
+    weights: list[Positive] | None
     space: Literal["logits", "probabilities"]
     calibrate: bool
 
@@ -254,14 +279,14 @@ class TeacherConfig:
     kind: Literal["folds", "model", "reward", "mixture"]
     path: str | None
     model: str | None
-    folds: list[int]
+    folds: list[Natural]
     rows: Literal["out_of_fold", "in_fold"]
-    max_entropy: float | None
-    rows_per_part: int
+    max_entropy: NonNegative | None
+    rows_per_part: Count
     same_prompt: bool
     merge: bool
-    reward_l2: float
-    price_per_hour: float | None
+    reward_l2: NonNegative
+    price_per_hour: NonNegative | None
     mixture: MixtureConfig
     scorer: ScorerConfig
 
@@ -272,35 +297,36 @@ class QuantisationConfig:
     scale in w8a16 and w4a16; null: the largest of 128, 64, 32 that divides every layer's width.
     """
 
-    smoothing: float | None
-    group: int | None
-    damping: float
+    smoothing: Share | None
+    group: Count | None
+    damping: Positive
 
 
 @dataclass(frozen=True)
 class FidelityConfig:
-    """Held-out `rows` to compare on, and by how much the export may differ from the unquantised student.
+    """Held-out `rows` to compare on, and by how much the export may differ from the unquantised student: it fails where
+    the whole 95% interval of a difference lies beyond its limit.
 
     `log_loss`: more nats a row, in the mean; `kl`: mean KL(student || export) in nats; `verdicts`: share that changes;
     `regret`: see `eval/fidelity.py`; `flip_rate`, `ece`: differences. Null: any.
     """
 
-    rows: int
-    log_loss: float | None
-    kl: float | None
-    verdicts: float | None
-    regret: float | None
-    flip_rate: float | None
-    ece: float | None
+    rows: Count
+    log_loss: NonNegative | None
+    kl: NonNegative | None
+    verdicts: NonNegative | None
+    regret: NonNegative | None
+    flip_rate: NonNegative | None
+    ece: NonNegative | None
 
 
 @dataclass(frozen=True)
 class CanaryFactors:
     """Of the root mean square of all differences, of the largest, and of that of a label's mean."""
 
-    rms: float
-    largest: float
-    shift: float
+    rms: Positive
+    largest: Positive
+    shift: Positive
 
 
 @dataclass(frozen=True)
@@ -309,11 +335,11 @@ class CanariesConfig:
     `factors` times what `repeats` answers of the export differ by that are all right, and always by `floor`.
     """
 
-    rows: int
-    tokens: int
-    repeats: int
+    rows: Count
+    tokens: Count
+    repeats: Annotated[int, at_least(2)]
     factors: CanaryFactors
-    floor: float
+    floor: NonNegative
 
 
 @dataclass(frozen=True)
@@ -325,13 +351,13 @@ class ExportConfig:
     conversations, which quantisation sees, too. `scorer` reads the export, `reference` the unquantised student.
     """
 
-    folds: list[int] | None
+    folds: list[Natural] | None
     average: Literal["factors", "delta", "svd"]
     compare_folds: bool
     format: Literal["merged", "w8a8", "w8a16", "w4a16", "gptq", "gguf"]
     dtype: Literal["fp16", "bf16", "fp32"]
-    calibration_rows: int
-    margin: float
+    calibration_rows: Count
+    margin: Positive
     quantisation: QuantisationConfig
     calibration: Literal["none", "temperature", "vector"]
     fidelity: FidelityConfig
@@ -349,12 +375,12 @@ class EvalConfig:
     """
 
     split: Literal["test", "fold"]
-    bootstrap: int
-    ece_bins: int
-    bias_level: float
+    bootstrap: Annotated[int, at_least(40)]  # one draw beyond each end of a 95% interval
+    ece_bins: Count
+    bias_level: PartialShare
     judges: dict[str, str]
     own: dict[str, str]
-    seeds: list[int]
+    seeds: list[Seed]
     variants: list[str]
     student: ScorerConfig
     exported: ScorerConfig
@@ -366,9 +392,9 @@ class RulesConfig:
     the judge decides. In `one_empty` the empty response stands first, whichever side it is.
     """
 
-    identical: list[float] | None
-    one_empty: list[float] | None
-    both_empty: list[float] | None
+    identical: Probabilities | None
+    one_empty: Probabilities | None
+    both_empty: Probabilities | None
 
 
 @dataclass(frozen=True)
@@ -380,11 +406,12 @@ class PredictConfig:
     """
 
     model: str | None
-    devices: int | None
-    second_order: float
-    pilot: int
-    minutes: float | None
-    rows_per_part: int
+    devices: Count | None
+    max_unreadable: Share
+    second_order: Share
+    pilot: Natural
+    minutes: Positive | None
+    rows_per_part: Count
     rules: RulesConfig
     scorer: ScorerConfig
 
@@ -398,14 +425,14 @@ class ServeConfig:
 
     model: str | None
     host: str
-    port: int
+    port: Port
     api_key_variable: str | None
-    max_body_bytes: int
-    max_conversations: int
-    max_queue: int
-    max_jobs: int
-    max_wait_ms: float
-    shutdown_seconds: float
+    max_body_bytes: Count
+    max_conversations: Count
+    max_queue: Count
+    max_jobs: Count
+    max_wait_ms: NonNegative
+    shutdown_seconds: NonNegative
     scorer: ScorerConfig
 
 
@@ -413,19 +440,19 @@ class ServeConfig:
 class UtilisationConfig:
     """Shares of the peak that each kind of work reaches."""
 
-    scoring: float
-    training: float
-    training_4bit: float
+    scoring: PositiveShare
+    training: PositiveShare
+    training_4bit: PositiveShare
 
 
 @dataclass(frozen=True)
 class AssumedConfig:
     """What `distill.plan` takes where nothing here tells: data that are not prepared, a model without tokenizer."""
 
-    conversations: int
-    tokens: int
-    padding: float
-    cached: float
+    conversations: Count
+    tokens: Count
+    padding: ShareBelowOne
+    cached: ShareBelowOne
 
 
 @dataclass(frozen=True)
@@ -434,13 +461,13 @@ class T4Config:
     `int8_speedup`: over that, of int8 tensor cores. `batch_tokens`: prompts that are processed at a time.
     """
 
-    memory_gb: float
-    fp16_tflops: float
-    utilisation: float
-    int8_speedup: float
-    batch_tokens: int
-    conversations: int
-    price_per_hour: float | None
+    memory_gb: Positive
+    fp16_tflops: Positive
+    utilisation: PositiveShare
+    int8_speedup: Positive
+    batch_tokens: Count
+    conversations: Count
+    price_per_hour: NonNegative | None
 
 
 @dataclass(frozen=True)
@@ -452,19 +479,19 @@ class PlanConfig:
     """
 
     gpu: str
-    memory_gb: float
-    peak_tflops: float
+    memory_gb: Positive
+    peak_tflops: Positive
     utilisation: UtilisationConfig
-    memory_overhead: float
-    reserve_gb: float
-    gpus: int
-    gpus_per_node: int
-    node_bandwidth: float
-    network_bandwidth: float
-    price_per_gpu_hour: float | None
+    memory_overhead: Positive
+    reserve_gb: NonNegative
+    gpus: Count
+    gpus_per_node: Count
+    node_bandwidth: Positive
+    network_bandwidth: Positive
+    price_per_gpu_hour: NonNegative | None
     calibration: str | None
-    conversations: int | None
-    tokens: int | None
+    conversations: Count | None
+    tokens: Count | None
     assumed: AssumedConfig
     t4: T4Config
 
@@ -475,8 +502,8 @@ class TrackerConfig:
 
     backend: Literal["wandb", "tensorboard", "none"]
     project: str
-    samples: int
-    sample_characters: int
+    samples: Natural
+    sample_characters: Count
 
 
 @dataclass(frozen=True)
@@ -484,7 +511,7 @@ class SweepConfig:
     """Which trial of which study this run is; the sweeper sets both, null outside of a search."""
 
     study: str | None
-    trial: int | None
+    trial: Natural | None
 
 
 @dataclass(frozen=True)
@@ -503,9 +530,9 @@ class Config:
     name: str
     run: str
     role: Literal["student", "teacher"]
-    fold: int
-    seed: int
-    limit: int | None
+    fold: Natural
+    seed: Seed
+    limit: Count | None
     overwrite: bool
     input: str | None
     output: str | None
@@ -532,10 +559,13 @@ class Config:
         return Path(self.paths.root)
 
 
-def from_mapping(kind: type[C], values: Mapping[str, Any]) -> C:
-    """Build dataclass `kind` from nested mappings. Raises one `UserError` that lists every problem found."""
+def from_mapping(kind: type[C], values: Mapping[str, Any], at: str = "") -> C:
+    """Build dataclass `kind` from nested mappings. Raises one `UserError` that lists every problem found.
+
+    `at` is the place of `values` in the whole configuration, for the message.
+    """
     problems: list[str] = []
-    built = _dataclass(kind, values, "", problems)
+    built = _dataclass(kind, values, at, problems)
     if problems:
         raise UserError("the configuration has problems:\n" + "\n".join(f"  - {p}" for p in problems))
     return built
@@ -552,7 +582,7 @@ def _dataclass(kind: Any, values: Any, at: str, problems: list[str]) -> Any:
             f"{at or 'config'}={values!r}: expected a group of keys ({', '.join(f.name for f in fields(kind))})"
         )
         return None
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in hints:
             problems.append(f"{_join(at, key)}={values[key]!r}: unknown key; known here: {', '.join(hints)}")
@@ -563,7 +593,7 @@ def _dataclass(kind: Any, values: Any, at: str, problems: list[str]) -> Any:
     return None if problems else kind(**parsed)
 
 
-def _value(hint: Any, value: Any, at: str, problems: list[str]) -> Any:
+def _value(hint: Any, value: Any, at: str, problems: list[str], otherwise: str = "") -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
         return _dataclass(hint, value, at, problems)
@@ -572,19 +602,37 @@ def _value(hint: Any, value: Any, at: str, problems: list[str]) -> Any:
             return None
         options = [a for a in arguments if a is not type(None)]
         fitting = [a for a in options if _fits(a, value)]
-        return _value(fitting[0] if fitting else options[0], value, at, problems)
+        null = ", or null" if type(None) in arguments else ""
+        return _value(fitting[0] if fitting else options[0], value, at, problems, null)
+    if origin is Annotated:
+        plain, *bounds = arguments
+        before = len(problems)
+        parsed = _value(plain, value, at, problems, otherwise)
+        if len(problems) == before and (broken := [bound for bound in bounds if not bound.allows(parsed)]):
+            problems.append(f"{at}={value!r}: give {broken[0].advice}{otherwise}")
+        return parsed
     if not _fits(hint, value):
         problems.append(f"{at}={value!r}: expected {_describe(hint)}, got {type(value).__name__}")
         return None
+    if isinstance(value, int | float) and not is_finite(value):
+        problems.append(f"{at}={value!r}: give a finite number{otherwise}")
+        return None
     if origin is list:
         return [_value(arguments[0], item, f"{at}[{i}]", problems) for i, item in enumerate(value)]
-    if origin is dict and arguments[1] is not Any:
+    if origin is dict:
         return {key: _value(arguments[1], item, _join(at, key), problems) for key, item in value.items()}
+    if hint is Any:  # another library's own settings
+        kind = dict[str, Any] if isinstance(value, Mapping) else list[Any] if isinstance(value, list) else None
+        return value if kind is None else _value(kind, value, at, problems)
     return float(value) if hint is float else value
 
 
 def _fits(hint: Any, value: Any) -> bool:
     origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if origin is Annotated:
+        return _fits(get_args(hint)[0], value)
     if is_dataclass(hint) or origin is dict:
         return isinstance(value, Mapping)
     if origin is Literal:
@@ -599,9 +647,14 @@ def _fits(hint: Any, value: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    return str(getattr(hint, "__name__", hint)) if get_origin(hint) is None else str(hint)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _describe(arguments[0])
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (list, dict):
+        return f"{origin.__name__}[{', '.join(map(_describe, arguments))}]"
+    return str(getattr(hint, "__name__", hint))
 
 
 def _join(at: str, key: str) -> str:

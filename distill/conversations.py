@@ -1,6 +1,6 @@
 """The table of conversations: what raw rows mean, none of them twice, every prompt in one fold; and how it is kept.
 
-    collect -> assign_folds -> save ... load
+    collect -> assign_groups -> assign_folds -> save ... load
 
 Nothing is lost on the way: rows read == conversations + duplicates + rejected rows.
 """
@@ -21,9 +21,11 @@ import polars as pl
 
 from distill.config import FoldsConfig
 from distill.errors import UserError
+from distill.near_duplicates import first_of_each
 from distill.readers import BALLOTS, COUNTS, MODELS, ROWS_AT_ONCE, SHOWN, SURROGATES, TEXTS, WINNERS, Row, Source, shown
 from distill.records import LABELS, SCHEMA, TEST, Conversation, from_frame, to_frame
 from distill.runs import read_manifest
+from distill.tables import read_parquet
 
 CONVERSATIONS = "conversations.parquet"
 REJECTED = pl.Schema({"source": pl.String, "line": pl.Int64, "id": pl.String, "reason": pl.String})
@@ -31,6 +33,7 @@ PAIR = (*TEXTS, *MODELS)
 BALLOT_DIGITS = "120"  # PandaLM: 1 for a, 2 for b, 0 for a tie
 BLACKPEARL = (5, 2025)  # folds and seed published by LMSYS's 1st place: LMSYS_BlackPearl, src/prepare_data.py
 UNVOTED = "none"
+SEVERAL = 3  # how many kinds of problems a message names
 
 
 class BadRow(UserError):
@@ -84,7 +87,9 @@ def collect(
                     raise BadRow(f"duplicate id with other content: {shown(conversation.id)}")
             except BadRow as problem:
                 tally.rejected += 1
-                rejected.append((source.name, row.line, _id(row.cells), str(problem)))
+                identity = row.cells.get("id")
+                shown_id = None if identity is None else _clean(str(identity))
+                rejected.append((source.name, row.line, shown_id, str(problem)))
                 continue
             seen.add(content)
             taken.add(conversation.id)
@@ -96,6 +101,12 @@ def collect(
         frames.append(to_frame(kept))
         assert tally.read == tally.kept + tally.duplicates + tally.rejected, tally
     return pl.concat(frames), pl.DataFrame(rejected, schema=REJECTED, orient="row"), tallies
+
+
+def kinds(rejected: pl.DataFrame) -> str:
+    """Why rows of a table in `REJECTED` were rejected, the commonest first, as in `398 x prompt is not JSON`."""
+    counts = Counter(reason.split(": ")[0] for reason in rejected["reason"])
+    return ", ".join(f"{count:,} x {kind}" for kind, count in counts.most_common(SEVERAL))
 
 
 def parse(row: Row, source: Source) -> Conversation:
@@ -112,17 +123,57 @@ def parse(row: Row, source: Source) -> Conversation:
         raise BadRow(f"unequal rounds: {lengths}")
     if not prompt:
         raise BadRow("zero rounds: prompt, response_a and response_b are []")
-    identity = _id(cells)
-    if identity is None:
-        raise BadRow(f"id is missing: {shown(cells['id'])}")
+    identity = identify(cells)
     model_a, model_b = (_clean(str(cells[name])) if cells.get(name) not in (None, "") else None for name in MODELS)
     return Conversation(identity, prompt, response_a, response_b, model_a, model_b, _votes(cells), source=source.name)
 
 
+def identify(cells: Mapping[str, Any]) -> str:
+    """A row's id as every stage writes it. Raises `BadRow` where it has none, or one that is no text in UTF-8.
+
+    A whole number that came as a float, as pandas keeps a column of them with a gap, is that number: 1000.0 is 1000.
+    Text stays letter for letter, 007 and 1000.0 too: a submission has to repeat it so.
+    """
+    value = cells.get("id")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    missing = value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
+    if missing:
+        raise BadRow(f"id is missing: {shown(value)}")
+    if SURROGATES.search(str(value)):
+        raise BadRow(f"id is not UTF-8: {shown(value)}")
+    return str(value)
+
+
 def group_of(prompt: str) -> str:
     """16 hex digits of sha256 of a first prompt, the same whatever its case, spacing and Unicode form."""
-    normal = " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
-    return hashlib.sha256(normal.encode()).hexdigest()[:16]
+    return hashlib.sha256(_normal(prompt).encode()).hexdigest()[:16]
+
+
+def assign_groups(conversations: pl.DataFrame, near_duplicates: float | None) -> pl.DataFrame:
+    """The table with `group` set: `group_of` the first prompt, of its near-duplicates the smallest.
+
+    `near_duplicates`: the Jaccard similarity from which first prompts are joined, None: only equal ones are. Neither
+    the order of rows nor the machine matters.
+    """
+    prompts = conversations["prompt"].list.first().to_list()
+    own = [group_of(prompt) for prompt in prompts]
+    group = dict(zip(own, own, strict=True))
+    if near_duplicates is not None:
+        texts = dict(sorted(zip(own, map(_normal, prompts), strict=True)))
+        hashes = list(texts)
+        group = {h: hashes[i] for h, i in zip(hashes, first_of_each([*texts.values()], near_duplicates), strict=True)}
+    return conversations.with_columns(group=pl.Series([group[h] for h in own], dtype=pl.String))
+
+
+def joined_prompts(conversations: pl.DataFrame) -> list[list[str]]:
+    """The first prompts of each group that joins several, one of each `group_of`; the largest group first."""
+    prompts: dict[str, dict[str, str]] = defaultdict(dict)
+    for group, prompt in zip(conversations["group"], conversations["prompt"].list.first(), strict=True):
+        prompts[group].setdefault(group_of(prompt), prompt)
+    return sorted(
+        (list(different.values()) for different in prompts.values() if len(different) > 1), key=len, reverse=True
+    )
 
 
 def is_swapped(conversation: Conversation) -> bool:
@@ -140,7 +191,7 @@ def labels(conversations: pl.DataFrame) -> pl.Series:
 
 
 def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig, test_share: float) -> pl.DataFrame:
-    """The table with `group` and `fold` set: stratified on `labels`, rows without votes being a stratum of their own.
+    """The table with `fold` set: stratified on `labels`, rows without votes being a stratum of their own.
 
     First about `test_share` of the voted conversations, whole groups, become the test split (`TEST`): it depends on the
     texts and votes alone, not on folds and seeds, and holds no group that nobody voted on. It is empty where there are
@@ -150,7 +201,7 @@ def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig, test_share: fl
     scikit-learn's StratifiedKFold(5, shuffle, seed 2025), which shares prompts between folds: only for comparison with
     numbers published on that split, so without a test split. Raises `UserError` where there is too little to split.
     """
-    group = [group_of(prompt) for prompt in conversations["prompt"].list.first()]
+    group = conversations["group"].to_list()
     strata = labels(conversations).to_list()
     if test_share and folds.split == "blackpearl":
         raise UserError(
@@ -171,7 +222,7 @@ def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig, test_share: fl
     split = _grouped(left, left_group, folds) if folds.split == "grouped" else _blackpearl(left, folds)
     for row, k in zip(rest, split, strict=True):
         fold[row] = k
-    return conversations.with_columns(group=pl.Series(group, dtype=pl.String), fold=pl.Series(fold, dtype=pl.Int32))
+    return conversations.with_columns(fold=pl.Series(fold, dtype=pl.Int32))
 
 
 def save(folder: Path, conversations: pl.DataFrame) -> None:
@@ -183,12 +234,11 @@ def save(folder: Path, conversations: pl.DataFrame) -> None:
 def load(folder: Path) -> list[Conversation]:
     """The conversations of a finished `data/<name>`, in input order. Raises `UserError` naming the command for it."""
     read_manifest(folder, "prepare", remedy=f"python -m distill.prepare data={folder.name}")
-    return from_frame(pl.read_parquet(folder / CONVERSATIONS))
+    return from_frame(read_parquet(folder / CONVERSATIONS))
 
 
-def _id(cells: Mapping[str, Any]) -> str | None:
-    value = cells.get("id")
-    return None if value is None or not str(value).strip() else _clean(str(value))
+def _normal(prompt: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
 
 
 def _rounds(name: str, cell: Any) -> list[str]:
@@ -287,7 +337,7 @@ def _spread(members: Mapping[str, Counter[str]], order: Sequence[str], shares: S
     sizes = [0] * len(shares)
     part_of: dict[str, int] = {}
     for group in order:
-        added = members[group].items()
+        added = sorted(members[group].items())  # in one order, so that sums that tie do tie
         costs = [
             (sum((2 * held[k][s] + n) * n / total[s] for s, n in added) / share, sizes[k] / share)
             for k, share in enumerate(shares)

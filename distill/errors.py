@@ -1,5 +1,22 @@
 """What a user can mend, told apart from what only we can."""
 
+import errno
+import os
+import re
+
+OF_RUST = re.compile(r"\(os error (\d+)\)")  # how polars, safetensors and tokenizers tell of the file system
+OF_TORCH = re.compile(r"inline_container\.cc.*(unexpected pos|file write failed)", re.DOTALL)
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give this user the right to it"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "move away what is there, or name another place"),
+    errno.EISDIR: "name a file",
+    errno.ELOOP: "mend the links",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "see to the disk"),
+}
+
 
 class UserError(ValueError):
     """Something that the user can mend. The message names the file, row or key, its value and what to do.
@@ -7,3 +24,29 @@ class UserError(ValueError):
     Raised where the cause is known, and shown by the entry points without a traceback (exit code 2). Any other
     `ValueError`, a library's above all, is a defect of ours and keeps its traceback.
     """
+
+
+class OtherRankError(UserError):
+    """Another rank of the same training found it and tells it: here it is not shown again."""
+
+
+def of_file_system(error: BaseException) -> str | None:
+    """What a user is told of an error for which a disk or its permissions are the cause; None for any other error.
+
+    A file that is merely missing is none of them: we should have known.
+    """
+    path: object = None
+    if isinstance(error, UserError):
+        return None  # it says so already
+    if isinstance(error, OSError) and error.errno:
+        code, path = error.errno, error.filename
+    elif match := OF_RUST.search(str(error)):
+        code, path = int(match[1]), str(error)[match.end() :].removeprefix(": ")
+    elif isinstance(error, RuntimeError) and OF_TORCH.search(str(error)):
+        code = errno.ENOSPC  # it does not say why, and mostly that is it
+    else:
+        return None
+    if code not in REMEDIES:
+        return None
+    where = f"{path}: " if path else ""
+    return f"{where}{os.strerror(code)}: {REMEDIES[code]}, and run the same command again"

@@ -6,8 +6,8 @@
     compare    with the unquantised student, on conversations that it was not trained on: fidelity.json
     check      whether T4s can run the folder: t4.json
 
-What is done already is not done again. An export that loses more than `export.fidelity` allows, or that T4s cannot
-run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
+What is done already is not done again. An export that surely loses more than `export.fidelity` allows, or that T4s
+cannot run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
 """
 
 import json
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from distill.config import Config, ScorerConfig, T4Config, to_mapping
 from distill.door import ChecksFailed, door
 from distill.errors import UserError
-from distill.records import TEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +84,7 @@ def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
 def folds_average(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The average of `export.folds`, compared on the validation rows that trained none of them."""
     from distill import conversations
+    from distill.records import TEST
     from students.folds import average, check_alike, parts, unseen
 
     folds = [trained_fold(config, k) for k in config.export.folds or []]
@@ -131,7 +131,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
     from distill import runs
     from distill.provenance import write_learned
     from eval.canaries import make_canaries
-    from eval.fidelity import exceeded, fidelity
+    from eval.fidelity import exceeded, fidelity, untold
     from students.formats import copy_linked, in_format
 
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
@@ -145,11 +145,14 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         [c.id for c in compared],
         votes,
         groups,
+        config.export.fidelity,
         draws=config.eval.bootstrap,
         bins=config.eval.ece_bins,
         seed=config.seed,
     )
-    failed = exceeded(found, config.export.fidelity)
+    failed = exceeded(found)
+    for limit in untold(found):
+        log.warning("%s: %s", folder, limit)
     learned = judge.learned()
     found["taught"] = sum(c.fingerprint() in learned.through_teachers for c in compared)
     runs.write_json(folder / "fidelity.json", found)
@@ -176,7 +179,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         folder,
         found["log_loss"],
         found["student_log_loss"],
-        100 * found["verdicts"],
+        100 * found["differences"]["verdicts"]["difference"],
     )
 
 

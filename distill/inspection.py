@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from distill import compaction
-from distill.door import refuse
+from distill.door import file_system_explained, plain_ends, refuse
 from distill.errors import UserError
 from distill.parts import Part, list_parts, open_part, part_files, token
-from distill.runs import MANIFEST, content_hash, read_manifest
+from distill.runs import COMPACTING, MANIFEST, content_hash, read_manifest
 from distill.store import NAMED, check_leaks, double_keys, key, mixed_parts, read_parts, read_seen, view
 
 
@@ -28,25 +28,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         commands.add_parser(name, help=does).add_argument("path", type=Path, help="the store's folder")
     chosen = parser.parse_args(arguments)
-    console = Console()
-    try:
-        if not chosen.path.is_dir():
-            raise UserError(f"{chosen.path} is not a folder: give the folder of a store, such as artifacts/logits/NAME")
-        if chosen.command == "inspect":
-            for table in inspect(chosen.path):
-                console.print(table)
-        elif chosen.command == "verify":
-            if problems := verify(chosen.path):
-                raise UserError(f"{len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems))
-            console.print(f"{chosen.path}: nothing wrong", soft_wrap=True)
-        else:
-            before = size(chosen.path)
-            made = compaction.compact(chosen.path)
-            console.print(
-                f"{chosen.path}: {len(made)} merged parts, {before:,} -> {size(chosen.path):,} bytes", soft_wrap=True
-            )
-    except UserError as error:
-        refuse(error)
+    with plain_ends():
+        try:
+            with file_system_explained():
+                look_after(chosen.command, chosen.path, Console())
+        except UserError as error:
+            refuse(error)
+
+
+def look_after(command: str, folder: Path, console: Console) -> None:
+    """Carry out one of the commands. Raises `UserError` for what is wrong with the store in `folder`."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder of a store, such as artifacts/logits/NAME")
+    if command == "inspect":
+        for table in inspect(folder):
+            console.print(table)
+    elif command == "verify":
+        if problems := verify(folder):
+            raise UserError(f"{len(problems)} problems\n" + "\n".join(f"  - {problem}" for problem in problems))
+        console.print(f"{folder}: nothing wrong", soft_wrap=True)
+    else:
+        before = size(folder)
+        made = compaction.compact(folder)
+        console.print(f"{folder}: {len(made)} merged parts, {before:,} -> {size(folder):,} bytes", soft_wrap=True)
 
 
 def inspect(folder: Path) -> list[Table]:
@@ -71,7 +75,9 @@ def files(folder: Path, parts: Sequence[Part], rows: int) -> dict[str, str]:
     taken = sum(part.path.stat().st_size for part in parts)
     finished = (folder / MANIFEST).exists()
     return {
-        "finished": f"yes, {read_manifest(folder).created}" if finished else "no: it has no manifest.json",
+        "finished": f"yes, {read_manifest(folder, verify=False).created}"
+        if finished
+        else "no: it has no manifest.json",
         "parts": f"{len(parts):,}",
         "bytes": f"{taken:,}, {taken / rows:.1f} a row",
     }
@@ -127,7 +133,10 @@ def verify(folder: Path) -> list[str]:
         problems += row_problems(folder, pl.concat(tables, rechunk=False))
     elif not problems:
         problems.append(f"{folder} holds no parts: run the teacher stage, or check the path")
-    if (folder / MANIFEST).exists() and content_hash(folder) != read_manifest(folder).content:
+    manifest = read_manifest(folder, verify=False) if (folder / MANIFEST).exists() else None
+    if manifest and COMPACTING in manifest.extra:
+        problems.append(f"a compaction was interrupted: python -m distill.store compact {folder} goes on with it")
+    elif manifest and content_hash(folder) != manifest.content:
         problems.append(
             f"{folder} does not hold the files that its manifest.json was written for: something was changed, added or "
             "removed since; score anew with overwrite=true"

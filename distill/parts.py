@@ -4,7 +4,6 @@
 judge, and a sha256 over the rows. Whoever writes a fold holds its lock. What the rows mean is `distill.store`'s matter.
 """
 
-import errno
 import fcntl
 import hashlib
 import io
@@ -22,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill.errors import UserError
+from distill.errors import REMEDIES, UserError
 from distill.runs import differing_fields
 
 NO_FOLD = -1  # a judge that belongs to no fold: a ready-made model, or what was fitted to all folds
@@ -30,10 +29,6 @@ NAME = re.compile(r"part-(x|\d{2,})-(\d{5,})\.parquet")
 IDENTITY, JUDGE, JUDGE_FOLD, ROWS = "distill.identity", "distill.judge", "distill.judge_fold", "distill.rows"
 REPLACES = "distill.replaces"
 AGAIN = "delete it (and manifest.json, where there is one): the teacher stage scores its rows again"
-REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make the folder writable"),
-}
 ENCODINGS = {  # both orders lie side by side: ids are stored as deltas to the row above, floats by the place of a byte
     "id": "DELTA_BYTE_ARRAY",
     "logits.list.element": "BYTE_STREAM_SPLIT",

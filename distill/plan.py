@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import Config, from_mapping
-from distill.door import CONF, door
+from distill.config import Config
+from distill.door import CONF, door, typed
 from distill.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def teacher_experiment(config: Config) -> Config | None:
     composing = GlobalHydra.instance().is_initialized()  # behind a door; not where a program calls this
     with nullcontext() if composing else initialize_config_dir(CONF, version_base="1.3"):
         values: Any = OmegaConf.to_container(compose("config", overrides=[f"+exp={name}"]), resolve=True)
-    teacher = from_mapping(Config, {**values, "run": name})
+    teacher = typed(values, [])
     return replace(teacher, plan=config.plan, paths=config.paths, data=config.data)
 
 

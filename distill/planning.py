@@ -82,7 +82,7 @@ def training(config: Config, base: str, shape: Shape, work: Work) -> Stage:
 def fold_work(config: Config, shape: Shape, method: Method, batch: Batch, work: Work) -> tuple[float, float]:
     """(rows trained on, FLOPs with validation and padding) of one fold."""
     student, folds = config.student, config.data.folds.count
-    rest = work.conversations * (folds - 1) / folds
+    rest = work.conversations * (1 - config.data.test_share) * (folds - 1) / folds
     trained, held = rest * (1 - student.validation_share), rest * student.validation_share
     rows = len(ORDERS) * student.epochs * trained
     steps = student.epochs * trained / student.batch_conversations

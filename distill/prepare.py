@@ -32,6 +32,7 @@ def main(config: Config) -> None:
     check_origin(data)
     sources = [] if data.simulate else readers.open_sources(data)
     made_of = {**to_mapping(data), "limit": config.limit, "inputs": {s.name: s.identity for s in sources}}
+    del made_of["max_rejected"]  # changes nothing in what it lets pass
     if runs.is_finished(folder, STAGE, made_of, [], config.root, config.overwrite):
         print(f"{folder} is finished; overwrite=true makes it again")
         return
@@ -46,9 +47,15 @@ def main(config: Config) -> None:
         tallies = [conversations.Tally(data.name, read=len(table), kept=len(table))]
         law[: config.limit].write_parquet(folder / LAW)
     rejected.write_parquet(folder / REJECTED)
-    if table.is_empty():
-        raise UserError(f"no row can be used: {rejected['reason'].head(3).to_list()}, see {folder / REJECTED}")
-    table = conversations.assign_folds(table, data.folds, data.test_share)
+    check_rejected(rejected, tallies, data.max_rejected, folder)
+    table = conversations.assign_groups(table, data.near_duplicates)
+    try:
+        table = conversations.assign_folds(table, data.folds, data.test_share)
+    except UserError as error:
+        if rejected.is_empty():
+            raise
+        told = f"{len(rejected):,} rows were rejected ({conversations.kinds(rejected)}), see {folder / REJECTED}"
+        raise UserError(f"{error}; {told}") from error
     conversations.save(folder, table)
     rows = {what: sum(getattr(tally, what) for tally in tallies) for what in ROWS}
     runs.write_manifest(folder, STAGE, made_of, [], config.root, rows=rows)
@@ -63,19 +70,35 @@ def check_origin(data: DataConfig) -> None:
         raise UserError(f"set exactly one of {', '.join(origins)}, the others to null; now {given or 'none'} is set")
 
 
+def check_rejected(rejected: "pl.DataFrame", tallies: "list[Tally]", most: float, folder: Path) -> None:
+    """Raise `UserError` for a source of which a larger share than `most`, or every row, cannot be used, saying why."""
+    from distill.conversations import kinds
+
+    for tally in tallies:
+        if tally.rejected and (tally.rejected > most * tally.read or tally.rejected == tally.read):
+            own = rejected.filter(source=tally.source)
+            first = own.row(0, named=True)
+            raise UserError(
+                f"{tally.source}: {tally.rejected:,} of {tally.read:,} rows cannot be used, data.max_rejected={most:g}"
+                f": {kinds(own)}, such as line {first['line']}: {first['reason']}; mend them or the layout "
+                f"(docs/data.md), or allow more. All are in {folder / REJECTED}"
+            )
+
+
 def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Tally]", folder: Path) -> None:
-    """Print what was read, kept, dropped and rejected and why, and how prompts and labels spread over the folds."""
+    """Print what was read, kept, dropped and rejected and why, what was joined, and how the folds came out."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    from distill.conversations import UNVOTED, labels
+    from distill.conversations import UNVOTED, joined_prompts, labels
+    from distill.readers import shown
     from distill.records import LABELS, TEST
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     sources = Table(Column("source", overflow="fold"), *ROWS, box=None)
     for tally in tallies:
         sources.add_row(tally.source, *(f"{getattr(tally, what):,}" for what in ROWS))
-    folds = Table("fold", "conversations", "prompts", *LABELS, UNVOTED, box=None)
+    folds = Table("fold", "conversations", "groups", *LABELS, UNVOTED, box=None)
     for (fold,), part in sorted(table.with_columns(labels(table)).partition_by("fold", as_dict=True).items()):
         shares = [f"{100 * part['label'].eq(name).sum() / len(part):.1f}%" for name in (*LABELS, UNVOTED)]
         folds.add_row("test" if fold == TEST else str(fold), f"{len(part):,}", f"{part['group'].n_unique():,}", *shares)
@@ -85,7 +108,14 @@ def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Ta
     console.print(folds)
     if TEST not in table["fold"]:
         console.print("no test split: figures will be cross-validated ones, of judges whose teachers saw the votes")
-    console.print(f"{len(table):,} conversations, {table['group'].n_unique():,} first prompts: {folder}")
+    if joined := joined_prompts(table):
+        shortest = min(joined, key=lambda prompts: sum(map(len, prompts[:2])))
+        pair = " and ".join(map(shown, shortest[:2]))
+        console.print(
+            f"near-duplicates: {sum(map(len, joined)):,} first prompts joined into {len(joined):,} groups, "
+            f"the largest of {len(joined[0]):,}; for example {pair}"
+        )
+    console.print(f"{len(table):,} conversations, {table['group'].n_unique():,} groups of first prompts: {folder}")
 
 
 if __name__ == "__main__":

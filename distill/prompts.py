@@ -9,14 +9,17 @@ stands for those left out. Within a round that does not fit, the question comes 
 more where the answers need less), then the longer answer is shortened until both are equally long. A text is
 shortened in its middle, where another marker stands. Shared text is in front, so both orders share a prefix.
 
-Fixed texts and user texts are tokenised apart, so what a user wrote can neither merge with a marker nor pose as one,
-and special-token strings inside a user's text are encoded as plain text. In the template they are special tokens, so
-that it can hold a chat format.
+Fixed texts and user texts are tokenised apart, so what a user wrote can neither merge with a marker nor pose as one:
+inside a user's text, special tokens and all added tokens that the template uses are plain text. In the template they
+are tokens, so that it can hold a chat format. (A SentencePiece tokenizer puts its space before each of these texts.)
+
+What the tokenizer puts around a text (its post-processor: bos, in some also eos) stands once around the whole prompt,
+not a second time where the template has it already.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +34,7 @@ from distill.runs import Manifest, differing_fields
 LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
 NAME_TOKENS = 32  # room for a model's name
 UNNAMED = "an unknown model"
+UNLIKELY = -1e4  # log probability: less than any spelling of a marker in pieces
 CHUNK = 1024  # conversations tokenised at a time: enough to keep the tokenizer's threads busy, small in memory
 
 
@@ -56,15 +60,25 @@ class Renderer:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._start = self._tokenizer.encode("").ids  # the bos token of models that want one
+        start, end = _frame(self._tokenizer)
         fixed = {name: self._encode([text])[0] for name, text in asdict(config.template).items()}
-        self._tokenizer.encode_special_tokens = True
-        self._opening = self._start + fixed["instruction"]
+        used = {token for ids in (start, *fixed.values(), end) for token in ids}
+        self._tokenizer, _ = without_markers(self._tokenizer, used)
+        instruction, verdict = fixed["instruction"], fixed["verdict"]
+        self._omitted, self._cut = fixed["omitted"], fixed["cut"]
         self._question, self._answers = fixed["question"], (fixed["answer_a"], fixed["answer_b"])
         self._names = (fixed["model_a"], fixed["model_b"])
-        self._verdict, self._cut, self._omitted = fixed["verdict"], fixed["cut"], fixed["omitted"]
+        has_start = (instruction or self._question)[: len(start)] == start
+        has_end = verdict[max(len(verdict) - len(end), 0) :] == end
+        self._opening = instruction if has_start else start + instruction
+        self._closing = verdict if has_end else verdict + end
+        if has_start and not instruction:
+            self._omitted = start + self._omitted  # which then stands before the question
+        # What the hash says of it: nothing where the start is put in front and that is all, as it always was.
+        usual = not end and not (start and has_start)
+        self._frame = [] if usual else [has_start, has_end]
         self._round_overhead = len(self._question) + sum(map(len, self._answers))
-        self._budget = config.max_tokens - len(self._opening) - len(self._verdict)
+        self._budget = config.max_tokens - len(self._opening) - len(self._closing)
         minimum = (
             config.max_tokens - self._budget + self._round_overhead + len(self._omitted) + 3 * (len(self._cut) + 2)
         )
@@ -84,7 +98,7 @@ class Renderer:
         names = {name: texts.pop(name) for name in ("model_a", "model_b")}
         template = _digest([LAYOUT_VERSION, texts])
         tokenizer = json.loads(self._tokenizer.to_str())
-        parts = [template, self.config.max_tokens, self.config.min_round_tokens, tokenizer]
+        parts = [template, self.config.max_tokens, self.config.min_round_tokens, tokenizer, *self._frame]
         return {"template": template, "prompt": _digest([*parts, names] if self.config.show_models else parts)}
 
     def render(self, conversations: Iterable[Conversation], orders: Sequence[Order] = ORDERS) -> Iterator[Rendered]:
@@ -128,7 +142,7 @@ class Renderer:
             for marker, text, length in zip((self._question, *self._answers), texts, lengths, strict=True):
                 ids += marker
                 ids += shorten(text, length, self._cut)
-        ids += authors + self._verdict
+        ids += authors + self._closing
         assert len(ids) <= self.config.max_tokens
         return ids, kept != sizes
 
@@ -172,6 +186,40 @@ def share_room(question: int, first: int, second: int, room: int) -> tuple[int, 
         level = rest - shorter if 2 * shorter <= rest else rest // 2
         first, second = min(first, level), min(second, level)
     return question, first, second
+
+
+def without_markers(tokenizer: Tokenizer, used: Set[int]) -> tuple[Tokenizer, set[int]]:
+    """A copy of a tokenizer that reads markers as plain text, and the ids of the markers.
+
+    Those are its special tokens and, of the other added ones, those that a template uses (`used`: the ids in it), as
+    some models mark turns with tokens that are not special. White space stays what it is.
+    Raises `UserError` where plain text gives a marker of the template all the same.
+    """
+    description = json.loads(tokenizer.to_str())
+    for token in description["added_tokens"]:
+        token["special"] |= bool(token["content"].strip()) and token["id"] in used
+    markers = {token["id"]: token["content"] for token in description["added_tokens"] if token["special"]}
+    if description["model"]["type"] == "Unigram":  # where special tokens are pieces too, and the likeliest
+        pieces = description["model"]["vocab"]
+        for marker in markers.keys() & {*range(len(pieces))}:
+            pieces[marker][1] = UNLIKELY
+    plain = Tokenizer.from_str(json.dumps(description))
+    plain.encode_special_tokens = True
+    for marker in markers.keys() & used:
+        if marker in plain.encode(markers[marker], add_special_tokens=False).ids:
+            raise UserError(
+                f"the tokenizer reads {markers[marker]!r} in plain text as the marker that the template uses, so that "
+                "a user could write it: use a template without it"
+            )
+    return plain, set(markers)
+
+
+def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer's post-processor puts before and after a text."""
+    encoding = tokenizer.encode("a")
+    mask = encoding.special_tokens_mask
+    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+    return encoding.ids[:first], encoding.ids[last:]
 
 
 def renderer_of(manifest: Manifest, folder: Path, tokenizer: Path) -> Renderer:

@@ -13,6 +13,7 @@ import polars as pl
 
 from distill.errors import UserError
 from distill.records import Conversation
+from distill.tables import read_parquet
 
 LEARNED_FROM = "learned_from.parquet"
 LEARNED = pl.Schema({"fingerprint": pl.UInt64(), "directly": pl.Boolean()})
@@ -76,7 +77,7 @@ def read_learned(folder: Path) -> Learned:
             f"{folder} does not say what it learned from (it has no {LEARNED_FROM}), so nobody can tell what is held "
             "out from it: make it again with this version, or bring the file there"
         )
-    return Learned.from_frame(pl.read_parquet(path, glob=False))
+    return Learned.from_frame(read_parquet(path))
 
 
 def behind_model(folder: Path) -> Learned:

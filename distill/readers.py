@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,9 @@ import polars as pl
 
 from distill.config import DataConfig
 from distill.errors import UserError
+from distill.file_kinds import seems
+from distill.naming import NOT_UTF8, inert, is_utf8
+from distill.tables import parquet_columns, scan_parquet
 
 TEXTS = ("prompt", "response_a", "response_b")  # lists of texts, one a round, as JSON or as real lists
 REQUIRED = ("id", *TEXTS)
@@ -31,6 +35,7 @@ COUNTS = ("votes_a", "votes_b", "votes_tie")  # how many people voted so
 BALLOTS = "votes"  # one digit a person, as PandaLM writes them
 KNOWN = {*REQUIRED, *MODELS, *WINNERS, *COUNTS, BALLOTS}
 SURROGATES = re.compile("[\ud800-\udfff]")
+DAMAGE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)  # what a damaged file raises
 ROWS_AT_ONCE = 1024
 SHOWN = 80
 
@@ -84,6 +89,7 @@ def _expand(patterns: list[str], problems: list[str]) -> list[Path]:
         files = [Path(match) for match in matches if Path(match).is_file()]
         if not files:
             problems.append(f"data.files: {pattern!r} matches no file; paths and globs count from {Path.cwd()}")
+        problems += [f"data.files: {str(path)!a}: {NOT_UTF8}" for path in files if not is_utf8(str(path))]
         paths.update({path.resolve(): path for path in files})
     if not patterns:
         problems.append("data.files=[] names no file")
@@ -101,17 +107,33 @@ def _open_file(path: Path, name: str, ignored: list[str], problems: list[str]) -
         problems.append(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(FORMATS)}")
         return None
     list_columns, read_rows = FORMATS[path.suffix]
+    kind = None
     try:
+        kind = seems(path, KNOWN)
         columns, first, identity = list_columns(path), next(read_rows(path), None), _identity(path)
-    except (OSError, csv.Error, pl.exceptions.PolarsError) as error:
-        problems.append(f"{path}: cannot be read as {path.suffix}: {error}")
+    except (*DAMAGE, csv.Error) as error:
+        problems.append(f"{path}: {kind}" if kind else f"{path}: cannot be read as {path.suffix}: {error}")
+        return None
+    if kind and not {*REQUIRED} <= {*columns}:
+        problems.append(f"{path}: {kind}")
         return None
     if first is None or not columns:
         state = "is empty" if first is None else f"holds no row that can be read, the first is {first.problem}"
         problems.append(f"{path}: {state}; take it out of data.files")
         return None
     usable = _usable_columns(str(path), columns, ignored, problems)
-    return Source(name, usable, lambda: read_rows(path), identity)
+    return Source(name, usable, lambda: _to_the_end(path, read_rows(path)), identity)
+
+
+def _to_the_end(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows; where the file turns out to be damaged on the way, a `UserError` that names it."""
+    line = 0
+    try:
+        for row in rows:
+            line = row.line
+            yield row
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged after row {line:,} ({error}): download or write it again") from error
 
 
 def _usable_columns(where: str, columns: list[str], ignored: list[str], problems: list[str]) -> list[str]:
@@ -173,11 +195,11 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_columns(path: Path) -> list[str]:
-    return list(pl.read_parquet_schema(path))
+    return parquet_columns(path)
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    batches = pl.scan_parquet(path, glob=False).collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=True)
+    batches = scan_parquet(path).collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=True)
     cells = (row for batch in batches for row in batch.iter_rows(named=True))
     return (Row(line, row) for line, row in enumerate(cells, 1))
 
@@ -200,13 +222,18 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _open_hub(hub: str, ignored: list[str], problems: list[str]) -> Source | None:
-    """The split `train` of a data set of the Hugging Face hub, or of a local folder or file, through `datasets`."""
+    """The split `train` of a data set of the Hugging Face hub, or of a local folder, through `datasets`.
+
+    A file is read as one of `data.files` is: `datasets` would take the ids 007 for the numbers 7.
+    """
+    path = Path(hub)
+    if path.is_file():
+        return _open_file(path, path.stem, ignored, problems)
     import datasets
 
-    path = Path(hub)
-    where = (HUB_BUILDERS.get(path.suffix, hub), None, None, hub) if path.is_file() else (hub,)
     try:
-        found = datasets.load_dataset(*where, split="train")
+        with inert(path) if path.exists() else nullcontext(hub) as place:
+            found = datasets.load_dataset(str(place), split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         problems.append(f"data.hub={hub!r}: {error}")
         return None
@@ -220,10 +247,9 @@ def _open_hub(hub: str, ignored: list[str], problems: list[str]) -> Source | Non
         problems.append(f"data.hub={hub!r} is empty")
     usable = _usable_columns(f"data.hub={hub!r}", found.column_names, ignored, problems)
     identity = {"arrow": [_identity(Path(file["filename"])) for file in found.cache_files]}
-    return Source(path.stem if path.is_file() else path.name, usable, rows, identity)
+    return Source(path.name, usable, rows, identity)
 
 
-HUB_BUILDERS = {".csv": "csv", ".parquet": "parquet", ".jsonl": "json"}
 FORMATS: dict[str, tuple[Callable[[Path], list[str]], Callable[[Path], Iterator[Row]]]] = {
     ".csv": (_csv_columns, _csv_rows),
     ".parquet": (_parquet_columns, _parquet_rows),

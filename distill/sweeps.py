@@ -50,10 +50,10 @@ def find_runs(trained: Path, name: str) -> list[Path]:
 
 def has_validated(folder: Path) -> bool:
     """Whether there is anything to say of a run yet."""
-    import polars as pl
+    from distill.tables import read_parquet
 
     curve = folder / "history.parquet"
-    return curve.exists() and pl.read_parquet(curve)["validation_log_loss"].count() > 0
+    return curve.exists() and read_parquet(curve)["validation_log_loss"].count() > 0
 
 
 def summary(folders: list[Path]) -> "pl.DataFrame":
@@ -80,20 +80,19 @@ def overrides(run: str) -> dict[str, str]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a run's files say of it, in `OWN`. Pruned and unfinished runs have the best value that they reached."""
-    import polars as pl
-
+    """What a run's files say of it, in `OWN`. Of pruned and unfinished runs: that of the judge kept so far."""
     from distill.runs import MANIFEST
+    from distill.tables import read_parquet
 
-    history = pl.read_parquet(folder / "history.parquet")
+    history = read_parquet(folder / "history.parquet")
     metrics = folder / "metrics.json"
     said: dict[str, Any] = json.loads(metrics.read_text()) if metrics.exists() else {}
     steps, state = history["step"][-1], "finished"
     if not (folder / MANIFEST).exists():
         state = "pruned" if said.get("pruned") and said["steps"] == steps else "unfinished"
     if state == "unfinished":
-        best = history.drop_nulls("validation_log_loss").sort("validation_log_loss", "step").row(0, named=True)
-        said = {"steps": steps, "best_step": best["step"], "validation_log_loss": best["validation_log_loss"]}
+        kept = history.filter("validation_kept").row(-1, named=True)
+        said = {"steps": steps, "best_step": kept["step"], "validation_log_loss": kept["validation_log_loss"]}
     return {
         "run": folder.parent.name,
         "fold": int(folder.name.removeprefix("fold=")),
@@ -153,6 +152,8 @@ def draw(name: str, runs: "pl.DataFrame", trained: Path) -> "Figure":
     from plotly.graph_objects import Figure
     from plotly.subplots import make_subplots
 
+    from distill.tables import read_parquet
+
     keys = varied(runs)
     titles = ("validation log loss (nats) by optimiser step", *(f"log loss by {key}" for key in keys))
     figure: Figure = make_subplots(rows=1 + len(keys), cols=1, subplot_titles=titles)
@@ -160,7 +161,7 @@ def draw(name: str, runs: "pl.DataFrame", trained: Path) -> "Figure":
     named = set()
     for row in runs.iter_rows(named=True):
         folder = trained / row["run"] / f"fold={row['fold']}"
-        curve = pl.read_parquet(folder / "history.parquet").drop_nulls("validation_log_loss")
+        curve = read_parquet(folder / "history.parquet").drop_nulls("validation_log_loss")
         look = {"legendgroup": row["state"], "name": row["state"], "showlegend": row["state"] not in named}
         named.add(row["state"])
         label = f"{row['run'].replace(',', '<br>')}<br>fold {row['fold']}"

@@ -117,12 +117,9 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
     from distill.store import LOGITS, NO_FOLD, write_seen
     from teachers.filling import not_done, open_writer, scoring_run
 
-    by_prompt = [(c, c.fingerprint()) for c in sorted(rows, key=prefix_order)]
+    by_prompt = sorted(rows, key=prefix_order)
     limited = {c.id for c in rows[: config.limit]}
-    in_fold = config.teacher.rows == "in_fold"
-    shares = [
-        [c for c, fingerprint in by_prompt if in_fold or fingerprint not in judge.learned.directly] for judge in judges
-    ]
+    shares = [by_prompt] * len(judges) if config.teacher.rows == "in_fold" else out_of_fold(judges, by_prompt)
     if not any(shares):
         raise UserError(
             f"{store}: no row is out of fold for the teachers {config.teacher.folds}: "
@@ -154,6 +151,24 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
         store, "teacher", identity, parents, config.root, rows=rows_there, prompt=judges[0].renderer.hashes
     )
     log.info("%s: %d rows", store, rows_there["logits"])
+
+
+def out_of_fold(judges: Sequence[Judge], rows: "Sequence[Conversation]") -> "list[list[Conversation]]":
+    """What each judge scores: the rows that it was not trained on.
+
+    Of those of the test split, from which no judge has learned, each has a part, so that there, too, a row with votes
+    has one judge: their figures are those of single teachers, and cost no more than the other rows'.
+    """
+    from distill.records import TEST
+
+    shares: list[list[Conversation]] = [[] for _ in judges]
+    for c in rows:
+        fingerprint = c.fingerprint()
+        for place, judge in enumerate(judges):
+            others = c.fold == TEST and fingerprint % len(judges) != place
+            if fingerprint not in judge.learned.directly and not others:
+                shares[place].append(c)
+    return shares
 
 
 def prefix_order(conversation: "Conversation") -> tuple[object, ...]:

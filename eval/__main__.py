@@ -6,6 +6,7 @@ seeds: seeds.json.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def main(config: Config) -> None:
 
     from distill import conversations, runs
     from eval.judges import candidates, file_digests, judge_all
-    from eval.report.page import bayes_line, rows_line, surface_line, table
+    from eval.report.page import bayes_line, checks_line, rows_line, surface_line, table
     from eval.rows import scored_and_training
 
     folder = config.root / "eval" / config.run
@@ -39,19 +40,21 @@ def main(config: Config) -> None:
     identity["canaries"] = config.canaries
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
+    finish = partial(runs.write_manifest, folder, "eval", identity, parents, config.root, rows={split: len(scored)})
     if not runs.is_finished(folder, "eval", identity, parents, config.root, config.overwrite):
         folder.mkdir(parents=True, exist_ok=True)
         judges = judge_all(config, found, scored, training)
         write_evaluation(config, folder, judges, scored)
-        runs.write_manifest(folder, "eval", identity, parents, config.root, rows={split: len(scored)})
+        finish()
     metrics = json.loads((folder / "metrics.json").read_text())
     console = Console()
-    console.print(table(metrics["judges"]))
-    for line in (rows_line(metrics), surface_line(metrics), bayes_line(metrics)):
+    console.print(table(metrics))
+    for line in (rows_line(metrics), surface_line(metrics), bayes_line(metrics), checks_line(metrics)):
         if line is not None:
             console.print(line)
     if config.eval.seeds:
         console.print(compare_seeds(config, folder, scored))
+        finish()  # seeds.json is one of its files now
     console.print(f"report: {folder / 'report.html'}")
 
 
@@ -60,6 +63,8 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
     import polars as pl
 
     from distill import runs
+    from distill.tables import read_parquet
+    from eval.fidelity import read_fidelities
     from eval.judges import HISTORY
     from eval.measuring import measure
     from eval.report.lineage import trace
@@ -71,7 +76,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
     law = None
     if (data / "law.parquet").exists():  # a simulated arena: its law is one more judge, and its entropy the bound
         ids = pl.DataFrame({"id": [c.id for c in scored]})
-        law = ids.join(pl.read_parquet(data / "law.parquet"), on="id", how="left", maintain_order="left")
+        law = ids.join(read_parquet(data / "law.parquet"), on="id", how="left", maintain_order="left")
     metrics = measure(judges, scored, law, config.eval, config.seed)
     runs.write_json(folder / "metrics.json", metrics)
     write_report(
@@ -80,10 +85,9 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
         metrics=metrics,
         conversations={c.id: c for c in scored},
         histories={
-            name: pl.read_parquet(path / HISTORY)
-            for name, path in judges.artefacts.items()
-            if (path / HISTORY).exists()
+            name: read_parquet(path / HISTORY) for name, path in judges.artefacts.items() if (path / HISTORY).exists()
         },
+        fidelities=read_fidelities(judges.artefacts),
         lineage=trace(judges.artefacts, data, config.root),
     )
 
@@ -111,7 +115,7 @@ def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") ->
     losses = {
         name: np.array([log_loss_rows(predict(ab, ba), votes) for ab, ba in pairs]) for name, pairs in logits.items()
     }
-    summary = summarise_seeds(metrics, losses, config.eval.seeds, groups, **settings)
+    summary = summarise_seeds(metrics, losses, config.eval.seeds, groups)
     runs.write_json(folder / "seeds.json", summary)
     return seeds_table(summary)
 

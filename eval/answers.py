@@ -11,6 +11,7 @@ from distill.config import CanaryMode, ScorerConfig, to_mapping
 from distill.prompts import Renderer
 from distill.records import Conversation
 from distill.scoring import score_conversations
+from distill.tables import read_parquet
 from teachers.scorers import open_scorer
 
 SCORED, FAILED = "scores.parquet", "failed"  # the latter in the manifest's `extra`
@@ -25,7 +26,7 @@ def answers(
     root: Path,
 ) -> pl.DataFrame:
     """The scores of all conversations in both orders (`SCORES`) by the model in a folder; `content` is its hash."""
-    return pl.read_parquet(_asked(model, content, renderer, scorer, conversations, root) / SCORED)
+    return read_parquet(_asked(model, content, renderer, scorer, conversations, root) / SCORED)
 
 
 def answers_of_export(
@@ -42,7 +43,7 @@ def answers_of_export(
     Raises `UserError` where it computes something else than was exported.
     """
     folder = _asked(export, content, renderer, scorer, conversations, root, canaries)
-    return pl.read_parquet(folder / SCORED), runs.read_manifest(folder).extra[FAILED]
+    return read_parquet(folder / SCORED), runs.read_manifest(folder).extra[FAILED]
 
 
 def _asked(

@@ -7,7 +7,8 @@ import numpy as np
 from rich.table import Table
 
 from eval.fidelity import Logits
-from eval.metrics import Groups, bootstrap_means, interval, log_loss_rows, paired_difference, predict
+from eval.inference import Groups
+from eval.metrics import METHODS, Means, difference, log_loss_rows, predict
 
 ENSEMBLE = "ensemble"
 
@@ -17,27 +18,30 @@ def compare_averages(
 ) -> dict[str, Any]:
     """Log loss in nats of each judge of `logits` and of the ensemble of `folds`, the mean of their logits.
 
-    Gives {"rows": n, "judges": {name: {"log_loss", "log_loss_ci", "over_ensemble": {"difference", "ci"}}}};
-    `over_ensemble` is how much a judge is worse than the ensemble that it would replace, paired.
+    Gives {"rows": n, "intervals": `metrics.Means.method`, "judges": {name: {"log_loss", "log_loss_ci",
+    "over_ensemble": {"difference", "ci"}}}}; `over_ensemble` is how much a judge is worse than the ensemble that it
+    would replace, paired.
     """
     mean = tuple(np.mean([logits[fold][order] for fold in folds], axis=0) for order in (0, 1))
     losses = {name: log_loss_rows(predict(*pair), votes) for name, pair in {**logits, ENSEMBLE: mean}.items()}
+    means = Means(losses, groups, draws, seed)
     return {
         "rows": len(votes),
+        "intervals": means.method,
         "judges": {
             name: {
-                "log_loss": float(loss.mean()),
-                "log_loss_ci": interval(bootstrap_means(loss, groups, draws, seed)),
-                "over_ensemble": paired_difference(loss, losses[ENSEMBLE], groups, draws, seed),
+                **means.figures({"log_loss": name}),
+                "over_ensemble": difference(means.difference(name, ENSEMBLE)),
             }
-            for name, loss in losses.items()
+            for name in losses
         },
     }
 
 
 def averages_table(compared: Mapping[str, Any]) -> Table:
     """What `compare_averages` gave, for the terminal."""
-    table = Table(caption=f"on {compared['rows']} conversations that no fold was trained on; intervals: 95%, paired")
+    rows, method = compared["rows"], METHODS[compared["intervals"]]
+    table = Table(caption=f"on {rows} conversations that no fold was trained on; intervals: 95%, paired, {method}")
     table.add_column("judge")
     for heading in ("log loss", "over the ensemble", "95% interval"):
         table.add_column(heading, justify="right")

@@ -1,19 +1,18 @@
 """Any number of judges on the same conversations: their figures, their differences, and what people reach."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from distill.records import LABELS
+from eval.inference import Groups
 from eval.metrics import (
     FIGURES,
-    Groups,
-    bootstrap_means,
+    Means,
     calibration,
     difference,
-    estimates,
     figure_rows,
     human_rows,
     log_loss_rows,
@@ -49,12 +48,13 @@ def compare(
     """All that the votes tell of `predictions`: {judge: (logits ab, logits ba)}, each [n, 3] for the rows of `votes`.
 
     `teacher`, `reference` and `student` name judges among them, or None. `recalibrations`, of some judges or none, are
-    to be fitted on other rows than these. All judges are bootstrapped together, on the same draws. Every ..._ci is
-    [low, high] at 95%; what cannot be measured is None. The dict holds nothing but JSON:
+    to be fitted on other rows than these. All judges see the same draws. Every ..._ci is [low, high] at 95%; what
+    cannot be measured is None. The dict holds nothing but JSON:
 
-    - `rows`, `groups`, `draws`: how many; `baseline` ("surface", None where it is not judged), `teacher`, `reference`
-    - `humans`, None without repeated votes in two groups: `rows`, and `agreement`, `majority` and `entropy`
-      (`metrics.human_rows`), each with its _ci
+    - `rows`, `groups`, `draws`: how many; `intervals`: "bootstrap", or "jackknife" of few prompts (`metrics.Means`)
+    - `baseline` ("surface", None where it is not judged), `teacher`, `reference`
+    - `humans`, None without repeated votes in two groups: `rows`, `intervals`, and `agreement`, `majority`,
+      `largest_share` and `entropy` (`metrics.human_rows`), each with its _ci
     - `judges`, by name:
         - `log_loss`, `brier`, `accuracy`, `auc`, `flip_rate`, `kl_to_teacher`, each with its _ci; `ece`, `adaptive_ece`
         - `beats_surface`, `beats_reference`, `beats_student`: whether the interval of its gain in log loss lies above
@@ -75,10 +75,10 @@ def compare(
     members = number_groups(groups)
     rivals = {"surface": BASELINE if BASELINE in predictions else None, "reference": reference, "student": student}
     rows = _rows(predictions, votes, teacher, recalibrations)
-    drawn = Drawn(rows, members, draws, seed)
+    means = Means(rows, members, draws, seed)
     humans, on_repeated = _repeated(rows, votes, members, list(predictions), draws, seed)
     differences: dict[str, dict[str, Any]] = {
-        key: {judge: drawn.gains(judge, rival) for judge in predictions if judge != rival}
+        key: {judge: _gains(means, judge, rival) for judge in predictions if judge != rival}
         for key, rival in rivals.items()
         if rival is not None
     }
@@ -87,7 +87,7 @@ def compare(
         probabilities = predict(*pair)
         gains = {key: differences.get(key, {}).get(judge) for key in rivals}
         judges[judge] = {
-            **drawn.estimates(judge, FIGURES),
+            **_figures(means, judge, FIGURES),
             **calibration(probabilities, votes, bins),
             **{f"beats_{key}": gain and gain["log_loss"]["beats"] for key, gain in gains.items()},
             **_reliability(probabilities, votes, bins),
@@ -95,11 +95,12 @@ def compare(
             "recalibrated": None,
         }
         if judge in recalibrations:
-            judges[judge]["recalibrated"] = _recalibrated(judge, pair, votes, recalibrations[judge], drawn, bins)
+            judges[judge]["recalibrated"] = _recalibrated(judge, pair, votes, recalibrations[judge], means, bins)
     return {
         "rows": len(votes),
         "groups": int(members.max()) + 1,
         "draws": draws,
+        "intervals": means.method,
         "baseline": rivals["surface"],
         "teacher": teacher,
         "reference": reference,
@@ -109,31 +110,21 @@ def compare(
     }
 
 
-class Drawn:
-    """The means of `rows` and how they vary when groups are drawn anew, the same ones for every judge and figure."""
+def _figures(means: Means, judge: str, figures: Iterable[str]) -> dict[str, Any]:
+    return means.figures({figure: (judge, figure) for figure in figures})
 
-    def __init__(self, rows: Rows, members: np.ndarray, draws: int, seed: int):
-        self.means = {column: float(row.mean()) for column, row in rows.items()}
-        drawn = bootstrap_means(np.stack([*rows.values()]).T, members, draws, seed)
-        self.drawn = dict(zip(rows, drawn.T, strict=True))
 
-    def estimates(self, judge: str, figures: Sequence[str]) -> dict[str, Any]:
-        """Each of `figures` with its interval, as `metrics.estimates` gives them."""
-        found = [figure for figure in figures if (judge, figure) in self.means]
-        means = {figure: self.means[judge, figure] for figure in found}
-        return estimates(means, {figure: self.drawn[judge, figure] for figure in found}, figures)
+def _gains(means: Means, judge: str, rival: str) -> dict[str, dict[str, Any] | None]:
+    """By how much a judge is better than its rival in each of `COMPARED`; None for a figure that is not there."""
+    return {
+        figure: _gain(means, (judge, figure), (rival, figure), sign) if (judge, figure) in means else None
+        for figure, sign in COMPARED.items()
+    }
 
-    def gain(self, column: tuple[str, str], rival: tuple[str, str], sign: int) -> dict[str, Any]:
-        """By how much `column` is better than `rival`, where `sign` says that more (1) or less (-1) is better."""
-        gap = self.means[column] - self.means[rival]
-        return difference(sign * gap, sign * (self.drawn[column] - self.drawn[rival]))
 
-    def gains(self, judge: str, rival: str) -> dict[str, dict[str, Any] | None]:
-        """`gain` in each of `COMPARED`; None for a figure that is not there."""
-        return {
-            figure: self.gain((judge, figure), (rival, figure), sign) if (judge, figure) in self.means else None
-            for figure, sign in COMPARED.items()
-        }
+def _gain(means: Means, column: tuple[str, str], rival: tuple[str, str], sign: int) -> dict[str, Any]:
+    """By how much `column` is better than `rival`, where `sign` says that more (1) or less (-1) is better."""
+    return difference(means.difference(column, rival) if sign > 0 else means.difference(rival, column))
 
 
 def _rows(
@@ -155,30 +146,30 @@ def _rows(
 def _repeated(
     rows: Rows, votes: np.ndarray, members: np.ndarray, judges: Sequence[str], draws: int, seed: int
 ) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]]]:
-    """`humans`, and `repeated` of each judge, from one bootstrap of the rows that several people voted on."""
+    """`humans`, and `repeated` of each judge, from the rows that several people voted on, all on the same draws."""
     here = repeated(votes)
     if len(np.unique(members[here])) < 2:
         return None, {}
     people = human_rows(votes[here])
     columns = {(HUMANS, figure): row for figure, row in people.items()}
     columns |= {(judge, figure): rows[judge, figure][here] for judge in judges for figure in ON_REPEATED}
-    drawn = Drawn(columns, members[here], draws, seed)
-    humans = {"rows": int(here.sum()), **drawn.estimates(HUMANS, list(people))}
-    return humans, {judge: drawn.estimates(judge, ON_REPEATED) for judge in judges}
+    means = Means(columns, members[here], draws, seed)
+    humans = {"rows": int(here.sum()), "intervals": means.method, **_figures(means, HUMANS, people)}
+    return humans, {judge: _figures(means, judge, ON_REPEATED) for judge in judges}
 
 
 def _recalibrated(
-    judge: str, pair: Pair, votes: np.ndarray, recalibration: Recalibration, drawn: Drawn, bins: int
+    judge: str, pair: Pair, votes: np.ndarray, recalibration: Recalibration, means: Means, bins: int
 ) -> dict[str, Any]:
     probabilities = predict(*(recalibration(logits) for logits in pair))
-    loss = drawn.estimates(judge, [RECALIBRATED])
+    loss = _figures(means, judge, [RECALIBRATED])
     return {
         **{name: list(values) for name, values in asdict(recalibration).items()},
         "log_loss": loss[RECALIBRATED],
         "log_loss_ci": loss[f"{RECALIBRATED}_ci"],
         **calibration(probabilities, votes, bins),
         **_reliability(probabilities, votes, bins),
-        "gain": drawn.gain((judge, RECALIBRATED), (judge, "log_loss"), -1),
+        "gain": _gain(means, (judge, RECALIBRATED), (judge, "log_loss"), -1),
     }
 
 

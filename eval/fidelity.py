@@ -1,16 +1,26 @@
 """What an export lost: its predictions beside the unquantised student's on the same held-out conversations."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from distill.config import FidelityConfig
 from distill.records import LABELS
-from eval.metrics import Groups, expected_calibration_error, flip_rate, log_loss_rows, paired_difference, predict
+from eval.inference import Estimate, Groups
+from eval.metrics import LEVEL, Means, calibration_rows, flip_rows, log_loss_rows, predict
 
+FIDELITY = "fidelity.json"
 WORST = 10
 ROUNDING = 1e-9  # 3 of 200 rows are not more than 0.015
+POWER = 0.8  # how often as many rows as `rows_needed` tell
+WITHIN, BEYOND, CANNOT_TELL = "within", "beyond", "cannot tell"
+NEVER_NEGATIVE = ("kl", "regret")
+EITHER_WAY = ("flip_rate",)  # fewer flips are another judge, too
 Logits = tuple[np.ndarray, np.ndarray]  # of order ab and of order ba, each [n, 3] in the conversation's own a and b
 
 
@@ -20,6 +30,7 @@ def fidelity(
     ids: Sequence[str],
     votes: np.ndarray,
     groups: Groups,
+    limits: FidelityConfig,
     *,
     draws: int,
     bins: int,
@@ -27,28 +38,41 @@ def fidelity(
 ) -> dict[str, Any]:
     """Both judges' figures on the same rows, and how far apart they are, as `fidelity.json` holds it.
 
-    `log_loss_difference`: the export's minus the student's, in nats, paired, with its 95% interval. `mean_kl`: of
-    KL(student || export), in nats. `verdicts`: share of conversations whose most likely label is another one;
-    `regret`: the probability, by the student, that following the export's verdicts gives away, which near ties do not
-    inflate. `flip_rate`: share of verdicts that depend on the order. `worst`: the conversations that moved most.
+    `differences` holds for each of these `difference`, `ci` at 95% (made as `intervals` says, see `metrics.Means`),
+    `limit`, and the `verdict` of `judged`, with `rows_needed` where that cannot be told:
+
+    - `log_loss`: the export's minus the student's, in nats, paired; `kl`: the mean of KL(student || export), in nats
+    - `verdicts`: share of conversations whose most likely label is another one; `regret`: the probability, by the
+      student, that following the export's verdicts gives away, which near ties do not inflate
+    - `flip_rate`: of the share of verdicts that depend on the order; `ece`: of the adaptive calibration error, by
+      `metrics.calibration_rows`
+
+    `worst`: the conversations that moved most.
     """
     before, after = predict(*student), predict(*export)
     kl = (before * np.log(before / after)).sum(axis=1)
-    losses = {"student": log_loss_rows(before, votes), "export": log_loss_rows(after, votes)}
     first, second = before.argmax(axis=1), after.argmax(axis=1)
     rows = np.arange(len(before))
+    figures = {
+        "log_loss": (log_loss_rows(before, votes), log_loss_rows(after, votes)),
+        "flip_rate": (flip_rows(*student), flip_rows(*export)),
+        "ece": tuple(calibration_rows(of, votes, bins, equal_mass=True) for of in (before, after)),
+    }
+    columns = {
+        "log_loss": figures["log_loss"][1] - figures["log_loss"][0],
+        "kl": kl,
+        "verdicts": (first != second).astype(float),
+        "regret": before[rows, first] - before[rows, second],
+        "flip_rate": figures["flip_rate"][1] - figures["flip_rate"][0],
+        "ece": figures["ece"][1] - figures["ece"][0],
+    }
+    means = Means(columns, groups, draws, seed)
     return {
         "rows": len(ids),
-        "student_log_loss": float(losses["student"].mean()),
-        "log_loss": float(losses["export"].mean()),
-        "log_loss_difference": paired_difference(losses["export"], losses["student"], groups, draws, seed),
-        "mean_kl": float(kl.mean()),
-        "verdicts": float((first != second).mean()),
-        "regret": float((before[rows, first] - before[rows, second]).mean()),
-        "student_flip_rate": flip_rate(*student),
-        "flip_rate": flip_rate(*export),
-        "student_ece": expected_calibration_error(before, votes, bins, equal_mass=True),
-        "ece": expected_calibration_error(after, votes, bins, equal_mass=True),
+        **{f"student_{name}": float(of[0].mean()) for name, of in figures.items()},
+        **{name: float(of[1].mean()) for name, of in figures.items()},
+        "intervals": means.method,
+        "differences": {name: judged(name, means.mean(name), getattr(limits, name)) for name in columns},
         "worst": [
             {"id": ids[i], "kl": float(kl[i]), "student": _named(before[i]), "export": _named(after[i])}
             for i in np.argsort(-kl)[:WORST]
@@ -56,22 +80,82 @@ def fidelity(
     }
 
 
-def exceeded(found: Mapping[str, Any], limits: FidelityConfig) -> list[str]:
+def judged(name: str, estimate: Estimate, limit: float | None) -> dict[str, Any]:
+    """What a difference says of its limit: {"difference", "ci", "limit", "verdict", "rows_needed"}.
+
+    `verdict`: "within" or "beyond" where the whole interval lies there, else "cannot tell", and None without a limit.
+    """
+    low, high = _interval(name, estimate)
+    found: dict[str, Any] = {"difference": estimate.value, "ci": [low, high], "limit": limit}
+    if limit is None:
+        return found | {"verdict": None, "rows_needed": None}
+    least, most = -limit - ROUNDING if name in EITHER_WAY else -math.inf, limit + ROUNDING
+    if low > most or high < least:
+        verdict = BEYOND
+    elif least <= low and high <= most:
+        verdict = WITHIN
+    else:
+        verdict = CANNOT_TELL
+    needed = rows_needed(estimate, (low, high), (least, most)) if verdict == CANNOT_TELL else None
+    return found | {"verdict": verdict, "rows_needed": needed}
+
+
+def rows_needed(estimate: Estimate, interval: tuple[float, float], limits: tuple[float, float]) -> int | None:
+    """How many rows like these would tell, four times in five, on which side of its limits a difference lies.
+
+    That is, if the true difference is the measured one, since that is the best guess there is; it is uncertain itself,
+    so take the number for its size. An interval shrinks with the square root of the rows and must leave out the nearer
+    limit, and as another sample's value falls to either side of the true one, mostly with room to spare: the sample
+    size formula n ((z₀.₉₇₅ + z₀.₈) error / distance)². The error is the one that half the interval stands for, which is
+    not zero for a share of none; as a share's interval is lopsided, its longer side must leave out the limit, too. None
+    where the measured value lies on a limit, which no number of rows tells apart.
+    """
+    distance = min(abs(limit - estimate.value) for limit in limits)
+    if distance <= 2 * ROUNDING:
+        return None
+    low, high = interval
+    half, longer = (high - low) / 2, max(high - estimate.value, estimate.value - low)
+    margin = 1 + stats.norm.ppf(POWER) / stats.norm.isf(LEVEL / 2)
+    return math.ceil(estimate.count * (max(margin * half, longer) / distance) ** 2)
+
+
+def read_fidelities(artefacts: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """What `fidelity` gave of those artefacts that are exports, by judge; not those of earlier versions."""
+    paths = {judge: path / FIDELITY for judge, path in artefacts.items()}
+    found = {judge: json.loads(path.read_text()) for judge, path in paths.items() if path.exists()}
+    return {judge: of for judge, of in found.items() if "differences" in of}
+
+
+def exceeded(found: Mapping[str, Any]) -> list[str]:
     """The limits that `fidelity` breaks, each in words; none where the export may be used in the student's place."""
-    measured = {
-        "log_loss": found["log_loss_difference"]["difference"],
-        "kl": found["mean_kl"],
-        "verdicts": found["verdicts"],
-        "regret": found["regret"],
-        "flip_rate": abs(found["flip_rate"] - found["student_flip_rate"]),
-        "ece": found["ece"] - found["student_ece"],
-    }
-    bounds = {name: getattr(limits, name) for name in measured}
+    return [_words(name, of) for name, of in found["differences"].items() if of["verdict"] == BEYOND]
+
+
+def untold(found: Mapping[str, Any]) -> list[str]:
+    """The limits of which the rows cannot tell whether `fidelity` breaks them, each in words."""
     return [
-        f"{name} differs by {measured[name]:.4f}, export.fidelity.{name}={bound:g}"
-        for name, bound in bounds.items()
-        if bound is not None and measured[name] > bound + ROUNDING
+        f"{_words(name, of)}: {found['rows']} conversations cannot tell, {_needed(of['rows_needed'])}"
+        for name, of in found["differences"].items()
+        if of["verdict"] == CANNOT_TELL
     ]
+
+
+def _interval(name: str, estimate: Estimate) -> tuple[float, float]:
+    if name == "verdicts":
+        return estimate.share_interval(LEVEL)
+    if name == "flip_rate":
+        return estimate.share_difference_interval(LEVEL)
+    low, high = estimate.interval(LEVEL)
+    return (max(0.0, low), high) if name in NEVER_NEGATIVE else (low, high)
+
+
+def _words(name: str, of: Mapping[str, Any]) -> str:
+    low, high = of["ci"]
+    return f"{name} differs by {of['difference']:.4f} ({low:.4f} to {high:.4f}), export.fidelity.{name}={of['limit']:g}"
+
+
+def _needed(rows: int | None) -> str:
+    return "and no number could" if rows is None else f"about {rows:,} could"
 
 
 def _named(probabilities: np.ndarray) -> dict[str, float]:

@@ -1,21 +1,23 @@
 """Which differences chance cannot explain: means over rows that come in groups, with intervals that hold for few too.
 
-The percentile intervals of `metrics.bootstrap_means` serve whole test sets. On slices of some twenty rows they miss the
-true mean nearly twice as often as they say, those here about as often (`tests/eval/test_inference.py` measures both).
+The percentiles of a bootstrap (`metrics.bootstrap_means`) serve large test sets. With some twenty prompts they miss the
+true mean nearly twice as often as they say, the jackknife's t intervals here about as often
+(`tests/eval/test_inference.py` measures both), so `metrics.Means` takes these below `FEW` prompts.
 """
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 from scipy import stats
 
-from eval.metrics import Groups
-
-MIN_GROUPS = 10  # fewer prompts say little, and the interval would no longer hold
+FEW = 60  # prompts; below, 95% intervals of bootstrap percentiles hold the truth less than 94% of the time, at 15 90%
+MIN_GROUPS = 10  # of a slice or a bias: fewer prompts say little about one of many
+Groups = Sequence[str] | np.ndarray | pl.Series
 UNITS = {"win rate": (100, 1, "points"), "probability": (100, 1, "points"), "nats": (1, 4, "nats")}  # in a sentence
 Weighted = tuple[np.ndarray, np.ndarray]  # values [n] and the weight of each; of weight 0 are rows outside of a slice
 
@@ -35,13 +37,18 @@ class Estimate:
         return self.value / max(self.error, sys.float_info.min)
 
     @property
+    def freedom(self) -> float:
+        """Degrees of freedom of Student's t: no fewer than one, however uneven two prompts are."""
+        return max(1.0, self.groups - 1)
+
+    @property
     def p(self) -> float:
         """The chance of a value that far from zero where the true one is zero (two-sided)."""
-        return float(2 * stats.t.sf(abs(self.t), self.groups - 1))
+        return float(2 * stats.t.sf(abs(self.t), self.freedom))
 
     def interval(self, level: float) -> tuple[float, float]:
         """Student's t interval that misses the true value with probability `level`."""
-        reach = float(stats.t.isf(level / 2, self.groups - 1)) * self.error
+        reach = self._quantile(level) * self.error
         return self.value - reach, self.value + reach
 
     def share_interval(self, level: float) -> tuple[float, float]:
@@ -52,9 +59,42 @@ class Estimate:
         """
         variance = self.value * (1 - self.value)
         size = variance / self.error**2 if self.error and variance > 0 else self.groups
-        z = float(stats.t.isf(level / 2, self.groups - 1)) ** 2 / size
+        z = self._quantile(level) ** 2 / size
         middle, reach = self.value + z / 2, math.sqrt(z * max(variance, 0) + z**2 / 4)
         return max(0.0, (middle - reach) / (1 + z)), min(1.0, (middle + reach) / (1 + z))
+
+    def share_difference_interval(self, level: float) -> tuple[float, float]:
+        """The same for the difference of two shares on the same rows, where no row that differs is not surely none.
+
+        As if half a prompt more differed either way (Agresti and Min 2005, "Simple improved confidence intervals for
+        comparing matched proportions").
+        """
+        reach = self._quantile(level) * math.hypot(self.error, 1 / (self.groups + 2))
+        return max(-1.0, self.value - reach), min(1.0, self.value + reach)
+
+    def _quantile(self, level: float) -> float:
+        return float(stats.t.isf(level / 2, self.freedom))
+
+
+@dataclass(frozen=True)
+class Drawn(Estimate):
+    """One whose interval and p-value are those of its bootstrap `means` [draws]; `error` is their spread."""
+
+    means: np.ndarray
+
+    @property
+    def p(self) -> float:
+        """Twice the smaller of the shares of draws at or below and at or above zero, and at most one.
+
+        One more draw on either side is counted (Davison and Hinkley 1997, 4.2), so that it is never zero.
+        """
+        tails = [(1 + int(side.sum())) / (1 + len(self.means)) for side in (self.means <= 0, self.means >= 0)]
+        return min(1.0, 2 * min(tails))
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """The percentile interval that misses the true value with probability `level`."""
+        low, high = np.quantile(self.means, (level / 2, 1 - level / 2))
+        return float(low), float(high)
 
 
 class Jackknife:
@@ -69,22 +109,28 @@ class Jackknife:
         names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
         self.members, self.count = members, len(names)
 
+    def whole(self, values: np.ndarray) -> Estimate:
+        """The mean of all `values`, however few groups there are, of which there must be two."""
+        estimate = self._estimate(0, (values, np.ones(len(values))))
+        assert estimate is not None
+        return estimate
+
     def mean(self, values: np.ndarray, weights: np.ndarray) -> Estimate | None:
         """The weighted mean of `values`; None where fewer than `MIN_GROUPS` groups tell it."""
-        return self._estimate((values, weights))
+        return self._estimate(MIN_GROUPS, (values, weights))
 
     def difference(self, these: Weighted, those: Weighted) -> Estimate | None:
         """The mean of `these` less the mean of `those`, which may be of the same groups; None as in `mean`."""
-        return self._estimate(these, those)
+        return self._estimate(MIN_GROUPS, these, those)
 
-    def _estimate(self, *parts: Weighted) -> Estimate | None:
+    def _estimate(self, least: int, *parts: Weighted) -> Estimate | None:
         value, effective = 0.0, math.inf
         left_out, touched = np.zeros(self.count), np.zeros(self.count, dtype=bool)
         for sign, (values, weights) in zip((1, -1), parts, strict=False):
             sums, sizes = (np.bincount(self.members, of, self.count) for of in (values * weights, weights))
             total, size = sums.sum(), sizes.sum()
-            effective = min(effective, size**2 / (sizes**2).sum() if size else 0)
-            if effective < MIN_GROUPS:
+            effective = min(effective, effective_number(sizes))
+            if effective < least:
                 return None
             value += sign * float(total / size)
             left_out += sign * (total - sums) / (size - sizes)
@@ -92,6 +138,11 @@ class Jackknife:
         groups = np.count_nonzero(touched)
         error = math.sqrt((groups - 1) / groups * float(((left_out - value) ** 2)[touched].sum()))
         return Estimate(value, error, float(effective), int(np.count_nonzero(parts[0][1])))
+
+
+def effective_number(sizes: np.ndarray) -> float:
+    """How many groups of one size tell as much as these: (Σ size)² / Σ size² (Kish 1965), 0 where all are empty."""
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if sizes.any() else 0.0
 
 
 @dataclass(frozen=True)

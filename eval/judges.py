@@ -18,14 +18,16 @@ import polars as pl
 
 from distill import runs
 from distill.config import Config, ScorerConfig
-from distill.door import variant
 from distill.errors import UserError
 from distill.exported import open_exported
+from distill.file_kinds import seems
+from distill.naming import split_overrides, variant
 from distill.prompts import renderer_of
 from distill.provenance import read_learned
 from distill.records import ORDERS, Conversation
 from distill.scoring import SCORES, mean_logits
 from distill.store import read_logits, read_seen
+from distill.tables import read_parquet
 from eval import baselines
 from eval.answers import answers, answers_of_export
 from eval.leaderboard import bradley_terry
@@ -166,7 +168,7 @@ def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, lis
     for seed in config.eval.seeds:
         run = config.run if seed == config.seed else variant(config.run, f"seed={seed}")
         for name, frames in found.items():
-            overrides = [] if name == STUDENT else name.split(",")
+            overrides = [] if name == STUDENT else split_overrides(name)
             folder = config.root / "students" / variant(run, *overrides) / f"fold={config.fold}"
             if not (folder / runs.MANIFEST).exists():
                 raise UserError(
@@ -180,7 +182,7 @@ def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, lis
 def _exports(config: Config) -> list[Path]:
     """The finished exports of this run, those of other folds and averages among them: whether they are fit is seen."""
     manifests = sorted((config.root / "exports" / config.run).glob(f"*/{runs.MANIFEST}"))
-    return [path.parent for path in manifests if runs.read_manifest(path.parent).stage == "export"]
+    return [path.parent for path in manifests if runs.read_manifest(path.parent, verify=False).stage == "export"]
 
 
 def _named(name: str, path: str) -> Candidate:
@@ -244,12 +246,19 @@ def _predicted(candidate: Candidate, config: Config, scored: Sequence[Conversati
 
     It does not say what its judge learned from.
     """
-    frame = pl.read_parquet(candidate.path)
+    try:
+        frame = read_parquet(candidate.path)
+    except UserError as error:
+        kind = seems(candidate.path, set()) or "is damaged, or no parquet"
+        raise UserError(f"{candidate.path} {kind}; a judge is a predictions.parquet, as eval writes it") from error
     if missing := {"id", "order", "logits"} - set(frame.columns):
         raise Unfit(f"{candidate.path} has no columns {sorted(missing)}, only {frame.columns}")
     if "judge" in frame.columns and frame["judge"].n_unique() > 1:
         frame = frame.filter(judge=STUDENT)
-    said = frame.select(name for name in SCORES if name in frame.columns).cast({"logits": SCORES["logits"]})
+    try:
+        said = frame.select(pl.col(name).cast(kind) for name, kind in SCORES.items() if name in frame.columns)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{candidate.path} holds {frame.schema}, expected {SCORES} ({error})") from error
     return Said(said, None)
 
 

@@ -3,11 +3,12 @@
 Everything here is numpy in the order of `LABELS`. A row is a conversation; its votes count as shares, so that a
 conversation weighs one however many people voted, and a figure is what to expect of one voter drawn from each row.
 Exchanging a and b, of all rows or of some, leaves every figure as it is: a label that ties for the most likely shares
-the verdict instead of the first winning. What is a mean over rows is given row by row, and `bootstrap_means` makes
-intervals of it. ECE has none: it is a sum of absolute values, which resampling biases upwards.
+the verdict instead of the first winning. What is a mean over rows is given row by row, and `Means` makes intervals of
+it. ECE has none: it is a sum of absolute values, which chance biases upwards. Of two judges much the same bias leaves
+the difference, which `calibration_rows` tell.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,15 @@ from scipy.special import softmax
 
 from distill.errors import UserError
 from distill.records import LABELS
+from eval.inference import FEW, Drawn, Estimate, Groups, Jackknife, effective_number
 
-PERCENTILES = (2.5, 97.5)  # every interval here is a 95% interval
+LEVEL = 0.05  # every interval here is a 95% interval
 BLOCK = 1 << 16  # groups drawn at a time: 16 random bits each, without rejection, and counts that stay in cache
 EPS = np.finfo(np.float64).eps
 FIGURES = ("log_loss", "brier", "accuracy", "auc", "flip_rate", "kl_to_teacher")  # those that are means over rows
-Groups = Sequence[str] | np.ndarray | pl.Series
+SHARES = ("accuracy", "auc", "flip_rate", "agreement", "majority", "largest_share")  # those of one
+BOOTSTRAP, JACKKNIFE = "bootstrap", "jackknife"
+METHODS = {BOOTSTRAP: "bootstrap of prompts", JACKKNIFE: "jackknife, for few prompts"}  # of intervals, in words
 
 
 def predict(logits_ab: np.ndarray, logits_ba: np.ndarray) -> np.ndarray:
@@ -131,9 +135,21 @@ def expected_calibration_error(
     probabilities: np.ndarray, votes: np.ndarray, bins: int, equal_mass: bool = False
 ) -> float:
     """Mean distance between confidence and accuracy over the bins of `reliability`, weighted by their rows."""
-    table = reliability(probabilities, votes, bins, equal_mass)
-    gap = (table["confidence"] - table["accuracy"]).abs()
-    return float((gap * table["count"]).sum() / len(probabilities))
+    return float(calibration_rows(probabilities, votes, bins, equal_mass).mean())
+
+
+def calibration_rows(probabilities: np.ndarray, votes: np.ndarray, bins: int, equal_mass: bool = False) -> np.ndarray:
+    """Rows [n] whose mean is the expected calibration error: confidence less accuracy, signed as the whole bin is.
+
+    Like the rows of the AUC they are for intervals without binning anew in each draw, as if bins and signs stood fast.
+    Resampling the error itself would add the noise of each bin once more, always upwards. The measured error has that
+    bias once, and so has that of a judge beside it, so that their difference is free of it where they are calibrated
+    alike, and too small where they are not. The interval of the difference errs to the wide side: a bin near zero
+    varies less than its rows (`tests/eval/test_fidelity.py` measures it).
+    """
+    confidence = probabilities.max(axis=1)
+    gap, place = confidence - accuracy_rows(probabilities, votes), _places(confidence, bins, equal_mass)
+    return np.asarray(gap * np.sign(np.bincount(place, weights=gap, minlength=bins))[place])
 
 
 def repeated(votes: np.ndarray) -> np.ndarray:
@@ -142,13 +158,18 @@ def repeated(votes: np.ndarray) -> np.ndarray:
 
 
 def human_rows(votes: np.ndarray) -> dict[str, np.ndarray]:
-    """What people themselves reach on rows with repeated votes: float64 [n] by name, from counts [n, 3].
+    """How far people agree, and what that leaves to a judge: float64 [n] by name, from repeated votes, counts [n, 3].
 
-    `agreement`: the chance that another voter of the row agrees with one, sum n_l (n_l - 1) / (n (n - 1)), the unbiased
-    ceiling of a judge that answers as one person would. `majority`: that the majority of the others agrees with one
-    (ties shared), the ceiling of a judge that knows what most people think. `entropy`: the log loss of a judge that
-    knows each row's true shares, as the entropy of the measured ones plus (labels seen - 1) / 2n (Miller 1955); with
-    few votes that is still too low, so that a floor made of it is one that holds.
+    Two are no bounds; with few votes a judge that knows the law of the votes passes both:
+    - `agreement`: the chance that two people who voted on the row agree, sum n_l (n_l - 1) / (n (n - 1)), unbiased
+    - `majority`: that one agrees with the majority of the others, ties shared; noisy where these are few
+
+    Two are:
+    - `largest_share` of votes, above the accuracy of any judge: on these votes, as it takes a verdict that knows them,
+      and in expectation on others, as the largest of noisy shares lies above the largest of the true ones
+    - `entropy` of the shares, plus (labels seen - 1) / 2n (Miller 1955): an estimate of the law's entropy, below which
+      no judge's expected log loss lies. It is too low in expectation whatever the law, the more so the fewer the votes,
+      so that the floor holds but for the luck of the sample, which its interval tells
     """
     assert repeated(votes).all(), "a row with fewer than two votes, or with parts of votes"
     n, share = votes.sum(axis=1), shares(votes)
@@ -157,6 +178,7 @@ def human_rows(votes: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "agreement": (share * (votes - 1)).sum(axis=1) / (n - 1),
         "majority": (share * np.stack([_verdict(others[:, i])[:, i] for i in range(len(LABELS))], axis=1)).sum(axis=1),
+        "largest_share": share.max(axis=1),
         "entropy": entropy + ((votes > 0).sum(axis=1) - 1) / (2 * n),
     }
 
@@ -217,30 +239,81 @@ def bootstrap_means(rows: np.ndarray, groups: Groups, draws: int, seed: int) -> 
 
 def interval(means: np.ndarray) -> list[float]:
     """The 95% percentile interval of bootstrap means, as [low, high]."""
-    return [float(bound) for bound in np.percentile(means, PERCENTILES)]
+    return [float(bound) for bound in np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2))]
 
 
-def difference(gap: float, means: np.ndarray) -> dict[str, Any]:
-    """A measured `gap` between two judges and its bootstrap `means` [draws] as the figures of a paired comparison.
+class Means:
+    """Means of columns of rows, {key: float64 [n]}, and how sure they and their differences are, prompts being drawn.
 
-    {"difference": gap, "ci": [low, high], "p": two-sided p-value, "beats": low > 0}. p is twice the smaller of the
-    shares of draws at or below and at or above zero, one more draw on either side counted (Davison and Hinkley 1997,
-    4.2), so that it is never zero, and at most one.
+    Of rows that weigh as much as `FEW` independent prompts they are bootstrapped, all on the same draws; of fewer, for
+    which percentiles are too narrow, errors are the jackknife's and intervals Student's t. `method` says which. Raises
+    `UserError` for a single group.
     """
-    tails = [(1 + int(side.sum())) / (1 + len(means)) for side in (means <= 0, means >= 0)]
-    low, high = interval(means)
-    return {"difference": float(gap), "ci": [low, high], "p": min(1.0, 2 * min(tails)), "beats": low > 0}
+
+    def __init__(self, columns: Mapping[Any, np.ndarray], groups: Groups, draws: int, seed: int):
+        members = number_groups(groups)
+        self.columns = columns
+        self.prompts = effective_number(np.bincount(members))
+        self.method = JACKKNIFE if self.prompts < FEW else BOOTSTRAP
+        if self.method == JACKKNIFE:
+            self.jackknife = Jackknife(members)
+        else:
+            drawn = bootstrap_means(np.stack([*columns.values()]).T, members, draws, seed)
+            self.drawn = dict(zip(columns, drawn.T, strict=True))
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self.columns
+
+    def mean(self, key: Hashable) -> Estimate:
+        """The mean of one column."""
+        if self.method == JACKKNIFE:
+            return self.jackknife.whole(self.columns[key])
+        return self._drawn(self.columns[key].mean(), self.drawn[key])
+
+    def difference(self, key: Hashable, other: Hashable) -> Estimate:
+        """The mean of one column less that of another, paired."""
+        if self.method == JACKKNIFE:
+            return self.jackknife.whole(self.columns[key] - self.columns[other])
+        return self._drawn(self.columns[key].mean() - self.columns[other].mean(), self.drawn[key] - self.drawn[other])
+
+    def figures(self, keys: Mapping[str, Hashable]) -> dict[str, Any]:
+        """{figure: mean, figure_ci: its interval} of {figure: key}, both None for a key that is not there.
+
+        No figure is below zero; those of `SHARES` are not above one either.
+        """
+        found: dict[str, Any] = {}
+        for figure, key in keys.items():
+            estimate = self.mean(key) if key in self else None
+            found |= {figure: estimate and estimate.value, f"{figure}_ci": estimate and _bounds(estimate, figure)}
+        return found
+
+    def _drawn(self, value: float, means: np.ndarray) -> Drawn:
+        count = len(next(iter(self.columns.values())))
+        return Drawn(float(value), float(means.std(ddof=1)), self.prompts, count, means)
+
+
+def _bounds(estimate: Estimate, figure: str) -> list[float]:
+    low, high = estimate.share_interval(LEVEL) if figure in SHARES else estimate.interval(LEVEL)
+    return [max(0.0, low), high]
+
+
+def difference(estimate: Estimate) -> dict[str, Any]:
+    """A difference between two judges as the figures of a paired comparison.
+
+    {"difference", "ci": [low, high], "p": two-sided p-value, "beats": low > 0}.
+    """
+    low, high = estimate.interval(LEVEL)
+    return {"difference": estimate.value, "ci": [low, high], "p": estimate.p, "beats": low > 0}
 
 
 def paired_difference(losses: np.ndarray, other: np.ndarray, groups: Groups, draws: int, seed: int) -> dict[str, Any]:
-    """How much higher `losses` is than `other` on the same rows, both from the same draws, as `difference` gives it.
+    """How much higher `losses` is than `other` on the same rows, as `difference` gives it.
 
     Above zero where `other` is the better judge. Because both see the same conversations, this is far narrower than
     two separate intervals suggest.
     """
     assert losses.shape == other.shape, f"not the same rows: {losses.shape} and {other.shape}"
-    gap = losses - other
-    return difference(gap.mean(), bootstrap_means(gap, groups, draws, seed)[:, 0])
+    return difference(Means({"gap": losses - other}, groups, draws, seed).mean("gap"))
 
 
 def figure_rows(
@@ -262,17 +335,6 @@ def figure_rows(
     return {name: row for name, row in rows.items() if row is not None}
 
 
-def estimates(
-    means: Mapping[str, float], drawn: Mapping[str, np.ndarray], figures: Sequence[str] = FIGURES
-) -> dict[str, Any]:
-    """{figure: mean, figure_ci: interval} from means and their bootstrap draws, None for figures that have none."""
-    found: dict[str, Any] = {}
-    for figure in figures:
-        there = figure in means
-        found |= {figure: means[figure] if there else None, f"{figure}_ci": interval(drawn[figure]) if there else None}
-    return found
-
-
 def calibration(probabilities: np.ndarray, votes: np.ndarray, bins: int) -> dict[str, float]:
     """{"ece", "adaptive_ece"}: the expected calibration error over bins of equal width and of equal mass."""
     kinds = {"ece": False, "adaptive_ece": True}
@@ -286,11 +348,9 @@ def summarise(
 
     Log loss and KL in nats, the others as shares of one; None where there is nothing to measure on.
     """
-    rows = figure_rows(logits_ab, logits_ba, votes)
-    drawn = bootstrap_means(np.stack([*rows.values()], axis=1), groups, draws, seed)
-    means = {name: float(row.mean()) for name, row in rows.items()}
+    means = Means(figure_rows(logits_ab, logits_ba, votes), groups, draws, seed)
     return {
-        **estimates(means, dict(zip(rows, drawn.T, strict=True))),
+        **means.figures({figure: figure for figure in FIGURES}),
         **calibration(predict(logits_ab, logits_ba), votes, bins),
     }
 
@@ -320,9 +380,7 @@ def _verdict(scores: np.ndarray) -> np.ndarray:
 
 def _binned(values: np.ndarray, bins: int, equal_mass: bool, columns: Mapping[str, np.ndarray]) -> pl.DataFrame:
     """`count` and the mean of each column in bins of `values`, shares of one; empty bins are left out."""
-    inner = np.arange(1, bins) / bins
-    edges = np.quantile(values, inner, method="inverted_cdf") if equal_mass else inner
-    place = np.digitize(values, edges, right=True)
+    place = _places(values, bins, equal_mass)
     count = np.bincount(place, minlength=bins)
     filled = count > 0
     means = {
@@ -330,3 +388,10 @@ def _binned(values: np.ndarray, bins: int, equal_mass: bool, columns: Mapping[st
         for name, column in columns.items()
     }
     return pl.DataFrame({"count": count[filled], **means})
+
+
+def _places(values: np.ndarray, bins: int, equal_mass: bool) -> np.ndarray:
+    """Which of `bins` each of the `values`, shares of one, lies in: of equal width, or of equal mass."""
+    inner = np.arange(1, bins) / bins
+    edges = np.quantile(values, inner, method="inverted_cdf") if equal_mass else inner
+    return np.asarray(np.digitize(values, edges, right=True))

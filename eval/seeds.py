@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from scipy import stats
 
 from distill.errors import UserError
-from eval.metrics import Groups, bootstrap_means, interval
+from eval.inference import Estimate, Groups, Jackknife
+from eval.metrics import LEVEL, number_groups
 
 STUDENT = "student"
 
@@ -17,9 +19,6 @@ def summarise_seeds(
     losses: Mapping[str, np.ndarray],
     seeds: Sequence[int],
     groups: Groups,
-    *,
-    draws: int,
-    seed: int,
 ) -> dict[str, Any]:
     """The student and its variants over training seeds, and what it gains over each of them, with 95% intervals.
 
@@ -28,11 +27,11 @@ def summarise_seeds(
     {"log_loss", "log_loss_ci", "log_loss_sd", "accuracy", "ece", "flip_rate", "log_loss_by_seed"}}, "gains": {variant:
     {"difference", "ci"}}}; a gain is above zero where the student is better than the variant.
 
-    Every draw resamples groups of conversations and, independently, training seeds, since every seed is tested on
-    every conversation (Owen 2007, "The pigeonhole bootstrap"). All judges see the same draws, and runs of one seed
-    stay together. A plain bootstrap of S seeds has only (S - 1) / S of their variance, far too little for three;
-    drawn weights are therefore stretched about their mean by sqrt(S / (S - 1)) (Rao and Wu 1988).
-    Where the luck of runs outweighs that of rows, two or three seeds still give too narrow an interval; take five.
+    Every seed is tested on every conversation, so prompts and seeds are two ways in which the mean may vary, and their
+    variances add up (Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering"; what both share is
+    left in, which widens the interval a little). Student's t has the degrees of freedom of the sum (Satterthwaite
+    1946): near those of the prompts where runs agree, near those of the seeds where luck rules. Runs of one seed stay
+    together.
     Raises `UserError` for fewer than two seeds.
     """
     count = len(seeds)
@@ -43,23 +42,26 @@ def summarise_seeds(
     for judge in losses:
         assert losses[judge].shape == (count, len(groups)), f"{judge}: losses of shape {losses[judge].shape}"
         assert np.allclose(losses[judge].mean(axis=1), [m["log_loss"] for m in metrics[judge]]), f"{judge}: other rows"
-    drawn = np.random.default_rng([seed, count]).multinomial(count, [1 / count] * count, size=draws) / count
-    weights = 1 / count + (drawn - 1 / count) * np.sqrt(count / (count - 1))
-    by_seed = bootstrap_means(np.concatenate([*losses.values()]).T, groups, draws, seed)
-    parts = np.split(by_seed, len(losses), axis=1)
-    means = {judge: (part * weights).sum(axis=1) for judge, part in zip(losses, parts, strict=True)}
+    jackknife = Jackknife(number_groups(groups))
     return {
         "seeds": list(seeds),
-        "judges": {judge: _over_seeds(metrics[judge], means[judge]) for judge in losses},
+        "judges": {judge: _over_seeds(metrics[judge], _mean(losses[judge], jackknife)) for judge in losses},
         "gains": {
-            judge: {
-                "difference": float(losses[judge].mean() - losses[STUDENT].mean()),
-                "ci": interval(means[judge] - means[STUDENT]),
-            }
+            judge: {"difference": gain.value, "ci": list(gain.interval(LEVEL))}
             for judge in losses
             if judge != STUDENT
+            for gain in [_mean(losses[judge] - losses[STUDENT], jackknife)]
         },
     }
+
+
+def _mean(losses: np.ndarray, jackknife: Jackknife) -> Estimate:
+    """The mean of [seeds, rows] with the error of prompts and seeds together."""
+    over_prompts, by_seed = jackknife.whole(losses.mean(axis=0)), losses.mean(axis=1)
+    error, freedom = np.array([over_prompts.error, stats.sem(by_seed)]), [over_prompts.freedom, len(by_seed) - 1]
+    variance = (error**2).sum()
+    shared = variance**2 / (error**4 / freedom).sum() if variance else over_prompts.freedom
+    return Estimate(over_prompts.value, float(np.sqrt(variance)), float(shared) + 1, losses.shape[1])
 
 
 def seeds_table(summary: Mapping[str, Any]) -> Table:
@@ -82,11 +84,11 @@ def seeds_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _over_seeds(runs: Sequence[Mapping[str, Any]], means: np.ndarray) -> dict[str, Any]:
+def _over_seeds(runs: Sequence[Mapping[str, Any]], mean: Estimate) -> dict[str, Any]:
     losses = [run["log_loss"] for run in runs]
     return {
         "log_loss": float(np.mean(losses)),
-        "log_loss_ci": interval(means),
+        "log_loss_ci": list(mean.interval(LEVEL)),
         "log_loss_sd": float(np.std(losses, ddof=1)),
         **{name: float(np.mean([run[name] for run in runs])) for name in ("accuracy", "ece", "flip_rate")},
         "log_loss_by_seed": losses,

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,9 +21,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from distill.bounds import Count, Natural, Seed
 from distill.config import Config, from_mapping
-from distill.door import launched_ranks, names_a_run, run_name
+from distill.door import launched_ranks, typed
 from distill.errors import UserError
+from distill.naming import names_a_run
 from distill.runs import differing_fields
 from distill.studies import PRUNED, STUDY, open_journal, open_pruner
 
@@ -32,6 +35,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 OVER = ("COMPLETE", "PRUNED")  # states of trials that count
+
+
+@dataclass(frozen=True)
+class Search:
+    """The bounds of the sweeper's own numbers."""
+
+    n_trials: Count
+    n_jobs: Count
+    startup_trials: Natural
+    seed: Seed
+    max_failures: Natural
 
 
 class OptunaSweeper(Sweeper):
@@ -64,6 +78,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        from_mapping(Search, {each.name: getattr(self, each.name) for each in fields(Search)}, "hydra.sweeper")
         if find_spec("optuna") is None:
             raise UserError("hydra/sweeper=optuna needs Optuna: pip install optuna, or sweep over lists without it")
         if launched_ranks() > 1:
@@ -72,7 +87,7 @@ class OptunaSweeper(Sweeper):
                 "hydra/launcher=local hydra.launcher.tasks_per_node=..., or hydra/launcher=slurm"
             )
         fixed, searched = split(self.params, arguments, self.parser)
-        config = typed(self.composed, fixed)
+        config = shared(self.composed, fixed)
         folder = config.root / "sweeps" / f"{config.role}s" / config.run / f"fold={config.fold}"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
@@ -179,12 +194,12 @@ def as_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def typed(config: DictConfig, fixed: Sequence[str]) -> Config:
+def shared(config: DictConfig, fixed: Sequence[str]) -> Config:
     """The configuration that all trials share."""
     values: Any = OmegaConf.to_container(
         OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), resolve=True
     )
-    return from_mapping(Config, {**values, "run": run_name(values["name"], fixed)})
+    return typed(values, fixed)
 
 
 def identity(config: Config, searched: Mapping[str, "BaseDistribution"]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ is complete, so a kill at any instant leaves the one before.
 
 import json
 import logging
-import math
 import shutil
 import signal
 import threading
@@ -18,6 +17,8 @@ from typing import Any, Self
 import torch
 from torch import distributed
 
+from distill.errors import UserError
+from distill.naming import inert
 from distill.runs import write_json
 
 log = logging.getLogger(__name__)
@@ -26,12 +27,19 @@ LATEST = "latest.json"
 
 @dataclass
 class Progress:
-    """What a checkpoint restores beside the engine's state."""
+    """What a checkpoint restores beside the engine's state.
+
+    `lowest` is the lowest objective of all validations so far, by prompt group; None before the first.
+    """
 
     step: int
-    best_log_loss: float
-    best_step: int
+    lowest: list[float] | None
     history: list[dict[str, Any]]
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The history's record of the step whose judge is kept."""
+        return next(record for record in reversed(self.history) if record["validation_kept"])
 
 
 def save_checkpoint(engine: Any, folder: Path, progress: Progress) -> None:
@@ -49,13 +57,25 @@ def save_checkpoint(engine: Any, folder: Path, progress: Progress) -> None:
 
 
 def load_checkpoint(engine: Any, folder: Path) -> Progress:
-    """The newest checkpoint's progress, its state loaded into `engine`; step 0 where there is none."""
-    if not (folder / LATEST).exists():
-        return Progress(0, math.inf, 0, [])
-    tag = json.loads((folder / LATEST).read_text())["tag"]
-    _, state = engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+    """The newest checkpoint's progress, its state loaded into `engine`; step 0 where there is none. All ranks call it.
+
+    Raises `UserError` on all ranks where they see different checkpoints: each would go on from another step.
+    """
+    latest = folder / LATEST
+    own = json.loads(latest.read_text())["tag"] if latest.exists() else None
+    tags: list[str | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(tags, own)
+    if len(set(tags)) > 1:
+        seen = ", ".join(f"rank {rank}: {tag or 'none'}" for rank, tag in enumerate(tags))
+        raise UserError(
+            f"the ranks see different checkpoints in {folder} ({seen}): give all nodes the same files below paths.root"
+        )
+    if own is None:
+        return Progress(0, None, [])
+    with inert(folder) as path:  # DeepSpeed globs for its files
+        _, state = engine.load_checkpoint(str(path), tag=own, load_module_strict=False)
     progress = Progress(**json.loads(state["progress"]))
-    log.info("going on from step %d (%s)", progress.step, folder / tag)
+    log.info("going on from step %d (%s)", progress.step, folder / own)
     return progress
 
 

@@ -6,6 +6,7 @@ conversations in the same steps, each exactly once an epoch.
 """
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,16 @@ from distill.prompts import Rendered
 from distill.records import LABELS, ORDERS, TEST, Conversation, swap_labels
 from distill.targets import entropy
 
+log = logging.getLogger(__name__)
 Row = tuple[int, int]  # (index of the example, index into ORDERS)
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One conversation ready for training: token ids of both orders, and targets in its own a/b order.
 
-    A target that is missing has weight 0.
+    A target that is missing has weight 0. `group` is that of its prompt.
     """
 
     id: str
@@ -35,6 +38,7 @@ class Example:
     teacher: tuple[float, float, float] | None
     vote_weight: float = 1.0
     teacher_weight: float = 1.0
+    group: str = ""
 
     @property
     def length(self) -> int:
@@ -70,6 +74,7 @@ def make_examples(
 ) -> list[Example]:
     """Join conversations, their prompts and the teacher's swap-averaged logits by id; `rows` says what each counts.
 
+    Where both orders have the same ids, a and b get the same share of the targets; the log says how many those are.
     Raises `UserError` naming conversations for which `targets` has no logits, or that have no target at all.
     """
     prompts = {(r.id, r.order): r.ids for r in rendered}
@@ -85,17 +90,32 @@ def make_examples(
             f"{len(without)} conversations have no votes, such as {without[:3]}: "
             "train them with a loss that has a teacher, such as loss=distill"
         )
-    return [
-        Example(
-            id=c.id,
-            ids=(prompts[c.id, ORDERS[0]], prompts[c.id, ORDERS[1]]),
-            votes=None if c.votes is None else _distribution(c.votes),
-            teacher=None if targets is None else _triple(targets[c.id]),
-            vote_weight=vote_weight(c, rows),
-            teacher_weight=0.0 if targets is None else teacher_weight(c, targets[c.id], rows),
+    examples = []
+    for c in conversations:
+        ids = prompts[c.id, ORDERS[0]], prompts[c.id, ORDERS[1]]
+        votes = None if c.votes is None else _distribution(c.votes)
+        teacher = None if targets is None else _triple(targets[c.id])
+        if ids[0] == ids[1]:
+            votes, teacher = _without_sides(votes, teacher)
+        examples.append(
+            Example(
+                id=c.id,
+                ids=ids,
+                votes=votes,
+                teacher=teacher,
+                vote_weight=vote_weight(c, rows),
+                teacher_weight=0.0 if teacher is None else teacher_weight(c, teacher, rows),
+                group=c.group,
+            )
         )
-        for c in conversations
-    ]
+    if alike := sum(e.ids[0] == e.ids[1] for e in examples):
+        log.info(
+            "%d of %d conversations look the same in both orders (equal responses, or what differs was cut): no judge "
+            "can tell a from b there, so their targets give both the same share",
+            alike,
+            len(examples),
+        )
+    return examples
 
 
 def vote_weight(conversation: Conversation, rows: RowWeightsConfig) -> float:
@@ -223,6 +243,20 @@ def _turned(values: Sequence[tuple[float, float, float] | None], rows: Sequence[
         for v, (_, order) in zip(values, rows, strict=True)
     ]
     return torch.tensor(shown, dtype=torch.float32)
+
+
+def _without_sides(votes: Triple | None, logits: Triple | None) -> tuple[Triple | None, Triple | None]:
+    """Vote shares and logits for an input that shows no difference between a and b: the mean over their swap.
+
+    The mean is that of probabilities: as an input to be a or b, and no tie, is not to be anything.
+    """
+    if votes is not None:
+        a, b, tie = votes
+        votes = (a + b) / 2, (a + b) / 2, tie
+    if logits is not None:
+        a, b, tie = logits
+        logits = (both := float(np.logaddexp(a, b)) - math.log(2)), both, tie
+    return votes, logits
 
 
 def _distribution(votes: Sequence[float]) -> tuple[float, float, float]:

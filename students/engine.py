@@ -24,7 +24,11 @@ def process_group() -> Iterator[tuple[int, int]]:
     """(rank, number of ranks) of this process, with the communication backend up and taken down again afterwards.
 
     Under the `deepspeed` or `torchrun` launcher the environment says who we are; without one we are the only rank.
+    Within a group that is up already, nothing happens.
     """
+    if torch.distributed.is_initialized():
+        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return
     alone = "RANK" not in os.environ
     if alone:
         with socket.socket() as free:
@@ -45,6 +49,8 @@ def process_group() -> Iterator[tuple[int, int]]:
     logger.setLevel(logging.ERROR)
     # Compiled at first use, and only for tensor-parallel inference: training needs neither it nor a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # collectives of objects put their bytes there
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False)
     try:
         yield torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -110,7 +116,11 @@ def open_optimizer(judge: Judge, config: Config) -> torch.optim.Optimizer:
     weights, head = judge.trainable()
     groups = [{"params": weights, "lr": config.optimizer.lr}, {"params": head, "lr": config.optimizer.head_lr}]
     first, second = config.optimizer.betas
-    settings: dict[str, Any] = {"betas": (first, second), "eps": 1e-8, "weight_decay": config.optimizer.weight_decay}
+    settings: dict[str, Any] = {
+        "betas": (first, second),
+        "eps": config.optimizer.eps,
+        "weight_decay": config.optimizer.weight_decay,
+    }
     if config.optimizer.master_weights == "kahan":
         from optimi import AdamW
 

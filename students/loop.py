@@ -9,21 +9,24 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from torch import distributed
 from tqdm import tqdm
 
-from distill.config import Config, LossConfig
+from distill.config import Config, LossConfig, OptimizerConfig
 from distill.errors import UserError
-from distill.records import LABELS, ORDERS, swap_labels
+from distill.records import ORDERS
 from students.checkpoints import Progress, StopRequest, load_checkpoint, save_checkpoint
 from students.dataset import Example, Row, collate, micro_batches, plan_epoch
 from students.engine import open_engine
-from students.losses import Objective, cross_entropy_sum
+from students.losses import Objective
 from students.model import Judge
 from students.pruning import stop_if_pruned
+from students.ranks import UnreachableError, agree
 from students.tracking import Tracker
+from students.validation import Validation, better, score, swap_averaged, validation
 
 log = logging.getLogger(__name__)
 TERMS = tuple(field.name for field in fields(LossConfig) if field.name != "rows")
@@ -39,8 +42,12 @@ HISTORY = pl.Schema(
         "padding": pl.Float64,
         "seconds": pl.Float64,
         "validation_log_loss": pl.Float64,
+        "validation_objective": pl.Float64,
+        "validation_standard_error": pl.Float64,
+        "validation_kept": pl.Boolean,
     }
 )
+VALIDATED = tuple(name for name in HISTORY if name.startswith("validation_"))
 
 
 class Trainer:
@@ -64,12 +71,18 @@ class Trainer:
         self.lengths = [example.length for example in training]
         self.steps_per_epoch = math.ceil(len(training) / config.student.batch_conversations)
         self.total_steps = self.steps_per_epoch * config.student.epochs
+        self.scheduled_steps = self.steps_per_epoch * (config.student.schedule_epochs or config.student.epochs)
+        if self.scheduled_steps < self.total_steps:
+            raise UserError(
+                f"student.schedule_epochs={config.student.schedule_epochs} ends before student.epochs="
+                f"{config.student.epochs}: give it as many or more, or null"
+            )
         self.progress = load_checkpoint(self.engine, folder / "checkpoints")
         self.tracker.start(self.progress.history)
         self.checkpointed = time.monotonic()
 
     def train(self) -> Progress:
-        """Run to the end; the best judge by validation log loss is in `folder`/adapter afterwards.
+        """Run to the end; the judge that `keep_best` chose is in `folder`/adapter afterwards.
 
         A SIGTERM or Ctrl-C ends it after the step, with a checkpoint, by `SystemExit`.
         """
@@ -86,8 +99,8 @@ class Trainer:
                     record = self.take_step(step, epoch)
                     end_of_epoch = progress.step % self.steps_per_epoch == 0
                     if end_of_epoch or (student.validate_every and progress.step % student.validate_every == 0):
-                        record["validation_log_loss"] = self.validate()
-                        self.keep_best(record["validation_log_loss"])
+                        found = self.validate()
+                        record |= found.record() | {"validation_kept": self.keep_best(found.objective)}
                     progress.history.append(record)
                     self.tracker.log(record)
                     bar.update()
@@ -122,15 +135,16 @@ class Trainer:
             terms = self.forward(rows, done)
             loss = (factors * terms).sum()
             if not torch.isfinite(loss):
-                raise UserError(
-                    f"loss is {loss.item()} at step {self.progress.step} on conversations "
-                    f"{sorted({self.training[i].id for i, _ in rows})}: lower optimizer.lr or look at these rows"
-                )
+                raise self.not_finite("loss", loss.item(), [self.training[i] for i, _ in rows], self.progress.step + 1)
+            agree()
             self.engine.backward(loss * self.world)  # the engine averages over ranks; the counts are global already
             sums += terms.detach().double().cpu()
         self.engine.step()
         self.progress.step += 1
-        distributed.all_reduce(sums)
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        if not (self.engine.was_step_applied() and math.isfinite(norm)):  # ZeRO leaves such a step out without a word
+            raise self.not_finite("gradient norm", norm, examples, self.progress.step)
+        sums = self.over_ranks(sums)
         means = dict(zip(self.objective.names, (sums / divisors).tolist(), strict=True))
         tokens = sum(len(ids) for example in examples for ids in example.ids)
         padded = sum(self.width(rows) for rank in pieces for rows in rank if rows)
@@ -139,12 +153,12 @@ class Trainer:
             "epoch": epoch,
             "loss": sum(weight * mean for weight, mean in zip(weights.tolist(), means.values(), strict=True)),
             **{name: means.get(name) for name in TERMS},
-            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "grad_norm": norm,
             "lr": self.engine.optimizer.param_groups[0]["lr"],
             "tokens": tokens,
             "padding": 1 - tokens / padded,
             "seconds": time.monotonic() - started,
-            "validation_log_loss": None,
+            **dict.fromkeys(VALIDATED),
         }
 
     def forward(self, rows: list[Row], done: float) -> torch.Tensor:
@@ -153,7 +167,8 @@ class Trainer:
         try:
             logits = self.engine(batch.input_ids, batch.positions, batch.ends)
         except torch.OutOfMemoryError as error:
-            raise UserError(
+            kind = UnreachableError if self.config.engine.zero_stage == 3 else UserError
+            raise kind(
                 f"out of memory at step {self.progress.step} with {batch.input_ids.numel()} tokens in a micro-batch: "
                 f"lower student.micro_batch_tokens={self.config.student.micro_batch_tokens}, set "
                 "student.gradient_checkpointing=true, or spread the model with engine=zero3"
@@ -165,38 +180,59 @@ class Trainer:
         lengths = [len(self.training[i].ids[order]) for i, order in rows]
         return sum(lengths) if self.config.engine.padding_free else len(rows) * max(lengths)
 
-    @torch.no_grad()
-    def validate(self) -> float:
-        """Log loss (nats) of the swap-averaged logits against votes, over the validation conversations of all ranks."""
+    def validate(self) -> Validation:
+        """What the judge is worth on the validation conversations of all ranks; the same on all of them.
+
+        Raises `UserError` naming conversations whose logits are not finite.
+        """
         self.engine.eval()
-        lengths = [example.length for example in self.validation]
-        logits = torch.zeros(len(self.validation), len(LABELS))
-        for rows in micro_batches(range(len(lengths)), lengths, self.world, self.config.student.micro_batch_tokens)[
-            self.rank
-        ]:
-            batch = collate(rows, self.validation, self.device, self.config.engine.padding_free)
-            shown_rows = self.engine(batch.input_ids, batch.positions, batch.ends).float().cpu()
-            for (i, order), shown in zip(rows, shown_rows, strict=False):  # a dummy row has no name
-                logits[i] += (shown if order == 0 else shown[list(swap_labels(range(len(LABELS))))]) / len(ORDERS)
-        distributed.all_reduce(logits)  # each conversation is whole on one rank and zero on the others
-        self.tracker.sample(logits, self.progress.step)
-        voted = [(row, e.votes) for row, e in zip(logits, self.validation, strict=True) if e.votes]
-        averaged, votes = torch.stack([row for row, _ in voted]), torch.tensor([v for _, v in voted])
-        return cross_entropy_sum(averaged, votes, torch.ones(len(averaged))).item() / len(averaged)
+        lengths, student = [example.length for example in self.validation], self.config.student
+        pieces = micro_batches(range(len(lengths)), lengths, self.world, student.micro_batch_tokens)[self.rank]
+        own = score(self.engine, self.validation, pieces, self.device, self.config.engine.padding_free)
+        logits = self.over_ranks(own)  # each conversation is whole on one rank and zero on the others
+        if broken := [e for e, row in zip(self.validation, logits, strict=True) if not torch.isfinite(row).all()]:
+            raise self.not_finite("validation loss", math.nan, broken, self.progress.step)
+        self.tracker.sample(swap_averaged(logits), self.progress.step)
+        return validation(self.objective, logits, self.validation)
+
+    def over_ranks(self, own: torch.Tensor) -> torch.Tensor:
+        """The sum of a CPU tensor over all ranks."""
+        on_device = own.to(self.device)
+        distributed.all_reduce(on_device)
+        return on_device.cpu()
+
+    @staticmethod
+    def not_finite(what: str, value: float, examples: Sequence[Example], step: int) -> UserError:
+        """The error for a step that nothing may be saved of."""
+        return UserError(
+            f"{what} is {value} at step {step} on conversations {sorted({e.id for e in examples})}: "
+            "lower optimizer.lr or look at these rows"
+        )
 
     def set_rates(self, step: int) -> None:
         """Linear warm-up, then the decay; a function of the step alone, so no scheduler state can be lost."""
-        factor = rate_factor(step, self.total_steps, self.config.optimizer.warmup, self.config.optimizer.decay)
-        for group, rate in zip(
-            self.engine.optimizer.param_groups, (self.config.optimizer.lr, self.config.optimizer.head_lr), strict=True
-        ):
+        optimizer = self.config.optimizer
+        factor = rate_factor(step, self.scheduled_steps, optimizer)
+        for group, rate in zip(self.engine.optimizer.param_groups, (optimizer.lr, optimizer.head_lr), strict=True):
             group["lr"] = rate * factor
 
-    def keep_best(self, log_loss: float) -> None:
-        """Save the judge if it is the best so far."""
-        if log_loss >= self.progress.best_log_loss:
-            return
-        self.progress.best_log_loss, self.progress.best_step = log_loss, self.progress.step
+    def keep_best(self, objective: np.ndarray) -> bool:
+        """Save the judge, unless the lowest `objective` [groups] so far is better beyond the standard error of the
+        difference; whether it was saved.
+
+        So noise never chooses an earlier judge, and a slow rise is measured from its bottom (the one-standard-error
+        rule of Breiman et al. 1984, with the later judge where theirs takes the smaller).
+        """
+        lowest = self.progress.lowest
+        if lowest is not None and better(np.array(lowest), objective):
+            return False
+        if lowest is None or objective.mean() < np.mean(lowest):
+            self.progress.lowest = objective.tolist()
+        self.save()
+        return True
+
+    def save(self) -> None:
+        """Write the judge as it is now, in place of the one before. All ranks call it."""
         self.judge.save(self.folder, gathered=self.config.engine.zero_stage < 3, write=self.rank == 0)
         distributed.barrier()
 
@@ -215,16 +251,18 @@ class Trainer:
         self.checkpointed = time.monotonic()
 
 
-def rate_factor(step: int, total: int, warmup: float, decay: str) -> float:
+def rate_factor(step: int, total: int, optimizer: OptimizerConfig) -> float:
     """The share of the peak learning rate at `step` of `total`.
 
-    Linear over the first `warmup` share of the steps, then `decay`: cosine or linear to zero, or constant.
+    Linear over the warm-up, then the decay: cosine or linear to `min_lr_ratio`, or constant.
     """
-    rising = max(1, round(warmup * total))
+    steps = optimizer.warmup_steps
+    rising = max(1, round(optimizer.warmup * total) if steps is None else steps)
     if step < rising:
         return (step + 1) / rising
     done = (step - rising) / max(1, total - rising)
-    return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[decay]
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[optimizer.decay]
+    return optimizer.min_lr_ratio + (1 - optimizer.min_lr_ratio) * left
 
 
 def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:

@@ -185,13 +185,15 @@ def start_head(drawn: nn.Parameter, base: Path, wanted: str) -> Head:
 
 
 def attention(settings: Any, engine: EngineConfig, dtype: torch.dtype) -> str:
-    """The implementation of attention. Raises `UserError` for sdpa where the model caps its attention scores."""
+    """The implementation of attention. Raises `UserError` for one that leaves out caps, or is not installed."""
     served = attention_for(settings) or "sdpa"
     if engine.attention == "sdpa" and served == "eager":
         raise UserError(
             "engine.attention=sdpa leaves out the softcapping of attention scores, which the finished judge is served "
             "with: take eager or flash_attention_2, or train and serve without, by student.softcapping=false"
         )
+    if engine.attention == "flash_attention_2" and not find_spec("flash_attn"):
+        raise UserError("engine.attention=flash_attention_2 needs flash-attn: pip install flash-attn, or take auto")
     if engine.attention != "auto":
         return engine.attention
     if torch.cuda.is_available() and find_spec("flash_attn") and dtype == torch.bfloat16:

@@ -14,8 +14,9 @@ from students.checkpoints import Progress
 def stop_if_pruned(config: Config, folder: Path, progress: Progress, device: torch.device) -> None:
     """Report the validations to the sweep's study; raise `Pruned` on every rank where its pruner says so.
 
-    Nothing happens outside of a sweep. All ranks call it, after a checkpoint. A pruned run has `metrics.json`, which
-    says so, and no manifest: no later stage takes it for finished, and its checkpoint goes on outside of the sweep.
+    It is told the votes' log loss: trials with other weights of the loss have other objectives. Nothing happens outside
+    of a sweep. All ranks call it, after a checkpoint. A pruned run has `metrics.json`, which says so, and no manifest:
+    no later stage takes it for finished, and its checkpoint goes on outside of the sweep.
     """
     if config.sweep.trial is None:
         return
@@ -26,7 +27,7 @@ def stop_if_pruned(config: Config, folder: Path, progress: Progress, device: tor
     if not stop:
         return
     if first:
-        summary = {"validation_log_loss": progress.best_log_loss, "best_step": progress.best_step}
+        summary = {"validation_log_loss": progress.kept["validation_log_loss"], "best_step": progress.kept["step"]}
         write_json(folder / "metrics.json", {"pruned": True, **summary, "steps": progress.step})
         mark_pruned(config, progress.step)
-    raise Pruned(progress.best_log_loss)
+    raise Pruned(progress.kept["validation_log_loss"])

@@ -125,10 +125,6 @@ def _check_settings(model: Path, format: str, settings: QuantisationConfig) -> N
             f"export.quantisation.smoothing={settings.smoothing}: {format} does not round the activations that it "
             "smooths: set it to null"
         )
-    if settings.smoothing is not None and not 0 <= settings.smoothing <= 1:
-        raise UserError(f"export.quantisation.smoothing={settings.smoothing}: give a strength from 0 to 1, or null")
-    if not settings.damping > 0:
-        raise UserError(f"export.quantisation.damping={settings.damping}: GPTQ needs more than 0 to invert a Hessian")
 
 
 def _round(model: Path, out: Path) -> None:

@@ -4,6 +4,7 @@
 takes the steps after its checkpoint again, so its tracker is first told the curve up to there: each step is shown once.
 """
 
+import glob
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from distill.config import Config, to_mapping
 from distill.errors import UserError
 from distill.records import Conversation
 from distill.runs import MANIFEST, write_json
+from distill.tables import read_parquet
 from students.samples import SAMPLES, markdown, sample_table, shortened
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class OwnFolder(Tracker):
         self.done = history[-1]["step"] if history else 0
         path = self.folder / "samples.parquet"
         if path.exists():
-            self.samples = pl.read_parquet(path).filter(pl.col("step") <= self.done)
+            self.samples = read_parquet(path).filter(pl.col("step") <= self.done)
 
     def sample(self, logits: torch.Tensor, step: int) -> None:
         if not self.config.tracker.samples:
@@ -146,7 +148,9 @@ class Wandb(OwnFolder):
         # Apart from the last step's values, which wandb's summary holds under the same names.
         self.run.summary.update({"final": json.loads((self.folder / METRICS).read_text())})
         for name in (MANIFEST, METRICS):
-            self.run.save(shutil.copy(self.folder / name, self.run.dir), base_path=self.run.dir, policy="now")
+            self.run.save(
+                glob.escape(shutil.copy(self.folder / name, self.run.dir)), base_path=self.run.dir, policy="now"
+            )
         offline, files = self.run.offline, Path(self.run.dir).parent
         self.run.finish()
         if offline:

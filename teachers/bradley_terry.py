@@ -45,10 +45,8 @@ def fit_bradley_terry(differences: np.ndarray, votes: np.ndarray, l2: float) -> 
     Each row counts one, as vote shares. The penalty is `l2`/2 times the squared weights for differences measured in
     their root mean square (their standard deviation over both orders), so it does not depend on a reward's scale; an
     objective that never differs gets weight 0. One vote for each label is added at difference 0 (Laplace), so that a
-    label which nobody chose stays possible. Raises `UserError` where there is nothing to fit or `l2` is negative.
+    label which nobody chose stays possible. Raises `UserError` where there is nothing to fit.
     """
-    if l2 < 0:
-        raise UserError(f"teacher.reward_l2={l2}: a penalty is zero or above")
     totals = votes.sum(axis=1, keepdims=True)
     if not len(votes) or not (totals > 0).all() or (votes < 0).any():
         raise UserError(f"of {len(votes)} conversations {(totals <= 0).sum()} have no votes, or a count is negative")

@@ -91,12 +91,12 @@ def mix(
 
 
 def shares(config: MixtureConfig) -> list[float]:
-    """The weights of the teachers, with sum 1. Raises `UserError` unless each has one and it is positive."""
+    """The weights of the teachers, with sum 1. Raises `UserError` unless each has one."""
     weights = [1.0] * len(config.teachers) if config.weights is None else config.weights
-    if not config.teachers or len(weights) != len(config.teachers) or min(weights) <= 0:
+    if not config.teachers or len(weights) != len(config.teachers):
         raise UserError(
             f"teacher.mixture.teachers={config.teachers}, weights={config.weights}: name teachers, and none or as many "
-            "positive weights, as in 'teacher.mixture.teachers=[llama70b,qwen72b]' 'teacher.mixture.weights=[2,1]'"
+            "weights, as in 'teacher.mixture.teachers=[llama70b,qwen72b]' 'teacher.mixture.weights=[2,1]'"
         )
     return [weight / sum(weights) for weight in weights]
 

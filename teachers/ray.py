@@ -222,13 +222,8 @@ def _local_workers() -> list[psutil.Process]:
 
 def _check(config: ScorerConfig) -> None:
     settings = config.ray
-    for key in ("workers", "prompts_per_task"):
-        if getattr(settings, key) < 1:
-            raise UserError(f"scorer.ray.{key}={getattr(settings, key)}: give 1 or more")
-    if settings.gpus < 0 or settings.cpus < 0 or (settings.gpus > 1 and settings.gpus % 1):
-        raise UserError(
-            f"scorer.ray.gpus={settings.gpus:g}, cpus={settings.cpus:g}: give GPUs as a whole number or a share of one"
-        )
+    if settings.gpus > 1 and settings.gpus % 1:
+        raise UserError(f"scorer.ray.gpus={settings.gpus:g}: give GPUs as a whole number or a share of one")
     shards = math.prod(int(config.vllm.get(f"{way}_parallel_size", 1)) for way in ("tensor", "pipeline"))
     if settings.backend == "vllm" and settings.gpus and math.ceil(settings.gpus) != shards:
         raise UserError(

@@ -1,7 +1,7 @@
 """A reward model as a teacher: its scores of single responses, kept as they are, and the logits that they amount to."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,24 +54,39 @@ def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> 
                         progress,
                         interrupt,
                     )
-    rewards = read_parts(raw)
+    write_fitted(config, store, raw, limited, behind_model(source), renderer.hashes)
+
+
+def write_fitted(
+    config: Config,
+    store: Path,
+    raw: Path,
+    rows: Sequence[Conversation],
+    behind: Learned,
+    hashes: Mapping[str, str],
+) -> None:
+    """The logits of `rows` from the rewards in the store `raw`, as a finished store of soft logits.
+
+    `behind`: what the reward model itself learned from, as far as it was made here. Each fold's fit learned from the
+    votes of the others, none from the test split's.
+    """
+    rewards, content = read_parts(raw), runs.content_hash(raw)
     data = config.root / "data" / config.data.name
-    content = runs.content_hash(raw)
     identity = {"l2": config.teacher.reward_l2, "rewards": content, "limit": config.limit}
     if runs.is_finished(store, "teacher", identity, [data], config.root):
         log.info("%s is finished", store)
         return
-    logits = cross_fit(rewards, limited, config.teacher.reward_l2)
+    logits = cross_fit(rewards, rows, config.teacher.reward_l2)
     tokens = rewards.group_by("id").agg(pl.col("prompt_tokens").max(), pl.col("truncated").any())
     texts = pl.DataFrame(
-        [(c.id, c.sided_fingerprint()) for c in limited],
+        [(c.id, c.sided_fingerprint()) for c in rows],
         schema={"id": pl.String, "fingerprint": pl.UInt64},
         orient="row",
     )
     table = logits.join(tokens, on="id").join(texts, on="id").with_columns(in_sample=False, outside=pl.lit(None))
     table = table.join(pl.DataFrame({"order": ORDERS}), how="cross")
-    folds = table["judge_fold"].unique().to_list()
-    voted = [c for c in limited if c.votes and c.fold != TEST]
-    behind = behind_model(source)
-    seen = {fold: Learned.of(c for c in voted if c.fold != fold) | behind for fold in folds}
-    write_derived(config, store, table, seen, identity, [data], renderer.hashes, content)
+    voted = [c for c in rows if c.votes and c.fold != TEST]
+    seen = {
+        fold: Learned.of(c for c in voted if c.fold != fold) | behind for fold in table["judge_fold"].unique().to_list()
+    }
+    write_derived(config, store, table, seen, identity, [data], hashes, content)

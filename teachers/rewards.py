@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from distill.errors import UserError
 from distill.models import layer_of, linked_classifier
-from distill.prompts import CHUNK, share_room, shorten
+from distill.prompts import CHUNK, share_room, shorten, without_markers
 from distill.records import Conversation
 
 T = TypeVar("T")
@@ -94,13 +94,7 @@ class RewardRenderer:
         self._whole = Tokenizer.from_str(self._chat.backend_tokenizer.to_str())
         self._whole.no_truncation()
         self._whole.no_padding()
-        description = json.loads(self._whole.to_str())
-        shown = "".join(self._layout(2).pieces)
-        for token in description["added_tokens"]:  # also where a template marks turns with tokens that are not special
-            token["special"] |= bool(token["content"].strip()) and token["content"] in shown
-        self._markers = {token["id"] for token in description["added_tokens"] if token["special"]}
-        self._plain = Tokenizer.from_str(json.dumps(description))
-        self._plain.encode_special_tokens = True
+        self._plain, self._markers = without_markers(self._whole, {t for ids in self._layout(2).ids for t in ids})
         self._cut = _encode(self._plain, [CUT])[0]
         minimum = self._layout(1).overhead + 3 * (len(self._cut) + 2)
         if max_tokens < minimum:

@@ -58,9 +58,6 @@ class ServerScorer:
         not fit.
         """
         assert (config.method == "label_tokens") == (label_ids is not None)
-        for key, least in (("prompts_per_request", 1), ("requests_in_flight", 1), ("retries", 0), ("timeout_s", 1e-3)):
-            if (value := getattr(config.server, key)) < least:
-                raise UserError(f"scorer.server.{key}={value}: give {least} or more")
         self.server, self.method, self.max_tokens = config.server, config.method, max_tokens
         self.label_ids = None if label_ids is None else list(label_ids)
         self.outputs = outputs if label_ids is None else len(label_ids)

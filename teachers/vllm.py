@@ -24,6 +24,7 @@ import numpy as np
 
 from distill.config import ScorerConfig
 from distill.errors import UserError
+from distill.naming import inert
 from distill.scoring import check_length
 
 log = logging.getLogger(__name__)
@@ -73,10 +74,10 @@ class VllmScorer:
             room = min(size for size in get_args(MaxLoRARanks) if size >= rank)
             arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
         began = time.perf_counter()
-        with _children_without_interrupts():
+        with _children_without_interrupts(), inert(model) as place:  # vLLM globs for the weights
             try:
                 self.llm: Any = LLM(
-                    model=str(model),
+                    model=str(place),
                     runner="pooling" if label_ids is None else "generate",
                     max_model_len=max_tokens + (label_ids is not None),  # room for the token that it is asked for
                     skip_tokenizer_init=True,

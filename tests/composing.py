@@ -6,7 +6,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from distill.config import Config, ScorerConfig, from_mapping
-from distill.door import CONF, run_name
+from distill.door import CONF, typed
+from distill.naming import run_name
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 def configured(*overrides: str) -> Config:
     """The typed configuration for `overrides`."""
-    return from_mapping(Config, composed(*overrides))
+    return typed(composed(*overrides), overrides)
 
 
 def scorer(backend: str, **changes: Any) -> ScorerConfig:

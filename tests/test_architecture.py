@@ -1,6 +1,7 @@
 """House rules that a machine can hold: which way imports point, what costs time at import, what may not be called."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,3 +96,16 @@ def test_help_imports_nothing_heavy(door: str) -> None:
         [sys.executable, "-m", door, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert help_text.returncode == 0 and "exp" in help_text.stdout
+
+
+@pytest.mark.parametrize("path", [*sources(), *sorted((ROOT / "bench").glob("*.py"))], ids=lambda p: p.stem)
+def test_a_path_is_read_as_a_pattern_nowhere(path: Path) -> None:
+    """polars and `glob` take `[1]` in a folder's name for a pattern; users' own patterns are `data.files` alone."""
+    called = {
+        f"{node.func.value.id}.{node.func.attr}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
+    }
+    reads = {call for call in called if re.fullmatch(r"(pl|polars)\.(read|scan)_\w+|glob\.i?glob", call)}
+    allowed = {"tables": {"pl.read_parquet", "pl.scan_parquet", "pl.read_csv"}, "readers": {"glob.glob"}}
+    assert reads <= allowed.get(path.stem, set()), f"read through distill.tables: {reads}"

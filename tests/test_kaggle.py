@@ -16,6 +16,7 @@ from distill.arena_sim import simulate
 from distill.canaries import CANARIES
 from distill.config import SimulateConfig, to_mapping
 from distill.prompts import Renderer
+from distill.provenance import Learned, write_learned
 from distill.runs import write_manifest
 from eval.predicting.submission import check_submission
 from kaggle.bundle import COMPETITION, LONGEST_SLUG, own_overrides, slug_of
@@ -36,6 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompt = configured("+exp=smoke").prompt
     renderer = Renderer(prompt, export)
     with_canaries(export, renderer)
+    write_learned(export, Learned())
     write_manifest(export, "export", {"prompt": to_mapping(prompt)}, [], root, prompt=renderer.hashes)
     arguments = ["+exp=smoke", f"paths.root={root}", f"output={root / 'bundle'}", "predict.scorer.backend=transformers"]
     succeeds("kaggle.bundle", *arguments)

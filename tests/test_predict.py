@@ -24,6 +24,7 @@ from distill.errors import UserError
 from distill.exported import open_exported
 from distill.parts import part_files
 from distill.prompts import Renderer
+from distill.provenance import Learned, write_learned
 from distill.records import Conversation
 from distill.scoring import logits_by_order, score_conversations, swap_average
 from distill.store import read_parts
@@ -50,6 +51,7 @@ def finish_export(folder: Path) -> Path:
     prompt = configured("+exp=smoke", "prompt.max_tokens=300").prompt
     manifest, renderer = {"prompt": to_mapping(prompt)}, Renderer(prompt, folder)
     with_canaries(folder, renderer)
+    write_learned(folder, Learned())
     runs.write_manifest(folder, "export", manifest, [], folder.parent, prompt=renderer.hashes)
     return folder
 
@@ -164,6 +166,7 @@ def test_whatever_a_row_holds_it_is_answered_in_its_place(
     ]
     rows = [*odd[:4], *usual, *odd[4:]]
     config = configure(f"input={write_csv(tmp_path / 'odd.csv', rows)}", "predict.rules.one_empty=[0.1,0.7,0.2]")
+    config = replace(config, predict=replace(config.predict, max_unreadable=0.5))
     predict.main(config)
     ids, table = answers(config)
     assert ids == [row[0] for row in rows]
@@ -190,7 +193,7 @@ def test_rules_can_be_left_to_the_judge(configure: Configure, tmp_path: Path) ->
 
 def test_nothing_to_judge_needs_no_judge(configure: Configure, tmp_path: Path) -> None:
     rows = [("same", '["q"]', '["yes"]', '["yes"]'), *BAD_ROWS.values()]
-    config = configure(f"input={write_csv(tmp_path / 'bad.csv', rows)}")
+    config = configure(f"input={write_csv(tmp_path / 'bad.csv', rows)}", "predict.max_unreadable=0.9")
     predict.main(config)
     found = answers(config)[1]
     assert found[0].argmax() == 2 and np.allclose(found[1:], 1 / 3)
@@ -198,9 +201,25 @@ def test_nothing_to_judge_needs_no_judge(configure: Configure, tmp_path: Path) -
 
 def test_a_file_of_which_no_row_can_be_read_is_refused(configure: Configure, tmp_path: Path) -> None:
     config = configure(f"input={write_csv(tmp_path / 'plain.csv', [('1', 'Hi', 'x', 'y'), ('2', 'Hi', 'y', 'x')])}")
-    with pytest.raises(ValueError, match=r"none of the 2 rows can be read \(line 2, id 1: prompt is not JSON"):
+    with pytest.raises(
+        ValueError, match=r"2 of 2 rows cannot be read, .*: 2 x prompt is not JSON, such as line 2, id 1"
+    ):
         predict.main(config)
     assert not Path(str(config.output)).exists()
+
+
+def test_a_file_that_is_mostly_unreadable_is_refused_with_the_commonest_reason(
+    configure: Configure, tmp_path: Path
+) -> None:
+    rows = [(str(i), "Hi" if i % 10 < 2 else '["Hi"]', '["x"]', '["x"]') for i in range(20)]
+    config = configure(f"input={write_csv(tmp_path / 'plain.csv', rows)}")
+    message = r"4 of 20 rows cannot be read, predict.max_unreadable=0.1: 4 x prompt is not JSON, such as line 2, id 0"
+    with pytest.raises(UserError, match=message):
+        predict.main(config)
+    assert not Path(str(config.output)).exists()
+    assert len(pl.read_csv(tmp_path / "submission.unreadable.csv")) == 4
+    predict.main(replace(config, predict=replace(config.predict, max_unreadable=0.2)))
+    assert len(answers(config)[0]) == 20
 
 
 def test_the_recalibration_beside_the_model_counts(
@@ -404,10 +423,6 @@ def test_killed_on_the_way_to_another_submission_it_goes_on(configure: Configure
     [
         ("input=missing.csv", "no such file"),
         ("output=null", "output=null"),
-        ("predict.second_order=1.5", "a share of the rows"),
-        ("predict.rows_per_part=0", "at least 1"),
-        ("predict.devices=0", "predict.devices=0"),
-        ("predict.rules.identical=[0.1,0.1,0.1]", "three probabilities above 0 that sum to 1"),
         ("predict.model=missing", "does not exist"),
     ],
 )
@@ -422,7 +437,18 @@ def test_ids_that_a_submission_cannot_have_are_refused(configure: Configure, tmp
     with pytest.raises(ValueError, match=r"1 ids occur more than once, such as \['1'\]"):
         predict.main(configure(f"input={double}"))
     without = write_csv(tmp_path / "without.csv", [("1", *row), (" ", *row)])
-    with pytest.raises(ValueError, match="row 3 has no id"):
+    latin = tmp_path / "latin.csv"
+    latin.write_bytes(double.read_bytes().replace(b"2,", b"\xe9,"))
+    with pytest.raises(ValueError, match=r"latin.csv, row 3: id is not UTF-8: '\\udce9'\. .*: mend this one, in UTF-8"):
+        predict.main(configure(f"input={latin}"))
+    (lone := tmp_path / "lone.jsonl").write_text(
+        json.dumps({"id": "\ud83d", **dict.fromkeys(("prompt", "response_a", "response_b"), "")})
+    )
+    with pytest.raises(ValueError, match=r"lone.jsonl, row 1: id is not UTF-8: '\\ud83d'"):
+        predict.main(configure(f"input={lone}"))
+    with pytest.raises(
+        ValueError, match=r"without.csv, row 3: id is missing: ' '\. A submission has a line for each id"
+    ):
         predict.main(configure(f"input={without}"))
 
 

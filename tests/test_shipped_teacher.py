@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from distill.provenance import read_learned
 from distill.runs import content_hash, read_manifest
 from distill.student import run_identity
 from tests.composing import configured
@@ -23,9 +24,7 @@ def test_it_is_small_and_never_saw_the_demo_s_conversations() -> None:
     from distill.arena_sim import simulate
 
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 8 * 2**20
-    import polars as pl
-
-    seen = {int(f, 16) for f in pl.read_parquet(SHIPPED / "trained_on.parquet")["fingerprint"]}
+    seen = read_learned(SHIPPED).directly
     config = configured("+exp=demo")
     assert config.data.simulate is not None
     overlap = [c for c in simulate(config.data.simulate)[0] if c.fingerprint() in seen]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -21,7 +22,8 @@ from optuna.trial import TrialState
 from distill import prepare, student, sweeps
 from distill.door import CONF, door
 from distill.runs import read_manifest
-from distill.studies import STUDY, open_journal
+from distill.studies import STUDY, open_journal, told_to_stop
+from hydra_plugins.optuna_sweeper import open_study
 from students.checkpoints import LATEST
 from students.loop import Trainer
 from tests.composing import configured
@@ -119,6 +121,24 @@ def test_a_bad_trial_stops_early_and_is_not_taken_for_finished(sweep: Sweep, bas
     assert "pruned" not in json.loads((bad / "metrics.json").read_text())
 
 
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        {"kind": "MedianPruner", "n_startup_trials": 1, "n_warmup_steps": 1},
+        {"kind": "HyperbandPruner", "min_resource": 1, "max_resource": 2, "reduction_factor": 3},
+    ],
+)
+def test_a_pruner_spares_the_validations_that_it_promises_to(pruner: dict[str, Any], tmp_path: Path) -> None:
+    searched = open_study(tmp_path, pruner, {})
+    for number, values in enumerate(([0.9, 0.8, 0.7], [9.0, 9.0])):
+        assert searched.ask().number == number
+        config = configured(f"sweep.study={tmp_path}", f"sweep.trial={number}")
+        verdicts = [told_to_stop(config, values[:seen]) for seen in range(1, len(values) + 1)]
+        if number == 0:
+            searched.tell(0, values[-1])
+    assert verdicts == [False, True]
+
+
 @pytest.mark.parametrize("dies_at", [2, 6, STEPS + 2])  # in the first trial, there after a checkpoint, in the second
 def test_a_killed_search_goes_on_as_if_it_had_not_been(
     sweep: Sweep, base: list[str], straight: str, dies_at: int
@@ -143,6 +163,13 @@ def test_a_study_of_other_trials_is_refused(
     with pytest.raises(SystemExit, match="2"):
         sweep(*searching(straight), "limit=30")
     assert re.search(r"is a study of other trials:\n  - limit: there None, now 30\n", capsys.readouterr().err)
+
+
+def test_numbers_of_the_sweeper_have_bounds(sweep: Sweep, base: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        sweep(*searching("nothing", trials=0), "hydra.sweeper.n_jobs=0")
+    told = capsys.readouterr().err
+    assert "hydra.sweeper.n_trials=0: give 1 or more" in told and "hydra.sweeper.n_jobs=0: give 1 or more" in told
 
 
 def test_a_trial_that_fails_does_not_end_the_search(sweep: Sweep, base: list[str]) -> None:

@@ -19,10 +19,13 @@ from scipy.special import log_softmax
 
 from distill import conversations, prepare, student, teacher
 from distill.config import Config
-from distill.records import ORDERS, to_frame
+from distill.provenance import read_learned
+from distill.records import ORDERS, TEST, Conversation, to_frame
 from distill.runs import MANIFEST, read_manifest
 from distill.store import LOGITS, StoreWriter, read_logits, read_parts, write_seen
 from distill.targets import entropy, soft_targets
+from eval.judges import Judges, add, candidates
+from eval.report.page import rows_line
 from tests.composing import configured
 from tests.running import ROOT, own_process
 from tests.tiny_models import tiny_judge
@@ -131,11 +134,15 @@ def test_each_row_is_scored_by_the_teachers_that_did_not_train_on_it(
     rows = {c.id: c for c in conversations.load(config.root / "data" / config.data.name)}
     assert set(straight["id"]) == set(rows) and not straight["in_sample"].any()
     for fold in FOLDS:
-        trained_on = pl.read_parquet(config.root / f"teachers/smoke/fold={fold}/trained_on.parquet")["fingerprint"]
-        seen = {int(f, 16) for f in trained_on}
+        seen = read_learned(config.root / f"teachers/smoke/fold={fold}").directly
         scored = set(straight.filter(judge_fold=fold)["id"])
-        assert scored == {i for i, c in rows.items() if c.fingerprint() not in seen}
+        assert {i for i in scored if rows[i].fold != TEST} == {
+            i for i, c in rows.items() if c.fingerprint() not in seen and c.fold != TEST
+        }
         assert {c.id for c in rows.values() if c.fold == fold} <= scored
+        assert any(rows[i].fold == TEST for i in scored)
+    test = straight.filter(pl.col("id").is_in([i for i, c in rows.items() if c.fold == TEST]))
+    assert test["id"].n_unique() * len(ORDERS) == len(test)  # each row by one of them
     assert straight.group_by("id", "judge_fold").len()["len"].eq(len(ORDERS)).all()
 
 
@@ -173,12 +180,13 @@ def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure
     logits = read_logits(folder, "")
     rows = {c.id: c for c in conversations.load(config.root / "data" / "pandalm")}
     assert set(logits["id"]) == set(rows) and not logits["in_sample"].any()
-    assert all((logits.filter(id=i)["judge_fold"] == c.fold).any() for i, c in rows.items())
+    assert all((logits.filter(id=i)["judge_fold"] == c.fold).any() for i, c in rows.items() if c.fold != TEST)
+    assert any(c.fold == TEST for c in rows.values())
     # The teacher of fold 0 is exchanged for one that was trained on fold 0's rows.
-    judges = pl.read_parquet(config.root / "teachers/pandalm/fold=1/trained_on.parquet")["fingerprint"]
+    other = read_learned(config.root / "teachers/pandalm/fold=1")
     (folder / "seen-00.parquet").unlink()
-    write_seen(folder, 0, {int(f, 16) for f in judges})
-    leaked = [i for i, c in rows.items() if c.fold == 0 and f"{c.fingerprint():016x}" in set(judges)]
+    write_seen(folder, 0, other)
+    leaked = [i for i, c in rows.items() if c.fold == 0 and c.fingerprint() in other.directly]
     with pytest.raises(ValueError, match=r"trained on it: a leak") as refusal:
         student.main(replace(config, run="pandalm"))
     assert leaked and any(repr(i) in str(refusal.value) for i in leaked)
@@ -190,10 +198,10 @@ def test_in_fold_targets_are_those_of_the_student_s_own_fold(configure: Configur
     logits = read_logits(teacher.logits_folder(config), "")
     assert len(logits) == CONVERSATIONS * len(ORDERS) * len(FOLDS)
     rows = conversations.load(config.root / "data" / config.data.name)
-    targets, _ = soft_targets(teacher.logits_folder(config), rows, 1, "in_fold", None)
+    targets = soft_targets(teacher.logits_folder(config), rows, 1, "in_fold", None).logits
     own = logits.filter(judge_fold=1).group_by("id").agg(pl.col("logits").arr.get(0).mean())
     assert {key: value[0] for key, value in targets.items()} == pytest.approx(dict(own.iter_rows()), abs=1e-6)
-    out, _ = soft_targets(teacher.logits_folder(config), rows, 1, "out_of_fold", None)
+    out = soft_targets(teacher.logits_folder(config), rows, 1, "out_of_fold", None).logits
     assert set(out) == set(targets) and out != targets
 
 
@@ -227,10 +235,11 @@ def test_conversations_without_votes_are_distilled_unless_their_teacher_is_unsur
     rows = [
         replace(c, votes=None) if i % 2 else c for i, c in enumerate(conversations.load(config.root / "data/smoke"))
     ]
-    targets, none = soft_targets(teacher.logits_folder(config), rows, 0, "out_of_fold", None)
-    assert not none
+    found = soft_targets(teacher.logits_folder(config), rows, 0, "out_of_fold", None)
+    targets = found.logits
+    assert not found.left_out
     cap = float(np.median([entropy(targets[c.id]) for c in rows if c.votes is None]))
-    _, unsure = soft_targets(teacher.logits_folder(config), rows, 0, "out_of_fold", cap)
+    unsure = soft_targets(teacher.logits_folder(config), rows, 0, "out_of_fold", cap).left_out
     assert 0 < len(unsure) < sum(c.votes is None for c in rows)
     assert all(entropy(targets[c.id]) > cap and c.votes is None for c in rows if c.id in unsure)
 
@@ -248,6 +257,49 @@ def test_a_mixture_is_a_teacher_like_any_other(configure: Configure, straight: p
     assert len(mixed) == CONVERSATIONS * len(ORDERS)
     assert set(read_manifest(teacher.logits_folder(config)).extra["temperatures"]) == {"smoke", "limited_half"}
     assert student.main(replace(configure("teacher.name=mixed"), run="from-mixture")) < 5
+
+
+def told(config: Config, name: str, path: Path, rows: list[Conversation]) -> tuple[str, ...]:
+    """What an evaluation of `rows` says of one judge's provenance, in metrics.json and in the table's line."""
+    judges = Judges()
+    add(judges, replace(candidates(naming(config, path))[-1], name=name), config, rows)
+    metrics = {"rows": len(rows), "split": "test", "judges": {name: {"taught": judges.taught[name]}}}
+    return tuple(rows_line(metrics).splitlines()[1:])
+
+
+def naming(config: Config, path: Path) -> Config:
+    return replace(config, eval=replace(config.eval, judges={"named": str(path)}))
+
+
+def test_a_student_of_a_mixture_is_held_out_from_the_test_split_alone(
+    configure: Configure, straight: pl.DataFrame
+) -> None:
+    """A fold's teachers learned the fold that their student holds out, and a mixture of two does not hide it."""
+    config = configure("teacher.kind=mixture", "teacher.name=two", "teacher.mixture.teachers=[smoke,again]")
+    teacher.main(replace_name(configure(), "again", "smoke"))
+    teacher.main(config)
+    student.main(replace(configure("teacher.name=two"), run="of-two"))
+    rows = conversations.load(config.root / "data" / config.data.name)
+    test, fold = ([c for c in rows if c.fold == of and c.votes] for of in (TEST, 0))
+    folder, store = config.root / "students/of-two/fold=0", config.root / "logits/two"
+    assert told(config, "student", folder, test) == ()
+    everything = f"its teachers saw {len(fold)} of {len(fold)} of these votes"
+    assert told(config, "student", folder, fold) == (f"student: cross-validated, {everything}.",)
+    assert told(config, "teacher", store, fold) == told(config, "teacher", store, test) == ()  # no row by who saw it
+    learned = read_learned(folder)
+    assert not {c.fingerprint() for c in test} & (learned.directly | learned.through_teachers)
+    training = [c for c in rows if c.fingerprint() in learned.directly]
+    assert training and not {c.fold for c in training} & {0, TEST}
+    with pytest.raises(ValueError, match="was trained on 5 of the 5 conversations"):
+        told(config, "student", folder, training[:5])
+
+
+def test_in_fold_teachers_keep_their_student_s_fold_held_out(configure: Configure) -> None:
+    config = replace_name(configure("teacher.rows=in_fold"), "clean", "smoke")
+    teacher.main(config)
+    student.main(replace(config, run="clean"))
+    rows = conversations.load(config.root / "data" / config.data.name)
+    assert told(config, "student", config.root / "students/clean/fold=0", [c for c in rows if c.fold == 0]) == ()
 
 
 def test_teachers_of_one_fold_are_mixed_with_each_other(configure: Configure, straight: pl.DataFrame) -> None:

@@ -9,6 +9,7 @@ from distill import runs
 from distill.arena_sim import simulate
 from distill.config import PromptConfig, SimulateConfig, from_mapping, to_mapping
 from distill.prompts import Renderer
+from distill.provenance import Learned, write_learned
 from eval.canaries import make_canaries
 from tests.composing import composed, configured
 from tests.tiny_models import Family, tiny_judge
@@ -21,6 +22,7 @@ def tiny_export(folder: Path, family: Family = "llama", max_tokens: int = 256) -
     settings = {"prompt": to_mapping(prompt)}
     renderer = Renderer(prompt, folder)
     with_canaries(folder, renderer)
+    write_learned(folder, Learned())
     runs.write_manifest(folder, "export", settings, [], folder, prompt=renderer.hashes, extra={"failed": []})
     return folder
 

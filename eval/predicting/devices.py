@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from distill.config import PredictConfig
+from distill.door import file_system_explained
 from distill.errors import UserError
 from teachers.filling import STOPPED, Interrupt
 
@@ -33,7 +34,7 @@ def count_devices(settings: PredictConfig) -> int:
     engines = gpus // gpus_per_engine(settings)
     if wanted is None:
         return max(1, engines if settings.scorer.backend in ("vllm", "transformers") else 1)
-    if wanted < 1 or (gpus and wanted > engines):
+    if gpus and wanted > engines:
         raise UserError(f"predict.devices={wanted}: there are {gpus} GPUs, {gpus_per_engine(settings)} to an engine")
     return wanted
 
@@ -98,7 +99,8 @@ def run_alone(work: Callable[..., None], number: int, count: int, config: Any, *
     threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s device {number}: %(message)s", datefmt="%H:%M:%S")
     try:
-        work(number, count, config, *arguments)
+        with file_system_explained():
+            work(number, count, config, *arguments)
     except UserError as problem:
         log.error("%s", problem)
         sys.exit(REFUSED)

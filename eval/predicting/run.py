@@ -18,6 +18,7 @@ import polars as pl
 
 from distill import runs
 from distill.config import Config
+from distill.conversations import kinds
 from distill.errors import UserError
 from distill.exported import ExportedJudge, export_folder, open_exported
 from distill.parts import part_files
@@ -29,7 +30,7 @@ from distill.store import StoreWriter, read_parts
 from eval.predicting.canaries import check_engine, tell_marked
 from eval.predicting.devices import count_devices, side_by_side
 from eval.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
-from eval.predicting.submission import Unlabelled, check_rules, probabilities, read_unlabelled, write_submission
+from eval.predicting.submission import Unlabelled, probabilities, read_unlabelled, write_submission
 from eval.recalibration import read_recalibration
 from teachers.filling import Interrupt, Progress, fill, open_writer, scoring_run
 from teachers.scorers import open_scorer
@@ -52,7 +53,7 @@ def predict(config: Config) -> None:
     parts = parts_folder(config)
     with_rules = f", {len(rows.ruled)} by rule" if rows.ruled else ""
     log.info("%s: %d rows, %d for the judge%s", config.input, len(rows.ids), len(rows.conversations), with_rules)
-    tell_unreadable(rows, output)
+    tell_unreadable(rows, config.predict.max_unreadable, output)
     tell_learned(rows.conversations, judge.folder)
     scorer = config.predict.scorer
     how = {name: getattr(scorer, name) for name in ("method", "labels", "dtype", "load_in_8bit")}
@@ -74,18 +75,10 @@ def predict(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Raise `UserError` for what is wrong with the settings, before anything is read."""
-    settings = config.predict
     if config.output is None:
         raise UserError("output=null: name the file to write, as in output=submission.csv")
     if Path(config.output).exists() and not config.overwrite:
         raise UserError(f"output={config.output} is there already: choose another, or replace it with overwrite=true")
-    if not 0 <= settings.second_order <= 1:
-        raise UserError(f"predict.second_order={settings.second_order}: a share of the rows, from 0 to 1")
-    if settings.rows_per_part < 1 or settings.pilot < 0:
-        raise UserError(
-            f"predict.rows_per_part={settings.rows_per_part}, predict.pilot={settings.pilot}: at least 1 and 0"
-        )
-    check_rules(settings.rules)
 
 
 def model_folder(config: Config) -> Path:
@@ -223,28 +216,25 @@ class Work:
         return True
 
 
-def tell_unreadable(rows: Unlabelled, output: Path) -> None:
+def tell_unreadable(rows: Unlabelled, most: float, output: Path) -> None:
     """Log the rows that get the prior, and list them all beside the submission.
 
-    Raises `UserError` where these are all rows: the file is laid out otherwise than it should be.
+    Raises `UserError` where these are all rows or a larger share than `most`: most likely the file is laid out
+    otherwise than it should be.
     """
     path = output.with_name(f"{output.stem}.unreadable.csv")
     path.unlink(missing_ok=True)  # of an earlier submission
-    if len(rows.unreadable):
-        rows.unreadable.write_csv(path)
-        first = rows.unreadable.row(0, named=True)
-        told = f"line {first['line']}, id {first['id']}: {first['reason']}"
-        log.warning(
-            "%d rows cannot be read and get the prior, such as %s; all are listed in %s",
-            len(rows.unreadable),
-            told,
-            path,
+    if rows.unreadable.is_empty():
+        return
+    rows.unreadable.write_csv(path)
+    first, count = rows.unreadable.row(0, named=True), len(rows.unreadable)
+    told = f"{kinds(rows.unreadable)}, such as line {first['line']}, id {first['id']}: {first['reason']}"
+    if count > most * len(rows.ids) or count == len(rows.ids):
+        raise UserError(
+            f"{count:,} of {len(rows.ids):,} rows cannot be read, predict.max_unreadable={most:g}: {told}; each "
+            f'text is a JSON list of rounds, such as ["Hello"], docs/data.md has the layouts. All are in {path}'
         )
-        if len(rows.unreadable) == len(rows.ids):
-            raise UserError(
-                f"none of the {len(rows.ids)} rows can be read ({told}): each text is a JSON list of rounds, such as "
-                '["Hello"]; docs/data.md has the layouts'
-            )
+    log.warning("%d rows cannot be read and get the prior: %s; all are listed in %s", count, told, path)
 
 
 def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:

@@ -6,7 +6,7 @@ is no conversation gets the prior, and a kind of rows of which people's votes ar
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import polars as pl
 from scipy.special import softmax
 
 from distill.config import Config, RulesConfig
-from distill.conversations import REJECTED, BadRow, parse
+from distill.conversations import REJECTED, BadRow, identify, parse
 from distill.errors import UserError
 from distill.readers import BALLOTS, COUNTS, REQUIRED, WINNERS, Row, open_sources
 from distill.records import LABELS, Conversation, swap_labels
 from distill.scoring import swap_average
+from distill.tables import read_csv
 
 COLUMNS = ["id", *WINNERS]
 FLOOR = 1e-9  # of a probability: the metric takes logarithms
@@ -80,11 +81,14 @@ def read_unlabelled(config: Config) -> Unlabelled:
 
 
 def read_id(row: Row, path: str) -> str:
-    """A row's id, letter for letter. Raises `UserError` where it has none: no line could stand for it."""
-    cell = row.cells.get("id")
-    if cell is None or not str(cell).strip():
-        raise UserError(f"{path}, row {row.line} has no id{f' ({row.problem})' if row.problem else ''}: give it one")
-    return str(cell)
+    """A row's id (see `identify`). Raises `UserError` where it has none: no line could stand for it."""
+    try:
+        return identify(row.cells)
+    except BadRow as problem:
+        reason = row.problem if "id" not in row.cells and row.problem else problem
+        raise UserError(
+            f"{path}, row {row.line}: {reason}. A submission has a line for each id: mend this one, in UTF-8"
+        ) from None
 
 
 def apply_rules(conversation: Conversation, rules: RulesConfig) -> Sequence[float] | None:
@@ -99,18 +103,6 @@ def apply_rules(conversation: Conversation, rules: RulesConfig) -> Sequence[floa
         empty_first = rules.one_empty
         return empty_first if empty_first is None or any(b) else swap_labels(empty_first)
     return rules.identical if a == b else None
-
-
-def check_rules(rules: RulesConfig) -> None:
-    """Raise `UserError` naming the rule that is not three probabilities which sum to one."""
-    for name, values in asdict(rules).items():
-        if values is not None and (
-            len(values) != len(LABELS) or min(values) <= 0 or abs(sum(values) - 1) > SUM_TOLERANCE
-        ):
-            raise UserError(
-                f"predict.rules.{name}={values}: give three probabilities above 0 that sum to 1, or null to let the "
-                "judge decide"
-            )
 
 
 def probabilities(
@@ -145,7 +137,7 @@ def check_submission(path: Path, ids: Sequence[str]) -> None:
     Its rules (openai/mle-bench, lmsys-chatbot-arena/grade.py): these columns, these ids, numbers in [0, 1], rows that
     sum to one at six decimals. Stricter than it: the ids stand in the order of the test file.
     """
-    rows = pl.read_csv(path, infer_schema=False)
+    rows = read_csv(path, infer_schema=False)
     if rows.columns != COLUMNS:
         raise UserError(f"{path} has the columns {rows.columns}, expected {COLUMNS}")
     problems = []

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.records import LABELS, Conversation
+from eval.metrics import METHODS
 from eval.report.charts import Axis, training_plots
 from eval.report.lineage import Lineage
 from eval.report.sources import METRICS, Sources
@@ -66,9 +67,12 @@ def unconvincing(judges: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [judge for judge in ordered(judges) if judge not in UNREAD and judges[judge]["beats_surface"] is False]
 
 
-def table(judges: Mapping[str, Mapping[str, Any]]) -> Table:
+def table(metrics: Mapping[str, Any]) -> Table:
     """`judges` of metrics.json for the terminal, in order, a red mark at those that do not beat `surface`."""
-    result = Table(caption="log loss in nats with its 95% interval; flips: the verdict changes with the order shown")
+    judges, method = metrics["judges"], METHODS[metrics["intervals"]]
+    result = Table(
+        caption=f"log loss in nats with its 95% interval ({method}); flips: the verdict changes with the order shown"
+    )
     result.add_column("judge", no_wrap=True)
     for heading in ("log loss", "95% interval", "accuracy", "ECE", "flips", "held out"):
         result.add_column(heading, justify="right")
@@ -109,6 +113,14 @@ def surface_line(metrics: Mapping[str, Any]) -> Text | None:
     return Text(f"✗ no better than length and layout alone: {', '.join(marked)}", "red")
 
 
+def checks_line(metrics: Mapping[str, Any]) -> Text | None:
+    """Which exports failed their checks, and why; None where none did."""
+    failed = {judge: of["failed"] for judge, of in metrics["judges"].items() if of["failed"]}
+    if not failed:
+        return None
+    return Text("\n".join(f"✗ {judge} failed its checks: {'; '.join(failed[judge])}" for judge in failed), "red")
+
+
 def bayes_line(metrics: Mapping[str, Any]) -> str | None:
     """What no judge can beat, None where that is not known."""
     if metrics["bayes"] is None:
@@ -126,17 +138,19 @@ def write_report(
     metrics: Mapping[str, Any],
     conversations: Mapping[str, Conversation],
     histories: Mapping[str, pl.DataFrame],
+    fidelities: Mapping[str, Mapping[str, Any]],
     lineage: Lineage,
 ) -> None:
     """Write the report of one evaluation to `path`.
 
     `metrics` is what `measuring.measure` gives, `conversations` holds those of its `reading` by id, `histories` the
-    training of judges (`step`, `loss`, `validation_log_loss` with nulls). Every number names the file and the place
-    that it was read from (`eval/report/sources.py`). Every text is escaped, and a content policy in the page keeps
-    scripts from running.
+    training of judges (`step`, `loss`, `validation_log_loss` with nulls), `fidelities` what `fidelity.fidelity` gave of
+    exports. Every number names the file and the place that it was read from (`eval/report/sources.py`). Every text is
+    escaped, and a content policy in the page keeps scripts from running.
     """
     files = {METRICS: metrics, **{f"{place}/manifest.json": asdict(of) for place, of in lineage.manifests.items()}}
     files |= {history_of(lineage, judge): of.to_dict(as_series=False) for judge, of in histories.items()}
+    files |= {fidelity_of(lineage, judge): of for judge, of in fidelities.items()}
     sources = Sources(files)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -169,6 +183,8 @@ def write_report(
         "rounds": rounds,
         "lineage": lineage,
         "history_of": lambda judge: history_of(lineage, judge),
+        "fidelity_of": lambda judge: fidelity_of(lineage, judge),
+        "fidelities": {judge: fidelities[judge] for judge in readers if judge in fidelities},
     }
     trained = {judge: histories[judge] for judge in ("student", "student_no_teacher") if judge in histories}
     plots = training_plots(trained, ("loss", "validation_log_loss"))
@@ -179,6 +195,11 @@ def write_report(
 def history_of(lineage: Lineage, judge: str) -> str:
     """The file that a judge's training is kept in, as the page names it."""
     return f"{lineage.places[judge]}/history.parquet"
+
+
+def fidelity_of(lineage: Lineage, judge: str) -> str:
+    """The file that says what an export lost, as the page names it."""
+    return f"{lineage.places[judge]}/fidelity.json"
 
 
 def told(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:

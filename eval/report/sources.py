@@ -40,11 +40,11 @@ class Sources:
         """The value at `place` as an element that names it; a dash where there is none."""
         return self._element("data", "{}", [(form, *place)], file)
 
-    def between(self, form: str, *place: Place) -> Markup:
+    def between(self, form: str, *place: Place, file: str = METRICS) -> Markup:
         """The interval [low, high] at `place`; nothing where there is none."""
-        if self._value(place, METRICS) is None:
+        if self._value(place, file) is None:
             return Markup()
-        return self.show(form, *place, 0) + Markup(" to&nbsp;") + self.show(form, *place, 1)
+        return self.show(form, *place, 0, file=file) + Markup(" to&nbsp;") + self.show(form, *place, 1, file=file)
 
     def tip(self, text: str, *shown: tuple[str, *tuple[Place, ...]], file: str = METRICS) -> Markup:
         """What a mark of a chart says when it is pointed at: `text`, its braces filled by (form, *place)."""

@@ -60,11 +60,7 @@ class Server(uvicorn.Server):
 
 
 def check_settings(settings: ServeConfig) -> None:
-    """Raise `UserError` for numbers that make no sense."""
-    least = {"max_body_bytes": 1, "max_conversations": 1, "max_jobs": 1, "max_wait_ms": 0, "shutdown_seconds": 0}
-    for name, value in least.items():
-        if getattr(settings, name) < value:
-            raise UserError(f"serve.{name}={getattr(settings, name)}: give {value} or more")
+    """Raise `UserError` for a queue that the largest request never fits into."""
     if settings.max_queue < settings.max_conversations:
         raise UserError(
             f"serve.max_queue={settings.max_queue} is less than serve.max_conversations={settings.max_conversations}: "

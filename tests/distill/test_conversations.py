@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.config import FoldsConfig
-from distill.conversations import assign_folds, collect, group_of, is_swapped, labels, load, save
+from distill.conversations import assign_folds, assign_groups, collect, group_of, is_swapped, labels, load, save
 from distill.readers import Row, Source
-from distill.records import LABELS, Conversation, from_frame, to_frame
+from distill.records import LABELS, TEST, Conversation, from_frame, to_frame
 from distill.runs import write_manifest
 
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
@@ -42,10 +42,11 @@ def raw(identity: object, text: str = "Yes", **more: Any) -> dict[str, Any]:
     return cells | dict(zip(WINNERS, (1, 0, 0), strict=True)) | more
 
 
-def voted(*votes: list[float] | None, prompts: list[str] | None = None) -> pl.DataFrame:
+def voted(*votes: list[float] | None, prompts: list[str] | None = None, near: float | None = None) -> pl.DataFrame:
     texts = prompts or [f"prompt {i}" for i in range(len(votes))]
     pairs = enumerate(zip(texts, votes, strict=True))
-    return to_frame([Conversation(str(i), [text], ["Yes"], ["No"], votes=vote) for i, (text, vote) in pairs])
+    table = to_frame([Conversation(str(i), [text], ["Yes"], ["No"], votes=vote) for i, (text, vote) in pairs])
+    return assign_groups(table, near)
 
 
 def one_hot(label: int) -> list[float]:
@@ -118,12 +119,12 @@ def test_groups_never_span_folds(drawn: list[tuple[int, int | None]], count: int
     folds = replace(GROUPED, count=count)
     if len({group for group, _ in drawn}) < count:
         with pytest.raises(ValueError, match=f"count={count}"):
-            assign_folds(table, folds)
+            assign_folds(table, folds, 0)
         return
-    split = assign_folds(table, folds)
+    split = assign_folds(table, folds, 0)
     assert split.group_by("group").agg(pl.col("fold").n_unique())["fold"].max() == 1
     assert {*split["fold"]} == {*range(count)}
-    shuffled = assign_folds(table.sample(fraction=1, shuffle=True, seed=1), folds)
+    shuffled = assign_folds(table.sample(fraction=1, shuffle=True, seed=1), folds, 0)
     assert (
         shuffled.select("group", "fold")
         .unique()
@@ -149,16 +150,41 @@ def test_grouped_folds_are_stratified() -> None:
     splitter = StratifiedGroupKFold(5, shuffle=True, random_state=0)
     for k, (_, held_out) in enumerate(splitter.split(strata, strata, prompts)):
         theirs[held_out] = k
-    ours = spread(assign_folds(table, GROUPED)["fold"].to_numpy())
+    ours = spread(assign_folds(table, GROUPED, 0)["fold"].to_numpy())
     assert ours < 0.01
     assert ours <= spread(theirs) + 0.002
+
+
+def test_the_test_split_follows_from_prompts_and_votes_alone() -> None:
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(3, size=2000, p=[0.5, 0.3, 0.2])
+    table = voted(*map(one_hot, drawn), *[None] * 200, prompts=[f"p{i // 2 % 700}" for i in range(2200)])
+    split = assign_folds(table, GROUPED, 0.1)
+    test = split.filter(fold=TEST)
+    assert 0.08 < len(test) / 2000 < 0.13 and set(split["fold"]) == {TEST, 0, 1, 2, 3, 4}
+    assert not set(test["group"]) & set(split.filter(pl.col("fold") != TEST)["group"])
+    shares = [labels(test.filter(pl.col("votes").is_not_null())).eq(name).mean() for name in LABELS]
+    assert np.abs(np.array(shares) - np.bincount(drawn) / 2000).max() < 0.03
+    for other in (replace(GROUPED, count=3), replace(GROUPED, seed=7)):
+        assert assign_folds(table, other, 0.1).filter(fold=TEST)["id"].to_list() == test["id"].to_list()
+    shuffled = assign_folds(table.sample(fraction=1, shuffle=True, seed=1), GROUPED, 0.1)
+    assert set(shuffled.filter(fold=TEST)["id"]) == set(test["id"])
+
+
+def test_what_nobody_voted_on_is_never_tested_on_and_a_few_prompts_are_all_trained_on() -> None:
+    table = voted(*[None] * 300, *[one_hot(k % 3) for k in range(300)])
+    assert assign_folds(table, GROUPED, 0.2).filter(fold=TEST)["votes"].null_count() == 0
+    few = assign_folds(voted(*[one_hot(0)] * 4), replace(GROUPED, count=2), 0.1)
+    assert TEST not in few["fold"]
+    with pytest.raises(ValueError, match=r"data\.test_share=0\.1 with data\.folds\.split=blackpearl"):
+        assign_folds(table, BLACKPEARL, 0.1)
 
 
 def test_blackpearl_is_the_published_split() -> None:
     from sklearn.model_selection import StratifiedKFold
 
     y = np.random.default_rng(0).choice(3, 300)
-    fold = assign_folds(voted(*map(one_hot, y)), BLACKPEARL)["fold"].to_numpy()
+    fold = assign_folds(voted(*map(one_hot, y)), BLACKPEARL, 0)["fold"].to_numpy()
     for k, (_, held_out) in enumerate(StratifiedKFold(5, shuffle=True, random_state=2025).split(y, y)):
         assert np.flatnonzero(fold == k).tolist() == held_out.tolist()
 
@@ -174,13 +200,13 @@ def test_blackpearl_is_the_published_split() -> None:
 )
 def test_impossible_folds_are_refused(folds: FoldsConfig, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        assign_folds(voted(*[one_hot(0)] * 20), folds)
+        assign_folds(voted(*[one_hot(0)] * 20), folds, 0)
 
 
 def test_only_a_finished_table_is_loaded(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "mine"
     folder.mkdir(parents=True)
-    table = assign_folds(voted(*[one_hot(k % 3) for k in range(9)], None), replace(GROUPED, count=2))
+    table = assign_folds(voted(*[one_hot(k % 3) for k in range(9)], None), replace(GROUPED, count=2), 0)
     save(folder, table)
     with pytest.raises(ValueError, match=r"not finished.*python -m distill\.prepare data=mine"):
         load(folder)

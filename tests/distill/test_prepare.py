@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from distill.config import Config, from_mapping
 from distill.conversations import load
 from distill.door import CONF
+from distill.errors import UserError
 from distill.prepare import main
 from distill.records import SCHEMA
 from distill.runs import read_manifest
@@ -47,7 +48,7 @@ def test_prepare_writes_conversations_rejected_rows_and_a_manifest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_rows(tmp_path / "train.csv", 10, prompt="not JSON")
-    main(config(tmp_path, f"data.files=[{path}]"))
+    main(config(tmp_path, f"data.files=[{path}]"))  # one row of eleven: just below a tenth
     folder = tmp_path / "data" / "lmsys"
     printed = capsys.readouterr().out
     assert "rejected from train: 1 x prompt is not JSON" in printed
@@ -65,6 +66,22 @@ def test_prepare_writes_conversations_rejected_rows_and_a_manifest(
     manifest = read_manifest(folder, "prepare")
     assert manifest.rows == {"read": 11, "kept": 10, "duplicates": 0, "rejected": 1}
     assert manifest.config["inputs"]["train"]["bytes"] == path.stat().st_size
+
+
+def test_near_duplicates_share_a_fold_and_the_summary_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "train.csv", 10, prompt='["How do I bake good bread?"]')
+    path.write_text(path.read_text().replace('""0?""', '""Hello, how do I bake good bread?""'))
+    command = f"data.files=[{path}]"
+    main(config(tmp_path, command))
+    table = pl.read_parquet(tmp_path / "data/lmsys/conversations.parquet")
+    assert table["group"][0] == table["group"][-1] and table["fold"][0] == table["fold"][-1]
+    said = "near-duplicates: 2 first prompts joined into 1 groups, the largest of 2; for example"
+    assert f"{said} 'Hello, how do I bake good bread?' and 'How do I bake good bread?'" in capsys.readouterr().out
+    main(config(tmp_path, command, "data.near_duplicates=null", "overwrite=true"))
+    assert pl.read_parquet(tmp_path / "data/lmsys/conversations.parquet")["group"].n_unique() == len(table)
+    assert "near-duplicates" not in capsys.readouterr().out
 
 
 def test_a_finished_artefact_is_kept_and_changed_input_is_noticed(
@@ -87,11 +104,47 @@ def test_a_finished_artefact_is_kept_and_changed_input_is_noticed(
     assert len(load(tmp_path / "data/lmsys")) == 8
 
 
+def test_a_source_that_is_mostly_unusable_is_refused_with_the_commonest_reason(tmp_path: Path) -> None:
+    good = write_rows(tmp_path / "good.csv", 40)
+    bad = write_rows(tmp_path / "bad.csv", 8, prompt="not JSON")
+    bad.write_text(bad.read_text() + "9,too,few\n")
+    configured = config(tmp_path, f"data.files=[{good},{bad}]")
+    message = (
+        r"bad: 2 of 10 rows cannot be used, data.max_rejected=0.1: 1 x prompt is not JSON, 1 x not 9 fields, such as"
+    )
+    with pytest.raises(UserError, match=message):
+        main(configured)
+    folder = tmp_path / "data" / "lmsys"
+    assert pl.read_parquet(folder / "rejected.parquet")["source"].to_list() == ["bad", "bad"]
+    assert not (folder / "manifest.json").exists()
+    main(config(tmp_path, f"data.files=[{good},{bad}]", "data.max_rejected=0.2"))
+    main(configured)  # finished: what let the rows pass is no part of what was made
+
+
+@pytest.mark.parametrize("name", ["conversations.parquet", "rejected.parquet"])
+def test_a_damaged_artefact_is_not_called_finished_and_not_read(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configured = config(tmp_path, f"data.files=[{write_rows(tmp_path / 'train.csv', 10)}]")
+    main(configured)
+    folder = tmp_path / "data" / "lmsys"
+    (folder / name).write_bytes((folder / name).read_bytes()[:300])
+    for opened in (lambda: main(configured), lambda: load(folder)):
+        with pytest.raises(
+            ValueError, match=rf"lmsys has changed since its manifest was written \({name} has 300 bytes"
+        ):
+            opened()
+    assert "is finished" not in capsys.readouterr().out
+    main(config(tmp_path, f"data.files=[{tmp_path / 'train.csv'}]", "overwrite=true"))
+    assert len(load(folder)) == 10
+
+
 def test_an_unfinished_artefact_is_made_anew(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "lmsys"
     path = write_rows(tmp_path / "train.csv", 1, prompt="[]")
-    with pytest.raises(ValueError, match=r"data\.folds\.count=5: 1 conversations"):
-        main(config(tmp_path, f"data.files=[{path}]"))
+    told = r"data\.folds\.count=5: 1 conv.*; 1 rows were rejected \(1 x unequal rounds\), see .*rejected\.parquet"
+    with pytest.raises(ValueError, match=told):
+        main(config(tmp_path, f"data.files=[{path}]", "data.max_rejected=0.5"))
     assert pl.read_parquet(folder / "rejected.parquet")["reason"][0].startswith("unequal rounds")
     (folder / "law.parquet").touch()
     main(config(tmp_path, f"data.files=[{write_rows(path, 10)}]"))
@@ -112,7 +165,11 @@ def test_a_simulated_arena_keeps_its_law(tmp_path: Path) -> None:
         (["data.files=null"], "now none is set"),
         (["data.files=[{path},nowhere/*.csv]"], "'nowhere/*.csv' matches no file"),
         (["data.files=[{path}]", "data.shuffle_sides=[other]"], "choose from ['train']"),
-        (["data.files=[{path}]", "data.folds.split=blackpearl"], "the blackpearl split has count=5 and seed=2025"),
+        (["data.files=[{path}]", "data.folds.split=blackpearl"], "set data.test_share=0"),
+        (
+            ["data.files=[{path}]", "data.folds.split=blackpearl", "data.test_share=0"],
+            "the blackpearl split has count=5 and seed=2025",
+        ),
     ],
 )
 def test_bad_input_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:

@@ -1,6 +1,7 @@
 """Whatever format rows come in, the same conversations come out, and what is wrong is said where it is wrong."""
 
 import csv
+import gzip
 import json
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from distill.config import DataConfig, FoldsConfig
 from distill.conversations import BadRow, collect, parse
+from distill.errors import UserError
 from distill.readers import WINNERS, Row, Source, open_sources
 from distill.records import Conversation, from_frame
 
@@ -22,9 +24,17 @@ A_WINS: dict[str, Any] = dict(zip(WINNERS, (1, 0, 0), strict=True))
 
 
 def data_config(*files: Path | str, **changes: Any) -> DataConfig:
-    values: dict[str, Any] = {"hub": None, "simulate": None, "ignore_columns": [], "shuffle_sides": []}
+    values: dict[str, Any] = {
+        "hub": None,
+        "simulate": None,
+        "ignore_columns": [],
+        "max_rejected": 1.0,
+        "shuffle_sides": [],
+    }
     folds = FoldsConfig(count=2, split="grouped", seed=0)
-    return DataConfig(name="test", files=[str(file) for file in files], folds=folds, **{**values, **changes})
+    return DataConfig(
+        near_duplicates=None, name="test", files=[str(file) for file in files], folds=folds, **{**values, **changes}
+    )
 
 
 def raw(
@@ -192,6 +202,81 @@ def test_all_problems_of_all_files_are_one_message(tmp_path: Path) -> None:
         "'none/*.csv' matches no file",
     ):
         assert said in message
+
+
+SAMPLE = "id,prompt,response_a,response_b\n1,[],[],[]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("semicolons.csv", SAMPLE.replace(",", ";").encode(), "seems to be separated by ';': save it with commas"),
+        ("quoted.csv", b'"id";"prompt"\n"1";"a"\n', "seems to be separated by ';': save it with commas"),
+        (
+            "tabs.csv",
+            SAMPLE.replace(",", "\t").encode("utf-8-sig"),
+            "seems to be separated by tabs: save it with commas",
+        ),
+        ("utf16.csv", SAMPLE.encode("utf-16"), "seems to be UTF-16: save it as UTF-8"),
+        ("utf16le.csv", SAMPLE.encode("utf-16-le"), "seems to be UTF-16 or no text at all: save it as UTF-8"),
+        ("packed.csv", gzip.compress(SAMPLE.encode()), "seems to be compressed by gzip: unpack it"),
+        ("packed.parquet", gzip.compress(SAMPLE.encode()), "seems to be compressed by gzip: unpack it"),
+        ("sheet.csv", b"PK\x03\x04 the rest", "seems to be a zip archive or an Excel sheet: unpack it"),
+        ("columns.jsonl", b"PAR1 the rest", "seems to be parquet: name it .parquet"),
+        ("lines.csv", b'{"id": 1}\n', "seems to be JSON: name it .jsonl"),
+        ("pointer.parquet", b"version https://git-lfs.github.com/spec/v1\n", "seems to be a Git LFS pointer"),
+        ("page.csv", b"<!DOCTYPE html><html>Sign in</html>", "seems to be a web page: download the file itself"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        open_sources(data_config(tmp_path / name))
+    (problem,) = str(error.value).splitlines()[1:]  # nothing about garbage for columns
+    assert problem.startswith(f"  - {tmp_path / name}: {told}")
+
+
+def test_odd_beginnings_of_good_files_are_no_other_kind(tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text("<b>,{c},id,prompt,response_a,response_b\n;,|,1,[],[],[]\n")
+    (source,) = open_sources(data_config(path, ignore_columns=["<b>", "{c}"]))
+    assert len(list(source.rows())) == 1
+
+
+def test_parquet_that_is_damaged_further_on_is_named(tmp_path: Path) -> None:
+    table = pl.DataFrame([raw(i, f'["{i * 7919 % 10007}"]') for i in range(4000)])
+    path = tmp_path / "train.parquet"
+    table.write_parquet(path, row_group_size=500, compression="uncompressed", statistics=False)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 3000] = b"\xff" * 3000
+    path.write_bytes(content)
+    (source,) = open_sources(data_config(path))  # it begins well
+    with pytest.raises(
+        UserError, match=r"train\.parquet is damaged after row [1-9][\d,]* .*: download or write it again"
+    ):
+        list(source.rows())
+
+
+def test_ids_are_the_same_whatever_way_they_come(tmp_path: Path) -> None:
+    floats = [raw(identity, f'["{identity}"]') for identity in (1000.0, 1.5, float("nan"))]
+    conversations, rejected = read(write(tmp_path / "floats.parquet", floats))  # what pandas makes of a gap
+    assert [c.id for c in conversations] == ["1000", "1.5"] and rejected[0]["reason"] == "id is missing: nan"
+    texts = write(tmp_path / "texts.csv", [raw(identity, f'["{identity}"]') for identity in ("007", "1000.0")])
+    for found, _ in (read(texts), from_hub(texts)):
+        assert [c.id for c in found] == ["007", "1000.0"]
+
+
+def from_hub(path: Path) -> tuple[list[Conversation], pl.DataFrame]:
+    table, rejected, _ = collect(open_sources(data_config(hub=str(path))), None, [])
+    return from_frame(table), rejected
+
+
+def test_an_id_that_is_no_utf_8_is_rejected(tmp_path: Path) -> None:
+    lone = tmp_path / "lone.jsonl"
+    lone.write_text("".join(json.dumps(raw(i, f'["{i}"]')) + "\n" for i in ("\ud83d", "\udfff", "\U0001f600")))
+    conversations, rejected = read(lone)
+    assert [c.id for c in conversations] == ["\U0001f600"]
+    assert [row["reason"] for row in rejected] == [r"id is not UTF-8: '\ud83d'", r"id is not UTF-8: '\udfff'"]
 
 
 def test_sources_are_named_by_folder_or_file(tmp_path: Path) -> None:

@@ -1,10 +1,16 @@
 """Artefacts describe themselves: finished is what has a manifest, and a difference is named."""
 
+import json
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from distill.runs import MANIFEST, content_hash, is_finished, read_manifest, write_manifest
+from distill import runs
+from distill.errors import UserError
+from distill.runs import MANIFEST, content_hash, file_digests, is_finished, read_manifest, write_manifest
 
 
 def artefact(
@@ -56,3 +62,89 @@ def test_unfinished_and_foreign_artefacts_are_refused(tmp_path: Path) -> None:
     (folder / MANIFEST).unlink()
     with pytest.raises(ValueError, match="is not finished"):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda folder: (folder / "file").unlink(), "file is gone"),
+        (lambda folder: (folder / "file").write_text("longer"), "file has 6 bytes, not 1"),
+        (lambda folder: (folder / "file").write_text("y"), "file has other bytes"),
+        (lambda folder: (folder / "new").write_text("y"), "new was not there"),
+    ],
+)
+def test_an_artefact_that_changed_after_its_end_is_refused_wherever_it_is_opened(
+    tmp_path: Path, change: Callable[[Path], object], told: str
+) -> None:
+    parent = artefact(tmp_path, "parent", {})
+    child = artefact(tmp_path, "child", {}, [parent])
+    assert is_finished(child, "stage", {}, [parent], tmp_path)  # both are verified, and then noticed all the same
+    time.sleep(0.02)  # file systems tell times apart that lie this far from each other
+    change(parent)
+    message = (
+        rf"parent has changed since its manifest was written \({told}\): restore it, or remove it and make it again"
+    )
+    for open_it in (
+        lambda: read_manifest(parent),
+        lambda: is_finished(parent, "stage", {}, [], tmp_path),
+        lambda: is_finished(child, "stage", {}, [parent], tmp_path),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_it()
+    assert read_manifest(parent, verify=False).stage == "stage"
+    assert not is_finished(parent, "stage", {}, [], tmp_path, overwrite=True)
+
+
+def test_an_artefact_is_read_once_to_be_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = artefact(tmp_path, "a", {})
+    read = []
+    monkeypatch.setattr(runs, "file_digests", lambda folder: read.append(folder) or file_digests(folder))
+    for _ in range(3):
+        read_manifest(folder)
+    assert read == [folder]
+    os.utime(folder / "file", ns=(0, 0))
+    read_manifest(folder)
+    assert read == [folder, folder]
+
+
+def test_of_what_takes_minutes_to_read_names_and_sizes_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = artefact(tmp_path, "weights", {})
+    monkeypatch.setattr(runs, "WHOLE", 0)
+    (folder / "file").write_text("y")
+    read_manifest(folder)
+    (folder / "file").write_text("cut")
+    with pytest.raises(UserError, match="file has 3 bytes, not 1"):
+        read_manifest(folder)
+
+
+def test_artefacts_of_versions_that_told_no_sizes_are_verified_by_their_hash(tmp_path: Path) -> None:
+    folder = artefact(tmp_path, "a", {})
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["files"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    read_manifest(folder)
+    (folder / "file").write_text("longer")
+    with pytest.raises(UserError, match="other files, or other bytes in them"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is empty"),
+        ('{"stage": "st', "is damaged, it is not JSON"),
+        ("\ud800", "is damaged"),
+        ("[]", r"missing keys \['stage', 'config', 'parents', 'content'\]"),
+        ('{"stage": "stage", "config": {}, "parents": {}, "content": null}', r"missing keys \['content'\]"),
+        ('{"stage": "stage", "config": {}, "parents": {}, "content": "0", "later": 1}', r"unknown keys \['later'\]"),
+    ],
+)
+def test_a_manifest_that_cannot_be_understood_is_refused_in_one_sentence(tmp_path: Path, text: str, told: str) -> None:
+    folder = artefact(tmp_path, "a", {})
+    (folder / MANIFEST).write_text(text, errors="surrogatepass")
+    for open_it in (lambda: read_manifest(folder), lambda: is_finished(folder, "stage", {}, [], tmp_path)):
+        with pytest.raises(UserError, match=rf"{MANIFEST} .*{told}.*remove {folder} and make it again") as error:
+            open_it()
+        assert "\n" not in str(error.value)

@@ -20,11 +20,23 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
+from distill import compaction
 from distill.compaction import compact
 from distill.inspection import verify
 from distill.parts import content_digest
+from distill.provenance import Learned
 from distill.runs import content_hash, read_manifest, write_manifest
-from distill.store import LOGITS, NO_FOLD, REWARDS, StoreWriter, check_leaks, read_logits, read_parts, write_seen
+from distill.store import (
+    LOGITS,
+    NO_FOLD,
+    REWARDS,
+    StoreWriter,
+    check_leaks,
+    read_logits,
+    read_parts,
+    read_seen,
+    write_seen,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = {"prompt": "p1", "dtype": "fp32"}
@@ -58,7 +70,7 @@ def filled(folder: Path, *tables: pl.DataFrame, fold: int = 0, judge: str = "j")
 
 def finished(folder: Path, *tables: pl.DataFrame, seen: tuple[int, ...] = ()) -> Path:
     filled(folder, *tables)
-    write_seen(folder, 0, seen)
+    write_seen(folder, 0, Learned(frozenset(seen)))
     write_manifest(folder, "teacher", {}, [], folder.parent)
     return folder
 
@@ -232,7 +244,7 @@ def unwritable(folder: Path) -> Iterator[None]:
 def test_a_read_only_folder_is_named_with_its_remedy() -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to nobody
         folder = Path(name)
-        remedy = "Permission denied; the 1 finished parts stay: make the folder writable and run the same command again"
+        remedy = "Permission denied; the 1 finished parts stay: give this user the right to it and run the same"
         with StoreWriter(folder, IDENTITY, "j", 0) as writer:
             writer.append(scored("1"))
             with unwritable(folder), pytest.raises(ValueError, match=remedy):
@@ -291,7 +303,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path
         assert hidden(tmp_path) == [".lock-00"]
         count = len(writer.done) // 2
         assert sorted(map(int, writer.done["id"])) == [i for i in range(count) for _ in range(2)]
-    write_seen(tmp_path, 0, [])
+    write_seen(tmp_path, 0, Learned())
     assert count > 20 and verify(tmp_path) == []
     assert_frame_equal(
         read_parts(tmp_path).sort("fingerprint", "order"), pl.concat(scored(str(i)) for i in range(count))
@@ -345,12 +357,22 @@ def test_compaction_killed_before_publishing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [("part-00-00000.parquet", "part-00-00001.parquet"), ("part-00-00001.parquet",), ()])
-def test_compaction_killed_after_publishing(tmp_path: Path, left: tuple[str, ...]) -> None:
+def test_compaction_killed_after_publishing(
+    tmp_path: Path, left: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = finished(tmp_path / "s", scored("1"), scored("2"))
     shutil.copytree(store, tmp_path / "before")
-    compact(store)
-    for name in (*left, "manifest.json"):
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compaction, "file_digests", killed)  # the last it does before it writes the manifest
+    with pytest.raises(KeyboardInterrupt):
+        compact(store)
+    monkeypatch.undo()
+    for name in left:
         shutil.copy(tmp_path / "before" / name, store)
+    assert ["a compaction was interrupted" in problem for problem in verify(store)] == [True]
     assert_frame_equal(read_logits(store, ""), read_logits(tmp_path / "before", ""))
     shutil.copytree(store, tmp_path / "resumed")
     with StoreWriter(tmp_path / "resumed", IDENTITY, "j", 0) as writer:
@@ -380,32 +402,43 @@ def test_a_leak_is_found_by_what_the_judge_saw(tmp_path: Path) -> None:
     told = cli("verify", leaking)
     assert told.returncode == 2 and "'1' by the judge of fold 00 (trained on it: a leak)" in told.stderr
     with pytest.raises(ValueError, match=r"'2' by the judge of fold 00 \(in_sample=true, but it was not trained on it"):
-        check_leaks(scored("2", in_sample=True), pl.DataFrame({"judge_fold": [1], "fingerprint": [2]}))
-    check_leaks(scored("2"), pl.DataFrame({"judge_fold": [1], "fingerprint": [2]}))  # another judge saw it
+        check_leaks(scored("2", in_sample=True), saw(1, 2))
+    check_leaks(scored("2"), saw(1, 2))  # another judge saw it
+    check_leaks(scored("2"), saw(0, 2, directly=False))  # its teacher saw it
     with pytest.raises(ValueError, match="trained on it: a leak"):  # it saw the responses the other way round
-        check_leaks(scored("2"), pl.DataFrame({"judge_fold": [0], "fingerprint": [3]}))
+        check_leaks(scored("2"), saw(0, 3))
+
+
+def saw(judge_fold: int, fingerprint: int, directly: bool = True) -> pl.DataFrame:
+    return pl.DataFrame({"judge_fold": [judge_fold], "fingerprint": [fingerprint], "directly": [directly]})
 
 
 def test_what_a_judge_saw_must_be_known_and_whole(tmp_path: Path) -> None:
     store = finished(tmp_path / "s", scored("1"), seen=tuple(range(2, 100)))
     seen = store / "seen-00.parquet"
     content = seen.read_bytes()
-    write_seen(store, 0, range(2, 100))
+    write_seen(store, 0, Learned(frozenset(range(2, 100))))
     assert seen.read_bytes() == content
     seen.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
     with pytest.raises(ValueError, match=r"seen-00.parquet (is cut short or damaged|does not hold what was written)"):
+        read_seen(store, [0])
+    with pytest.raises(ValueError, match=r"has changed .*seen-00\.parquet has other bytes"):
         read_logits(store, "")
     seen.unlink()
     with pytest.raises(ValueError, match=r"seen-00\.parquet is missing"):
-        read_logits(store, "")
+        read_seen(store, [0])
 
 
 def test_an_unfinished_store_is_not_read(tmp_path: Path) -> None:
     filled(tmp_path, scored("1", fold=NO_FOLD), fold=NO_FOLD)
     with pytest.raises(ValueError, match=r"is not finished .*make teacher-logits"):
         read_logits(tmp_path, "make teacher-logits")
+    write_seen(tmp_path, NO_FOLD, Learned())
     write_manifest(tmp_path, "teacher", {}, [], tmp_path.parent)
-    assert read_logits(tmp_path, "").schema == LOGITS  # a judge of no fold needs no list of what it saw
+    assert read_logits(tmp_path, "").schema == LOGITS
+    (tmp_path / "seen-x.parquet").unlink()  # a judge of no fold, too, says what it learned from
+    with pytest.raises(ValueError, match=r"seen-x\.parquet is missing"):
+        read_logits(tmp_path, "")
 
 
 def test_verify_reports_every_problem(tmp_path: Path) -> None:

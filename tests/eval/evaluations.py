@@ -11,6 +11,7 @@ from distill import runs
 from distill.records import LABELS, ORDERS, Conversation
 from distill.scoring import SCORES
 from eval import baselines
+from eval.fidelity import FIDELITY, fidelity, read_fidelities
 from eval.judges import Judges
 from eval.leaderboard import bradley_terry
 from eval.measuring import measure
@@ -79,7 +80,22 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
     judges.recalibrations["student_w8a8"] = Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1))
     judges.failed["student_w8a8"] = ["verdicts differs by 0.2000, export.fidelity.verdicts=0.03"]
     histories = artefacts(root, judges)
-    config = configured("+eval.own.teacher=gpt-4", "eval.bootstrap=200").eval
+    settings = configured("+eval.own.teacher=gpt-4", "eval.bootstrap=200")
+    config = settings.eval
+    ab, ba = said["student"]
+    blur = 0.3 * np.random.default_rng(6).normal(size=(2, *ab.shape))
+    lost = fidelity(
+        (ab, ba),
+        (ab + blur[0], ba + blur[1]),
+        ids,
+        np.array([c.votes for c in held_out]),
+        [c.group for c in held_out],
+        settings.export.fidelity,
+        draws=config.bootstrap,
+        bins=config.ece_bins,
+        seed=0,
+    )
+    runs.write_json(judges.artefacts["student_w8a8"] / FIDELITY, lost)
     metrics = measure(judges, held_out, pl.DataFrame({"probabilities": known}), config, seed=0)
     folder = root / "eval" / "run"
     folder.mkdir(parents=True)
@@ -91,6 +107,7 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         "metrics": metrics,
         "conversations": {c.id: c for c in held_out},
         "histories": histories,
+        "fidelities": read_fidelities(judges.artefacts),
         "lineage": trace(judges.artefacts, root / "data" / "arena", root),
     }
     write_report(folder / "report.html", **arguments | changes)

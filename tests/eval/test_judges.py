@@ -13,10 +13,12 @@ import pytest
 
 from distill import conversations, prepare, runs, student
 from distill.config import Config
+from distill.errors import UserError
 from distill.prompts import Renderer
+from distill.provenance import LEARNED_FROM, Learned, behind_model, read_learned, union, write_learned
 from distill.records import ORDERS, Conversation
 from distill.scoring import logits_by_order
-from distill.store import LOGITS, NO_FOLD, StoreWriter
+from distill.store import LOGITS, NO_FOLD, StoreWriter, write_seen
 from eval import __main__ as door
 from eval import answers as answering
 from eval.judges import Judges, Unfit, add, candidates, judge_all
@@ -57,6 +59,7 @@ def write_store(folder: Path, root: Path, base: Path, config: Config, leave_out:
     ]
     with StoreWriter(folder, {}, "the law") as writer:
         writer.append(pl.DataFrame(rows, schema=LOGITS))
+    write_seen(folder, NO_FOLD, Learned())
     hashes = Renderer(config.prompt, base).hashes
     runs.write_manifest(folder, "teacher", {}, [root / "data" / "smoke"], root, prompt=hashes)
 
@@ -74,9 +77,10 @@ def naming(config: Config, **judges: Path) -> Config:
     return replace(config, eval=replace(config.eval, judges={name: str(path) for name, path in judges.items()}))
 
 
-def export_of(config: Config, name: str, parents: list[Path], **changes: Any) -> Path:
+def export_of(config: Config, name: str, parents: list[Path], learned: Learned | None = None, **changes: Any) -> Path:
     """A finished export of random weights below exports/<run>, made from `parents`."""
     folder = tiny_export(config.root / "exports" / config.run / name)
+    write_learned(folder, learned or union(behind_model(parent) for parent in parents))
     manifest = runs.read_manifest(folder)
     settings = {"export": {"format": "merged", "folds": None}, "fold": config.fold, **manifest.config}
     for key, value in changes.items():
@@ -90,8 +94,8 @@ def test_all_that_is_there_judges_the_same_conversations(finished: Config, tmp_p
     own = finished.root / "students" / "smoke" / "fold=0"
     folder = export_of(finished, "merged", [own])
     write_recalibration(folder, Recalibration((0.5, 0.5, 0.5), (0.0, 0.0, 0.0)), {"rows": 1})
-    export_of(finished, "merged-delta", [own], export={"folds": [0, 1]})
-    export_of(finished, "w8a16", [own], fold=1)
+    export_of(finished, "merged", [own])  # its manifest, over what was added
+    export_of(finished, "w8a16", [own], Learned(frozenset(c.fingerprint() for c in held_out[:1])), fold=1)
     judges = ask(finished, held_out, training)
     assert [*judges.predictions] == ["prior", "surface", "bradley_terry", "teacher", "student", "student_merged"]
     for frame in judges.predictions.values():
@@ -120,36 +124,32 @@ def test_a_model_is_asked_once(finished: Config, monkeypatch: pytest.MonkeyPatch
 
 def test_who_has_learned_the_held_out_rows_cannot_judge_them(finished: Config) -> None:
     own = finished.root / "students" / "smoke" / "fold=0"
-    learned = {int(f, 16) for f in pl.read_parquet(own / "trained_on.parquet")["fingerprint"]}
+    learned = read_learned(own).directly
     rows = [c for c in held_out_and_training(finished)[1] if c.fingerprint() in learned][:5]
     export = export_of(replace(finished, run="copy"), "merged", [own])
     for path in (own, export):
         (mine,) = [c for c in candidates(naming(finished, mine=path)) if c.name == "mine"]
-        with pytest.raises(Unfit, match="was trained on 5 of 5 held-out conversations"):
+        with pytest.raises(Unfit, match="was trained on 5 of the 5 conversations that are scored"):
             add(Judges(), mine, finished, rows)
 
 
-def test_averages_and_exports_of_unknown_descent_cannot_be_named(finished: Config) -> None:
-    held_out, training = held_out_and_training(finished)
-    own = finished.root / "students" / "smoke" / "fold=0"
-    learned = {int(f, 16) for f in pl.read_parquet(own / "trained_on.parquet")["fingerprint"]}
-    rows = [c for c in training if c.fingerprint() in learned][:5]
-    average = finished.root / "models" / "average"
-    average.mkdir(parents=True)
-    runs.write_manifest(average, "average", {}, [own], finished.root)
-    export = export_of(replace(finished, run="averaged"), "merged", [average])
+def test_exports_of_unknown_descent_cannot_be_named(finished: Config) -> None:
+    held_out, _ = held_out_and_training(finished)
+    export = export_of(replace(finished, run="averaged"), "merged", [finished.root / "students" / "smoke" / "fold=0"])
     (mine,) = [c for c in candidates(naming(finished, mine=export)) if c.name == "mine"]
-    with pytest.raises(Unfit, match="was trained on 5 of 5 held-out conversations"):
-        add(Judges(), mine, finished, rows)
-    (average / runs.MANIFEST).unlink()
-    with pytest.raises(Unfit, match="nobody can tell what was trained on"):
+    add(Judges(), mine, finished, held_out)
+    (export / LEARNED_FROM).unlink()
+    with pytest.raises(Unfit, match="does not say what it learned from"):
         add(Judges(), mine, finished, held_out)
 
 
 def test_an_export_of_another_student_is_refused(finished: Config) -> None:
     held_out, training = held_out_and_training(finished)
-    folder = export_of(finished, "gguf", [finished.root / "data" / "smoke"])
-    with pytest.raises(ValueError, match="exported from another student"):
+    folder = export_of(finished, "gguf", [finished.root / "students" / "smoke" / "fold=0"])
+    manifest = json.loads((folder / runs.MANIFEST).read_text())
+    manifest["parents"] = dict.fromkeys(manifest["parents"], "0" * 64)
+    runs.write_json(folder / runs.MANIFEST, manifest)
+    with pytest.raises(ValueError, match="exported from another students/smoke/fold=0"):
         ask(finished, held_out, training)
     (folder / runs.MANIFEST).unlink()
 
@@ -163,10 +163,10 @@ def test_a_store_that_lacks_rows_is_left_out_or_where_it_is_named_refused(
     partly = replace(finished, teacher=replace(finished.teacher, name="partly"))
     assert "teacher" not in ask(partly, held_out, training).predictions
     assert "teacher left out" in caplog.text and f"lacks 3 of {len(held_out)}" in caplog.text
-    with pytest.raises(ValueError, match=f"partly lacks 3 of {len(held_out)} held-out conversations"):
+    with pytest.raises(ValueError, match=f"partly lacks 3 of {len(held_out)} conversations"):
         ask(naming(finished, other=store), held_out, training)
     moved = [replace(c, id=d.id) for c, d in zip(held_out, [*held_out[1:], held_out[0]], strict=True)]
-    with pytest.raises(ValueError, match="judgements of other texts under the held-out ids"):
+    with pytest.raises(ValueError, match="judgements of other texts under the ids"):
         ask(naming(finished, other=finished.root / "logits" / "smoke"), moved, training)
 
 
@@ -187,6 +187,16 @@ def test_predictions_of_another_evaluation_can_be_named(finished: Config, tmp_pa
     mine.drop("order").write_parquet(tmp_path / "predictions.parquet")
     with pytest.raises(ValueError, match=r"has no columns \['order'\]"):
         ask(named, held_out, training)
+    mine.with_columns(logits=pl.lit("odd")).write_parquet(tmp_path / "predictions.parquet")
+    with pytest.raises(UserError, match=r"predictions.parquet holds .*String.*, expected "):
+        ask(named, held_out, training)
+    for content, told in (
+        (b"id,a\n1,2\n", "is damaged, or no parquet"),
+        (b"\x1f\x8b", "compressed by gzip: unpack it"),
+    ):
+        (tmp_path / "predictions.parquet").write_bytes(content)
+        with pytest.raises(UserError, match=rf"predictions.parquet .*{told}.*; a judge is a predictions.parquet"):
+            ask(named, held_out, training)
 
 
 @pytest.mark.parametrize("name", ["student", "prior", "bayes", "student_w8a8", "a b", "<b>"])

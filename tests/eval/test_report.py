@@ -18,7 +18,18 @@ from distill.records import Conversation
 from distill.scoring import logits_by_order
 from eval.metrics import kl_rows, log_loss_rows, predict
 from eval.report.charts import Axis, training_plots
-from eval.report.page import LADDER, LONGEST, bayes_line, ordered, rounds, surface_line, table, told, write_report
+from eval.report.page import (
+    LADDER,
+    LONGEST,
+    bayes_line,
+    checks_line,
+    ordered,
+    rounds,
+    surface_line,
+    table,
+    told,
+    write_report,
+)
 from tests.eval.evaluations import Evaluation, evaluate, history
 
 EVIL = "<script>alert('x')</script>\" onload=\"x"
@@ -100,7 +111,7 @@ def opened(evaluation: Evaluation) -> dict[str, Any]:
     files = {"metrics.json": json.loads((evaluation.folder / "metrics.json").read_text())}
     for path in evaluation.root.rglob("*"):
         name = str(path.relative_to(evaluation.root))
-        if path.name == "manifest.json":
+        if path.name in ("manifest.json", "fidelity.json"):
             files[name] = json.loads(path.read_text())
         elif path.name == "history.parquet":
             files[name] = pl.read_parquet(path).to_dict(as_series=False)
@@ -259,6 +270,7 @@ def rendered(
         metrics=metrics,
         conversations={c.id: c for c in evaluation.held_out},
         histories=histories or {},
+        fidelities={},
         lineage=replace(lineage, manifests=manifests),
     )
     return (path / "report.html").read_text(encoding="utf-8")
@@ -300,13 +312,42 @@ def test_headline_says_only_what_the_interval_allows(
 
 
 def test_table_follows_the_ladder_and_fits_a_terminal(evaluation: Evaluation) -> None:
-    judges = opened(evaluation)["metrics.json"]["judges"]
+    metrics = opened(evaluation)["metrics.json"]
+    judges = metrics["judges"]
     output = io.StringIO()
-    Console(file=output, width=80).print(table(dict(reversed(judges.items()))))
+    Console(file=output, width=80).print(table(metrics | {"judges": dict(reversed(judges.items()))}))
+    assert "bootstrap of prompts" in output.getvalue()
     lines = [line for line in output.getvalue().splitlines() if re.match(r"│ \w", line)]
     assert [re.split(r"[ │]+", line)[1] for line in lines] == ordered(judges)
     assert next(iter(judges)) == "prior" and ordered(judges)[-3:] == ["other.one", "teacher", "bayes"]
     assert {re.split(r"[ │]+", line)[1] for line in lines if "✗" in line} >= {"student_no_teacher"}
+
+
+def test_what_people_and_exports_say_is_shown_with_its_intervals(evaluation: Evaluation, page: Page) -> None:
+    files, sources = opened(evaluation), {source for source, _, _ in page.sourced}
+    for figure in ("agreement", "majority", "largest_share", "entropy"):
+        place = f"metrics.json#/humans/{figure}"
+        assert {place, f"{place}_ci/0", f"{place}_ci/1"} <= sources
+    assert "Neither is a ceiling" in page.text
+    lost = files["exports/run/w8a8/fidelity.json"]["differences"]
+    for figure, of in lost.items():
+        place = f"exports/run/w8a8/fidelity.json#/differences/{figure}"
+        shown = ["difference", "ci/0", "ci/1", "limit", "verdict", *["rows_needed"] * (of["rows_needed"] is not None)]
+        assert {f"{place}/{name}" for name in shown} <= sources
+    assert {of["verdict"] for of in lost.values()} >= {"beyond", "cannot tell"}
+    line = checks_line(files["metrics.json"])
+    assert line is not None and "student_w8a8 failed its checks: verdicts differs" in line.plain
+    assert checks_line({"judges": {"student": {"failed": []}}}) is None
+
+
+def test_few_prompts_are_told_by_table_and_page(tmp_path: Path) -> None:
+    evaluation = evaluate(tmp_path, rows=40)
+    metrics, output = opened(evaluation)["metrics.json"], io.StringIO()
+    Console(file=output, width=200).print(table(metrics))
+    assert metrics["intervals"] == metrics["humans"]["intervals"] == "jackknife"
+    assert "jackknife, for few prompts" in output.getvalue()
+    text = Page(evaluation.page).text
+    assert text.count("by the jackknife and Student's t") == 2 and "draws of first prompts" not in text
 
 
 def test_long_texts_are_cut_with_a_note_and_rounds_stay_side_by_side() -> None:

@@ -50,7 +50,7 @@ def train(base: Path, stage: int, folder: Path, dies_in: int | None = None) -> R
 
         trainer.take_step = take  # type: ignore[method-assign]
         history = trainer.train().history
-        trainer.keep_best(0.0)
+        trainer.save()
         trainer.engine.eval()
         with torch.no_grad():
             logits = [trainer.engine(torch.tensor([x]), None, torch.tensor([len(x) - 1]))[0] for x in PROMPTS]

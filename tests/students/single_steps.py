@@ -79,6 +79,7 @@ def make_conversations(count: int, seed: int = 0) -> list[Example]:
             teacher=triple(3 * torch.randn(3, generator=rng)),
             vote_weight=0.0 if i % 3 == 2 else 1.0 + i % 2,
             teacher_weight=0.25 + 0.25 * (i % 4),
+            group=str(i),
         )
         for i, length in enumerate(lengths)
     ]
@@ -143,7 +144,7 @@ def take_step(config: Config, conversations: Sequence[Example], folder: Path, sa
     record = trainer.take_step(list(range(len(conversations))), 0)
     after = trained_values(judge, config.engine.zero_stage == 3)
     if save:
-        trainer.keep_best(0.0)
+        trainer.save()
     return Step(
         losses={name: record[name] for name in ("loss", "cross_entropy", "kl")},
         gradients={name: before[name] - value for name, value in after.items()},

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.prompts import Rendered
-from distill.records import Conversation
+from distill.records import ORDERS, TEST, Conversation
 from students.dataset import (
     Example,
     collate,
@@ -85,14 +85,30 @@ def conversations(count: int) -> list[Conversation]:
 
 def test_the_held_out_fold_is_in_no_part_and_groups_stay_whole() -> None:
     rows = conversations(150)
-    training, validation = split(rows, 2, 0.2, 0)
+    training, validation = split(rows, 2, 0.2)
     assert {c.fold for c in (*training, *validation)} == {0, 1, 3, 4} and len(training) + len(validation) == 120
     assert not {c.group for c in training} & {c.group for c in validation}
     assert 15 <= len(validation) <= 33
+    tested = split([replace(c, fold=TEST) if c.fold == 1 else c for c in rows], 2, 0.2)
+    assert {c.fold for part in tested for c in part} == {0, 3, 4}
     with pytest.raises(ValueError, match=r"fold=9: no conversation is in that fold; folds here: \[0, 1, 2, 3, 4\]"):
-        split(rows, 9, 0.2, 0)
+        split(rows, 9, 0.2)
     with pytest.raises(ValueError, match="has no votes"):
-        split(rows, 2, 0.0, 0)
+        split(rows, 2, 0.0)
+
+
+def test_where_both_orders_look_the_same_the_targets_cannot_tell_a_from_b(caplog: pytest.LogCaptureFixture) -> None:
+    """Responses that are equal, or were once their middle was cut; trained as they were, one input won and lost."""
+    rows = [replace(c, votes=[3.0, 0.0, 1.0]) for c in conversations(2)]
+    rendered = [Rendered("0", order, [5], True) for order in ORDERS]
+    rendered += [Rendered("1", order, [5, k], True) for k, order in enumerate(ORDERS)]
+    targets = {c.id: [4.0, -4.0, 0.0] for c in rows}
+    with caplog.at_level("INFO"):
+        same, told_apart = make_examples(rows, rendered, targets, configured().loss.rows)
+    assert "1 of 2 conversations look the same in both orders" in caplog.text
+    assert same.votes == (0.375, 0.375, 0.25) and told_apart.votes == (0.75, 0.0, 0.25)
+    teacher, other = torch.tensor([same.teacher, told_apart.teacher]).softmax(-1)
+    assert teacher[0] == teacher[1] and teacher[2] == pytest.approx(other[2]) and told_apart.teacher == (4, -4, 0)
 
 
 def test_join_is_by_id_and_gaps_are_named() -> None:

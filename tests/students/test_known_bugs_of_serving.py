@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from distill.scoring import score
-from students import loop, merging
+from students import merging, validation
 from students.engine import process_group
 from students.loop import Trainer
 from students.losses import SWAPPED
@@ -42,12 +42,12 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def summed_validation(patch: pytest.MonkeyPatch) -> None:
-    right = loop.cross_entropy_sum
-    patch.setattr(loop, "cross_entropy_sum", lambda logits, *targets: right(logits, *targets) * len(logits))
+    right = validation.cross_entropy_sum
+    patch.setattr(validation, "cross_entropy_sum", lambda logits, *targets: right(logits, *targets) * len(logits))
 
 
 def unturned_validation(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(loop, "swap_labels", lambda labels: labels)
+    patch.setattr(validation, "SWAPPED", [0, 1, 2])
 
 
 @pytest.mark.parametrize("plant", [None, summed_validation, unturned_validation])
@@ -63,7 +63,7 @@ def test_validation_is_the_mean_log_loss_of_swap_averaged_logits(
     if plant:
         plant(monkeypatch)
     with process_group():
-        found = Trainer(config, judge, CONVERSATIONS, CONVERSATIONS, tmp_path, Tracker()).validate()
+        found = Trainer(config, judge, CONVERSATIONS, CONVERSATIONS, tmp_path, Tracker()).validate().log_loss
     assert (found == pytest.approx(loss, abs=1e-5)) == (plant is None)
 
 

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from distill import conversations, prepare, student
 from distill.config import Config
+from distill.errors import UserError
 from distill.records import LABELS
 from distill.scoring import logits_by_order, score_conversations
 from eval.metrics import log_loss_rows, predict
@@ -66,7 +68,7 @@ def served_log_loss(config: Config) -> float:
     """The validation log loss of what the run left behind, merged, in an engine that did not train it."""
     trained = open_trained(student.run_folder(config), config.root, "train it")
     rows = conversations.load(config.root / "data" / config.data.name)
-    _, held = split(rows, config.fold, config.student.validation_share, config.seed)
+    _, held = split(rows, config.fold, config.student.validation_share)
     scores = score_conversations(TransformersScorer(trained.merged(config.root), REFERENCE), trained.renderer, held)
     probabilities = predict(*logits_by_order(scores, [c.id for c in held]))
     return float(log_loss_rows(probabilities, np.array([c.votes for c in held])).mean())
@@ -206,6 +208,11 @@ class TestSoftcapping:
         assert (capped - uncapped).abs().max() > 1e-3
         with pytest.raises(ValueError, match=r"engine.attention=sdpa leaves out the softcapping"):
             judge_of("engine.attention=sdpa", base=tiny_gemma2)
+
+    @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+    def test_flash_attention_that_is_not_there_is_told(self, judge_of: Callable[..., Judge]) -> None:
+        with pytest.raises(UserError, match=r"engine\.attention=flash_attention_2 needs flash-attn: pip install"):
+            judge_of("engine.attention=flash_attention_2")
 
     def test_an_uncapped_judge_says_so_to_whoever_loads_it(self, configure: Configure, tiny_gemma2: Path) -> None:
         config = configure("said", "student.softcapping=false", base=tiny_gemma2)

@@ -92,7 +92,7 @@ def test_a_run_writes_what_the_contract_says(straight: Config, configure: Config
         "adapter",
         "history.parquet",
         "metrics.json",
-        "trained_on.parquet",
+        "learned_from.parquet",
         "manifest.json",
     }
     adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -100,7 +100,10 @@ def test_a_run_writes_what_the_contract_says(straight: Config, configure: Config
     metrics = json.loads((folder / "metrics.json").read_text())
     curve = history(straight)
     assert metrics["steps"] == len(curve) == 10
-    assert metrics["validation_log_loss"] == curve["validation_log_loss"].min()
+    kept = curve.filter("validation_kept").row(-1, named=True)
+    assert metrics["best_step"] == kept["step"]
+    for name in ("validation_log_loss", "validation_objective", "validation_standard_error"):
+        assert metrics[name] == kept[name] > 0
     assert student.main(straight) == metrics["validation_log_loss"]  # finished: nothing is trained again
     with pytest.raises(ValueError, match=r"loss.kl.temperature: there 2.0, now 3.0"):
         student.main(configure("straight", "student.epochs=2", "loss.kl.temperature=3"))
@@ -212,8 +215,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
         student.main(configure("killed", "student.epochs=2", "loss.kl.temperature=3"))
     student.main(killed)
     assert steps_taken == 8 + 5  # it went on from the checkpoint after the first epoch
-    columns = ["step", "loss", "cross_entropy", "kl", "grad_norm", "lr", "validation_log_loss"]
-    assert history(killed).select(columns).equals(history(straight).select(columns))
+    assert history(killed).drop("seconds").equals(history(straight).drop("seconds"))
 
 
 def test_without_a_teacher_the_loss_is_cross_entropy_alone(configure: Configure) -> None:
@@ -221,6 +223,8 @@ def test_without_a_teacher_the_loss_is_cross_entropy_alone(configure: Configure)
     student.main(config)
     curve = history(config)
     assert curve["loss"].equals(curve["cross_entropy"]) and curve["kl"].null_count() == len(curve)
+    validated = curve.drop_nulls("validation_objective")
+    assert validated["validation_objective"][0] >= validated["validation_log_loss"][0]  # that of the mean of two orders
     teacher = configure("votes", "role=teacher")  # whatever the loss says
     student.main(teacher)
     assert history(teacher)["loss"].equals(curve["loss"])
@@ -248,9 +252,23 @@ def test_a_sweep_trains_each_job_with_a_fresh_engine(root: Path, tiny_llama: Pat
     assert len(list(root.glob("students/sweep,*loss=*/fold=0/manifest.json"))) == 3, output
 
 
-def test_rates_warm_up_and_fall_to_zero() -> None:
+def test_rates_warm_up_and_fall() -> None:
+    adamw = configured().optimizer
     for decay, last in (("cosine", 0.001), ("linear", 0.02)):
-        factors = [rate_factor(step, 100, 0.1, decay) for step in range(100)]
+        factors = [rate_factor(step, 100, replace(adamw, decay=decay)) for step in range(100)]
         assert factors[0] == 0.1 and factors[9] == 1.0 and factors[-1] < last
         assert factors == sorted(factors[:10]) + sorted(factors[10:], reverse=True)
-    assert rate_factor(99, 100, 0.1, "constant") == 1.0
+        least = replace(adamw, decay=decay, min_lr_ratio=0.2)
+        assert [rate_factor(step, 100, least) for step in (9, 99)] == pytest.approx([1.0, 0.2 + 0.8 * factors[-1]])
+    assert rate_factor(99, 100, replace(adamw, decay="constant")) == 1.0
+    assert [rate_factor(step, 100, replace(adamw, warmup_steps=4)) for step in (0, 3)] == [0.25, 1.0]
+
+
+def test_a_training_may_end_before_its_schedule(configure: Configure) -> None:
+    """As the LMSYS winner's teacher: one epoch of a cosine over two."""
+    whole, half = configure("whole", "student.epochs=2"), configure("half", "student.schedule_epochs=2")
+    for config in (whole, half):
+        student.main(config)
+    assert history(half)["lr"].equals(history(whole)["lr"].head(len(history(half))))
+    with pytest.raises(ValueError, match=r"student.schedule_epochs=1 ends before student.epochs=2"):
+        student.main(configure("short", "student.epochs=2", "student.schedule_epochs=1"))

@@ -168,8 +168,6 @@ def test_workers_that_fit_nowhere_are_refused_at_once(judge: RayScorer, tiny_jud
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"workers": 0}, "scorer.ray.workers=0"),
-        ({"prompts_per_task": 0}, "scorer.ray.prompts_per_task=0"),
         ({"gpus": 1.5}, "scorer.ray.gpus=1.5"),
         ({"gpus": 1.0, "backend": "vllm", "vllm": {"tensor_parallel_size": 8}}, "over 8: set gpus to tensor_"),
     ],

@@ -497,14 +497,6 @@ class TestConfiguration:
         with pytest.raises(ValueError, match=message):
             ServerScorer(configured(*urls), MAX_TOKENS, fold)
 
-    @pytest.mark.parametrize(
-        ("key", "value"),
-        [("prompts_per_request", 0), ("requests_in_flight", 0), ("retries", -1), ("timeout_s", 0.0)],
-    )
-    def test_numbers_that_would_never_send_anything(self, key: str, value: Any) -> None:
-        with pytest.raises(ValueError, match=f"scorer.server.{key}={value}"):
-            ServerScorer(configured("http://localhost:1", **{key: value}), MAX_TOKENS)
-
     def test_servers_must_agree_on_one_model(self, fakes: Callable[..., Fake]) -> None:
         one, other, both = fakes("one"), fakes("other"), fakes("one", "other")
         with pytest.raises(ValueError, match=r"serves \['one', 'other'\]: choose one with scorer.server.model"):
