@@ -324,9 +324,9 @@ class FidelityConfig:
 class CanaryFactors:
     """Of the root mean square of all differences, of the largest, and of that of a label's mean."""
 
-    rms: float
-    largest: float
-    shift: float
+    rms: Positive
+    largest: Positive
+    shift: Positive
 
 
 @dataclass(frozen=True)
@@ -335,11 +335,11 @@ class CanariesConfig:
     `factors` times what `repeats` answers of the export differ by that are all right, and always by `floor`.
     """
 
-    rows: int
-    tokens: int
-    repeats: int
+    rows: Count
+    tokens: Count
+    repeats: Annotated[int, at_least(2)]
     factors: CanaryFactors
-    floor: float
+    floor: NonNegative
 
 
 @dataclass(frozen=True)

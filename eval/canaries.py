@@ -3,9 +3,9 @@
 Asked is the exported model in floating point: transformers in fp32, with int8 activations rounded as int8 kernels round
 them. Engines compute in 16 bits and add in another order, so the model answers several times, every module's output off
 at random by what 16 bits cost. The mean of the answers is expected of an engine, and their scatter is what it may be
-off by. In `merged` and w4a16 that is next to nothing. In w8a8 a small change turns roundings to int8, these turn others,
-and after some layers the answers scatter as much as quantising itself has moved them, which no engine can avoid; what is
-wrong beyond that shows in the mean over prompts, where scatter averages out.
+off by. In `merged` and w4a16 that is next to nothing. In w8a8 a small change turns roundings to int8, these turn
+others, and after some layers the answers scatter as much as quantising itself has moved them, which no engine can
+avoid. What is wrong beyond that shows in the mean over prompts, where scatter averages out.
 
 llama.cpp, which reads GGUF, answers twice: with keys and values in fp32, and in fp16 as usual.
 """
@@ -65,7 +65,7 @@ def answer(model: Path, export: ExportConfig, prompts: Prompts, max_tokens: int)
 
 
 def tolerance(answers: np.ndarray, settings: CanariesConfig) -> Differences:
-    """What an engine may differ by from the mean of `answers` [engines, prompts, 3]: each of them does from the others."""
+    """What an engine may differ by from the mean of `answers` [engines, prompts, 3], as each does from the others."""
     count = len(answers)
     apart = (answers - answers.mean(axis=0)) * count / (count - 1)
     scatter = np.sqrt(np.mean(apart**2))

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from distill.arena_sim import simulate
 from distill.canaries import CANARIES, Differences, check_canaries
@@ -24,6 +23,7 @@ from teachers.scorers import open_scorer
 from teachers.transformers import TransformersScorer
 from tests.composing import configured, scorer
 from tests.students.overflows import STREAM, blown_up
+from tests.tiny_exports import with_swapped_labels
 
 pytestmark = pytest.mark.timeout(300)
 EXPORT = configured("+exp=smoke").export
@@ -130,15 +130,6 @@ def test_an_engine_that_computes_something_else_is_refused(
     plant(monkeypatch)
     with pytest.raises(UserError, match=r"computes something else here .* 64 canaries differ by .* rms.*canaries=warn"):
         check(exports[name])
-
-
-def with_swapped_labels(source: Path, folder: Path) -> Path:
-    """A copy whose head gives b for a."""
-    shutil.copytree(source, folder)
-    tensors = load_file(folder / "model.safetensors")
-    tensors["score.weight"] = tensors["score.weight"][[1, 0, 2]].contiguous()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 @pytest.mark.parametrize("name", ["merged", "w8a8"])

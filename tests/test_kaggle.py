@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from distill.arena_sim import simulate
+from distill.canaries import CANARIES
 from distill.config import SimulateConfig, to_mapping
 from distill.prompts import Renderer
 from distill.provenance import Learned, write_learned
@@ -63,6 +64,7 @@ def test_the_notebook_predicts_from_an_unpacked_bundle(bundle: Path, tmp_path: P
         csv.writer(file).writerows([("id", "prompt", "response_a", "response_b"), *rows])
     script = notebook_code(bundle, without="install").replace("/kaggle/", f"{tmp_path}/")
     assert "predict.devices=2" in script and str(tmp_path) in script
+    assert (unpacked / "model" / CANARIES).exists()  # what the notebook checks its engines with
     for folder in (unpacked / "code").rglob("*"):
         folder.chmod(0o555 if folder.is_dir() else 0o444)  # as inputs are there
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -63,6 +63,8 @@ def test_every_stage_leaves_what_the_contract_says(finished: tuple[Path, list[st
     assert fidelity["rows"] == len(held_out) and fidelity["taught"] == 0  # its teacher is its own fold's
     assert fidelity["intervals"] == "jackknife"
     assert {of["verdict"] for of in fidelity["differences"].values()} <= {"within", "cannot tell", None}
+    canaries = pl.read_parquet(root / "exports/tiny/w8a8/canaries.parquet")
+    assert len(canaries) > 0 and set(canaries["id"]) <= set(rows.filter(pl.col("fold") > 0)["id"])
     assert (root / "eval/tiny/report.html").read_text().startswith("<!doctype html>")
     logits = pl.read_parquet(root / "logits/tiny/part-*.parquet")
     assert len(logits) == 120 == logits.select("id", "order", "judge_fold").n_unique()

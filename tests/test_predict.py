@@ -37,7 +37,7 @@ from teachers.filling import STOPPED
 from teachers.scorers import open_scorer
 from tests.composing import configured, scorer
 from tests.running import own_process, refuses, succeeds
-from tests.tiny_exports import with_canaries
+from tests.tiny_exports import with_canaries, with_swapped_labels
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
@@ -450,6 +450,31 @@ def test_ids_that_a_submission_cannot_have_are_refused(configure: Configure, tmp
         ValueError, match=r"without.csv, row 3: id is missing: ' '\. A submission has a line for each id"
     ):
         predict.main(configure(f"input={without}"))
+
+
+def test_an_engine_that_computes_something_else_judges_only_what_says_so(
+    configure: Configure, export: Path, tmp_path: Path
+) -> None:
+    model = with_swapped_labels(export, tmp_path / "swapped")
+    swapped, note = (f"predict.model={model}", "predict.minutes=60"), tmp_path / "submission.canaries.txt"
+    with pytest.raises(UserError, match=r"computes something else here .* rms.*canaries=warn goes on"):
+        predict.main(configure(*swapped))
+    assert not (tmp_path / "submission.csv").exists() and not read_scores(parts_folder(configure())).height
+    predict.main(configure(*swapped, "canaries=warn"))  # goes on with the parts of the refused run
+    assert "computes something else here" in note.read_text()
+    predict.main(configure("overwrite=true"))
+    assert not note.exists()
+
+
+def test_a_submission_stays_marked_when_another_engine_finishes_it(
+    configure: Configure, export: Path, long_file: Path, tmp_path: Path
+) -> None:
+    model = with_swapped_labels(export, tmp_path / "swapped")
+    given = (f"input={long_file}", f"predict.model={model}", "predict.second_order=0")
+    killed_after(configure(*given, "canaries=warn"), 2)
+    shutil.copy(export / "model.safetensors", model)  # as if the machine had been mended
+    predict.main(configure(*given))
+    assert "computes something else here" in (tmp_path / "submission.canaries.txt").read_text()
 
 
 def test_a_submission_is_never_written_over(configure: Configure) -> None:

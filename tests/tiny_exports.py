@@ -1,6 +1,9 @@
 """A tiny judge as `distill.export` leaves one: what serving, predicting and evaluating open."""
 
+import shutil
 from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from distill import runs
 from distill.arena_sim import simulate
@@ -28,3 +31,12 @@ def with_canaries(folder: Path, renderer: Renderer, conversations: int = 12) -> 
     """Add canaries to the judge in `folder`, as `distill.export` does."""
     rows = simulate(SimulateConfig(conversations, seed=1))[0]
     make_canaries(folder, folder, renderer, configured("+exp=smoke").export, rows, seed=0)
+
+
+def with_swapped_labels(source: Path, folder: Path) -> Path:
+    """A copy whose head gives b for a."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["score.weight"] = tensors["score.weight"][[1, 0, 2]].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

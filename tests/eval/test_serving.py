@@ -26,6 +26,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from starlette.testclient import TestClient
 
 from distill.config import CanaryMode
+from distill.errors import UserError
 from distill.exported import open_exported
 from distill.records import LABELS, Conversation
 from distill.scoring import logits_by_order, score_conversations
@@ -34,12 +35,13 @@ from eval.recalibration import Recalibration, write_recalibration
 from eval.serving.gate import Gate
 from eval.serving.jobs import Job, Jobs
 from eval.serving.routes import create_app
+from eval.serving.server import serve
 from eval.serving.service import Service
 from teachers.transformers import TransformersScorer
 from tests.composing import configured, scorer
 from tests.running import ROOT, refuses
 from tests.serving import PAIR, Server, serving
-from tests.tiny_exports import tiny_export
+from tests.tiny_exports import tiny_export, with_swapped_labels
 
 NOISE = 1e-4  # of fp32 logits, in batches of other shapes
 BODY, CONVERSATIONS, QUEUE = 100_000, 20, 40
@@ -68,6 +70,7 @@ def in_process(
     gate = Gate(create_app(service, key is not None), service.traffic, key, chosen.max_body_bytes)
     with TestClient(gate) as client:  # type: ignore[arg-type]
         while client.get("/health").status_code != 200:
+            assert service.failure is None, service.failure
             time.sleep(0.05)
         yield client, service
 
@@ -243,13 +246,25 @@ def test_logits_that_are_not_finite_are_no_verdict(tmp_path: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     weights["score.weight"] = torch.full_like(weights["score.weight"], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with in_process(broken, tmp_path / "jobs") as (client, _):
+    with in_process(broken, tmp_path / "jobs", canaries="warn") as (client, _):
         answer = client.post("/v1/judge", json={"conversations": [PAIR]})
         assert answer.status_code == 500 and "not finite" in answer.json()["detail"]
         id = client.post("/v1/jobs", json={"conversations": [PAIR, PAIR]}).json()["id"]
         while (state := client.get(f"/v1/jobs/{id}").json())["state"] != "done":
             time.sleep(0.05)
         assert [set(result) for result in state["results"]] == [{"id", "error"}] * 2
+
+
+def test_a_judge_that_is_computed_otherwise_is_not_served_or_says_so(export: Path, tmp_path: Path) -> None:
+    swapped = with_swapped_labels(export, tmp_path / "tiny" / "swapped")
+    with in_process(swapped, tmp_path / "jobs", canaries="warn") as (client, _):
+        assert "computes something else" in client.get("/v1/model").json()["computes_otherwise"]
+        assert client.post("/v1/judge", json={"conversations": [PAIR]}).is_success
+    with in_process(export, tmp_path / "jobs") as (client, _):
+        assert client.get("/v1/model").json()["computes_otherwise"] is None
+    with pytest.raises(UserError, match=r"computes something else .* canaries=warn goes on"):
+        served = replace(configured("+exp=smoke").serve, scorer=scorer("transformers"), port=0)
+        serve(open_exported(swapped), served, tmp_path / "jobs", "refuse")
 
 
 @pytest.mark.timeout(200)

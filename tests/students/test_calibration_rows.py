@@ -1,13 +1,15 @@
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 from tokenizers import Tokenizer
 
+from distill.config import CanariesConfig, CanaryFactors
 from distill.prompts import Rendered, Renderer
 from distill.records import ORDERS, Conversation, Order
-from students.calibration_rows import POOL, calibration_prompts
+from students.calibration_rows import POOL, calibration_prompts, canary_prompts
 from tests.composing import configured
 
 COUNT = 16
@@ -62,3 +64,17 @@ def test_fewer_conversations_than_asked_for(renderer: CountingRenderer) -> None:
     assert len(calibration_prompts(CONVERSATIONS[:5], renderer, 5, seed=0)) == 5
     with pytest.raises(ValueError, match=r"5 training conversations are fewer than export\.calibration_rows=6: lower"):
         calibration_prompts(CONVERSATIONS[:5], renderer, 6, seed=0)
+
+
+def test_canaries_are_short_enough_and_still_of_all_lengths(renderer: CountingRenderer) -> None:
+    settings = CanariesConfig(COUNT, 10**9, 2, CanaryFactors(1, 1, 1), 0)
+    free = canary_prompts(CONVERSATIONS, renderer, settings, seed=0)
+    assert [prompt.ids for _, prompt in free] == calibration_prompts(CONVERSATIONS, renderer, COUNT, seed=0)
+    assert all(conversation.id == prompt.id for conversation, prompt in free)
+    whole = sum(len(prompt.ids) for _, prompt in free)
+    short = canary_prompts(CONVERSATIONS, renderer, replace(settings, tokens=2 * whole // 3), seed=0)
+    lengths = [len(prompt.ids) for _, prompt in short]
+    assert sum(lengths) < 0.75 * whole and len(set(lengths)) == len(lengths) == COUNT
+    least = canary_prompts(CONVERSATIONS, renderer, replace(settings, tokens=1), seed=0)
+    assert {prompt.id for _, prompt in least} == {f"c{n}" for n in range(1, COUNT + 1)}
+    assert len(canary_prompts(CONVERSATIONS[:5], renderer, settings, seed=0)) == 5
