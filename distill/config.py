@@ -294,11 +294,12 @@ class TeacherConfig:
 @dataclass(frozen=True)
 class QuantisationConfig:
     """`smoothing`: SmoothQuant's migration strength, for w8a8; null: none. `group`: how many weights of a row share a
-    scale in w8a16 and w4a16; null: the largest of 128, 64, 32 that divides every layer's width.
+    scale in w8a16 and w4a16, those that the kernel for T4s knows, -1: all of a row; null: the largest of 128, 64, 32
+    that divides every layer's width.
     """
 
     smoothing: Share | None
-    group: Count | None
+    group: Literal[-1, 32, 64, 128] | None
     damping: Positive
 
 

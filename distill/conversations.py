@@ -32,6 +32,7 @@ REJECTED = pl.Schema({"source": pl.String, "line": pl.Int64, "id": pl.String, "r
 PAIR = (*TEXTS, *MODELS)
 BALLOT_DIGITS = "120"  # PandaLM: 1 for a, 2 for b, 0 for a tie
 BLACKPEARL = (5, 2025)  # folds and seed published by LMSYS's 1st place: LMSYS_BlackPearl, src/prepare_data.py
+BOOLEANS = {"true": 1.0, "false": 0.0}  # as pandas writes them in a CSV
 UNVOTED = "none"
 SEVERAL = 3  # how many kinds of problems a message names
 
@@ -273,7 +274,7 @@ def _votes(cells: Mapping[str, Any]) -> list[float] | None:
             raise BadRow(f"votes are not a text of the digits 1 (a), 2 (b), 0 (tie): {shown(ballots)}")
         return [float(ballots.count(digit)) for digit in BALLOT_DIGITS]
     if WINNERS[0] in cells:
-        winner = [_number(cells[name]) for name in WINNERS]
+        winner = [BOOLEANS.get(str(cells[name]).lower(), _number(cells[name])) for name in WINNERS]
         if sorted(winner) != [0.0, 0.0, 1.0]:
             raise BadRow(f"winner columns are not one-hot: {', '.join(shown(cells[name]) for name in WINNERS)}")
         return winner

@@ -12,7 +12,7 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +33,9 @@ MODELS = ("model_a", "model_b")
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")  # one-hot
 COUNTS = ("votes_a", "votes_b", "votes_tie")  # how many people voted so
 BALLOTS = "votes"  # one digit a person, as PandaLM writes them
+# Where other data sets keep votes, by a column's name or by what its cells say. They are not read from there yet.
+FOREIGN_VOTES = {"winner", "preference", "preferred", "chosen", "label", "vote", "human_preference", "verdict"}
+FOREIGN_VOTE = {"model_a", "model_b", "tie", "tie (bothbad)", "bothbad", "both_bad"}
 KNOWN = {*REQUIRED, *MODELS, *WINNERS, *COUNTS, BALLOTS}
 SURROGATES = re.compile("[\ud800-\udfff]")
 DAMAGE = (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException)  # what a damaged file raises
@@ -121,7 +124,7 @@ def _open_file(path: Path, name: str, ignored: list[str], problems: list[str]) -
         state = "is empty" if first is None else f"holds no row that can be read, the first is {first.problem}"
         problems.append(f"{path}: {state}; take it out of data.files")
         return None
-    usable = _usable_columns(str(path), columns, ignored, problems)
+    usable = _usable_columns(str(path), columns, first.cells, ignored, problems)
     return Source(name, usable, lambda: _to_the_end(path, read_rows(path)), identity)
 
 
@@ -136,7 +139,9 @@ def _to_the_end(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
         raise UserError(f"{path} is damaged after row {line:,} ({error}): download or write it again") from error
 
 
-def _usable_columns(where: str, columns: list[str], ignored: list[str], problems: list[str]) -> list[str]:
+def _usable_columns(
+    where: str, columns: list[str], first: Mapping[str, Any], ignored: list[str], problems: list[str]
+) -> list[str]:
     usable = [name for name in columns if name not in ignored]
     if len({*columns}) < len(columns):
         problems.append(f"{where}: column names occur twice: {columns}; rename one of each")
@@ -145,10 +150,18 @@ def _usable_columns(where: str, columns: list[str], ignored: list[str], problems
     for group in (WINNERS, COUNTS):
         missing = [name for name in group if name not in usable]
         if 0 < len(missing) < len(group):
-            problems.append(f"{where}: missing columns {missing}; add them, or list the rest of {group} as ignored")
+            problems.append(f"{where}: missing columns {missing}; add them, the votes need all of {group}")
     if BALLOTS in usable and COUNTS[0] in usable:
         problems.append(f"{where}: both {BALLOTS!r} and {COUNTS} tell the votes; list one in data.ignore_columns")
-    if unknown := [name for name in usable if name not in KNOWN]:
+    unknown = [name for name in usable if name not in KNOWN]
+    votes = [name for name in unknown if name.lower() in FOREIGN_VOTES or str(first.get(name)) in FOREIGN_VOTE]
+    if votes and not {WINNERS[0], COUNTS[0], BALLOTS} & {*columns}:
+        problems.append(
+            f"{where}: columns {votes} seem to hold the votes, which are not read from there yet: write them as "
+            f"{WINNERS}, one of them 1 and the others 0, or as {COUNTS}"
+        )
+        unknown = [name for name in unknown if name not in votes]
+    if unknown:
         problems.append(f"{where}: unknown columns {unknown}; list them in data.ignore_columns if not needed")
     return usable
 
@@ -245,7 +258,8 @@ def _open_hub(hub: str, ignored: list[str], problems: list[str]) -> Source | Non
 
     if not len(found):
         problems.append(f"data.hub={hub!r} is empty")
-    usable = _usable_columns(f"data.hub={hub!r}", found.column_names, ignored, problems)
+    first = found[0] if len(found) else {}
+    usable = _usable_columns(f"data.hub={hub!r}", found.column_names, first, ignored, problems)
     identity = {"arrow": [_identity(Path(file["filename"])) for file in found.cache_files]}
     return Source(path.name, usable, rows, identity)
 

@@ -77,11 +77,6 @@ def choose_group(model: Path, group: int | None) -> int:
     widths = {name: shape[1] for name, shape in _linears(model).items()}
     if group is None:
         return next((g for g in GROUPS if all(width % g == 0 for width in widths.values())), WHOLE_ROW)
-    if group not in (*GROUPS, WHOLE_ROW):
-        raise UserError(
-            f"export.quantisation.group={group}: the kernel for T4s takes {', '.join(map(str, GROUPS))}, and "
-            f"{WHOLE_ROW} for a whole row"
-        )
     if odd := [name for name, width in widths.items() if width % group]:
         raise UserError(
             f"export.quantisation.group={group} does not divide the {widths[odd[0]]} inputs of {odd[0]} "

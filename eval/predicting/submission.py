@@ -18,7 +18,7 @@ from scipy.special import softmax
 from distill.config import Config, RulesConfig
 from distill.conversations import REJECTED, BadRow, identify, parse
 from distill.errors import UserError
-from distill.readers import BALLOTS, COUNTS, REQUIRED, WINNERS, Row, open_sources
+from distill.readers import BALLOTS, COUNTS, FOREIGN_VOTES, REQUIRED, WINNERS, Row, open_sources
 from distill.records import LABELS, Conversation, swap_labels
 from distill.scoring import swap_average
 from distill.tables import read_csv
@@ -51,7 +51,7 @@ def read_unlabelled(config: Config) -> Unlabelled:
         raise UserError(
             f"input={config.input}: no such file; give a CSV, parquet or JSONL file with the columns {list(REQUIRED)}"
         )
-    ignored = [*config.data.ignore_columns, *WINNERS, *COUNTS, BALLOTS]
+    ignored = [*config.data.ignore_columns, *WINNERS, *COUNTS, BALLOTS, *FOREIGN_VOTES]
     data = replace(config.data, files=[config.input], hub=None, simulate=None, ignore_columns=ignored)
     (source,) = open_sources(data)
     ids: list[str] = []

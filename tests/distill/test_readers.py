@@ -243,6 +243,33 @@ def test_odd_beginnings_of_good_files_are_no_other_kind(tmp_path: Path) -> None:
     assert len(list(source.rows())) == 1
 
 
+@pytest.mark.parametrize(
+    ("column", "cell"), [("winner", "model_a"), ("Winner", "?"), ("outcome", "tie (bothbad)"), ("label", 2)]
+)
+def test_nobody_is_told_to_ignore_votes(tmp_path: Path, column: str, cell: object) -> None:
+    path = write(tmp_path / "train.csv", [raw(slug="s", **{column: cell})])
+    with pytest.raises(UserError) as error:
+        open_sources(data_config(path))
+    votes, others = str(error.value).splitlines()[1:]
+    assert (
+        f"columns ['{column}'] seem to hold the votes" in votes
+        and "winner_model_a" in votes
+        and "ignore_columns" not in votes
+    )
+    assert "unknown columns ['slug']; list them in data.ignore_columns" in others
+    some = write(tmp_path / "some.csv", [raw(winner_tie=1)])
+    with pytest.raises(UserError, match=r"missing columns \['winner_model_a', 'winner_model_b'\]; add them") as error:
+        open_sources(data_config(some))
+    assert "ignore" not in str(error.value).replace(str(tmp_path), "")
+
+
+def test_winners_may_be_truth_values(tmp_path: Path) -> None:
+    for cells in (("True", "False", "False"), ("TRUE", "false", "0"), (True, False, False)):
+        for name in ("train.csv", "train.jsonl"):
+            (found,), _ = read(write(tmp_path / name, [raw(**dict(zip(WINNERS, cells, strict=True)))]))
+            assert found.votes == [1, 0, 0]
+
+
 def test_parquet_that_is_damaged_further_on_is_named(tmp_path: Path) -> None:
     table = pl.DataFrame([raw(i, f'["{i * 7919 % 10007}"]') for i in range(4000)])
     path = tmp_path / "train.parquet"
