@@ -7,6 +7,7 @@ was killed goes on from its last checkpoint. Returns the validation log loss, wh
 """
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def main(config: Config) -> float:
     check_template(config, renderer.hashes["template"]) if distils else None
     examples = make_examples(training, renderer.render(training), targets, config.loss.rows)
     held = make_examples(validation, renderer.render(validation), None, config.loss.rows)
-    with process_group() as (rank, world):
+    with process_group() as (rank, world), nullcontext() if rank else runs.alone(folder):
         if rank == 0:
             runs.claim(folder, identity, parents, config.root, config.overwrite)
         distributed.barrier()

@@ -42,11 +42,15 @@ def main(config: Config) -> None:
     identity = {"fold": config.fold, "limit": config.limit, "eval": settings, "files": file_digests(found)}
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
-    if not runs.is_finished(folder, "eval", identity, parents, config.root, config.overwrite):
-        folder.mkdir(parents=True, exist_ok=True)
-        judges = judge_all(config, found, held_out, [c for c in rows if c.fold != config.fold])
-        write_evaluation(config, folder, judges, held_out)
-        runs.write_manifest(folder, "eval", identity, parents, config.root, rows={"held_out": len(held_out)})
+    inputs = [candidate.path for candidate in found]
+    with runs.making(
+        folder, "eval", identity, parents, config.root, inputs=inputs, overwrite=config.overwrite
+    ) as lacking:
+        if lacking:
+            folder.mkdir(parents=True, exist_ok=True)
+            judges = judge_all(config, found, held_out, [c for c in rows if c.fold != config.fold])
+            write_evaluation(config, folder, judges, held_out)
+            runs.write_manifest(folder, "eval", identity, parents, config.root, rows={"held_out": len(held_out)})
     metrics = json.loads((folder / "metrics.json").read_text())
     console = Console()
     console.print(table(metrics["judges"]))

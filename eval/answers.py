@@ -33,10 +33,11 @@ def answers(
         "conversations": runs.hashed(shown),
     }
     folder = root / "predictions" / runs.hashed(identity)
-    if not runs.is_finished(folder, "predictions", identity, [], root):
-        with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
-            frame = score_conversations(opened, renderer, conversations)
-        folder.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(folder / SCORED)
-        runs.write_manifest(folder, "predictions", identity, [], root, rows={"held_out": len(conversations)})
+    with runs.making(folder, "predictions", identity, [], root, wait=True) as lacking:
+        if lacking:
+            with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
+                frame = score_conversations(opened, renderer, conversations)
+            folder.mkdir(parents=True, exist_ok=True)
+            frame.write_parquet(folder / SCORED)
+            runs.write_manifest(folder, "predictions", identity, [], root, rows={"held_out": len(conversations)})
     return read_parquet(folder / SCORED)
