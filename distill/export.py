@@ -60,8 +60,10 @@ def main(config: Config) -> None:
             "prompt": judge.manifest.config["prompt"],
             "t4": {"memory_gb": config.plan.t4.memory_gb, "batch_tokens": config.plan.t4.batch_tokens},
         }
-        if not runs.is_finished(folder, "export", settings, [judge.folder], config.root, config.overwrite):
-            write_export(config, judge, rows, folder, settings)
+        parents = [judge.folder]
+        with runs.making(folder, "export", settings, parents, config.root, overwrite=config.overwrite) as lacking:
+            if lacking:
+                write_export(config, judge, rows, folder, settings)
         log.info("%s is finished", folder)
         failed = runs.read_manifest(folder).extra["failed"]
     if failed:
@@ -111,18 +113,21 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
     parents = [fold.folder for fold in folds]
     folder = config.root / "exports" / config.run / f"averages-{runs.hashed([f.manifest.content for f in folds])}"
     identity = {"folds": fold_names, "rows": runs.hashed([c.id for c in rows])}
-    if not runs.is_finished(folder, "averages", identity, parents, config.root):
-        averages = {f"average, {name}": average(folds, name, config.root) for name in methods(folds)}
-        judges = {**dict(zip(fold_names, folds, strict=True)), **averages}
-        logits = {
-            name: logits_of(config, judge, unquantised(judge, config.root), config.export.reference, rows)
-            for name, judge in judges.items()
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        compared = compare_averages(logits, fold_names, *votes_of(rows), draws=config.eval.bootstrap, seed=config.seed)
-        energy = {name: judge.manifest.extra["energy"] for name, judge in averages.items()}
-        runs.write_json(folder / "averages.json", {**compared, "energy": energy})
-        runs.write_manifest(folder, "averages", identity, parents, config.root, rows={"compared": len(rows)})
+    with runs.making(folder, "averages", identity, parents, config.root, wait=True) as lacking:
+        if lacking:
+            averages = {f"average, {name}": average(folds, name, config.root) for name in methods(folds)}
+            judges = {**dict(zip(fold_names, folds, strict=True)), **averages}
+            logits = {
+                name: logits_of(config, judge, unquantised(judge, config.root), config.export.reference, rows)
+                for name, judge in judges.items()
+            }
+            folder.mkdir(parents=True, exist_ok=True)
+            compared = compare_averages(
+                logits, fold_names, *votes_of(rows), draws=config.eval.bootstrap, seed=config.seed
+            )
+            energy = {name: judge.manifest.extra["energy"] for name, judge in averages.items()}
+            runs.write_json(folder / "averages.json", {**compared, "energy": energy})
+            runs.write_manifest(folder, "averages", identity, parents, config.root, rows={"compared": len(rows)})
     Console().print(averages_table(json.loads((folder / "averages.json").read_text())))
 
 

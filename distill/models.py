@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
 from distill.provenance import copy_learned
-from distill.runs import is_finished, write_manifest
+from distill.runs import making, write_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -84,14 +84,19 @@ def from_package(package: str, root: Path) -> Path:
         raise UserError(f"model {PIP}{package}: expected one .gguf file in the package, found {len(gguf)}")
     folder = root / "models" / package
     config = {"package": package, "version": importlib.metadata.version(package)}
-    if is_finished(folder, "model", config, [], root):
-        return folder
+    with making(folder, "model", config, [], root, wait=True) as lacking:
+        if lacking:
+            convert_gguf(gguf[0], folder, config, root)
+    return folder
 
+
+def convert_gguf(gguf: Path, folder: Path, config: Mapping[str, object], root: Path) -> None:
+    """Write the model folder of a GGUF file, with its weights in fp32."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    log.info("converting %s to safetensors, once (about half a minute)", gguf[0].name)
-    source, name = str(gguf[0].parent), gguf[0].name
+    log.info("converting %s to safetensors, once (about half a minute)", gguf.name)
+    source, name = str(gguf.parent), gguf.name
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
     # A model loaded from GGUF refuses save_pretrained, so its weights move into a plain one.
     plain_config = AutoConfig.from_pretrained(source, gguf_file=name)
@@ -102,7 +107,7 @@ def from_package(package: str, root: Path) -> Path:
     partial = begin(folder)
     model.save_pretrained(partial)
     AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(partial)
-    return finish(partial, folder, config, [], root)
+    finish(partial, folder, config, [], root)
 
 
 def first_layers(base: Path, layers: int, root: Path) -> Path:
@@ -119,18 +124,20 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
         config["layer_types"] = config["layer_types"][:layers]
     folder = root / "models" / f"{base.name}-first-{layers}-layers"
     identity = {"base": digest(base), "config": config}
-    if is_finished(folder, "model", identity, [], root):
-        return folder
-    partial = begin(folder)
-    tensors: dict[str, torch.Tensor] = {}
-    for shard in sorted(base.glob("*.safetensors")):
-        with safe_open(shard, "pt") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys() if layer_of(name) < layers}  # noqa: SIM118
-    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-    (partial / "config.json").write_text(json.dumps(config, indent=1))
-    copy_tokenizer(base, partial)
-    copy_learned(base, partial)
-    return finish(partial, folder, identity, [], root)
+    with making(folder, "model", identity, [], root, wait=True) as lacking:
+        if lacking:
+            partial = begin(folder)
+            tensors: dict[str, torch.Tensor] = {}
+            for shard in sorted(base.glob("*.safetensors")):
+                with safe_open(shard, "pt") as file:
+                    kept = [name for name in file.keys() if layer_of(name) < layers]  # noqa: SIM118
+                    tensors |= {name: file.get_tensor(name) for name in kept}
+            save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+            (partial / "config.json").write_text(json.dumps(config, indent=1))
+            copy_tokenizer(base, partial)
+            copy_learned(base, partial)
+            finish(partial, folder, identity, [], root)
+    return folder
 
 
 def linked_classifier(
@@ -221,6 +228,7 @@ def layer_of(tensor: str) -> int:
 
 def begin(folder: Path) -> Path:
     """An empty folder beside `folder`, to be filled and then renamed, so that nobody reads half a model."""
+    folder = behind(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -235,6 +243,12 @@ def finish(partial: Path, folder: Path, config: Mapping[str, object], parents: l
 
 def put(partial: Path, folder: Path) -> Path:
     """Move a filled folder into the place of an older one."""
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    place = behind(folder)
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
     return folder
+
+
+def behind(folder: Path) -> Path:
+    """Where a folder lies that may be a link, as to a larger disk: the link stays, what it points to is replaced."""
+    return folder.resolve() if folder.is_symlink() else folder

@@ -4,14 +4,13 @@
 judge, and a sha256 over the rows. Whoever writes a fold holds its lock. What the rows mean is `distill.store`'s matter.
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distill import locks
 from distill.errors import REMEDIES, UserError
-from distill.runs import differing_fields
+from distill.runs import MANIFEST, differing_fields
 
 NO_FOLD = -1  # a judge that belongs to no fold: a ready-made model, or what was fitted to all folds
 NAME = re.compile(r"part-(x|\d{2,})-(\d{5,})\.parquet")
@@ -36,16 +36,6 @@ ENCODINGS = {  # both orders lie side by side: ids are stored as deltas to the r
     "outside": "BYTE_STREAM_SPLIT",
 }
 ROW_GROUP = 2**18
-held: set[int] = set()
-
-
-def _let_go() -> None:
-    """Close a forked child's copies, which unlocks nothing: an engine would hold the locks of its killed parent."""
-    while held:
-        os.close(held.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 @dataclass(frozen=True)
@@ -254,36 +244,19 @@ def readable(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is cut short or damaged ({error}): {AGAIN}") from error
 
 
-@contextmanager
-def locked(folder: Path, judge_fold: int) -> Iterator[None]:
-    """Hold the lock of one fold. Raises `UserError` where another process holds it.
+def locked(folder: Path, judge_fold: int) -> AbstractContextManager[None]:
+    """Hold the lock of one fold. Raises `UserError` where another process holds it."""
+    return locks.locked(folder / f".lock-{token(judge_fold)}", folder, f"fold {token(judge_fold)}")
 
-    The lock's file goes with the lock, so that a finished store has none; one that was locked just when it went is
-    tried again.
-    """
-    path = folder / f".lock-{token(judge_fold)}"
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.pread(file, 200, 0).decode(errors="replace") or "it does not say which"
-            os.close(file)
-            raise UserError(
-                f"{folder}: another process ({owner}) is writing fold {token(judge_fold)}: wait for it or end it"
-            ) from error
-        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-            break
-        os.close(file)
-    held.add(file)
-    try:
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
-        yield
-    finally:
-        if file in held:  # not in a forked child
-            held.discard(file)
-            with suppress(OSError):  # on a disk that has become read-only it stays, but unlocked
-                path.unlink(missing_ok=True)
-            fcntl.flock(file, fcntl.LOCK_UN)
-            os.close(file)
+
+def clear(folder: Path) -> None:
+    """Remove what a teacher stage wrote into a store, and nothing else. Raises `UserError` where one is writing."""
+    own = [path for path in folder.glob("*.parquet") if NAME.fullmatch(path.name) or path.name.startswith("seen-")]
+    own += [*folder.glob(".part-*.partial"), *folder.glob(".seen-*.partial"), folder / MANIFEST]
+    folds = {match[1] for path in own if (match := NAME.fullmatch(path.name))}
+    folds |= {path.name.removeprefix(".lock-") for path in folder.glob(".lock-*")}
+    with ExitStack() as stack:
+        for fold in sorted(folds):
+            stack.enter_context(locked(folder, NO_FOLD if fold == "x" else int(fold)))
+        for path in own:
+            path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ Rows that cannot be read are not lost: `rejected.parquet` keeps source, line, id
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill.config import Config, DataConfig, to_mapping
 from distill.door import door
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from distill.conversations import Tally
+    from distill.readers import Source
 
 STAGE = "prepare"
 REJECTED, LAW = "rejected.parquet", "law.parquet"
@@ -25,17 +26,27 @@ ROWS = ("read", "kept", "duplicates", "rejected")
 
 def main(config: Config) -> None:
     """Prepare the data that `config.data` names, unless that is done. Raises `UserError` for what a user can mend."""
-    from distill import arena_sim, conversations, readers, runs
-    from distill.records import to_frame
+    from distill import readers, runs
 
     data, folder = config.data, config.root / "data" / config.data.name
     check_origin(data)
     sources = [] if data.simulate else readers.open_sources(data)
     made_of = {**to_mapping(data), "limit": config.limit, "inputs": {s.name: s.identity for s in sources}}
     del made_of["max_rejected"]  # changes nothing in what it lets pass
-    if runs.is_finished(folder, STAGE, made_of, [], config.root, config.overwrite):
-        print(f"{folder} is finished; overwrite=true makes it again")
-        return
+    inputs = readers.input_files(data)
+    with runs.making(folder, STAGE, made_of, [], config.root, inputs=inputs, overwrite=config.overwrite) as lacking:
+        if lacking:
+            write(config, sources, folder, made_of)
+        else:
+            print(f"{folder} is finished; overwrite=true makes it again")
+
+
+def write(config: Config, sources: "list[Source]", folder: Path, made_of: dict[str, Any]) -> None:
+    """Read the sources and write the artefact into `folder`."""
+    from distill import arena_sim, conversations, runs
+    from distill.records import to_frame
+
+    data = config.data
     folder.mkdir(parents=True, exist_ok=True)
     for name in (conversations.CONVERSATIONS, REJECTED, LAW):  # what a broken run left
         (folder / name).unlink(missing_ok=True)

@@ -79,6 +79,11 @@ def open_sources(data: DataConfig) -> list[Source]:
     return [source for source in found if source is not None]
 
 
+def input_files(data: DataConfig) -> list[Path]:
+    """The files of this machine that `open_sources` reads."""
+    return _expand(data.files or [], []) if data.hub is None else [Path(data.hub)]
+
+
 def shown(value: Any) -> str:
     """A value as messages quote it: escaped, and shortened."""
     text = ascii(value[: SHOWN + 1] if isinstance(value, str) else value)

@@ -16,12 +16,14 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
+from distill.locks import locked
 
 MANIFEST = "manifest.json"
 SCRATCH = ("checkpoints", "wandb", "tensorboard")  # what a training run needs on its way and nobody reads afterwards
@@ -155,17 +157,12 @@ def write_manifest(
     return manifest
 
 
-def is_finished(
-    folder: Path, stage: str, config: Mapping[str, Any], parents: Iterable[Path], root: Path, overwrite: bool = False
-) -> bool:
+def is_finished(folder: Path, stage: str, config: Mapping[str, Any], parents: Iterable[Path], root: Path) -> bool:
     """Whether `folder` already holds what this configuration would make.
 
-    Raises `UserError` naming the fields that differ where it holds something else; with `overwrite` that is removed.
+    Raises `UserError` naming the fields that differ where it holds something else.
     """
     if not (folder / MANIFEST).exists():
-        return False
-    if overwrite:
-        shutil.rmtree(folder)
         return False
     found = read_manifest(folder, stage)
     differences = differing_fields(found.config, json.loads(json.dumps(config))) + differing_fields(
@@ -180,16 +177,94 @@ def is_finished(
     return True
 
 
+@contextmanager
+def making(
+    folder: Path,
+    stage: str,
+    config: Mapping[str, Any],
+    parents: Sequence[Path],
+    root: Path,
+    *,
+    inputs: Iterable[Path] = (),
+    overwrite: bool = False,
+    wait: bool = False,
+) -> Iterator[bool]:
+    """Whether `folder` is still to be made; where it is, nobody else makes it meanwhile.
+
+    A process that comes second waits where the artefact is one that runs share (`wait`), else it is refused. `inputs`
+    are files that are read. Raises `UserError` as `is_finished` does, and where `folder` holds files that no stage
+    began.
+    """
+    if not overwrite and is_finished(folder, stage, config, parents, root):
+        yield False
+        return
+    started = folder.with_name(f".{folder.name}.started")  # until it is finished: what a kill leaves may be replaced
+    with alone(folder, wait):
+        if overwrite and (folder / MANIFEST).exists():
+            check_replaceable(folder, stage, [*parents, *inputs])
+            started.touch()
+            empty(folder)
+        elif is_finished(folder, stage, config, parents, root):
+            yield False
+            return
+        if not started.exists():
+            refuse_foreign(folder)
+            started.touch()
+        yield True
+        started.unlink(missing_ok=True)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise `UserError` where something lies in a folder that no command began: it would be in the way, or lost."""
+    if folder.is_dir() and (found := sorted(path.name for path in folder.iterdir())):
+        raise UserError(
+            f"{folder} holds what this command did not write, such as {found[0]!r}: "
+            "move it away, or choose another name"
+        )
+
+
+def alone(folder: Path, wait: bool = False) -> AbstractContextManager[None]:
+    """Be the one process that writes `folder`: wait for another to end, or raise `UserError` that names it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return locked(folder.with_name(f".{folder.name}.lock"), folder, wait=wait)
+
+
+def check_replaceable(folder: Path, stage: str, inputs: Iterable[Path]) -> None:
+    """Raise `UserError` where an artefact is not one of `stage`, or holds one of the `inputs` of the one to come."""
+    found = stage
+    with suppress(ValueError, KeyError, TypeError):  # a damaged manifest is a reason to replace the artefact
+        found = json.loads((folder / MANIFEST).read_text())["stage"]
+    if found != stage:
+        raise UserError(f"{folder} was written by stage {found!r}, not by {stage!r}: move it, or choose another name")
+    for path in inputs:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} is read, and overwrite=true would remove it with {folder}: move it elsewhere")
+
+
+def empty(folder: Path) -> None:
+    """Remove a folder; of one that is a link, as to a larger disk, what it points to is emptied and both stay."""
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: half an artefact is not finished
+    if not folder.is_symlink():
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def claim(
     folder: Path, config: Mapping[str, Any], parents: Iterable[Path], root: Path, overwrite: bool = False
 ) -> None:
     """Start an artefact that takes long, or go on with it: `folder` may hold checkpoints of this very run only.
 
-    Raises `UserError` naming the fields that differ where a run with another configuration was started here; with
-    `overwrite` all that is in `folder` is removed.
+    Raises `UserError` naming the fields that differ where a run with another configuration was started here, and where
+    `folder` holds what no run began; with `overwrite` all that is in `folder` is removed.
     """
-    if overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
+    if not (folder / STARTED).exists() and not (folder / MANIFEST).exists():
+        refuse_foreign(folder)
+    elif overwrite:
+        empty(folder)
+    elif (folder / MANIFEST).exists():
+        raise UserError(f"{folder} has been finished meanwhile: run the same command again, which reads it")
     if differences := differing_start(folder, config, parents, root):
         raise UserError(
             f"{folder} holds checkpoints of a run that was started differently:\n"

@@ -8,6 +8,7 @@ was killed goes on from its last checkpoint. Returns the kept judge's validation
 
 import logging
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def train(config: Config) -> float:
     logits = None if targets is None else targets.logits
     examples = make_examples(training, renderer.render(training), logits, config.loss.rows)
     held = make_examples(validation, renderer.render(validation), logits, config.loss.rows)
-    with process_group() as (rank, world):
+    with process_group() as (rank, world), nullcontext() if rank else runs.alone(folder):
         agree()  # all got so far
         if rank == 0:
             runs.claim(folder, identity, parents, config.root, config.overwrite)

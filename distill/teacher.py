@@ -8,7 +8,6 @@ scored again.
 """
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -49,11 +48,12 @@ class Judge:
 
 def main(config: Config) -> None:
     from distill import conversations
+    from distill.parts import clear
 
     store = logits_folder(config)
     rows = conversations.load(config.root / "data" / config.data.name)
     if config.overwrite:
-        shutil.rmtree(store, ignore_errors=True)
+        clear(store)
     if config.teacher.kind == "mixture":
         from teachers.mixing import write_mixture
 

@@ -41,11 +41,15 @@ def main(config: Config) -> None:
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
     finish = partial(runs.write_manifest, folder, "eval", identity, parents, config.root, rows={split: len(scored)})
-    if not runs.is_finished(folder, "eval", identity, parents, config.root, config.overwrite):
-        folder.mkdir(parents=True, exist_ok=True)
-        judges = judge_all(config, found, scored, training)
-        write_evaluation(config, folder, judges, scored)
-        finish()
+    inputs = [candidate.path for candidate in found]
+    with runs.making(
+        folder, "eval", identity, parents, config.root, inputs=inputs, overwrite=config.overwrite
+    ) as lacking:
+        if lacking:
+            folder.mkdir(parents=True, exist_ok=True)
+            judges = judge_all(config, found, scored, training)
+            write_evaluation(config, folder, judges, scored)
+            finish()
     metrics = json.loads((folder / "metrics.json").read_text())
     console = Console()
     console.print(table(metrics))

@@ -65,19 +65,13 @@ def _asked(
         "canaries": canaries,
     }
     folder = root / "predictions" / runs.hashed(identity)
-    if not runs.is_finished(folder, "predictions", identity, [], root):
-        with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
-            problem = None if canaries is None else check_canaries(model, renderer, opened, canaries)
-            frame = score_conversations(opened, renderer, conversations)
-        folder.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(folder / SCORED)
-        runs.write_manifest(
-            folder,
-            "predictions",
-            identity,
-            [],
-            root,
-            rows={"held_out": len(conversations)},
-            extra={FAILED: [problem] if problem else []},
-        )
+    with runs.making(folder, "predictions", identity, [], root, wait=True) as lacking:
+        if lacking:
+            with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
+                problem = None if canaries is None else check_canaries(model, renderer, opened, canaries)
+                frame = score_conversations(opened, renderer, conversations)
+            folder.mkdir(parents=True, exist_ok=True)
+            frame.write_parquet(folder / SCORED)
+            rows, extra = {"scored": len(conversations)}, {FAILED: [problem] if problem else []}
+            runs.write_manifest(folder, "predictions", identity, [], root, rows=rows, extra=extra)
     return folder

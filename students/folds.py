@@ -69,18 +69,19 @@ def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJu
     }
     folder = root / "models" / f"average-{method}-{runs.hashed([fold.manifest.content for fold in folds])}"
     parents = [fold.folder for fold in folds]
-    if not runs.is_finished(folder, "average", identity, parents, root):
-        adapters = {str(fold.folder): read_adapter(fold.folder / "adapter") for fold in folds}
-        averaged = average_adapters(adapters, method)
-        write_adapter(averaged.adapter, folds[0].folder / "adapter", folder / "adapter")
-        write_learned(folder, union(fold.learned() for fold in folds))
-        runs.write_manifest(
-            folder,
-            "average",
-            identity,
-            parents,
-            root,
-            prompt=folds[0].manifest.prompt,
-            extra={"energy": averaged.energy},
-        )
+    with runs.making(folder, "average", identity, parents, root, wait=True) as lacking:
+        if lacking:
+            adapters = {str(fold.folder): read_adapter(fold.folder / "adapter") for fold in folds}
+            averaged = average_adapters(adapters, method)
+            write_adapter(averaged.adapter, folds[0].folder / "adapter", folder / "adapter")
+            write_learned(folder, union(fold.learned() for fold in folds))
+            runs.write_manifest(
+                folder,
+                "average",
+                identity,
+                parents,
+                root,
+                prompt=folds[0].manifest.prompt,
+                extra={"energy": averaged.energy},
+            )
     return open_trained(folder, root, "", stage="average")

@@ -44,10 +44,11 @@ def in_format(
     def made(step: str, source: Path, settings: Mapping[str, Any], make: Callable[[Path], dict[str, Any]]) -> Path:
         identity = {**seen, "model": digest(source), **settings}
         folder = root / "models" / f"{step}-{runs.hashed(identity)}"
-        if not runs.is_finished(folder, step, identity, [], root):
-            extra = make(folder)
-            write_learned(folder, judge.learned())
-            runs.write_manifest(folder, step, identity, [], root, prompt=judge.manifest.prompt, extra=extra)
+        with runs.making(folder, step, identity, [], root, wait=True) as lacking:
+            if lacking:
+                extra = make(folder)
+                write_learned(folder, judge.learned())
+                runs.write_manifest(folder, step, identity, [], root, prompt=judge.manifest.prompt, extra=extra)
         return folder
 
     def rounded(source: Path, name: str) -> Path:

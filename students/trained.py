@@ -54,14 +54,16 @@ class TrainedJudge:
             return self.folder / "model"
         name = f"merged-{self.manifest.content[:16]}" + ("" if dtype == stored else f"-{str(dtype).split('.')[1]}")
         identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
-        if not runs.is_finished(root / "models" / name, "merge", identity, [], root):
-            if self.tuned_whole:
-                convert(self.folder / "model", root / "models" / name, dtype)
-            else:
-                merge_adapter(self.base, self.folder / "adapter", root / "models" / name, dtype, self.settings)
-            write_learned(root / "models" / name, self.learned())
-            runs.write_manifest(root / "models" / name, "merge", identity, [], root, prompt=self.manifest.prompt)
-        return root / "models" / name
+        folder = root / "models" / name
+        with runs.making(folder, "merge", identity, [], root, wait=True) as lacking:
+            if lacking and self.tuned_whole:
+                convert(self.folder / "model", folder, dtype)
+            elif lacking:
+                merge_adapter(self.base, self.folder / "adapter", folder, dtype, self.settings)
+            if lacking:
+                write_learned(folder, self.learned())
+                runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
+        return folder
 
     def unmerged(self, root: Path) -> tuple[Path, Path]:
         """Base with its score head, and the adapter to be served beside it: no copy of the base's weights."""
@@ -71,10 +73,11 @@ class TrainedJudge:
             )
         folder = root / "models" / f"unmerged-{self.manifest.content[:16]}"
         identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
-        if not runs.is_finished(folder, "merge", identity, [], root):
-            bare = folder / "adapter"
-            unmerge_adapter(self.base, self.folder / "adapter", folder / "model", bare, self.settings)
-            runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
+        with runs.making(folder, "merge", identity, [], root, wait=True) as lacking:
+            if lacking:
+                bare = folder / "adapter"
+                unmerge_adapter(self.base, self.folder / "adapter", folder / "model", bare, self.settings)
+                runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
         return folder / "model", folder / "adapter"
 
 

@@ -1,7 +1,6 @@
 """Stores that no scorer fills: their logits follow from what other stores hold."""
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import polars as pl
 
 from distill import runs
 from distill.config import Config
+from distill.parts import clear
 from distill.provenance import Learned
 from distill.store import LOGITS, write_seen
 from teachers.filling import open_writer
@@ -32,11 +32,14 @@ def write_derived(
 
     `seen` says what the judge of each fold learned from; `judge` names what it is.
     """
-    shutil.rmtree(store, ignore_errors=True)  # half of it may be there
-    for (fold,), part in logits.select(LOGITS.names()).cast(LOGITS).group_by("judge_fold", maintain_order=True):
-        with open_writer(config, store, hashes, judge, fold, LOGITS) as writer:
-            writer.append(part)
-        write_seen(store, fold, seen[fold])
-    rows = {"logits": len(logits)}
-    runs.write_manifest(store, "teacher", identity, parents, config.root, rows=rows, prompt=hashes, extra=extra or {})
+    with runs.alone(store):
+        clear(store)  # half of it may be there
+        for (fold,), part in logits.select(LOGITS.names()).cast(LOGITS).group_by("judge_fold", maintain_order=True):
+            with open_writer(config, store, hashes, judge, fold, LOGITS) as writer:
+                writer.append(part)
+            write_seen(store, fold, seen[fold])
+        rows = {"logits": len(logits)}
+        runs.write_manifest(
+            store, "teacher", identity, parents, config.root, rows=rows, prompt=hashes, extra=extra or {}
+        )
     log.info("%s: %d rows", store, len(logits))

@@ -21,6 +21,7 @@ from distill.errors import UserError
 from distill.models import layer_of, linked_classifier
 from distill.prompts import CHUNK, share_room, shorten, without_markers
 from distill.records import Conversation
+from distill.runs import alone
 
 T = TypeVar("T")
 Response = Literal["a", "b"]
@@ -206,8 +207,9 @@ def as_classifier(model: Path, folder: Path) -> Path:
     labels = list(config.get("id2label", {}).values())
     if len(labels) != outputs:
         labels = [f"reward_{i}" for i in range(outputs)]
-    with safe_open(shard, "pt") as file:
-        linked_classifier(model, folder, {HEADS[0]: file.get_tensor(head)}, labels)
+    with alone(folder, wait=True), safe_open(shard, "pt") as file:
+        if not folder.is_dir() or not all(path.exists() for path in folder.iterdir()):  # a link may have lost its file
+            linked_classifier(model, folder, {HEADS[0]: file.get_tensor(head)}, labels)
     return folder
 
 

@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ import polars as pl
 
 from distill import runs
 from distill.config import Config
-from distill.conversations import kinds
+from distill.conversations import REJECTED, kinds
 from distill.errors import UserError
 from distill.exported import ExportedJudge, export_folder, open_exported
-from distill.parts import part_files
+from distill.parts import clear, part_files
 from distill.prompts import Rendered
 from distill.provenance import read_learned
 from distill.records import ORDERS, Conversation, Order
@@ -36,6 +37,8 @@ from teachers.filling import Interrupt, Progress, fill, open_writer, scoring_run
 from teachers.scorers import open_scorer
 
 log = logging.getLogger(__name__)
+ONE_ORDER = ("id", "margin")  # the columns of the list of conversations that were judged in one order only
+HEADER_BYTES = 100
 JUDGED = pl.Schema({**SCORES, "judge_fold": pl.Int32(), "fingerprint": pl.UInt64()})
 
 
@@ -53,32 +56,71 @@ def predict(config: Config) -> None:
     parts = parts_folder(config)
     with_rules = f", {len(rows.ruled)} by rule" if rows.ruled else ""
     log.info("%s: %d rows, %d for the judge%s", config.input, len(rows.ids), len(rows.conversations), with_rules)
-    tell_unreadable(rows, config.predict.max_unreadable, output)
-    tell_learned(rows.conversations, judge.folder)
     scorer = config.predict.scorer
     how = {name: getattr(scorer, name) for name in ("method", "labels", "dtype", "load_in_8bit")}
     identity = {"input": rows.identity, "model": judge.manifest.content, "scorer": how}
-    # overwrite=true is about the output: what was judged on the way to a new one is kept, however often that is killed.
-    other = runs.differing_start(parts, identity, [], config.root)
-    runs.claim(parts, identity, [], config.root, config.overwrite and bool(other))
-    if rows.conversations:
-        minutes = config.predict.minutes
-        deadline = None if minutes is None else began + 60 * minutes
-        side_by_side(judge_share, count_devices(config.predict), config, deadline)
-    scores = read_scores(parts)
-    tell_left_out(rows, scores, output)
-    tell_marked(parts, output)
-    write_submission(output, rows.ids, probabilities(rows, scores, read_recalibration(judge.folder)))
-    shutil.rmtree(parts)
+    with runs.alone(parts):
+        tell_unreadable(rows, config.predict.max_unreadable, output)
+        tell_learned(rows.conversations, judge.folder)
+        # overwrite=true is about the output: what was judged on the way to a new one is kept, however often that is
+        # killed.
+        if config.overwrite and runs.differing_start(parts, identity, [], config.root):
+            discard(parts)
+        runs.claim(parts, identity, [], config.root)
+        if rows.conversations:
+            minutes = config.predict.minutes
+            deadline = None if minutes is None else began + 60 * minutes
+            side_by_side(judge_share, count_devices(config.predict), config, deadline)
+        scores = read_scores(parts)
+        tell_left_out(rows, scores, output)
+        tell_marked(parts, output)
+        write_submission(output, rows.ids, probabilities(rows, scores, read_recalibration(judge.folder)))
+        discard(parts)
     log.info("%s: %d rows, checked, after %.1f minutes", output, len(rows.ids), (time.time() - began) / 60)
+
+
+def discard(parts: Path) -> None:
+    """Remove what is judged, and its folder where nobody has put anything else there."""
+    clear(parts)
+    shutil.rmtree(parts / runs.STARTED.parent)
+    with suppress(OSError):
+        parts.rmdir()
 
 
 def check(config: Config) -> None:
     """Raise `UserError` for what is wrong with the settings, before anything is read."""
     if config.output is None:
         raise UserError("output=null: name the file to write, as in output=submission.csv")
-    if Path(config.output).exists() and not config.overwrite:
-        raise UserError(f"output={config.output} is there already: choose another, or replace it with overwrite=true")
+    output = Path(config.output)
+    if output.suffix.lower() != ".csv":
+        raise UserError(f"output={output}: a submission is a CSV file, so let its name end in .csv")
+    if output.is_dir():
+        raise UserError(f"output={output} is a folder: name a file, as in output={output / 'submission.csv'}")
+    for path, header in written(output).items():
+        if config.input is not None and path.exists() and Path(config.input).exists() and path.samefile(config.input):
+            raise UserError(f"input={config.input} is the file {path}, which would be written: choose another output")
+        if header is not None and path.exists() and first_line(path) != header:
+            raise UserError(f"{path} is there, and this command did not write it: move it, or choose another output")
+    if output.exists() and not config.overwrite:
+        raise UserError(f"output={output} is there already: choose another, or replace it with overwrite=true")
+
+
+def written(output: Path) -> dict[Path, str | None]:
+    """The files that a prediction writes: the submission and the lists beside it, each with the header that is its own.
+
+    None for the submission: that it may be replaced is said by `overwrite`.
+    """
+    return {
+        output: None,
+        output.with_name(f"{output.stem}.unreadable.csv"): ",".join(REJECTED),
+        output.with_name(f"{output.stem}.one_order.csv"): ",".join(ONE_ORDER),
+    }
+
+
+def first_line(path: Path) -> str:
+    """The first line of a file of any kind, as far as it can tell one of ours from another."""
+    with path.open("rb") as file:
+        return file.readline(HEADER_BYTES).decode(errors="replace").rstrip("\r\n")
 
 
 def model_folder(config: Config) -> Path:
@@ -222,7 +264,7 @@ def tell_unreadable(rows: Unlabelled, most: float, output: Path) -> None:
     Raises `UserError` where these are all rows or a larger share than `most`: most likely the file is laid out
     otherwise than it should be.
     """
-    path = output.with_name(f"{output.stem}.unreadable.csv")
+    _, path, _ = written(output)
     path.unlink(missing_ok=True)  # of an earlier submission
     if rows.unreadable.is_empty():
         return
@@ -250,13 +292,13 @@ def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:
 
 def tell_left_out(rows: Unlabelled, scores: pl.DataFrame, output: Path) -> None:
     """Log how many conversations keep one order, and list them with how sure the judge was beside the submission."""
-    path = output.with_name(f"{output.stem}.one_order.csv")
+    *_, path = written(output)
     path.unlink(missing_ok=True)
     again = scores.filter(pl.col("order") == "ba")["id"].implode()
     once = scores.filter(pl.col("order") == "ab", ~pl.col("id").is_in(again))
     if len(once):
         margins = margin(once["logits"].to_numpy())
-        once.select("id", margin=margins).write_csv(path)
+        once.select("id", margin=margins).select(ONE_ORDER).write_csv(path)
         low, median, high = np.quantile(margins, (0, 0.5, 1))
         log.info(
             "%d of %d conversations (%.0f%%) were judged in one order only; their margins, between the two likeliest "

@@ -1,7 +1,10 @@
 """Every way to name a model ends in a folder, or in one message that says what to do."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,31 @@ def test_the_packaged_model_speaks(tmp_path: Path) -> None:
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
+
+
+def test_two_processes_make_one_base(tiny_llama: Path, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from distill.models import resolve\n"
+    code += "import torch, safetensors.torch, transformers; print('ready', flush=True); sys.stdin.readline()\n"
+    code += "print(resolve(sys.argv[1], Path(sys.argv[2]), layers=1))"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command, pipe = [sys.executable, "-c", code, str(tiny_llama), str(tmp_path)], subprocess.PIPE
+    both = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) for _ in range(2)]
+    for process in both:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0] and said[0] == said[1]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [Path(said[0].strip()).name]
+
+
+def test_a_model_folder_that_is_a_link_is_filled_where_it_points_to(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (tmp_path / "model").symlink_to(disk)
+    partial = models.begin(tmp_path / "model")
+    (partial / "file").touch()
+    models.put(partial, tmp_path / "model")
+    assert (tmp_path / "model").is_symlink() and (disk / "file").exists()

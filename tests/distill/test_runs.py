@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,16 @@ import pytest
 
 from distill import runs
 from distill.errors import UserError
-from distill.runs import MANIFEST, content_hash, file_digests, is_finished, read_manifest, write_manifest
+from distill.runs import (
+    MANIFEST,
+    claim,
+    content_hash,
+    file_digests,
+    is_finished,
+    making,
+    read_manifest,
+    write_manifest,
+)
 
 
 def artefact(
@@ -28,8 +39,8 @@ def test_same_configuration_is_finished_another_is_refused_by_field(tmp_path: Pa
     assert is_finished(folder, "stage", {"loss": {"weight": 1.0}, "seed": 0}, [], tmp_path)
     with pytest.raises(ValueError, match=r"loss.weight: there 1.0, now 2.0"):
         is_finished(folder, "stage", {"loss": {"weight": 2.0}, "seed": 0}, [], tmp_path)
-    assert not is_finished(folder, "stage", {"loss": {"weight": 2.0}}, [], tmp_path, overwrite=True)
-    assert not folder.exists()
+    with making(folder, "stage", {"loss": {"weight": 2.0}}, [], tmp_path, overwrite=True) as lacking:
+        assert lacking and not folder.exists()
 
 
 def test_a_changed_parent_is_noticed(tmp_path: Path) -> None:
@@ -148,3 +159,100 @@ def test_a_manifest_that_cannot_be_understood_is_refused_in_one_sentence(tmp_pat
         with pytest.raises(UserError, match=rf"{MANIFEST} .*{told}.*remove {folder} and make it again") as error:
             open_it()
         assert "\n" not in str(error.value)
+
+
+def make(folder: Path, root: Path, **options: bool) -> bool:
+    """Make an artefact as a stage does; whether it was still to be made."""
+    with making(folder, "stage", {}, [], root, **options) as lacking:  # type: ignore[arg-type]
+        if lacking:
+            folder.mkdir(exist_ok=True)
+            (folder / "file").write_text("new")
+            write_manifest(folder, "stage", {}, [], root)
+    return lacking
+
+
+OTHER = """
+import sys
+from pathlib import Path
+from distill.runs import making, write_manifest
+root, wait = Path(sys.argv[1]), sys.argv[2] == "wait"
+with making(root / "a", "stage", {}, [], root, wait=wait) as lacking:
+    print("lacking" if lacking else "finished", flush=True)
+    if lacking:
+        sys.stdin.readline()
+        (root / "a").mkdir()
+        write_manifest(root / "a", "stage", {}, [], root)
+"""
+
+
+def start(root: Path, wait: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", OTHER, str(root), wait]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def test_the_second_to_make_an_artefact_is_refused_or_waits_and_reuses(tmp_path: Path) -> None:
+    first = start(tmp_path, "")
+    assert first.stdin and first.stdout and first.stdout.readline() == "lacking\n"
+    with pytest.raises(UserError, match=rf"another process \(pid {first.pid} on .*\) is writing it: wait for it"):
+        make(tmp_path / "a", tmp_path)
+    second = start(tmp_path, "wait")
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(timeout=1)
+    first.stdin.write("\n")
+    first.stdin.flush()
+    assert first.wait(timeout=30) == 0
+    assert second.communicate(timeout=30)[0] == "finished\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+def test_what_a_killed_process_left_is_made_anew_and_what_nobody_began_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    killed = start(tmp_path, "")
+    assert killed.stdout and killed.stdout.readline() == "lacking\n"
+    killed.kill()
+    killed.communicate()
+    folder.mkdir()
+    (folder / "half").touch()
+    assert make(folder, tmp_path)
+    foreign = tmp_path / "b"
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("precious")
+    for begin in (lambda: make(foreign, tmp_path), lambda: claim(foreign, {}, [], tmp_path, overwrite=True)):
+        with pytest.raises(UserError, match=r"holds what this command did not write, such as 'mine\.txt'"):
+            begin()
+    assert [path.name for path in foreign.iterdir()] == ["mine.txt"]
+
+
+def test_overwriting_a_link_empties_what_it_points_to(tmp_path: Path) -> None:
+    disk, folder = tmp_path / "disk", tmp_path / "a"
+    artefact(tmp_path, "disk", {})
+    (disk / "deep").mkdir()
+    folder.symlink_to(disk)
+    assert make(folder, tmp_path, overwrite=True)
+    assert folder.is_symlink() and sorted(path.name for path in disk.iterdir()) == ["file", MANIFEST]
+    (disk / "checkpoints").mkdir()
+    claim(folder, {"other": 1}, [], tmp_path, overwrite=True)
+    assert [path.name for path in disk.iterdir()] == ["checkpoints"]
+
+
+def test_overwriting_keeps_other_stages_artefacts_and_what_is_read(tmp_path: Path) -> None:
+    folder = artefact(tmp_path, "a", {})
+    with (
+        pytest.raises(UserError, match="was written by stage 'stage', not by 'other'"),
+        making(folder, "other", {}, [], tmp_path, overwrite=True),
+    ):
+        pass
+    with (
+        pytest.raises(UserError, match=f"{folder / 'file'} is read, and overwrite=true would remove it"),
+        making(folder, "stage", {"new": 1}, [], tmp_path, inputs=[folder / "file"], overwrite=True),
+    ):
+        pass
+    assert is_finished(folder, "stage", {}, [], tmp_path)
+
+
+def test_a_finished_artefact_is_not_claimed_again(tmp_path: Path) -> None:
+    folder = artefact(tmp_path, "a", {})
+    with pytest.raises(UserError, match="has been finished meanwhile"):
+        claim(folder, {}, [], tmp_path)
