@@ -20,6 +20,7 @@ from distill.errors import UserError
 from distill.prompts import Rendered, Renderer
 from distill.records import LABELS, Conversation
 from distill.scoring import Scorer, score
+from distill.tables import parquet_metadata, read_parquet
 
 log = logging.getLogger(__name__)
 CANARIES = "canaries.parquet"
@@ -93,8 +94,7 @@ def _problem(folder: Path, renderer: Renderer, scorer: Scorer) -> str | None:
             f"{folder} has no {CANARIES}, so nobody can tell whether this machine computes what was exported: an "
             "older version made it; export it again with overwrite=true"
         )
-    table = pl.read_parquet(path)
-    metadata = pl.read_parquet_metadata(path)
+    table, metadata = read_parquet(path), parquet_metadata(path)
     tolerated = Differences(**{f.name: float(metadata[f.name]) for f in fields(Differences)})
     expected = table["logits"].to_numpy()
     prompts = [_rendered(row, renderer) for row in table.iter_rows(named=True)]

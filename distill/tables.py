@@ -29,6 +29,12 @@ def parquet_columns(path: Path) -> list[str]:
     return scan_parquet(path).collect_schema().names()
 
 
+def parquet_metadata(path: Path) -> dict[str, str]:
+    """What its writer noted in the parquet file at `path`. Raises `UserError` where it is not there or damaged."""
+    with named(path), path.open("rb") as file:
+        return pl.read_parquet_metadata(file)
+
+
 def read_csv(path: Path, **options: Any) -> pl.DataFrame:
     """The CSV file at `path`. Raises `UserError` where it is not there or damaged."""
     with named(path):

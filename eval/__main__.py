@@ -35,9 +35,8 @@ def main(config: Config) -> None:
     found = candidates(config)
     over_seeds = ("seeds", "variants")  # compared below, whether or not the rest is there already
     settings = {name: value for name, value in to_mapping(config)["eval"].items() if name not in over_seeds}
-    settings |= {"split": split}
-    identity = {"fold": config.fold, "limit": config.limit, "eval": settings, "files": file_digests(found)}
-    identity["canaries"] = config.canaries
+    settings |= {"split": split, "fold": config.fold, "limit": config.limit, "canaries": config.canaries}
+    identity = {"eval": settings, "files": file_digests(found)}
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
     finish = partial(runs.write_manifest, folder, "eval", identity, parents, config.root, rows={split: len(scored)})

@@ -134,7 +134,7 @@ def round_inputs(linear: torch.nn.Linear) -> None:
         step = (x.abs().amax(-1, keepdim=True).float() / LARGEST_INT8).clamp(min=SMALLEST_STEP)
         return torch.nn.functional.linear((x / step).round().mul(step).to(x.dtype), linear.weight, linear.bias)
 
-    linear.forward = forward  # type: ignore[method-assign]
+    linear.forward = forward  # type: ignore[method-assign, assignment]
 
 
 def llm_int8() -> BitsAndBytesConfig:

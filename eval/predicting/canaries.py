@@ -9,6 +9,7 @@ from distill.exported import ExportedJudge
 from distill.scoring import Scorer
 
 log = logging.getLogger(__name__)
+HEADER = "not computed as exported"  # first line of the note beside a submission
 
 
 def check_engine(judge: ExportedJudge, scorer: Scorer, canaries: CanaryMode, parts: Path, number: int) -> None:
@@ -19,8 +20,15 @@ def check_engine(judge: ExportedJudge, scorer: Scorer, canaries: CanaryMode, par
 
 def tell_marked(parts: Path, output: Path) -> None:
     """Log what was wrong with engines that judged, whenever that was, and write it beside the submission."""
-    path = output.with_name(f"{output.stem}.canaries.txt")
+    path, notes = note_of(output), [*parts.glob(".canaries-*")]
     path.unlink(missing_ok=True)  # of an earlier submission
-    if problems := sorted({note.read_text() for note in parts.glob(".canaries-*")}):
-        path.write_text("\n".join(problems) + "\n")
-        log.warning("%s was not computed as exported (%s): %s", output, path, "; ".join(problems))
+    if problems := sorted({note.read_text() for note in notes}):
+        path.write_text("\n".join([HEADER, *problems]) + "\n")
+        log.warning("%s was %s (%s): %s", output, HEADER, path, "; ".join(problems))
+    for note in notes:
+        note.unlink()
+
+
+def note_of(output: Path) -> Path:
+    """The file beside a submission that says what was wrong with its engines."""
+    return output.with_name(f"{output.stem}.canaries.txt")

@@ -28,7 +28,7 @@ from distill.provenance import read_learned
 from distill.records import ORDERS, Conversation, Order
 from distill.scoring import SCORES, Scorer, logits_by_order, scored_row
 from distill.store import StoreWriter, read_parts
-from eval.predicting.canaries import check_engine, tell_marked
+from eval.predicting.canaries import HEADER, check_engine, note_of, tell_marked
 from eval.predicting.devices import count_devices, side_by_side
 from eval.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
 from eval.predicting.submission import Unlabelled, probabilities, read_unlabelled, write_submission
@@ -114,6 +114,7 @@ def written(output: Path) -> dict[Path, str | None]:
         output: None,
         output.with_name(f"{output.stem}.unreadable.csv"): ",".join(REJECTED),
         output.with_name(f"{output.stem}.one_order.csv"): ",".join(ONE_ORDER),
+        note_of(output): HEADER,
     }
 
 
@@ -264,7 +265,7 @@ def tell_unreadable(rows: Unlabelled, most: float, output: Path) -> None:
     Raises `UserError` where these are all rows or a larger share than `most`: most likely the file is laid out
     otherwise than it should be.
     """
-    _, path, _ = written(output)
+    _, path, *_ = written(output)
     path.unlink(missing_ok=True)  # of an earlier submission
     if rows.unreadable.is_empty():
         return
@@ -292,7 +293,7 @@ def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:
 
 def tell_left_out(rows: Unlabelled, scores: pl.DataFrame, output: Path) -> None:
     """Log how many conversations keep one order, and list them with how sure the judge was beside the submission."""
-    *_, path = written(output)
+    _, _, path, _ = written(output)
     path.unlink(missing_ok=True)
     again = scores.filter(pl.col("order") == "ba")["id"].implode()
     once = scores.filter(pl.col("order") == "ab", ~pl.col("id").is_in(again))
