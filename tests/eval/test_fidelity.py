@@ -120,7 +120,7 @@ def test_on_a_limit_no_number_of_rows_tells() -> None:
     assert found["verdict"] == CANNOT_TELL and found["rows_needed"] is None
     words = untold({"rows": 1000, "differences": {"log_loss": found}})
     assert words == [
-        "log_loss differs by 0.0100 (0.0061 to 0.0139), export.fidelity.log_loss=0.01: "
+        "log_loss differs by 0.01 (0.00607 to 0.0139), export.fidelity.log_loss=0.01: "
         "1000 conversations cannot tell, and no number could"
     ]
 
