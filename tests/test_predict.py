@@ -35,9 +35,10 @@ from eval.predicting.submission import COLUMNS, check_submission, read_unlabelle
 from eval.recalibration import Recalibration, write_recalibration
 from teachers.filling import STOPPED
 from teachers.scorers import open_scorer
+from teachers.transformers import TransformersScorer
 from tests.composing import configured, scorer
 from tests.running import own_process, refuses, succeeds
-from tests.tiny_exports import with_canaries, with_swapped_labels
+from tests.tiny_exports import sealed, with_canaries, with_swapped_labels
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
@@ -228,6 +229,7 @@ def test_the_recalibration_beside_the_model_counts(
     model = shutil.copytree(export, tmp_path / "calibrated")
     recalibration = Recalibration((0.5, 0.5, 0.7), (0.0, 0.0, 0.3))
     write_recalibration(model, recalibration, {})
+    sealed(model)
     config = configure(f"predict.model={model}")
     predict.main(config)
     logits = recalibration(swap_average(judged)["logits"].to_numpy())
@@ -301,9 +303,11 @@ def test_few_rows_on_two_devices_within_a_budget(
     assert np.abs(answers(config)[1] - expected(judged)[:rows]).max() < 1e-5
 
 
-def killed_after(config: Config, parts: int, number: int = signal.SIGKILL) -> int | None:
+def killed_after(
+    config: Config, parts: int, number: int = signal.SIGKILL, run: Callable[[Config], None] = predict.main
+) -> int | None:
     """Start predicting, signal the process once it has written `parts`; its exit code."""
-    process = own_process(predict.main, config)
+    process = own_process(run, config)
     while process.is_alive() and len(part_files(parts_folder(config))) < parts:
         time.sleep(0.001)
     os.kill(process.pid or 0, number)
@@ -466,13 +470,17 @@ def test_an_engine_that_computes_something_else_judges_only_what_says_so(
     assert not note.exists()
 
 
+def predict_with_swapped_labels(config: Config) -> None:
+    outputs = TransformersScorer._outputs
+    TransformersScorer._outputs = lambda *given: outputs(*given)[:, [1, 0, 2]]  # type: ignore[method-assign]
+    predict.main(config)
+
+
 def test_a_submission_stays_marked_when_another_engine_finishes_it(
-    configure: Configure, export: Path, long_file: Path, tmp_path: Path
+    configure: Configure, long_file: Path, tmp_path: Path
 ) -> None:
-    model = with_swapped_labels(export, tmp_path / "swapped")
-    given = (f"input={long_file}", f"predict.model={model}", "predict.second_order=0")
-    killed_after(configure(*given, "canaries=warn"), 2)
-    shutil.copy(export / "model.safetensors", model)  # as if the machine had been mended
+    given = (f"input={long_file}", "predict.second_order=0")
+    killed_after(configure(*given, "canaries=warn"), 2, run=predict_with_swapped_labels)
     predict.main(configure(*given))
     assert "computes something else here" in (tmp_path / "submission.canaries.txt").read_text()
 

@@ -24,7 +24,7 @@ from eval import answers as answering
 from eval.judges import Judges, Unfit, add, candidates, judge_all
 from eval.recalibration import Recalibration, write_recalibration
 from tests.composing import configured
-from tests.tiny_exports import tiny_export
+from tests.tiny_exports import tiny_export, with_swapped_labels
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -81,7 +81,7 @@ def export_of(config: Config, name: str, parents: list[Path], learned: Learned |
     """A finished export of random weights below exports/<run>, made from `parents`."""
     folder = tiny_export(config.root / "exports" / config.run / name)
     write_learned(folder, learned or union(behind_model(parent) for parent in parents))
-    manifest = runs.read_manifest(folder)
+    manifest = runs.read_manifest(folder, verify=False)
     settings = {"export": {"format": "merged", "folds": None}, "fold": config.fold, **manifest.config}
     for key, value in changes.items():
         settings[key] = settings[key] | value if isinstance(value, dict) else value
@@ -103,6 +103,20 @@ def test_all_that_is_there_judges_the_same_conversations(finished: Config, tmp_p
         assert np.isfinite(ab).all() and np.isfinite(ba).all()
     assert judges.recalibrations["student_merged"].scale == (0.5, 0.5, 0.5)
     assert judges.artefacts["student"] == own and judges.artefacts["student_merged"] == folder
+
+
+def test_an_export_that_is_computed_otherwise_is_refused_or_marked(finished: Config, tmp_path: Path) -> None:
+    held_out, _ = held_out_and_training(finished)
+    plain = export_of(replace(finished, run="plain"), "merged", [finished.root / "students" / "smoke" / "fold=0"])
+    named = naming(finished, mine=with_swapped_labels(plain, tmp_path / "swapped"))
+    (mine,) = [c for c in candidates(named) if c.name == "mine"]
+    with pytest.raises(UserError, match=r"computes something else here .* canaries=warn goes on"):
+        add(Judges(), mine, named, held_out)
+    judges = Judges()
+    add(judges, mine, replace(named, canaries="warn"), held_out)
+    assert "computes something else" in judges.failed["mine"][0]  # shown in table, metrics.json and report
+    with pytest.raises(UserError, match="computes something else"):  # whatever was kept of it
+        add(Judges(), mine, named, held_out)
 
 
 def test_a_model_is_asked_once(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
