@@ -151,6 +151,11 @@ def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig) -> pl.DataFram
     strata = labels(conversations).to_list()
     prompts, commonest = len({*group}), max(Counter(strata).values(), default=0)
     most = prompts if folds.split == "grouped" else commonest
+    if most < 2:
+        raise UserError(
+            f"{len(group)} conversations ({prompts} first prompts, {commonest} with the commonest label) cannot be "
+            f"split into {folds.split} folds, which takes two: read more rows"
+        )
     if not 2 <= folds.count <= most:
         raise UserError(
             f"data.folds.count={folds.count}: {len(group)} conversations ({prompts} first prompts, {commonest} with "
