@@ -214,6 +214,11 @@ def assign_folds(conversations: pl.DataFrame, folds: FoldsConfig, test_share: fl
     left, left_group = [strata[row] for row in rest], [group[row] for row in rest]
     prompts, commonest = len({*left_group}), max(Counter(left).values(), default=0)
     most = prompts if folds.split == "grouped" else commonest
+    if most < 2:
+        raise UserError(
+            f"{len(group)} conversations ({prompts} first prompts, {commonest} with the commonest label) cannot be "
+            f"split into {folds.split} folds, which takes two: read more rows"
+        )
     if not 2 <= folds.count <= most:
         raise UserError(
             f"data.folds.count={folds.count}: {len(rest)} conversations ({prompts} first prompts, {commonest} with "

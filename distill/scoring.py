@@ -4,6 +4,8 @@ A scorer sees token ids and nothing else. Whoever showed it b first permutes its
 stored, so that no later stage can forget to swap.
 """
 
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -117,3 +119,9 @@ def logits_by_order(scores: pl.DataFrame, ids: Sequence[str]) -> tuple[np.ndarra
             )
         found.append(rows["logits"].to_numpy())
     return found[0], found[1]
+
+
+def given_threads() -> int | None:
+    """How many threads OMP_NUM_THREADS grants: of a list (4,2: for nested regions) the first; None: it says nothing."""
+    given = re.match(r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(given[1]) if given else None

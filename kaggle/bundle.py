@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("conf", "distill", "eval", "students", "teachers")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "demo")
+PARTS = ("dataset", "notebook")  # of a bundle
 REQUIREMENTS = ROOT / "requirements" / "gpu-teacher.txt"
 TEMPLATE = Path(__file__).parent / "notebook.ipynb"
 COMPETITION = "lmsys-chatbot-arena"
@@ -46,12 +47,15 @@ def main(config: Config) -> None:
     folder = Path(config.output)
     if folder.exists() and not config.overwrite:
         raise UserError(f"output={folder} is there already: choose another, or replace it with overwrite=true")
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= set(PARTS)):
+        raise UserError(f"output={folder} is no bundle that this command wrote: choose another, or remove it")
     judge = open_exported(model_folder(config))
     check_runs_there(judge.folder)
     slug, owner = slug_of(f"judge-{config.run}"), os.environ.get("KAGGLE_USERNAME", USERNAME)
     partial = begin(folder)
-    write_dataset(partial / "dataset", judge.folder, owner, slug)
-    write_notebook(partial / "notebook", owner, slug, [*BUDGET, *own_overrides(HydraConfig.get().overrides.task)])
+    dataset, notebook = (partial / name for name in PARTS)
+    write_dataset(dataset, judge.folder, owner, slug)
+    write_notebook(notebook, owner, slug, [*BUDGET, *own_overrides(HydraConfig.get().overrides.task)])
     put(partial, folder)
     log.info("%s is written; fetch the wheels and upload it as kaggle/README.md tells", folder)
 

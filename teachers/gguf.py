@@ -5,7 +5,6 @@ for CUDA. For LAST pooling it returns the last token's hidden state after the fi
 """
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.numpy import load_file
 from distill.config import ScorerConfig
 from distill.errors import UserError
 from distill.exported import GGUF_BACKBONE, GGUF_HEAD
-from distill.scoring import check_length
+from distill.scoring import check_length, given_threads
 
 log = logging.getLogger(__name__)
 AS_IS, ALL_CORES = -1, -1  # llama.cpp's words for an embedding that is not normalised, and for as many threads as cores
@@ -92,7 +91,7 @@ class GgufScorer:
         # A prompt may lie across several such batches; the cap keeps buffers for activations small.
         parameters.n_batch = parameters.n_ubatch = min(parameters.n_ctx, 2048)
         # Where others use the cores, too, llama.cpp's threads wait for each other; it does not read OpenMP's variable.
-        parameters.cpuparams.n_threads = int(os.environ.get("OMP_NUM_THREADS", ALL_CORES))
+        parameters.cpuparams.n_threads = given_threads() or ALL_CORES
         parameters.cpuparams_batch.n_threads = parameters.cpuparams.n_threads
         parameters.fit_params = False  # it would choose a context of its own
         parameters.cache_ram_mib = 0

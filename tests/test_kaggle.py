@@ -42,6 +42,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["+exp=smoke", f"paths.root={root}", f"output={root / 'bundle'}", "predict.scorer.backend=transformers"]
     succeeds("kaggle.bundle", *arguments)
     assert "is there already" in refuses("kaggle.bundle", *arguments)
+    mine = root / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").touch()
+    assert "is no bundle" in refuses("kaggle.bundle", *arguments, f"output={mine}", "overwrite=true")
+    assert (mine / "notes.txt").exists()
     return root / "bundle"
 
 

@@ -244,7 +244,7 @@ def both_orders(config: Config) -> list[str]:
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps the parts of a finished run, to look into."""
-    monkeypatch.setattr("eval.predicting.run.shutil.rmtree", lambda path: None)
+    monkeypatch.setattr("eval.predicting.run.discard", lambda parts: None)
 
 
 @pytest.mark.usefixtures("kept")
@@ -493,6 +493,57 @@ def test_a_submission_is_never_written_over(configure: Configure) -> None:
     assert Path(str(config.output)).read_text() == "precious"
 
 
+def test_an_output_that_is_its_input_is_refused_by_whatever_name(
+    configure: Configure, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = shutil.copy(file, tmp_path / "test.csv")
+    (tmp_path / "link.csv").symlink_to(own)
+    os.link(own, tmp_path / "hard.csv")
+    shutil.copy(file, tmp_path / "s.unreadable.csv")  # which a submission named s.csv would take for its own list
+    outputs = [(own, "test.csv"), (own, "./test.csv"), (own, "link.csv"), ("link.csv", "test.csv"), (own, "hard.csv")]
+    for source, output in (*outputs, ("s.unreadable.csv", "s.csv")):
+        with pytest.raises(UserError, match="choose another output"):
+            predict.main(configure(f"input={source}", f"output={output}", "overwrite=true"))
+    assert Path(own).read_bytes() == (tmp_path / "s.unreadable.csv").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(("output", "said"), [("folder.csv", "is a folder"), ("s.parquet", "end in .csv")])
+def test_an_output_that_is_no_csv_file_is_refused_before_anything_is_judged(
+    configure: Configure, tmp_path: Path, output: str, said: str
+) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=said):
+        predict.main(configure(f"output={tmp_path / output}", "overwrite=true", "predict.model=missing"))
+
+
+@pytest.mark.parametrize(
+    "name", ["submission.csv.parts/mine.txt", "submission.unreadable.csv", "submission.one_order.csv"]
+)
+def test_files_that_it_did_not_write_are_kept(configure: Configure, tmp_path: Path, name: str) -> None:
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("notes")
+    with pytest.raises(UserError, match="this command did not write"):
+        predict.main(configure("overwrite=true"))
+    assert mine.read_text() == "notes"
+
+
+def test_what_came_into_its_parts_meanwhile_is_kept(configure: Configure, long_file: Path) -> None:
+    config = configure(f"input={long_file}", "predict.second_order=0")
+    killed_after(config, 1)
+    mine = parts_folder(config) / "mine.txt"
+    mine.write_text("notes")
+    predict.main(config)
+    assert [path.name for path in parts_folder(config).iterdir()] == ["mine.txt"] and mine.read_text() == "notes"
+
+
+def test_two_predictions_of_one_output_are_not_made_at_once(configure: Configure) -> None:
+    config = configure()
+    with runs.alone(parts_folder(config)), pytest.raises(UserError, match=f"another process .pid {os.getpid()} on"):
+        predict.main(config)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -533,6 +584,16 @@ def test_a_process_sees_its_own_gpus_of_those_that_are_visible(monkeypatch: pyte
     assert environment_of(1, 2, span=1)["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     assert [environment_of(k, 2, span=2)["CUDA_VISIBLE_DEVICES"] for k in range(2)] == ["3,5", "6,7"]
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"), [("4,2", "4"), (" 3 ", "3"), ("", "1"), ("0", "1"), ("many", "1"), (None, "1")]
+)
+def test_threads_are_shared_out_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, threads: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", given) if given is not None else monkeypatch.delenv("OMP_NUM_THREADS")
+    assert environment_of(0, len(os.sched_getaffinity(0)), span=1)["OMP_NUM_THREADS"] == threads
 
 
 def test_through_the_door_with_vllm(

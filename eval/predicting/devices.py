@@ -15,6 +15,7 @@ from typing import Any
 from distill.config import PredictConfig
 from distill.door import file_system_explained
 from distill.errors import UserError
+from distill.scoring import given_threads
 from teachers.filling import STOPPED, Interrupt
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def environment_of(number: int, count: int, span: int) -> dict[str, str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     gpus = visible.split(",") if visible else [str(gpu) for gpu in range(count * span)]
     own = gpus[number * span : (number + 1) * span]
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, len(os.sched_getaffinity(0)) // count)
+    threads = given_threads() or max(1, len(os.sched_getaffinity(0)) // count)
     return {"CUDA_VISIBLE_DEVICES": ",".join(own), "OMP_NUM_THREADS": str(threads), "TQDM_POSITION": str(number)}
 
 

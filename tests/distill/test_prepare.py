@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,7 +143,7 @@ def test_a_damaged_artefact_is_not_called_finished_and_not_read(
 def test_an_unfinished_artefact_is_made_anew(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "lmsys"
     path = write_rows(tmp_path / "train.csv", 1, prompt="[]")
-    told = r"data\.folds\.count=5: 1 conv.*; 1 rows were rejected \(1 x unequal rounds\), see .*rejected\.parquet"
+    told = r"1 conversations .* cannot be split.*; 1 rows were rejected \(1 x unequal rounds\), see .*rejected\.parquet"
     with pytest.raises(ValueError, match=told):
         main(config(tmp_path, f"data.files=[{path}]", "data.max_rejected=0.5"))
     assert pl.read_parquet(folder / "rejected.parquet")["reason"][0].startswith("unequal rounds")
@@ -177,6 +178,38 @@ def test_bad_input_is_refused(tmp_path: Path, overrides: list[str], said: str) -
     with pytest.raises(ValueError) as caught:
         main(config(tmp_path, *(override.format(path=path) for override in overrides)))
     assert said in str(caught.value)
+
+
+def test_an_input_in_the_folder_that_is_written_is_kept(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "train.csv", 10)
+    main(config(tmp_path, f"data.files=[{path}]"))
+    inside = path.rename(tmp_path / "data" / "lmsys" / "train.csv")
+    with pytest.raises(UserError, match=f"{inside} is read, and overwrite=true would remove it"):
+        main(config(tmp_path, f"data.files=[{inside}]", "overwrite=true"))
+    assert inside.exists()
+
+
+def test_a_file_that_lies_where_the_table_goes_is_kept(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "train.csv", 10)
+    mine = tmp_path / "data" / "lmsys" / "conversations.parquet"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    for overwrite in ("false", "true"):
+        with pytest.raises(UserError, match="holds what this command did not write, such as 'conversations"):
+            main(config(tmp_path, f"data.files=[{path}]", f"overwrite={overwrite}"))
+    assert mine.read_text() == "precious"
+
+
+def test_a_file_whose_name_is_not_utf8_is_named(tmp_path: Path) -> None:
+    write_rows(tmp_path / os.fsdecode(b"caf\xe9.csv"), 10)
+    with pytest.raises(UserError, match=r"caf\\udce9\.csv': the name is not UTF-8: rename the file"):
+        main(config(tmp_path, f"data.files=['{tmp_path}/caf*.csv']"))
+
+
+def test_one_prompt_alone_is_too_little_to_split(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "train.csv", 1)
+    with pytest.raises(UserError, match="cannot be split into grouped folds, which takes two: read more rows"):
+        main(config(tmp_path, f"data.files=[{path}]"))
 
 
 def test_the_door_exits_with_2_and_one_message(tmp_path: Path) -> None:
