@@ -72,6 +72,7 @@ class Renderer:
         has_end = verdict[max(len(verdict) - len(end), 0) :] == end
         self._opening = instruction if has_start else start + instruction
         self._closing = verdict if has_end else verdict + end
+        self.closed = bool(end)  # the tokenizer ends every text, so nothing can be asked of what comes next
         if has_start and not instruction:
             self._omitted = start + self._omitted  # which then stands before the question
         # What the hash says of it: nothing where the start is put in front and that is all, as it always was.

@@ -106,6 +106,11 @@ def ready_made_judge(config: Config) -> Judge:
 
     folder = models.resolve(config.teacher.model, config.root, key="teacher.model")
     renderer = Renderer(config.prompt, folder)
+    if config.teacher.scorer.method == "label_tokens" and renderer.closed:
+        raise UserError(
+            f"teacher.scorer.method=label_tokens with {folder}: its tokenizer puts an end-of-text token after every "
+            "prompt, where the verdict should follow; take out its post-processor's end, or another model"
+        )
     learned = behind_model(folder)
     return Judge(models.digest(folder), NO_FOLD, learned, renderer, folder, lambda: (folder, None))
 

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from distill.config import PromptConfig, TemplateConfig
 from distill.prompts import Renderer
 from distill.records import Conversation
+from distill.teacher import ready_made_judge
+from tests.composing import configured
 from tests.tiny_models import BOS, EOS, TEXT
 
 USER, END = "<|user|>", "<|end|>"
@@ -162,3 +164,11 @@ def test_texts_are_tokenised_apart_each_with_its_own_space(kind: str, tmp_path: 
     parts = [PLAIN.instruction, PLAIN.question, "Why?", PLAIN.answer_a, "", PLAIN.answer_b, "No.", PLAIN.verdict]
     expected = [i for part in parts for i in tokenizer.encode(part, add_special_tokens=False).ids]
     assert rendered(folder, PLAIN, ("Why?", "", "No.")) == [tokenizer.token_to_id(BOS), *expected]
+
+
+def test_no_verdict_is_asked_for_after_the_end_of_the_text(byte_level: Tokenizer, tmp_path: Path) -> None:
+    folder = written(tmp_path / "model", byte_level, f"$A {EOS}")
+    (folder / "config.json").write_text("{}")
+    config = configured("teacher.kind=model", f"teacher.model={folder}", "teacher.scorer.method=label_tokens")
+    with pytest.raises(ValueError, match="puts an end-of-text token after every prompt"):
+        ready_made_judge(config)
