@@ -4,7 +4,6 @@
 takes the steps after its checkpoint again, so its tracker is first told the curve up to there: each step is shown once.
 """
 
-import glob
 import json
 import logging
 import os
@@ -149,7 +148,7 @@ class Wandb(OwnFolder):
         self.run.summary.update({"final": json.loads((self.folder / METRICS).read_text())})
         for name in (MANIFEST, METRICS):
             self.run.save(
-                glob.escape(shutil.copy(self.folder / name, self.run.dir)), base_path=self.run.dir, policy="now"
+                shutil.copy(self.folder / name, self.run.dir), base_path=self.run.dir, policy="now", glob=False
             )
         offline, files = self.run.offline, Path(self.run.dir).parent
         self.run.finish()
