@@ -1,6 +1,6 @@
 """How much of a student is luck: runs whose learning rates differ by parts in ten million, and what eval would say.
 
-    python -m bench.steadiness [--runs 10] [--jobs 2] +exp=demo tracker=none
+    python -m bench.steadiness [--runs 10] [--jobs N] +exp=demo tracker=none
 
 Trains `--runs` runs `<name>_p<i>` of the experiment, `--jobs` at a time, its stages before being finished; each keeps
 the judge of every validation in `at-<step>/`. Runs whose judges are there are not trained again. All judges are scored
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -44,14 +43,13 @@ class Checkpoint:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one core each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time, one core each")
     arguments, overrides = parser.parse_known_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     configs = [configured(overrides, i) for i in range(arguments.runs)]
     missing = [config for config in configs if not list(run_folder(config).glob("at-*"))]
-    pool = ProcessPoolExecutor(arguments.jobs, get_context("spawn"), max_tasks_per_child=1)
-    with pool:
-        list(pool.map(train_keeping_all, missing))
+    with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
+        pool.map(train_keeping_all, missing, chunksize=1)
     runs = measured(configs)
     chosen = {"votes": [by_votes(run) for run in runs], "objective": [by_objective(run) for run in runs]}
     for i, pair in enumerate(zip(*chosen.values(), strict=True)):
@@ -60,7 +58,8 @@ def main() -> None:
     for name in ("log_loss", "flip_rate"):
         sd = {rule: float(np.std([getattr(c, name) for c in kept], ddof=1)) for rule, kept in chosen.items()}
         figures |= {f"{name}_sd_by_{rule}": value for rule, value in sd.items()}
-        figures[f"{name}_sd_ratio"] = sd["objective"] / sd["votes"]
+        if sd["votes"]:
+            figures[f"{name}_sd_ratio"] = sd["objective"] / sd["votes"]
     rounded = {name: round(value, 4) for name, value in figures.items()}
     print(json.dumps({"bench": "steadiness", "figures": rounded, "targets": TARGETS}))
 

@@ -196,7 +196,7 @@ def test_a_killed_tensorboard_run_shows_each_step_once(configure: Configure) -> 
     shown, records = scalars(config), history(config)
     assert shown.keys() - {"gpu_memory_gb"} == {name for record in records for name in record} - {"step"}
     for tag, points in shown.items():
-        expected = [(record["step"], record[tag]) for record in records if tag in record]
+        expected = [(record["step"], float(record[tag])) for record in records if tag in record]
         assert [step for step, _ in points] == [step for step, _ in expected]
         assert [v for _, v in points] == pytest.approx([v for _, v in expected], rel=1e-6)
     reader = EventAccumulator(str(student.run_folder(config) / "tensorboard"), size_guidance={"tensors": 0})
