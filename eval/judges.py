@@ -22,7 +22,7 @@ from distill.errors import UserError
 from distill.exported import open_exported
 from distill.file_kinds import seems
 from distill.naming import split_overrides, variant
-from distill.prompts import renderer_of
+from distill.prompts import Renderer, renderer_of
 from distill.provenance import read_learned
 from distill.records import ORDERS, Conversation
 from distill.scoring import SCORES, mean_logits
@@ -67,11 +67,13 @@ class Candidate:
 class Said(NamedTuple):
     """A judge's answers (`SCORES`), and of how many of these conversations its teachers, or theirs, saw the votes.
 
-    `failed`: what is wrong with the engine that computed them.
+    `alike`: how many look the same to it in both orders, most of them cut where they differ; None where its prompts are
+    not known. `failed`: what is wrong with the engine that computed them.
     """
 
     scores: pl.DataFrame
     taught: int | None
+    alike: int | None = None
     failed: Sequence[str] = ()
 
 
@@ -79,13 +81,15 @@ class Said(NamedTuple):
 class Judges:
     """What each judge said (`SCORES`, the baselines without lengths), and the artefact that it comes from.
 
-    `taught`: how many of the scored conversations its teachers learned from; None where nobody can tell.
+    `taught`: how many of the scored conversations its teachers learned from; None where nobody can tell. `alike`: how
+    many look the same to it in both orders; None where its prompts are not known.
     `recalibrations` are those beside exports; `failed` says which checks an export failed, its engine's among them.
     """
 
     predictions: dict[str, pl.DataFrame] = field(default_factory=dict)
     artefacts: dict[str, Path] = field(default_factory=dict)
     taught: dict[str, int | None] = field(default_factory=dict)
+    alike: dict[str, int | None] = field(default_factory=dict)
     recalibrations: dict[str, Recalibration] = field(default_factory=dict)
     failed: dict[str, list[str]] = field(default_factory=dict)
 
@@ -150,11 +154,12 @@ def add(judges: Judges, candidate: Candidate, config: Config, scored: Sequence[C
     path = candidate.path
     if candidate.stage != "predictions" and not (path / runs.MANIFEST).exists():
         raise Unfit(f"{path} is not there" + (f" ({candidate.remedy})" if candidate.remedy else ""))
-    frame, taught, failed = READERS[candidate.stage](candidate, config, scored)
+    frame, taught, alike, failed = READERS[candidate.stage](candidate, config, scored)
     counts = frame.filter(pl.col("id").is_in([c.id for c in scored])).group_by("id").agg(pl.col("order").n_unique())
     if lacking := len(scored) - len(counts.filter(pl.col("order") == len(ORDERS))):
         raise Unfit(f"{path} lacks {lacking} of {len(scored)} conversations, judged in both orders")
     judges.predictions[candidate.name], judges.taught[candidate.name] = frame, taught
+    judges.alike[candidate.name] = alike
     judges.artefacts[candidate.name] = candidate.artefact
     if candidate.stage == "export":
         judges.failed[candidate.name] = [*runs.read_manifest(path).extra.get("failed", []), *failed]
@@ -222,7 +227,7 @@ def _trained(candidate: Candidate, config: Config, scored: Sequence[Conversation
     taught = _taught(candidate.path, scored)
     model = judge.merged(config.root)
     said = answers(model, judge.manifest.content, judge.renderer, config.eval.student, scored, config.root)
-    return Said(said, taught)
+    return Said(said, taught, count_alike(judge.renderer, scored))
 
 
 def _exported(candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> Said:
@@ -238,7 +243,7 @@ def _exported(candidate: Candidate, config: Config, scored: Sequence[Conversatio
     taught = _taught(path, scored)
     scorer = _engine(manifest.config["export"]["format"], config.eval.exported)
     said, failed = answers_of_export(path, manifest.content, renderer, scorer, scored, root, config.canaries)
-    return Said(said, taught, failed)
+    return Said(said, taught, count_alike(renderer, scored), failed)
 
 
 def _predicted(candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> Said:
@@ -274,6 +279,12 @@ def _engine(format: str, scorer: ScorerConfig) -> ScorerConfig:
     if format == "gptq":
         raise Unfit("without a GPU nothing reads the GPTQ layout; w8a16 has the same weights")
     return replace(scorer, backend="transformers")
+
+
+def count_alike(renderer: Renderer, conversations: Sequence[Conversation]) -> int:
+    """Of how many conversations both orders give one prompt, so that a judge cannot tell a from b."""
+    shown = list(renderer.render(conversations))
+    return sum(ab.ids == ba.ids for ab, ba in zip(shown[::2], shown[1::2], strict=True))
 
 
 def _taught(folder: Path, scored: Sequence[Conversation]) -> int:

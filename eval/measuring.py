@@ -32,8 +32,9 @@ def measure(
     - `bayes`: the entropy of the simulated law, None for real votes; its judge is then among the others
     - `gain`: by how much the student is better than the one without a teacher (`metrics.difference`), or None
     - `split`: "test" or "fold", the rows that are scored
-    - `judges`, by name: also `biases` ({name: `inference.Bias`}), `failed` (checks of an export) and `taught`, of how
-      many of the rows its teachers, or theirs, saw the votes: 0 where they are held out, None where nobody can tell
+    - `judges`, by name: also `biases` ({name: `inference.Bias`}), `failed` (checks of an export), `taught`, of how many
+      of the rows its teachers, or theirs, saw the votes (0 where they are held out, None where nobody can tell), and
+      `alike`, how many look the same to it in both orders (None where its prompts are not known)
     - `leaderboard`, None without three models: `rows`, `models` ([{`model`, `games`, `rating`, `low`, `high`, `judges`:
       {name: {`rating`, `low`, `high`}}}], by people's rating), `correlations` by judge (`leaderboard.rank_correlation`)
     - `reading`: `worst` by the student's log loss, `disagreed` by KL(`rival` || student), one conversation of a prompt:
@@ -69,6 +70,7 @@ def measure(
         found["judges"][name]["biases"] = {bias.name: asdict(bias) for bias in biases}
         found["judges"][name]["failed"] = judges.failed.get(name, [])
         found["judges"][name]["taught"] = 0 if name == "bayes" else judges.taught[name]
+        found["judges"][name]["alike"] = judges.alike.get(name)
     probabilities = {name: predict(*pair) for name, pair in logits.items()}
     return {
         **found,

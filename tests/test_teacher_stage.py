@@ -263,7 +263,7 @@ def told(config: Config, name: str, path: Path, rows: list[Conversation]) -> tup
     """What an evaluation of `rows` says of one judge's provenance, in metrics.json and in the table's line."""
     judges = Judges()
     add(judges, replace(candidates(naming(config, path))[-1], name=name), config, rows)
-    metrics = {"rows": len(rows), "split": "test", "judges": {name: {"taught": judges.taught[name]}}}
+    metrics = {"rows": len(rows), "split": "test", "judges": {name: {"taught": judges.taught[name], "alike": 0}}}
     return tuple(rows_line(metrics).splitlines()[1:])
 
 

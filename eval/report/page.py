@@ -102,6 +102,8 @@ def rows_line(metrics: Mapping[str, Any]) -> str:
             parts.append(f"{judge}: cross-validated, its teachers saw {taught:,} of {rows:,} of these votes.")
         elif taught is None:
             parts.append(f"{judge}: nobody can tell what it learned from.")
+        if alike := judges[judge]["alike"]:
+            parts.append(f"{judge}: {alike:,} of them look the same in both orders, equal or cut where they differ.")
     return "\n".join(parts)
 
 

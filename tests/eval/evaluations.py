@@ -77,6 +77,7 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
     judges.predictions["bradley_terry"] = bradley_terry(training, held_out)
     judges.predictions |= {name: scores(ids, *pair, cut) for name, pair in said.items()}
     judges.taught |= dict.fromkeys(judges.predictions, 0) | {"student_no_teacher": 40, "other.one": None}
+    judges.alike["student"] = 3
     judges.recalibrations["student_w8a8"] = Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1))
     judges.failed["student_w8a8"] = ["verdicts differs by 0.2000, export.fidelity.verdicts=0.03"]
     histories = artefacts(root, judges)

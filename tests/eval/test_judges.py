@@ -136,6 +136,17 @@ def test_a_model_is_asked_once(finished: Config, monkeypatch: pytest.MonkeyPatch
         add(Judges(), candidates(finished)[2], finished, changed)
 
 
+def test_conversations_that_look_the_same_in_both_orders_are_counted(finished: Config) -> None:
+    """Responses that are equal, or differ only where the prompt's budget cuts them: no judge can tell a from b."""
+    held_out, _ = held_out_and_training(finished)
+    ends = ["begin " * 200, "finish " * 200]
+    cut = replace(held_out[0], response_a=["this ".join(ends)], response_b=["that ".join(ends)])
+    equal = replace(held_out[1], response_b=held_out[1].response_a)
+    judges = Judges()
+    add(judges, next(c for c in candidates(finished) if c.name == "student"), finished, [cut, equal, *held_out[2:]])
+    assert judges.alike == {"student": 2}
+
+
 def test_who_has_learned_the_held_out_rows_cannot_judge_them(finished: Config) -> None:
     own = finished.root / "students" / "smoke" / "fold=0"
     learned = read_learned(own).directly
