@@ -20,7 +20,7 @@ setup: ## Make .venv from requirements/cpu.txt (TORCH_INDEX=<index with torch's 
 plan: ## Memory, hours and cost of every stage of EXP, before anything is rented (ARGS='plan=h100 plan.gpus=16')
 	$(PY) -m distill.plan +exp=$(EXP) $(ARGS)
 
-data: ## Conversations with folds
+data: ## Conversations with a test split and folds
 	$(PY) -m distill.prepare +exp=$(EXP) $(ARGS)
 
 teacher: ## Fine-tune a teacher on votes (TEACHER_EXP)
@@ -38,16 +38,16 @@ student-no-teacher: ## The same student on votes alone, for comparison
 export: ## Merge and quantise the student, and check what that cost
 	$(PY) -m distill.export +exp=$(EXP) $(ARGS)
 
-eval: ## Compare all judges on the held-out fold; table and report.html
+eval: ## Compare all judges on the test split; table and report.html
 	$(PY) -m eval +exp=$(EXP) $(ARGS)
 
-export-eval: ## Both: an export that failed its checks (exit code 1) still comes into the report, and the code stays 1
+export-eval: ## export, then eval: an export that failed its checks is reported all the same, and the exit code is still 1
 	$(PY) -m distill.export +exp=$(EXP) $(ARGS); made=$$?; [ $$made -le 1 ] || exit $$made; \
 	$(PY) -m eval +exp=$(EXP) $(ARGS) && exit $$made
 
 demo: ## The whole path on two CPU cores, with real models; goes on where it stopped
 	@echo "demo: prepare a simulated arena, score it with the shipped teacher (vLLM), train the student with and without"
-	@echo "      its teacher (DeepSpeed), quantise it (llm-compressor), compare all (vLLM). About $(DEMO_MINUTES) minutes on two cores."
+	@echo "      its teacher (DeepSpeed), quantise it (llm-compressor), compare all judges. About $(DEMO_MINUTES) minutes on two cores."
 	@for step in data teacher-logits student-no-teacher student export-eval; do \
 	    echo; echo "== make $$step EXP=demo"; $(MAKE) --no-print-directory $$step EXP=demo || exit $$?; done
 DEMO_MINUTES := 12

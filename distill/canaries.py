@@ -36,7 +36,7 @@ SCHEMA = pl.Schema(
 @dataclass(frozen=True)
 class Differences:
     """How far two sets of logits are apart, or may be: `rms` over all, the `largest`, and `shift`, that of a label's
-    mean. Kernels that round otherwise scatter about the same mean; one that computes something else moves it.
+    mean. Kernels that round differently scatter about the same mean; one that computes something else moves it.
     """
 
     rms: float

@@ -54,7 +54,7 @@ class DataConfig:
 
     `test_share`: of the voted conversations, in the locked test split, from which no stage ever learns.
     `near_duplicates`, 0.5 to 1 or null for off: the similarity from which first prompts count as one, so that none of
-    them is held out from the others (`distill/near_duplicates.py`).
+    them lies in another fold than the others (`distill/near_duplicates.py`).
     """
 
     name: str
@@ -305,8 +305,8 @@ class QuantisationConfig:
 
 @dataclass(frozen=True)
 class FidelityConfig:
-    """Held-out `rows` to compare on, and by how much the export may differ from the unquantised student: it fails where
-    the whole 95% interval of a difference lies beyond its limit.
+    """At most `rows` to compare on, none of which trained the student, and by how much the export may differ from it
+    unquantised: it fails where the whole 95% interval of a difference lies beyond its limit.
 
     `log_loss`: more nats a row, in the mean; `kl`: mean KL(student || export) in nats; `verdicts`: share that changes;
     `regret`: see `eval/fidelity.py`; `flip_rate`, `ece`: differences. Null: any.
@@ -525,7 +525,7 @@ class Config:
     """Everything `conf/` says.
 
     `run` is `name` plus the overrides that change the trained model (see `distill/door.py`). `canaries`: what becomes
-    of an export that this machine computes otherwise (see `distill/canaries.py`).
+    of an export that this machine computes differently (see `distill/canaries.py`).
     """
 
     name: str

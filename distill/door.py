@@ -29,7 +29,7 @@ class ChecksFailed(Exception):
 def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
     """Turn `stage(config)` into a Hydra entry point that exits with 2 and one message on bad input.
 
-    `UserError` is what a user can mend (house rule 6), and so are full disks and missing permissions; anything else is
+    `UserError` is what a user can mend, and so are full disks and missing permissions; anything else is
     our defect and keeps its traceback.
     """
 

@@ -1,4 +1,4 @@
-"""Files, a hub data set or a simulated arena -> conversations with folds, in `<root>/data/<name>/`.
+"""Files, a hub data set or a simulated arena -> conversations with a test split and folds, in `<root>/data/<name>/`.
 
     python -m distill.prepare 'data.files=[train.csv]'
 

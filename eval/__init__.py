@@ -1,1 +1,1 @@
-"""Judges measured on held-out votes: metrics, baselines to beat, summaries over seeds, and the report."""
+"""Judges measured on votes that none of them learned: metrics, baselines to beat, summaries over seeds, the report."""

@@ -1,4 +1,4 @@
-"""What an export lost: its predictions beside the unquantised student's on the same held-out conversations."""
+"""What an export lost: its predictions beside the unquantised student's, on conversations that trained neither."""
 
 import json
 import math

@@ -64,7 +64,7 @@ class Estimate:
         return max(0.0, (middle - reach) / (1 + z)), min(1.0, (middle + reach) / (1 + z))
 
     def share_difference_interval(self, level: float) -> tuple[float, float]:
-        """The same for the difference of two shares on the same rows, where no row that differs is not surely none.
+        """The same for the difference of two shares on the same rows; not of no width where no row differs.
 
         As if half a prompt more differed either way (Agresti and Min 2005, "Simple improved confidence intervals for
         comparing matched proportions").

@@ -141,7 +141,7 @@ def expected_calibration_error(
 def calibration_rows(probabilities: np.ndarray, votes: np.ndarray, bins: int, equal_mass: bool = False) -> np.ndarray:
     """Rows [n] whose mean is the expected calibration error: confidence less accuracy, signed as the whole bin is.
 
-    Like the rows of the AUC they are for intervals without binning anew in each draw, as if bins and signs stood fast.
+    Like the rows of the AUC they are for intervals without binning anew in each draw, as if bins and signs were fixed.
     Resampling the error itself would add the noise of each bin once more, always upwards. The measured error has that
     bias once, and so has that of a judge beside it, so that their difference is free of it where they are calibrated
     alike, and too small where they are not. The interval of the difference errs to the wide side: a bin near zero

@@ -14,8 +14,8 @@ def scored_and_training(
 ) -> tuple[str, list[Conversation], list[Conversation]]:
     """(split, scored, training): the voted conversations to score, and those that baselines may learn from.
 
-    `split="test"` is the locked test split, from which nobody has learned; where the data have none it is the held-out
-    `fold`, as with `split="fold"`, and that is told. Raises `UserError` where nobody voted on those rows.
+    `split="test"` is the locked test split, from which nobody has learned; where the data have none it is
+    fold `fold`, as with `split="fold"`, and that is told. Raises `UserError` where nobody voted on those rows.
     """
     voted = [c for c in conversations if c.votes]
     if split == "test" and not any(c.fold == TEST for c in voted):

@@ -23,7 +23,7 @@ def summarise_seeds(
     """The student and its variants over training seeds, and what it gains over each of them, with 95% intervals.
 
     `metrics[judge]` holds what `metrics.summarise` gave for each seed, `losses[judge]` the log losses [seeds, rows] of
-    the same held-out rows; both follow `seeds`, and one judge is `STUDENT`. Gives {"seeds": [...], "judges": {judge:
+    the same scored rows; both follow `seeds`, and one judge is `STUDENT`. Gives {"seeds": [...], "judges": {judge:
     {"log_loss", "log_loss_ci", "log_loss_sd", "accuracy", "ece", "flip_rate", "log_loss_by_seed"}}, "gains": {variant:
     {"difference", "ci"}}}; a gain is above zero where the student is better than the variant.
 

@@ -248,7 +248,7 @@ def _turned(values: Sequence[tuple[float, float, float] | None], rows: Sequence[
 def _without_sides(votes: Triple | None, logits: Triple | None) -> tuple[Triple | None, Triple | None]:
     """Vote shares and logits for an input that shows no difference between a and b: the mean over their swap.
 
-    The mean is that of probabilities: as an input to be a or b, and no tie, is not to be anything.
+    The mean is that of probabilities, not of logits: a and b share what either had, and the tie keeps its own.
     """
     if votes is not None:
         a, b, tie = votes

@@ -220,7 +220,7 @@ class Trainer:
         """Save the judge, unless the lowest `objective` [groups] so far is better beyond the standard error of the
         difference; whether it was saved.
 
-        So noise never chooses an earlier judge, and a slow rise is measured from its bottom (the one-standard-error
+        So noise seldom chooses an earlier judge, and a slow rise is measured from its bottom (the one-standard-error
         rule of Breiman et al. 1984, with the later judge where theirs takes the smaller).
         """
         lowest = self.progress.lowest

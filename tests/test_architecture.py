@@ -1,4 +1,4 @@
-"""House rules that a machine can hold: which way imports point, what costs time at import, what may not be called."""
+"""Rules that a machine can hold: which way imports point, what costs time at import, what may not be called."""
 
 import ast
 import re

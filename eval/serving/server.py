@@ -24,7 +24,7 @@ def serve(judge: ExportedJudge, settings: ServeConfig, jobs: Path, canaries: Can
     """Serve until SIGTERM or Ctrl-C, then finish what was accepted. `jobs` is the folder that jobs are kept in.
 
     Raises `UserError` for settings that do not fit, for an address that cannot be had and for a judge that this machine
-    computes otherwise than it was exported, and what ended the scorer where it died: started again, it goes on with its
+    does not compute as it was exported, and what ended the scorer where it died: started again, it goes on with its
     jobs.
     """
     check_settings(settings)
