@@ -55,8 +55,8 @@ DEMO_MINUTES := 12
 demo-teacher: ## Rebuild the shipped demo teacher in teachers/demo (most of an hour)
 	$(MAKE) data EXP=demo_teacher
 	$(MAKE) teacher TEACHER_EXP=demo_teacher
-	rm -rf teachers/demo && mkdir -p teachers/demo/fold=0
-	cd artifacts/teachers/demo_teacher/fold=0 && cp -r adapter metrics.json history.parquet trained_on.parquet manifest.json $(CURDIR)/teachers/demo/fold=0/
+	rm -rf teachers/.demo && mkdir teachers/.demo && cp -r artifacts/teachers/demo_teacher/fold=0 teachers/.demo/
+	rm -rf teachers/.demo/fold=0/{checkpoints,wandb,tensorboard} teachers/demo && mv teachers/.demo teachers/demo
 
 demo-seeds: ## What distillation gains on the demo data over three training seeds (about 15 minutes after make demo)
 	$(PY) -m distill.student -m +exp=demo seed=1,2

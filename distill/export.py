@@ -86,7 +86,6 @@ def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
 def folds_average(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The average of `export.folds`, compared on the validation rows that trained none of them."""
     from distill import conversations
-    from distill.records import TEST
     from students.folds import average, check_alike, parts, unseen
 
     folds = [trained_fold(config, k) for k in config.export.folds or []]
@@ -94,14 +93,14 @@ def folds_average(config: Config) -> "tuple[TrainedJudge, Rows]":
     table = conversations.load(config.root / "data" / config.data.name)
     validation = unseen(folds, table)
     if config.export.compare_folds:
-        compare_folds(config, folds, [c for c in table if c.fold == TEST and c.votes] or validation)
+        compare_folds(config, folds, validation)
     return average(folds, config.export.average, config.root), Rows(parts(folds[0], table)[0], validation, validation)
 
 
 def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[Conversation]") -> None:
     """What averaging costs: log loss of folds, averages and ensemble, printed, and kept in exports/<run>/averages-*.
 
-    On the test split, from which no fold has learned; without one on validation rows.
+    On validation rows that trained none of them. Whoever chooses an average by it has not looked at the test split.
     """
     from rich.console import Console
 

@@ -41,8 +41,9 @@ def locked(path: Path, folder: Path, what: str = "it", wait: bool = False) -> It
                 raise UserError(f"{told}: wait for it or end it") from error
             log.info("%s: waiting for it", told)
             fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-            break
+        with suppress(FileNotFoundError):  # it just went, with its lock
+            if os.path.samestat(os.fstat(file), path.stat()):
+                break
         os.close(file)
     held.add(file)
     try:

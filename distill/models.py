@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
-from distill.provenance import copy_learned
+from distill.provenance import LEARNED_FROM, copy_learned
 from distill.runs import making, write_manifest
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template*",
 )
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
+WEIGHTS = (LEARNED_FROM, "*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
 
 
 def resolve(base: str | None, root: Path, layers: int | None = None, key: str = "student.base") -> Path:

@@ -64,9 +64,14 @@ def union(parts: Iterable[Learned]) -> Learned:
 
 
 def write_learned(folder: Path, learned: Learned) -> None:
-    """Note in `folder` what it learned from, before its manifest is written, whose content hash covers it."""
+    """Note in `folder` what it learned from, before its manifest is written, whose content hash covers it.
+
+    In place of the file that is there: that may be a link to another artefact's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    learned.frame().write_parquet(folder / LEARNED_FROM)
+    partial = folder / f".{LEARNED_FROM}.partial"
+    learned.frame().write_parquet(partial)
+    partial.replace(folder / LEARNED_FROM)
 
 
 def read_learned(folder: Path) -> Learned:

@@ -333,7 +333,8 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     skipped = {MANIFEST, *SCRATCH}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         relative = path.relative_to(folder)
-        if not skipped & set(relative.parts) and not path.name.startswith("."):  # locks and what a kill left half done
+        hidden = any(part.startswith(".") for part in relative.parts)  # locks, what a kill left half done, notebooks'
+        if not hidden and not skipped & set(relative.parts):
             yield str(relative), path
 
 

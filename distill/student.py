@@ -8,7 +8,6 @@ was killed goes on from its last checkpoint. Returns the kept judge's validation
 
 import logging
 import math
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ def main(config: Config) -> float:
 def train(config: Config) -> float:
     """The part of one rank."""
     import json
+    from contextlib import ExitStack
 
     from distill import conversations, models, provenance, runs
     from distill.prompts import Renderer
@@ -43,7 +43,7 @@ def train(config: Config) -> float:
     from students.engine import process_group
     from students.loop import Trainer
     from students.model import build_judge
-    from students.ranks import agree
+    from students.ranks import common, together
     from students.tracking import open_tracker
 
     if config.role == "teacher":
@@ -54,62 +54,64 @@ def train(config: Config) -> float:
     distils = config.loss.distils
     parents = [data, store] if distils else [data]
     identity = run_identity(config)
-    rows = conversations.load(data)[: config.limit]
-    if distils and config.teacher.name is None:
-        raise UserError("teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes")
-    training, validation = split(rows, config.fold, config.student.validation_share)
     targets = None
-    if distils:
-        both = [*training, *validation]
-        targets = soft_targets(store, both, config.fold, config.teacher.rows, config.teacher.max_entropy)
-        training = [c for c in training if c.id not in targets.left_out]
-    elif unvoted := sum(c.votes is None for c in training):
-        log.info("%d of %d conversations have no votes and are left out: nothing to learn from", unvoted, len(training))
-        training = [c for c in training if c.votes]
-    if not config.overwrite and runs.is_finished(folder, "student", identity, parents, config.root):
+    with together():
+        rows = conversations.load(data)[: config.limit]
+        if distils and config.teacher.name is None:
+            raise UserError(
+                "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes"
+            )
+        training, validation = split(rows, config.fold, config.student.validation_share)
+        if distils:
+            both = [*training, *validation]
+            targets = soft_targets(store, both, config.fold, config.teacher.rows, config.teacher.max_entropy)
+            training = [c for c in training if c.id not in targets.left_out]
+        elif unvoted := sum(c.votes is None for c in training):
+            log.info("%d of %d conversations without votes are left out: nothing to learn from", unvoted, len(training))
+            training = [c for c in training if c.votes]
+        finished = not config.overwrite and runs.is_finished(folder, "student", identity, parents, config.root)
+    if common(finished, f"{folder} finished, or not"):
         metrics = json.loads((folder / "metrics.json").read_text())
         log.info("%s is finished: validation log loss %.4f", folder, metrics["validation_log_loss"])
         return float(metrics["validation_log_loss"])
 
-    base = models.resolve(config.student.base, config.root, config.student.layers)
-    renderer = Renderer(config.prompt, base)
-    check_template(config, renderer.hashes["template"]) if distils else None
-    learned = provenance.Learned.of([*training, *validation]) | provenance.behind_model(base)
-    learned = learned if targets is None else learned | targets.learned
-    logits = None if targets is None else targets.logits
-    examples = make_examples(training, renderer.render(training), logits, config.loss.rows)
-    held = make_examples(validation, renderer.render(validation), logits, config.loss.rows)
-    with process_group() as (rank, world), nullcontext() if rank else runs.alone(folder):
-        agree()  # all got so far
-        if rank == 0:
-            runs.claim(folder, identity, parents, config.root, config.overwrite)
-        agree()
+    with process_group() as (rank, world), ExitStack() as held_open:
+        with together():
+            base = models.resolve(config.student.base, config.root, config.student.layers)
+            renderer = Renderer(config.prompt, base)
+            check_template(config, renderer.hashes["template"]) if distils else None
+            learned = provenance.Learned.of([*training, *validation]) | provenance.behind_model(base)
+            learned = learned if targets is None else learned | targets.learned
+            logits = None if targets is None else targets.logits
+            examples = make_examples(training, renderer.render(training), logits, config.loss.rows)
+            held = make_examples(validation, renderer.render(validation), logits, config.loss.rows)
+        with together():
+            if rank == 0:
+                held_open.enter_context(runs.alone(folder))
+                runs.claim(folder, identity, parents, config.root, config.overwrite)
         log.info(
-            "%s: %d conversations, %d for validation, fold %d held out, %d rank(s)",
-            folder,
-            len(examples),
-            len(held),
-            config.fold,
-            world,
+            "%s: %d conversations, %d for validation, fold %d left out, %d rank(s)",
+            *(folder, len(examples), len(held), config.fold, world),
         )
-        tracker = open_tracker(config, folder, rank, validation)
-        judge = build_judge(base, config.student, config.engine, config.seed)
-        agree()
+        with together():
+            tracker = open_tracker(config, folder, rank, validation)
+            judge = build_judge(base, config.student, config.engine, config.seed)
         progress = Trainer(config, judge, examples, held, folder, tracker).train()
-        if rank == 0:
-            provenance.write_learned(folder, learned)
-            runs.write_json(folder / "metrics.json", summary(judge, progress, len(examples), len(held)))
-            runs.write_manifest(
-                folder,
-                "student",
-                identity,
-                parents,
-                config.root,
-                prompt=renderer.hashes,
-                rows={"training": len(examples), "validation": len(held)},
-                extra={"base": str(base), "ranks": world},
-            )
-        tracker.finish()
+        with together():
+            if rank == 0:
+                provenance.write_learned(folder, learned)
+                runs.write_json(folder / "metrics.json", summary(judge, progress, len(examples), len(held)))
+                runs.write_manifest(
+                    folder,
+                    "student",
+                    identity,
+                    parents,
+                    config.root,
+                    prompt=renderer.hashes,
+                    rows={"training": len(examples), "validation": len(held)},
+                    extra={"base": str(base), "ranks": world},
+                )
+            tracker.finish()
     kept = progress.kept
     log.info(
         "%s: step %d is kept: objective %.4f (standard error %.4f), log loss of the votes %.4f, on validation rows",

@@ -56,8 +56,10 @@ def main(config: Config) -> None:
         if line is not None:
             console.print(line)
     if config.eval.seeds:
-        console.print(compare_seeds(config, folder, scored))
-        finish()  # seeds.json is one of its files now
+        with runs.alone(folder):
+            seeds = compare_seeds(config, folder, scored)
+            finish()  # seeds.json is one of its files now
+        console.print(seeds)
     console.print(f"report: {folder / 'report.html'}")
 
 
@@ -119,6 +121,7 @@ def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") ->
         name: np.array([log_loss_rows(predict(ab, ba), votes) for ab, ba in pairs]) for name, pairs in logits.items()
     }
     summary = summarise_seeds(metrics, losses, config.eval.seeds, groups)
+    (folder / runs.MANIFEST).unlink()  # until it knows of the new file
     runs.write_json(folder / "seeds.json", summary)
     return seeds_table(summary)
 

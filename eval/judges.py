@@ -242,7 +242,10 @@ def _exported(candidate: Candidate, config: Config, scored: Sequence[Conversatio
         renderer = renderer_of(manifest, path, path)
     taught = _taught(path, scored)
     scorer = _engine(manifest.config["export"]["format"], config.eval.exported)
-    said, failed = answers_of_export(path, manifest.content, renderer, scorer, scored, root, config.canaries)
+    try:
+        said, failed = answers_of_export(path, manifest.content, renderer, scorer, scored, root, config.canaries)
+    except UserError as error:
+        raise Unfit(str(error)) from error
     return Said(said, taught, count_alike(renderer, scored), failed)
 
 

@@ -17,9 +17,9 @@ from typing import Any, Self
 import torch
 from torch import distributed
 
-from distill.errors import UserError
 from distill.naming import inert
 from distill.runs import write_json
+from students.ranks import common, together
 
 log = logging.getLogger(__name__)
 LATEST = "latest.json"
@@ -48,12 +48,12 @@ def save_checkpoint(engine: Any, folder: Path, progress: Progress) -> None:
     state = {"progress": json.dumps(asdict(progress))}
     engine.save_checkpoint(str(folder), tag=tag, client_state=state, exclude_frozen_parameters=True, save_latest=False)
     distributed.barrier()  # every rank's part is there
-    if distributed.get_rank() == 0:
-        write_json(folder / LATEST, {"tag": tag})
-        for old in folder.glob("step-*"):
-            if old.name != tag:
-                shutil.rmtree(old)
-    distributed.barrier()
+    with together():
+        if distributed.get_rank() == 0:
+            write_json(folder / LATEST, {"tag": tag})
+            for old in folder.glob("step-*"):
+                if old.name != tag:
+                    shutil.rmtree(old)
 
 
 def load_checkpoint(engine: Any, folder: Path) -> Progress:
@@ -63,13 +63,7 @@ def load_checkpoint(engine: Any, folder: Path) -> Progress:
     """
     latest = folder / LATEST
     own = json.loads(latest.read_text())["tag"] if latest.exists() else None
-    tags: list[str | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(tags, own)
-    if len(set(tags)) > 1:
-        seen = ", ".join(f"rank {rank}: {tag or 'none'}" for rank, tag in enumerate(tags))
-        raise UserError(
-            f"the ranks see different checkpoints in {folder} ({seen}): give all nodes the same files below paths.root"
-        )
+    common(own, f"different checkpoints in {folder}")
     if own is None:
         return Progress(0, None, [])
     with inert(folder) as path:  # DeepSpeed globs for its files

@@ -27,7 +27,8 @@ def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation])
     """The voted conversations that chose checkpoints of some of `folds` and trained none of them.
 
     Folds of one `validation_share` mostly choose the same prompts for validation, so about that share of all is left.
-    Held-out folds and the test split are never among them. Raises `UserError` where nothing is left.
+    None of the test split is among them, nor of the fold that a single one leaves out. Raises `UserError` where nothing
+    is left.
     """
     split_of = [parts(fold, conversations) for fold in folds]
     trained = {c.id for training, _ in split_of for c in training}

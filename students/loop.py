@@ -24,7 +24,7 @@ from students.engine import open_engine
 from students.losses import Objective
 from students.model import Judge
 from students.pruning import stop_if_pruned
-from students.ranks import UnreachableError, agree
+from students.ranks import UnreachableError, agree, together
 from students.tracking import Tracker
 from students.validation import Validation, better, score, swap_averaged, validation
 
@@ -73,9 +73,11 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * config.student.epochs
         self.scheduled_steps = self.steps_per_epoch * (config.student.schedule_epochs or config.student.epochs)
         if self.scheduled_steps < self.total_steps:
-            raise UserError(
-                f"student.schedule_epochs={config.student.schedule_epochs} ends before student.epochs="
-                f"{config.student.epochs}: give it as many or more, or null"
+            agree(
+                UserError(
+                    f"student.schedule_epochs={config.student.schedule_epochs} ends before student.epochs="
+                    f"{config.student.epochs}: give it as many or more, or null"
+                )
             )
         self.progress = load_checkpoint(self.engine, folder / "checkpoints")
         self.tracker.start(self.progress.history)
@@ -102,7 +104,8 @@ class Trainer:
                         found = self.validate()
                         record |= found.record() | {"validation_kept": self.keep_best(found.objective)}
                     progress.history.append(record)
-                    self.tracker.log(record)
+                    with together():
+                        self.tracker.log(record)
                     bar.update()
                     rate = record["tokens"] / record["seconds"]
                     bar.set_postfix_str(f"loss {record['loss']:.4f}, {rate:.0f} tokens/s")
@@ -132,18 +135,19 @@ class Trainer:
         sums = torch.zeros(len(factors), dtype=torch.float64)
         self.engine.train()
         for rows in pieces[self.rank]:
-            terms = self.forward(rows, done)
-            loss = (factors * terms).sum()
-            if not torch.isfinite(loss):
-                raise self.not_finite("loss", loss.item(), [self.training[i] for i, _ in rows], self.progress.step + 1)
-            agree()
+            with together():
+                terms = self.forward(rows, done)
+                loss = (factors * terms).sum()
+                if not torch.isfinite(loss):
+                    here = [self.training[i] for i, _ in rows]
+                    raise self.not_finite("loss", loss.item(), here, self.progress.step + 1)
             self.engine.backward(loss * self.world)  # the engine averages over ranks; the counts are global already
             sums += terms.detach().double().cpu()
         self.engine.step()
         self.progress.step += 1
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         if not (self.engine.was_step_applied() and math.isfinite(norm)):  # ZeRO leaves such a step out without a word
-            raise self.not_finite("gradient norm", norm, examples, self.progress.step)
+            agree(self.not_finite("gradient norm", norm, examples, self.progress.step))
         sums = self.over_ranks(sums)
         means = dict(zip(self.objective.names, (sums / divisors).tolist(), strict=True))
         tokens = sum(len(ids) for example in examples for ids in example.ids)
@@ -191,8 +195,9 @@ class Trainer:
         own = score(self.engine, self.validation, pieces, self.device, self.config.engine.padding_free)
         logits = self.over_ranks(own)  # each conversation is whole on one rank and zero on the others
         if broken := [e for e, row in zip(self.validation, logits, strict=True) if not torch.isfinite(row).all()]:
-            raise self.not_finite("validation loss", math.nan, broken, self.progress.step)
-        self.tracker.sample(swap_averaged(logits), self.progress.step)
+            agree(self.not_finite("validation loss", math.nan, broken, self.progress.step))
+        with together():
+            self.tracker.sample(swap_averaged(logits), self.progress.step)
         return validation(self.objective, logits, self.validation)
 
     def over_ranks(self, own: torch.Tensor) -> torch.Tensor:
@@ -233,8 +238,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the judge as it is now, in place of the one before. All ranks call it."""
-        self.judge.save(self.folder, gathered=self.config.engine.zero_stage < 3, write=self.rank == 0)
-        distributed.barrier()
+        with together():
+            self.judge.save(self.folder, gathered=self.config.engine.zero_stage < 3, write=self.rank == 0)
 
     def checkpoint_is_due(self) -> bool:
         """Whether `engine.checkpoint_minutes` have passed, by the first rank's clock."""
@@ -246,8 +251,9 @@ class Trainer:
     def checkpoint(self) -> None:
         """Save all that a resumed run needs."""
         save_checkpoint(self.engine, self.folder / "checkpoints", self.progress)
-        if self.rank == 0:
-            write_history(self.folder / "history.parquet", self.progress.history)
+        with together():
+            if self.rank == 0:
+                write_history(self.folder / "history.parquet", self.progress.history)
         self.checkpointed = time.monotonic()
 
 

@@ -9,6 +9,7 @@ from distill.config import Config
 from distill.runs import write_json
 from distill.studies import Pruned, mark_pruned, told_to_stop
 from students.checkpoints import Progress
+from students.ranks import together
 
 
 def stop_if_pruned(config: Config, folder: Path, progress: Progress, device: torch.device) -> None:
@@ -21,13 +22,16 @@ def stop_if_pruned(config: Config, folder: Path, progress: Progress, device: tor
     if config.sweep.trial is None:
         return
     validations = [log_loss for record in progress.history if (log_loss := record["validation_log_loss"]) is not None]
-    first = distributed.get_rank() == 0
-    stop = torch.tensor(int(first and told_to_stop(config, validations)), device=device)
+    first, told = distributed.get_rank() == 0, False
+    with together():
+        told = first and told_to_stop(config, validations)
+    stop = torch.tensor(int(told), device=device)
     distributed.broadcast(stop, 0)
     if not stop:
         return
-    if first:
-        summary = {"validation_log_loss": progress.kept["validation_log_loss"], "best_step": progress.kept["step"]}
-        write_json(folder / "metrics.json", {"pruned": True, **summary, "steps": progress.step})
-        mark_pruned(config, progress.step)
+    with together():
+        if first:
+            summary = {"validation_log_loss": progress.kept["validation_log_loss"], "best_step": progress.kept["step"]}
+            write_json(folder / "metrics.json", {"pruned": True, **summary, "steps": progress.step})
+            mark_pruned(config, progress.step)
     raise Pruned(progress.kept["validation_log_loss"])

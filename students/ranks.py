@@ -1,18 +1,22 @@
 """The ranks of one training: opened together, and ended together by what any of them finds wrong.
 
-A rank that stops alone leaves the others waiting in a collective until its time-out. So every rank asks `agree()` at
-the same places, each before a collective; one that has failed comes there with its error, through `all_ranks`.
+A rank that stops alone leaves the others waiting in a collective until its time-out. So what may fail on one rank
+stands in a block that all of them enter (`together`), at whose end they tell each other. Where a rank fails while the
+others are within a collective they cannot be told: it just ends, and the launcher ends the rest.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import distributed
 
 from distill.errors import OtherRankError, UserError
 from students.engine import process_group
+
+T = TypeVar("T")
 
 
 class UnreachableError(UserError):
@@ -21,20 +25,28 @@ class UnreachableError(UserError):
 
 @contextmanager
 def all_ranks() -> Iterator[None]:
-    """What ends one rank with a `UserError` or an `OSError` ends all; the first that failed tells why.
-
-    Where a launcher started several, the group is up from the beginning, before anything can fail.
-    """
+    """Where a launcher started several ranks, their group is up within, from before anything can fail."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
     with process_group():
-        try:
-            yield
-        except (OtherRankError, UnreachableError):
-            raise
-        except (UserError, OSError) as error:
-            agree(error)
+        yield
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that all ranks enter: a `UserError` or an `OSError` on any of them ends all; no collective stands in it.
+
+    Enough for what only the first rank does, too.
+    """
+    try:
+        yield
+    except (OtherRankError, UnreachableError):
+        raise
+    except (UserError, OSError) as error:
+        agree(error)
+    else:
+        agree()
 
 
 def agree(error: Exception | None = None) -> None:
@@ -42,7 +54,7 @@ def agree(error: Exception | None = None) -> None:
 
     The first of those raises its own error, all others `OtherRankError` with the same message.
     """
-    if distributed.get_world_size() > 1:
+    if _several():
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
         failed = torch.tensor(int(error is not None), device=device)
         distributed.all_reduce(failed, distributed.ReduceOp.MAX)
@@ -55,3 +67,18 @@ def agree(error: Exception | None = None) -> None:
             raise OtherRankError(messages[first]) from error
     if error is not None:
         raise error
+
+
+def common(value: T, what: str) -> T:
+    """`value`, which has to be the same on all ranks: all raise `UserError` where their disks tell otherwise."""
+    if _several():
+        values: list[T | None] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(values, value)
+        if any(other != values[0] for other in values):
+            told = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(values))
+            agree(UserError(f"the ranks see {what} ({told}): give all nodes the same files below paths.root"))
+    return value
+
+
+def _several() -> bool:
+    return distributed.is_initialized() and distributed.get_world_size() > 1

@@ -77,6 +77,7 @@ class TrainedJudge:
             if lacking:
                 bare = folder / "adapter"
                 unmerge_adapter(self.base, self.folder / "adapter", folder / "model", bare, self.settings)
+                write_learned(folder / "model", self.learned())
                 runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
         return folder / "model", folder / "adapter"
 

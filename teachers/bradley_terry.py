@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
 from distill.errors import UserError
+from distill.parts import NO_FOLD
 from distill.records import LABELS, TEST, Conversation
 from distill.scoring import SCORES
 from teachers.rewards import RESPONSES
@@ -130,7 +131,8 @@ def cross_fitted(rewards: pl.DataFrame, conversations: Sequence[Conversation], l
         logits[here] = fits[fold].logits(differences[here])
         priors[here] = np.log(shares[others].sum(axis=0) + 1)
     losses = [-float((shares * log_softmax(scores, axis=1))[voted].sum(axis=1).mean()) for scores in (logits, priors)]
-    table = {"id": [c.id for c in conversations], "logits": logits.astype(np.float32), "judge_fold": folds}
+    judges = np.where(folds == TEST, NO_FOLD, folds)
+    table = {"id": [c.id for c in conversations], "logits": logits.astype(np.float32), "judge_fold": judges}
     return CrossFit(pl.DataFrame(table, schema=CROSS_FIT), fits, *losses)
 
 

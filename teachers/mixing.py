@@ -135,9 +135,14 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
         seen = {fold: union(learned_by_judges(folder, [fold]) for folder in folders.values()) for fold in folds}
     else:
         table, temperatures = mixed_table(stored, rows, mixture)
-        judges = {c.id: judge_of(c) for c in rows}
+        judges = judges_of(rows)
         table = table.with_columns(judge_fold=pl.col("id").replace_strict(judges, return_dtype=pl.Int32))
-        seen = {fold: behind(fold, rows, stored, folders, mixture.calibrate) for fold in sorted({*judges.values()})}
+        fitted = [c for c in rows if c.votes and c.fold != TEST] if mixture.calibrate else []
+        seen = {
+            fold: behind([key for key, of in judges.items() if of == fold], stored, folders)
+            | Learned.of(c for c in fitted if judges[c.id] != fold)
+            for fold in sorted({*judges.values()})
+        }
         for name, values in temperatures.items():
             log.info("teacher %s: temperatures by fold %s", name, ", ".join(f"{t:.3f}" for t in values))
     hashes = runs.read_manifest(next(iter(folders.values()))).prompt
@@ -145,32 +150,22 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
     write_derived(config, store, table, seen, identity, parents, hashes, " + ".join(folders), extra)
 
 
-def judge_of(conversation: Conversation) -> int:
-    """Which judge of an out-of-fold mixture a row counts to: all rows of one are mixed of what the same judges said.
+def judges_of(conversations: Sequence[Conversation]) -> dict[str, int]:
+    """id -> the judge of an out-of-fold mixture: all rows of one are mixed of what the same judges said.
 
-    Votes of fold k are judged by those that hold out k. The test split, and rows that nobody voted on, by all.
+    What fold k holds of texts with votes is judged by those that hold out k. The test split, and texts that nobody
+    voted on, by all.
     """
-    return conversation.fold if conversation.votes and conversation.fold != TEST else NO_FOLD
+    voted = {c.fingerprint() for c in conversations if c.votes}
+    return {c.id: c.fold if c.fold != TEST and c.fingerprint() in voted else NO_FOLD for c in conversations}
 
 
-def behind(
-    judge_fold: int,
-    rows: Sequence[Conversation],
-    stored: Mapping[str, pl.DataFrame],
-    folders: Mapping[str, Path],
-    calibrated: bool,
-) -> Learned:
-    """What an out-of-fold mixture learned from for the rows of one of its judges.
-
-    Its teachers are the judges that scored these rows; to the votes of the other folds its temperatures were fitted.
-    """
-    ids = [c.id for c in rows if judge_of(c) == judge_fold]
+def behind(ids: Sequence[str], stored: Mapping[str, pl.DataFrame], folders: Mapping[str, Path]) -> Learned:
+    """What a mixture learned from for these rows: its teachers are the judges that scored them."""
     asked = {
         name: logits.filter(pl.col("id").is_in(ids))["judge_fold"].unique().to_list() for name, logits in stored.items()
     }
-    taught = union(learned_by_judges(folders[name], judges) for name, judges in asked.items()).taught()
-    fitted = [c for c in rows if judge_of(c) not in (NO_FOLD, judge_fold)] if calibrated else []
-    return Learned.of(fitted) | taught
+    return union(learned_by_judges(folders[name], judges) for name, judges in asked.items()).taught()
 
 
 def mixed_table(

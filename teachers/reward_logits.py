@@ -77,16 +77,15 @@ def write_fitted(
         log.info("%s is finished", store)
         return
     logits = cross_fit(rewards, rows, config.teacher.reward_l2)
+    voted = [c for c in rows if c.votes and c.fold != TEST]
+    seen = {fold: Learned.of(c for c in voted if c.fold != fold) | behind for fold in logits["judge_fold"].unique()}
+    judges = dict(logits.select("id", "judge_fold").iter_rows())
     tokens = rewards.group_by("id").agg(pl.col("prompt_tokens").max(), pl.col("truncated").any())
     texts = pl.DataFrame(
-        [(c.id, c.sided_fingerprint()) for c in rows],
-        schema={"id": pl.String, "fingerprint": pl.UInt64},
+        [(c.id, c.sided_fingerprint(), c.fingerprint() in seen[judges[c.id]].directly) for c in rows],
+        schema={"id": pl.String, "fingerprint": pl.UInt64, "in_sample": pl.Boolean},
         orient="row",
     )
-    table = logits.join(tokens, on="id").join(texts, on="id").with_columns(in_sample=False, outside=pl.lit(None))
+    table = logits.join(tokens, on="id").join(texts, on="id").with_columns(outside=pl.lit(None))
     table = table.join(pl.DataFrame({"order": ORDERS}), how="cross")
-    voted = [c for c in rows if c.votes and c.fold != TEST]
-    seen = {
-        fold: Learned.of(c for c in voted if c.fold != fold) | behind for fold in table["judge_fold"].unique().to_list()
-    }
     write_derived(config, store, table, seen, identity, [data], hashes, content)

@@ -20,13 +20,16 @@ def check_engine(judge: ExportedJudge, scorer: Scorer, canaries: CanaryMode, par
 
 def tell_marked(parts: Path, output: Path) -> None:
     """Log what was wrong with engines that judged, whenever that was, and write it beside the submission."""
-    path, notes = note_of(output), [*parts.glob(".canaries-*")]
+    path, notes = note_of(output), notes_in(parts)
     path.unlink(missing_ok=True)  # of an earlier submission
     if problems := sorted({note.read_text() for note in notes}):
         path.write_text("\n".join([HEADER, *problems]) + "\n")
         log.warning("%s was %s (%s): %s", output, HEADER, path, "; ".join(problems))
-    for note in notes:
-        note.unlink()
+
+
+def notes_in(parts: Path) -> list[Path]:
+    """What processes noted of their engines, in the folder of what is judged."""
+    return [*parts.glob(".canaries-*")]
 
 
 def note_of(output: Path) -> Path:

@@ -28,7 +28,7 @@ from distill.provenance import read_learned
 from distill.records import ORDERS, Conversation, Order
 from distill.scoring import SCORES, Scorer, logits_by_order, scored_row
 from distill.store import StoreWriter, read_parts
-from eval.predicting.canaries import HEADER, check_engine, note_of, tell_marked
+from eval.predicting.canaries import HEADER, check_engine, note_of, notes_in, tell_marked
 from eval.predicting.devices import count_devices, side_by_side
 from eval.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
 from eval.predicting.submission import Unlabelled, probabilities, read_unlabelled, write_submission
@@ -82,6 +82,8 @@ def predict(config: Config) -> None:
 def discard(parts: Path) -> None:
     """Remove what is judged, and its folder where nobody has put anything else there."""
     clear(parts)
+    for note in notes_in(parts):
+        note.unlink()
     shutil.rmtree(parts / runs.STARTED.parent)
     with suppress(OSError):
         parts.rmdir()
@@ -282,7 +284,11 @@ def tell_unreadable(rows: Unlabelled, most: float, output: Path) -> None:
 
 def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:
     """Warn of rows that the judge, or its teachers, learned from: it is surer of them than of new ones."""
-    learned = read_learned(model).taught().through_teachers
+    try:
+        learned = read_learned(model).taught().through_teachers
+    except UserError as error:
+        log.warning("%s", error)
+        return
     if count := sum(c.fingerprint() in learned for c in conversations):
         log.warning(
             "%d of %d conversations are among those that this judge or its teachers learned from: what it says of them "

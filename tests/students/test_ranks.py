@@ -1,5 +1,6 @@
 """What one of two real ranks finds wrong ends both at once, with one message."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill import prepare, student
+from distill import prepare, runs, student
 from distill.config import Config
 from distill.runs import STARTED
 from students.checkpoints import LATEST
 from students.loop import Trainer
+from students.tracking import Tracker
 from tests.composing import configured
 from tests.running import free_port, own_process
 
@@ -60,7 +62,25 @@ def disk_of_its_own(base: Path, folder: Path, rank: int) -> None:
     student.main(config_of(base, root))
 
 
-SCENES = (without_data, claimed_by_another, loss_of_one, disk_of_its_own)
+def full_disk_of_first(base: Path, folder: Path, rank: int) -> None:
+    """What the first rank alone writes fails, while the others go on to the next step."""
+
+    def log(self: Tracker, record: dict[str, object]) -> None:
+        if rank == 0 and record["step"] == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "history")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "log", log)
+        student.main(config_of(base, folder / "here", "overwrite=true"))
+
+
+def finished_on_one(base: Path, folder: Path, rank: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "is_finished", lambda *_: rank == 1)
+        student.main(config_of(base, folder / "here"))
+
+
+SCENES = (without_data, claimed_by_another, loss_of_one, disk_of_its_own, full_disk_of_first, finished_on_one)
 
 
 def play(rank: int, ports: list[int], base: Path, folder: Path) -> None:
@@ -70,7 +90,7 @@ def play(rank: int, ports: list[int], base: Path, folder: Path) -> None:
         os.environ |= {name: str(value) for name, value in who.items()}
         try:
             scene(base, folder, rank)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             (folder / f"{scene.__name__}-{rank}").write_text(f"{type(error).__name__}: {error}")
 
 
@@ -98,7 +118,9 @@ def said(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         (without_data, 1, "elsewhere/data/smoke"),
         (claimed_by_another, 0, "started differently"),
         (loss_of_one, 1, "loss is nan at step 4 on conversations ["),
-        (disk_of_its_own, 0, "(rank 0: step-2, rank 1: none): give all nodes the same files"),
+        (disk_of_its_own, 0, "(rank 0: step-2, rank 1: None): give all nodes the same files"),
+        (full_disk_of_first, 0, "No space left on device"),
+        (finished_on_one, 0, "(rank 0: False, rank 1: True): give all nodes the same files"),
     ],
 )
 def test_all_ranks_end_with_what_one_found(
@@ -107,5 +129,5 @@ def test_all_ranks_end_with_what_one_found(
     """The rank that found it tells; the other raises what is not shown again."""
     texts = said(scene)
     kinds = [text.split(": ", 1)[0] for text in texts]
-    assert kinds[first] == "UserError" and kinds[1 - first] == "OtherRankError"
+    assert kinds[first] in ("UserError", "OSError") and kinds[1 - first] == "OtherRankError"
     assert all(message in text for text in texts) and texts[0].split(": ", 1)[1] == texts[1].split(": ", 1)[1]
