@@ -96,7 +96,7 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         bins=config.ece_bins,
         seed=0,
     )
-    runs.write_json(judges.artefacts["student_w8a8"] / FIDELITY, lost)
+    runs.write_json(judges.artefacts["student_w8a8"] / FIDELITY, {**lost, "taught": 7})
     metrics = measure(judges, held_out, pl.DataFrame({"probabilities": known}), config, seed=0)
     folder = root / "eval" / "run"
     folder.mkdir(parents=True)
