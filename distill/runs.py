@@ -198,7 +198,7 @@ def making(
     if not overwrite and is_finished(folder, stage, config, parents, root):
         yield False
         return
-    started = folder.with_name(f".{folder.name}.started")  # until it is finished: what a kill leaves may be replaced
+    started = _begun(folder)
     with alone(folder, wait):
         if overwrite and (folder / MANIFEST).exists():
             check_replaceable(folder, stage, [*parents, *inputs])
@@ -212,6 +212,11 @@ def making(
             started.touch()
         yield True
         started.unlink(missing_ok=True)
+
+
+def _begun(folder: Path) -> Path:
+    """A file beside `folder` that is there while it cannot tell itself that it is ours: a kill may leave it so."""
+    return folder.with_name(f".{folder.name}.started")
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -245,7 +250,7 @@ def empty(folder: Path) -> None:
     """Remove a folder; of one that is a link, as to a larger disk, what it points to is emptied and both stay."""
     (folder / MANIFEST).unlink(missing_ok=True)  # first: half an artefact is not finished
     if not folder.is_symlink():
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=not folder.exists())
         return
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -259,9 +264,12 @@ def claim(
     Raises `UserError` naming the fields that differ where a run with another configuration was started here, and where
     `folder` holds what no run began; with `overwrite` all that is in `folder` is removed.
     """
-    if not (folder / STARTED).exists() and not (folder / MANIFEST).exists():
+    begun = _begun(folder)
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    if not any(sign.exists() for sign in (begun, folder / STARTED, folder / MANIFEST)):
         refuse_foreign(folder)
     elif overwrite:
+        begun.touch()
         empty(folder)
     elif (folder / MANIFEST).exists():
         raise UserError(f"{folder} has been finished meanwhile: run the same command again, which reads it")
@@ -271,9 +279,11 @@ def claim(
             + "\n".join(f"  - {name}: there {there!r}, now {here!r}" for name, there, here in differences)
             + "\n  go on with it as it was, or start anew with overwrite=true"
         )
+    begun.touch()
     path = folder / STARTED
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, _start(config, parents, root))
+    begun.unlink()
 
 
 def differing_start(

@@ -20,7 +20,7 @@ from optuna import Study, load_study
 from optuna.trial import TrialState
 
 from distill import prepare, student, sweeps
-from distill.door import CONF, door
+from distill.door import CONF, INTERRUPTED, door
 from distill.runs import read_manifest
 from distill.studies import STUDY, open_journal, told_to_stop
 from hydra_plugins.optuna_sweeper import open_study
@@ -67,7 +67,9 @@ def sweep(base: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
             patch.setattr(sys, "argv", ["distill.student", "-m", *base, *overrides])
             try:
                 door(student.main)()
-            except KeyboardInterrupt:
+            except SystemExit as end:
+                if end.code != INTERRUPTED:
+                    raise
                 assert begun == dies_at
             finally:
                 GlobalHydra.instance().clear()

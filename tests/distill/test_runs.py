@@ -252,6 +252,23 @@ def test_overwriting_keeps_other_stages_artefacts_and_what_is_read(tmp_path: Pat
     assert is_finished(folder, "stage", {}, [], tmp_path)
 
 
+def test_a_claim_that_was_killed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in the claim the kill comes: here just before it is written down, and while an older run is removed."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "a"
+    for function in ("distill.runs.write_json", "distill.runs.shutil.rmtree"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(function, killed)
+            claim(folder, {"new": 1}, [], tmp_path, overwrite=True)
+        (folder / "checkpoints" / "started.json").unlink(missing_ok=True)
+        (folder / "checkpoints" / "state").touch()
+        claim(folder, {"new": 1}, [], tmp_path, overwrite=True)
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == ["started.json"]
+
+
 def test_a_finished_artefact_is_not_claimed_again(tmp_path: Path) -> None:
     folder = artefact(tmp_path, "a", {})
     with pytest.raises(UserError, match="has been finished meanwhile"):

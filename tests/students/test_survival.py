@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from distill import prepare, student
 from distill.config import Config
+from distill.tables import read_parquet
 from students.checkpoints import LATEST
 from students.loop import HISTORY, Trainer
 from tests.composing import configured
@@ -30,8 +31,8 @@ COLUMNS = [name for name in HISTORY if name != "seconds"]
 
 @pytest.fixture(scope="module")
 def configure(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Configure:
-    root = tmp_path_factory.mktemp("artifacts")
-    base = ["+exp=smoke", f"paths.root={root}", f"student.base={tiny_llama}", "student.layers=null", "loss=votes"]
+    root = tmp_path_factory.mktemp("artifacts") / "root[1]"  # DeepSpeed takes a folder's name for a pattern
+    base = ["+exp=smoke", f"paths.root='{root}'", f"student.base={tiny_llama}", "student.layers=null", "loss=votes"]
     base += ["student.epochs=4", "student.validate_every=7", "engine.checkpoint_minutes=0"]
     prepare.main(configured(*base))
 
@@ -50,7 +51,7 @@ def straight(configure: Configure) -> Config:
 
 
 def history(config: Config) -> pl.DataFrame:
-    return pl.read_parquet(student.run_folder(config) / "history.parquet").select(COLUMNS)
+    return read_parquet(student.run_folder(config) / "history.parquet").select(COLUMNS)
 
 
 def adapter(config: Config) -> dict[str, torch.Tensor]:
