@@ -23,6 +23,7 @@ from distill.records import ORDERS, to_frame
 from distill.runs import MANIFEST, read_manifest
 from distill.store import LOGITS, StoreWriter, read_logits, read_parts, write_seen
 from distill.targets import entropy, soft_targets
+from tests.artefacts import finish_again
 from tests.composing import configured
 from tests.running import ROOT, own_process
 from tests.tiny_models import tiny_judge
@@ -178,6 +179,7 @@ def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure
     judges = pl.read_parquet(config.root / "teachers/pandalm/fold=1/trained_on.parquet")["fingerprint"]
     (folder / "seen-00.parquet").unlink()
     write_seen(folder, 0, {int(f, 16) for f in judges})
+    finish_again(folder)
     leaked = [i for i, c in rows.items() if c.fold == 0 and f"{c.fingerprint():016x}" in set(judges)]
     with pytest.raises(ValueError, match=r"trained on it: a leak") as refusal:
         student.main(replace(config, run="pandalm"))
@@ -400,9 +402,11 @@ def test_rows_added_to_the_data_are_scored_by_all_teachers_and_nothing_else_agai
     try:
         new = replace(rows[0], id="from-elsewhere", prompt=["A new question?"], votes=None, group="new")
         to_frame([*rows, new]).write_parquet(data)
+        finish_again(data.parent)
         teacher.main(config)
     finally:
         data.write_bytes(kept)
+        finish_again(data.parent)
     assert before.items() <= {path: path.stat().st_mtime_ns for path in parts(config)}.items()
     logits = pl.concat([pl.read_parquet(part) for part in parts(config)])
     assert len(logits) == len(straight) + len(FOLDS) * len(ORDERS)

@@ -35,6 +35,7 @@ from eval.serving.jobs import Job, Jobs
 from eval.serving.routes import create_app
 from eval.serving.service import Service
 from teachers.transformers import TransformersScorer
+from tests.artefacts import finish_again
 from tests.composing import configured, scorer
 from tests.running import ROOT, refuses
 from tests.serving import PAIR, Server, serving
@@ -141,6 +142,7 @@ def test_recalibration_beside_the_model_is_applied(export: Path, tmp_path: Path)
         assert not client.get("/v1/model").json()["recalibrated"]
     calibrated = tiny_export(tmp_path / "tiny" / "merged")
     write_recalibration(calibrated, Recalibration((0.5,) * 3, (0.0, 0.0, 0.7)), {})
+    finish_again(calibrated)
     with in_process(calibrated, tmp_path / "calibrated") as (client, _):
         found = client.post("/v1/judge", json={"conversations": [PAIR]}).json()["results"][0]
         assert client.get("/v1/model").json()["recalibrated"]
@@ -242,6 +244,7 @@ def test_logits_that_are_not_finite_are_no_verdict(tmp_path: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     weights["score.weight"] = torch.full_like(weights["score.weight"], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    finish_again(broken)
     with in_process(broken, tmp_path / "jobs") as (client, _):
         answer = client.post("/v1/judge", json={"conversations": [PAIR]})
         assert answer.status_code == 500 and "not finite" in answer.json()["detail"]
