@@ -112,7 +112,9 @@ def table(name: str, runs: "pl.DataFrame") -> "Table":
     from rich.table import Table
 
     keys = varied(runs)
-    result = Table(title=name, caption="validation log loss in nats, of a pruned or unfinished run that of the judge kept so far")
+    result = Table(
+        title=name, caption="validation log loss in nats; of pruned and unfinished runs that of the judge kept so far"
+    )
     for heading in (*keys, "fold", "state", "steps", "best step", "log loss", "hours"):
         result.add_column(heading, justify="left" if heading == "state" else "right", overflow="fold")
     for row in runs.iter_rows(named=True):

@@ -36,9 +36,10 @@ from eval.recalibration import Recalibration, write_recalibration
 from teachers.filling import STOPPED
 from teachers.scorers import open_scorer
 from teachers.transformers import TransformersScorer
+from tests.artefacts import finish_again
 from tests.composing import configured, scorer
 from tests.running import own_process, refuses, succeeds
-from tests.tiny_exports import sealed, with_canaries, with_swapped_labels
+from tests.tiny_exports import with_canaries, with_swapped_labels
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
@@ -229,8 +230,11 @@ def test_the_recalibration_beside_the_model_counts(
     model = shutil.copytree(export, tmp_path / "calibrated")
     recalibration = Recalibration((0.5, 0.5, 0.7), (0.0, 0.0, 0.3))
     write_recalibration(model, recalibration, {})
-    sealed(model)
+    finish_again(model)
     config = configure(f"predict.model={model}")
+    with pytest.raises(UserError, match=r"calibrated has changed .* \(calibration.json was not there\)"):
+        predict.main(config)
+    finish_export(model)
     predict.main(config)
     logits = recalibration(swap_average(judged)["logits"].to_numpy())
     assert np.abs(answers(config)[1] - softmax(logits, axis=1)).max() < 1e-5

@@ -26,6 +26,7 @@ from distill.store import LOGITS, StoreWriter, read_logits, read_parts, write_se
 from distill.targets import entropy, soft_targets
 from eval.judges import Judges, add, candidates
 from eval.report.page import rows_line
+from tests.artefacts import finish_again
 from tests.composing import configured
 from tests.running import ROOT, own_process
 from tests.tiny_models import tiny_judge
@@ -186,6 +187,7 @@ def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure
     other = read_learned(config.root / "teachers/pandalm/fold=1")
     (folder / "seen-00.parquet").unlink()
     write_seen(folder, 0, other)
+    finish_again(folder)
     leaked = [i for i, c in rows.items() if c.fold == 0 and c.fingerprint() in other.directly]
     with pytest.raises(ValueError, match=r"trained on it: a leak") as refusal:
         student.main(replace(config, run="pandalm"))
@@ -452,9 +454,11 @@ def test_rows_added_to_the_data_are_scored_by_all_teachers_and_nothing_else_agai
     try:
         new = replace(rows[0], id="from-elsewhere", prompt=["A new question?"], votes=None, group="new")
         to_frame([*rows, new]).write_parquet(data)
+        finish_again(data.parent)
         teacher.main(config)
     finally:
         data.write_bytes(kept)
+        finish_again(data.parent)
     assert before.items() <= {path: path.stat().st_mtime_ns for path in parts(config)}.items()
     logits = pl.concat([pl.read_parquet(part) for part in parts(config)])
     assert len(logits) == len(straight) + len(FOLDS) * len(ORDERS)

@@ -11,6 +11,7 @@ from distill.config import PromptConfig, SimulateConfig, from_mapping, to_mappin
 from distill.prompts import Renderer
 from distill.provenance import Learned, write_learned
 from eval.canaries import make_canaries
+from tests.artefacts import finish_again
 from tests.composing import composed, configured
 from tests.tiny_models import Family, tiny_judge
 
@@ -39,12 +40,6 @@ def with_swapped_labels(source: Path, folder: Path) -> Path:
     tensors = load_file(folder / "model.safetensors")
     tensors["score.weight"] = tensors["score.weight"][[1, 0, 2]].contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return sealed(folder)
-
-
-def sealed(folder: Path) -> Path:
-    """The export in `folder`, its manifest written anew for the files that a test has changed; one without stays so."""
     if (folder / runs.MANIFEST).exists():
-        found = runs.read_manifest(folder, verify=False)
-        runs.write_manifest(folder, found.stage, found.config, [], folder, prompt=found.prompt, extra=found.extra)
+        finish_again(folder)
     return folder

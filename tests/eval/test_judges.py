@@ -23,6 +23,7 @@ from eval import __main__ as door
 from eval import answers as answering
 from eval.judges import Judges, Unfit, add, candidates, judge_all
 from eval.recalibration import Recalibration, write_recalibration
+from tests.artefacts import finish_again
 from tests.composing import configured
 from tests.tiny_exports import tiny_export, with_swapped_labels
 
@@ -94,7 +95,7 @@ def test_all_that_is_there_judges_the_same_conversations(finished: Config, tmp_p
     own = finished.root / "students" / "smoke" / "fold=0"
     folder = export_of(finished, "merged", [own])
     write_recalibration(folder, Recalibration((0.5, 0.5, 0.5), (0.0, 0.0, 0.0)), {"rows": 1})
-    export_of(finished, "merged", [own])  # its manifest, over what was added
+    finish_again(folder)
     export_of(finished, "w8a16", [own], Learned(frozenset(c.fingerprint() for c in held_out[:1])), fold=1)
     judges = ask(finished, held_out, training)
     assert [*judges.predictions] == ["prior", "surface", "bradley_terry", "teacher", "student", "student_merged"]

@@ -38,10 +38,11 @@ from eval.serving.routes import create_app
 from eval.serving.server import serve
 from eval.serving.service import Service
 from teachers.transformers import TransformersScorer
+from tests.artefacts import finish_again
 from tests.composing import configured, scorer
 from tests.running import ROOT, refuses
 from tests.serving import PAIR, Server, serving
-from tests.tiny_exports import sealed, tiny_export, with_swapped_labels
+from tests.tiny_exports import tiny_export, with_swapped_labels
 
 NOISE = 1e-4  # of fp32 logits, in batches of other shapes
 BODY, CONVERSATIONS, QUEUE = 100_000, 20, 40
@@ -145,7 +146,7 @@ def test_recalibration_beside_the_model_is_applied(export: Path, tmp_path: Path)
         assert not client.get("/v1/model").json()["recalibrated"]
     calibrated = tiny_export(tmp_path / "tiny" / "merged")
     write_recalibration(calibrated, Recalibration((0.5,) * 3, (0.0, 0.0, 0.7)), {})
-    sealed(calibrated)
+    finish_again(calibrated)
     with in_process(calibrated, tmp_path / "calibrated") as (client, _):
         found = client.post("/v1/judge", json={"conversations": [PAIR]}).json()["results"][0]
         assert client.get("/v1/model").json()["recalibrated"]
@@ -247,7 +248,7 @@ def test_logits_that_are_not_finite_are_no_verdict(tmp_path: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     weights["score.weight"] = torch.full_like(weights["score.weight"], float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    sealed(broken)
+    finish_again(broken)
     with in_process(broken, tmp_path / "jobs", canaries="warn") as (client, _):
         answer = client.post("/v1/judge", json={"conversations": [PAIR]})
         assert answer.status_code == 500 and "not finite" in answer.json()["detail"]
