@@ -28,8 +28,9 @@ from distill.provenance import Learned, write_learned
 from distill.records import Conversation
 from distill.scoring import logits_by_order, score_conversations, swap_average
 from distill.store import read_parts
+from eval.predicting.canaries import note_of, tell_marked
 from eval.predicting.devices import environment_of
-from eval.predicting.run import parts_folder, read_scores
+from eval.predicting.run import discard, parts_folder, read_scores
 from eval.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
 from eval.predicting.submission import COLUMNS, check_submission, read_unlabelled
 from eval.recalibration import Recalibration, write_recalibration
@@ -487,6 +488,19 @@ def test_a_submission_stays_marked_when_another_engine_finishes_it(
     killed_after(configure(*given, "canaries=warn"), 2, run=predict_with_swapped_labels)
     predict.main(configure(*given))
     assert "computes something else here" in (tmp_path / "submission.canaries.txt").read_text()
+
+
+def test_the_mark_of_a_wrong_engine_goes_with_what_it_judged_and_not_before(tmp_path: Path) -> None:
+    parts, output = tmp_path / "s.csv.parts", tmp_path / "s.csv"
+    (parts / runs.STARTED).parent.mkdir(parents=True)
+    (parts / ".canaries-0").write_text("it computes something else")
+    for _ in range(2):  # killed before the submission was written, and run again
+        tell_marked(parts, output)
+        assert "something else" in note_of(output).read_text()
+    discard(parts)
+    assert not parts.exists()
+    tell_marked(parts, output)
+    assert not note_of(output).exists()
 
 
 def test_a_submission_is_never_written_over(configure: Configure) -> None:

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from scipy.special import softmax
 
-from distill.records import Conversation, swap_labels
-from distill.store import REWARDS
+from distill.records import TEST, Conversation, swap_labels
+from distill.store import NO_FOLD, REWARDS
 from teachers.bradley_terry import CROSS_FIT, BradleyTerry, cross_fit, cross_fitted, davidson_loss, fit_bradley_terry
 
 
@@ -115,6 +115,13 @@ class TestCrossFit:
         before, after = (cross_fit(rewards, c, 1.0)["logits"].to_numpy() for c in (shown, changed))
         own = np.array([c.fold == 1 for c in shown])
         assert np.array_equal(before[own], after[own]) and not np.isclose(before[~own], after[~own]).all()
+
+    def test_votes_of_the_test_split_fit_nobody(self) -> None:
+        rewards, shown = arena(90)
+        rows = [replace(c, fold=TEST) if i % 5 == 0 else c for i, c in enumerate(shown)]
+        changed = [replace(c, votes=[0.0, 1.0, 0.0]) if c.fold == TEST else c for c in rows]
+        before, after = (cross_fit(rewards, c, 1.0) for c in (rows, changed))
+        assert before.equals(after) and before.filter(judge_fold=NO_FOLD).height == 18
 
     def test_says_what_was_fitted_and_what_it_is_worth(self, caplog: pytest.LogCaptureFixture) -> None:
         rewards, shown = arena(3000)

@@ -8,8 +8,9 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from distill.config import MixtureConfig
-from distill.records import ORDERS, Conversation
-from teachers.mixing import fit_temperature, mix, shares, temperatures
+from distill.records import ORDERS, TEST, Conversation
+from distill.store import NO_FOLD
+from teachers.mixing import fit_temperature, judges_of, mix, shares, temperatures
 
 PLAIN = MixtureConfig(teachers=["one", "two"], weights=[3.0, 1.0], space="logits", calibrate=False)
 
@@ -99,3 +100,21 @@ def test_each_teacher_needs_a_weight(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="as many weights"):
         shares(replace(PLAIN, weights=weights))
     assert shares(replace(PLAIN, weights=None)) == [0.5, 0.5]
+
+
+def test_texts_that_some_voted_on_have_one_judge_in_all_sources() -> None:
+    """A pair may come from two sources, with a vote and without; its teachers are those of its fold both times."""
+    rows = [
+        Conversation("voted", ["q"], ["x"], ["y"], votes=[1.0, 0.0, 0.0], fold=1),
+        Conversation("copy", ["q"], ["x"], ["y"], fold=1),
+        Conversation("pseudo", ["p"], ["x"], ["y"], fold=1),
+        Conversation("tested", ["t"], ["x"], ["y"], votes=[1.0, 0.0, 0.0], fold=TEST),
+    ]
+    assert judges_of(rows) == {"voted": 1, "copy": 1, "pseudo": NO_FOLD, "tested": NO_FOLD}
+
+
+def test_votes_of_the_test_split_calibrate_nobody() -> None:
+    logits, votes = voted(300)
+    rows = [replace(c, fold=TEST) if i % 5 == 0 else c for i, c in enumerate(conversations(votes, 300))]
+    changed = [replace(c, votes=[0.0, 0.0, 1.0]) if c.fold == TEST else c for c in rows]
+    assert (temperatures(logits, rows) == temperatures(logits, changed)).all()
