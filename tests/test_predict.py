@@ -231,11 +231,10 @@ def test_the_recalibration_beside_the_model_counts(
     model = shutil.copytree(export, tmp_path / "calibrated")
     recalibration = Recalibration((0.5, 0.5, 0.7), (0.0, 0.0, 0.3))
     write_recalibration(model, recalibration, {})
-    finish_again(model)
     config = configure(f"predict.model={model}")
     with pytest.raises(UserError, match=r"calibrated has changed .* \(calibration.json was not there\)"):
         predict.main(config)
-    finish_export(model)
+    finish_again(model)
     predict.main(config)
     logits = recalibration(swap_average(judged)["logits"].to_numpy())
     assert np.abs(answers(config)[1] - softmax(logits, axis=1)).max() < 1e-5
