@@ -65,7 +65,7 @@ demo-seeds: ## What distillation gains on the demo data over three training seed
 
 human: ## The whole path on real human votes (over an hour)
 	$(MAKE) data EXP=human
-	$(PY) -m distill.student -m +exp=human_teacher fold=0,1,2
+	$(PY) -m distill.student -m +exp=human_teacher fold=0,1,2 $(ARGS)
 	$(MAKE) teacher-logits student-no-teacher student export-eval EXP=human
 
 in-fold: ## In-fold against out-of-fold targets on the same real votes, three seeds (half an hour after make human)
