@@ -41,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> list[str
     """The overrides that all trainings share; their data are prepared."""
     root = tmp_path_factory.mktemp("artifacts")
     base = ["+exp=smoke", f"paths.root={root}", f"student.base={tiny_llama}", "student.layers=null", "loss=votes"]
-    prepare.main(configured(*base))
+    prepare.main(configured(*base, "data.test_share=0"))
     return [*base, "student.epochs=3", "student.batch_conversations=16"]
 
 

@@ -37,7 +37,7 @@ IDS, ENDS = torch.tensor([[5, 6, 7, 2, 9], [5, 6, 7, 8, 0]]), torch.tensor([4, 8
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("artifacts")
-    prepare.main(configured("+exp=smoke", f"paths.root={root}"))
+    prepare.main(configured("+exp=smoke", f"paths.root={root}", "data.test_share=0"))
     return root
 
 

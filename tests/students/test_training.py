@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from distill import conversations, prepare, student
 from distill.config import Config
 from distill.prompts import Renderer
+from distill.provenance import Learned
 from distill.records import ORDERS
 from distill.runs import write_manifest
-from distill.store import LOGITS, NO_FOLD, StoreWriter
+from distill.store import LOGITS, NO_FOLD, StoreWriter, write_seen
 from students.loop import Trainer, rate_factor
 from tests.composing import configured
 from tests.running import free_port, succeeds
@@ -29,7 +30,7 @@ Configure = Callable[..., Config]
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared smoke arena with a store of teacher logits that are the simulated law itself."""
     root = tmp_path_factory.mktemp("artifacts")
-    config = configured("+exp=smoke", f"paths.root={root}")
+    config = configured("+exp=smoke", f"paths.root={root}", "data.test_share=0")
     prepare.main(config)
     law = dict(pl.read_parquet(root / "data" / "smoke" / "law.parquet").rows())
     rows = [
@@ -49,6 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = root / "logits" / "smoke"
     with StoreWriter(store, {}, "the law") as writer:
         writer.append(pl.DataFrame(rows, schema=LOGITS))
+    write_seen(store, NO_FOLD, Learned())
     (root / "template").write_text(Renderer(config.prompt, Path(_tokenizer(tmp_path_factory))).hashes["template"])
     write_manifest(store, "teacher", {}, [], root, prompt={"template": (root / "template").read_text()})
     return root
