@@ -33,7 +33,7 @@ INERT = re.compile("[A-Za-z0-9_.+-]{1,64}")
 ACTIVE = re.compile("[^A-Za-z0-9_.-]+")
 SHOWN = 40  # characters of a value that is shortened to a hash
 NOT_UTF8 = "the name is not UTF-8: rename the file"
-LONGEST = 200  # bytes of a run's name: a file's name has at most 255, and some of ours are longer than the run's
+LONGEST = 240  # bytes of a run's name: a file's name has at most 255, and some of ours are longer than the run's
 OVERRIDE = re.compile(r",(?=[~+]*[\w.@/]+=)")  # the comma before one, not those in the list before it
 
 

@@ -12,10 +12,16 @@ from distill.naming import run_name
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The plain values that a door would receive for `overrides`."""
+    values = plain(*overrides)
+    return {**values, "run": run_name(values["name"], overrides)}
+
+
+def plain(*overrides: str) -> dict[str, Any]:
+    """The same without a run's name, for which there may be too many overrides."""
     with initialize_config_dir(CONF, version_base="1.3"):
         values = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
     assert isinstance(values, dict)
-    return {**values, "run": run_name(values["name"], overrides)}
+    return {str(key): value for key, value in values.items()}
 
 
 def configured(*overrides: str) -> Config:

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from distill.config import Config
+from distill.config import Config, from_mapping
 from distill.records import swap_labels
 from students.dataset import Example, Row, micro_batches
 from students.model import Judge, build_judge
 from students.tracking import Tracker
-from tests.composing import configured
+from tests.composing import plain
 from tests.running import free_port, own_process
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Step:
 
 
 def step_config(base: Path, *overrides: str) -> Config:
-    config = configured(*STEP, *overrides)
+    config = from_mapping(Config, {**plain(*STEP, *overrides), "run": "step"})
     return replace(config, student=replace(config.student, base=str(base)))
 
 
