@@ -28,6 +28,7 @@ def data_config(*files: Path | str, **changes: Any) -> DataConfig:
         "hub": None,
         "simulate": None,
         "ignore_columns": [],
+        "test_share": 0.0,
         "max_rejected": 1.0,
         "shuffle_sides": [],
     }

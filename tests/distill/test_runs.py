@@ -103,7 +103,8 @@ def test_an_artefact_that_changed_after_its_end_is_refused_wherever_it_is_opened
         with pytest.raises(UserError, match=message):
             open_it()
     assert read_manifest(parent, verify=False).stage == "stage"
-    assert not is_finished(parent, "stage", {}, [], tmp_path, overwrite=True)
+    with making(parent, "stage", {}, [], tmp_path, overwrite=True) as needed:
+        assert needed
 
 
 def test_an_artefact_is_read_once_to_be_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

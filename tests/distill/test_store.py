@@ -437,7 +437,7 @@ def test_an_unfinished_store_is_not_read(tmp_path: Path) -> None:
     write_manifest(tmp_path, "teacher", {}, [], tmp_path.parent)
     assert read_logits(tmp_path, "").schema == LOGITS
     (tmp_path / "seen-x.parquet").unlink()  # a judge of no fold, too, says what it learned from
-    with pytest.raises(ValueError, match=r"seen-x\.parquet is missing"):
+    with pytest.raises(ValueError, match=r"seen-x\.parquet is gone"):
         read_logits(tmp_path, "")
 
 

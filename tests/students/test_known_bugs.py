@@ -261,7 +261,7 @@ def test_a_softcap_left_out_is_seen(
 
 def test_nan_through_padding_stops_the_training(capped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pads_that_see_nothing(monkeypatch)
-    with pytest.raises(ValueError, match="loss is nan at step 0"):
+    with pytest.raises(ValueError, match="loss is nan at step 1"):
         take_step(step_config(capped, ONE_BATCH), EIGHT, tmp_path)
 
 
