@@ -165,6 +165,7 @@ def test_exports_of_unknown_descent_cannot_be_named(finished: Config) -> None:
     (mine,) = [c for c in candidates(naming(finished, mine=export)) if c.name == "mine"]
     add(Judges(), mine, finished, held_out)
     (export / LEARNED_FROM).unlink()
+    finish_again(export)
     with pytest.raises(Unfit, match="does not say what it learned from"):
         add(Judges(), mine, finished, held_out)
 
