@@ -44,35 +44,41 @@ def make_canaries(
     """
     shown = canary_prompts(training, renderer, export.canaries, seed)
     prompts = [prompt.ids for _, prompt in shown]
-    answers = np.stack([*answer(model, export, prompts, renderer.config.max_tokens)])
+    exact, *moved = answer(model, export, prompts, renderer.config.max_tokens)
+    answers = np.stack(moved)
     check_finite(answers.mean(axis=0), [c.id for c, _ in shown])
-    write_canaries(folder, shown, answers.mean(axis=0), tolerance(answers, export.canaries))
+    write_canaries(folder, shown, answers.mean(axis=0), tolerance(answers, exact, export.canaries))
 
 
 def answer(model: Path, export: ExportConfig, prompts: Prompts, max_tokens: int) -> Iterator[np.ndarray]:
-    """Logits [prompts, 3] of the exported model, once for each of several engines that are all right."""
+    """Logits [prompts, 3] of the exported model: the exact ones, then those of several engines that are all right."""
     exact = replace(export.scorer, backend="transformers", dtype="fp32")
     if (model / GGUF_BACKBONE).exists():
-        for scorer in (exact, replace(exact, dtype="auto")):
+        for scorer in (exact, exact, replace(exact, dtype="auto")):
             with open_scorer(model, scorer, max_tokens) as llama_cpp:
                 yield score(llama_cpp, prompts)
         return
     with open_scorer(model, exact, max_tokens) as opened:
         assert isinstance(opened, TransformersScorer)
+        yield score(opened, prompts)
         for seed in range(export.canaries.repeats):
             with opened.rounding(torch.bfloat16 if export.dtype == "bf16" else torch.float16, seed):
                 yield score(opened, prompts)
 
 
-def tolerance(answers: np.ndarray, settings: CanariesConfig) -> Differences:
-    """What an engine may differ by from the mean of `answers` [engines, prompts, 3], as each does from the others."""
+def tolerance(answers: np.ndarray, exact: np.ndarray, settings: CanariesConfig) -> Differences:
+    """What an engine may differ by from the mean of `answers` [engines, prompts, 3], as each does from the others.
+
+    At least twice what the `exact` logits [prompts, 3] do: rounding at random may move all answers to one side.
+    """
     count = len(answers)
-    apart = (answers - answers.mean(axis=0)) * count / (count - 1)
+    mean = answers.mean(axis=0)
+    apart = (answers - mean) * count / (count - 1)
     scatter = np.sqrt(np.mean(apart**2))
     shift = np.sqrt(np.mean(apart.mean(axis=1) ** 2))
-    factors = settings.factors
+    factors, own = settings.factors, Differences.between(exact, mean)
     return Differences(
-        rms=max(settings.floor, factors.rms * scatter),
-        largest=max(settings.floor, factors.largest * np.abs(apart).max()),
-        shift=max(settings.floor, factors.shift * shift),
+        rms=max(settings.floor, factors.rms * scatter, 2 * own.rms),
+        largest=max(settings.floor, factors.largest * np.abs(apart).max(), 2 * own.largest),
+        shift=max(settings.floor, factors.shift * shift, 2 * own.shift),
     )
