@@ -323,11 +323,14 @@ class FidelityConfig:
 
 @dataclass(frozen=True)
 class CanaryFactors:
-    """Of the root mean square of all differences, of the largest, and of that of a label's mean."""
+    """Of the root mean square of all differences, of the largest, and of that of a label's mean; `exact` of all three
+    as the exact answer has them.
+    """
 
     rms: Positive
     largest: Positive
     shift: Positive
+    exact: Positive
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ def logits_of(
 
     own = model == unquantised(judge, config.root)
     content = judge.manifest.content if own else runs.read_manifest(model).content
-    said = answers(model, content, judge.renderer, scorer, rows, config.root)
+    said, _ = answers(model, content, judge.renderer, scorer, rows, config.root)
     return logits_by_order(said, [c.id for c in rows])
 
 

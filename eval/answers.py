@@ -24,38 +24,13 @@ def answers(
     scorer: ScorerConfig,
     conversations: Sequence[Conversation],
     root: Path,
-) -> pl.DataFrame:
-    """The scores of all conversations in both orders (`SCORES`) by the model in a folder; `content` is its hash."""
-    return read_parquet(_asked(model, content, renderer, scorer, conversations, root) / SCORED)
-
-
-def answers_of_export(
-    export: Path,
-    content: str,
-    renderer: Renderer,
-    scorer: ScorerConfig,
-    conversations: Sequence[Conversation],
-    root: Path,
-    canaries: CanaryMode,
-) -> tuple[pl.DataFrame, list[str]]:
-    """`answers`, by an engine that was checked first, and with canaries=warn what was wrong with it.
-
-    Raises `UserError` where it computes something else than was exported.
-    """
-    folder = _asked(export, content, renderer, scorer, conversations, root, canaries)
-    return read_parquet(folder / SCORED), runs.read_manifest(folder).extra[FAILED]
-
-
-def _asked(
-    model: Path,
-    content: str,
-    renderer: Renderer,
-    scorer: ScorerConfig,
-    conversations: Sequence[Conversation],
-    root: Path,
     canaries: CanaryMode | None = None,
-) -> Path:
-    """The folder with the answers, which are asked for where they are not there."""
+) -> tuple[pl.DataFrame, list[str]]:
+    """The scores of all conversations in both orders (`SCORES`) by the model in a folder; `content` is its hash.
+
+    With `canaries`, the model is an export whose engine is checked first: with "warn", what was wrong with it comes
+    second. Raises `UserError` where, with "refuse", it computes something else than was exported.
+    """
     shown = [[c.id, c.model_a, c.model_b, c.prompt, c.response_a, c.response_b] for c in conversations]
     identity = {
         "content": content,
@@ -74,4 +49,4 @@ def _asked(
             frame.write_parquet(folder / SCORED)
             rows, extra = {"scored": len(conversations)}, {FAILED: [problem] if problem else []}
             runs.write_manifest(folder, "predictions", identity, [], root, rows=rows, extra=extra)
-    return folder
+    return read_parquet(folder / SCORED), runs.read_manifest(folder).extra[FAILED]

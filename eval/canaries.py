@@ -69,7 +69,8 @@ def answer(model: Path, export: ExportConfig, prompts: Prompts, max_tokens: int)
 def tolerance(answers: np.ndarray, exact: np.ndarray, settings: CanariesConfig) -> Differences:
     """What an engine may differ by from the mean of `answers` [engines, prompts, 3], as each does from the others.
 
-    At least twice what the `exact` logits [prompts, 3] do: rounding at random may move all answers to one side.
+    At least `factors.exact` times what the `exact` logits [prompts, 3] do: rounding at random may move all answers to
+    one side.
     """
     count = len(answers)
     mean = answers.mean(axis=0)
@@ -78,7 +79,7 @@ def tolerance(answers: np.ndarray, exact: np.ndarray, settings: CanariesConfig) 
     shift = np.sqrt(np.mean(apart.mean(axis=1) ** 2))
     factors, own = settings.factors, Differences.between(exact, mean)
     return Differences(
-        rms=max(settings.floor, factors.rms * scatter, 2 * own.rms),
-        largest=max(settings.floor, factors.largest * np.abs(apart).max(), 2 * own.largest),
-        shift=max(settings.floor, factors.shift * shift, 2 * own.shift),
+        rms=max(settings.floor, factors.rms * scatter, factors.exact * own.rms),
+        largest=max(settings.floor, factors.largest * np.abs(apart).max(), factors.exact * own.largest),
+        shift=max(settings.floor, factors.shift * shift, factors.exact * own.shift),
     )

@@ -29,7 +29,7 @@ from distill.scoring import SCORES, mean_logits
 from distill.store import read_logits, read_seen
 from distill.tables import read_parquet
 from eval import baselines
-from eval.answers import answers, answers_of_export
+from eval.answers import answers
 from eval.leaderboard import bradley_terry
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
 from eval.seeds import STUDENT
@@ -226,7 +226,7 @@ def _trained(candidate: Candidate, config: Config, scored: Sequence[Conversation
     judge = open_trained(candidate.path, config.root, candidate.remedy)
     taught = _taught(candidate.path, scored)
     model = judge.merged(config.root)
-    said = answers(model, judge.manifest.content, judge.renderer, config.eval.student, scored, config.root)
+    said, _ = answers(model, judge.manifest.content, judge.renderer, config.eval.student, scored, config.root)
     return Said(said, taught, count_alike(judge.renderer, scored))
 
 
@@ -243,7 +243,7 @@ def _exported(candidate: Candidate, config: Config, scored: Sequence[Conversatio
     taught = _taught(path, scored)
     scorer = _engine(manifest.config["export"]["format"], config.eval.exported)
     try:
-        said, failed = answers_of_export(path, manifest.content, renderer, scorer, scored, root, config.canaries)
+        said, failed = answers(path, manifest.content, renderer, scorer, scored, root, config.canaries)
     except UserError as error:
         raise Unfit(str(error)) from error
     return Said(said, taught, count_alike(renderer, scored), failed)

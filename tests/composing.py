@@ -5,9 +5,21 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from distill.config import Config, ScorerConfig, from_mapping
+from distill.config import Config, ScorerConfig, TemplateConfig, from_mapping
 from distill.door import CONF, typed
 from distill.naming import run_name
+
+TEMPLATE = TemplateConfig(
+    instruction="Which is better?",
+    question="\nQ: ",
+    answer_a="\nA: ",
+    answer_b="\nB: ",
+    verdict="\nBest:",
+    cut=" [cut] ",
+    omitted="\n[left out]",
+    model_a="\nA by ",
+    model_b="\nB by ",
+)
 
 
 def composed(*overrides: str) -> dict[str, Any]:

@@ -8,22 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from distill.config import PromptConfig, TemplateConfig
+from distill.config import PromptConfig
 from distill.prompts import UNNAMED, Renderer, share_room
 from distill.records import Conversation
+from tests.composing import TEMPLATE
 from tests.tiny_models import BOS, EOS, PAD
 
-TEMPLATE = TemplateConfig(
-    instruction="Which is better?",
-    question="\nQ: ",
-    answer_a="\nA: ",
-    answer_b="\nB: ",
-    verdict="\nBest:",
-    cut=" [cut] ",
-    omitted="\n[left out]",
-    model_a="\nA by ",
-    model_b="\nB by ",
-)
 CONFIG = PromptConfig(max_tokens=96, min_round_tokens=20, show_models=False, template=TEMPLATE)
 PRIVILEGED = replace(CONFIG, max_tokens=144, show_models=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=120) | st.sampled_from(

@@ -14,23 +14,12 @@ from distill.config import PromptConfig, TemplateConfig
 from distill.prompts import Renderer
 from distill.records import Conversation
 from distill.teacher import ready_made_judge
-from tests.composing import configured
+from tests.composing import TEMPLATE, configured
 from tests.tiny_models import BOS, EOS, TEXT
 
 USER, END = "<|user|>", "<|end|>"
-PLAIN = TemplateConfig(
-    instruction="Which is better?",
-    question="\nQ: ",
-    answer_a="\nA: ",
-    answer_b="\nB: ",
-    verdict="\nBest:",
-    cut=" [cut] ",
-    omitted="\n[left out]",
-    model_a="\nA by ",
-    model_b="\nB by ",
-)
-TURNS = replace(PLAIN, question=f"\n{USER}", verdict=f"{END}\nBest:", model_a=f"\n{USER}A by ")
-CONFIG = PromptConfig(max_tokens=400, min_round_tokens=20, show_models=False, template=PLAIN)
+TURNS = replace(TEMPLATE, question=f"\n{USER}", verdict=f"{END}\nBest:", model_a=f"\n{USER}A by ")
+CONFIG = PromptConfig(max_tokens=400, min_round_tokens=20, show_models=False, template=TEMPLATE)
 POST_PROCESSORS = ("$A", f"{BOS} $A", f"$A {EOS}", f"{BOS} $A {EOS}")
 
 
@@ -98,8 +87,8 @@ def test_an_added_token_that_the_template_does_not_use_is_read_as_ever(byte_leve
     byte_level.add_tokens(["<h1>", "\n\n"])
     folder = written(tmp_path, with_turns(byte_level, special=False))
     heading, paragraph, user = (byte_level.token_to_id(token) for token in ("<h1>", "\n\n", USER))
-    assert rendered(folder, PLAIN, ("<h1>", "\n\n", USER)).count(heading) == 1
-    spaced = replace(PLAIN, verdict="\n\nBest:")  # white space marks nothing
+    assert rendered(folder, TEMPLATE, ("<h1>", "\n\n", USER)).count(heading) == 1
+    spaced = replace(TEMPLATE, verdict="\n\nBest:")  # white space marks nothing
     assert rendered(folder, spaced, ("<h1>", "\n\n", USER)).count(paragraph) == 2
     assert rendered(folder, spaced, ("<h1>", "\n\n", USER)).count(user) == 1
 
@@ -119,8 +108,8 @@ def test_bos_and_eos_stand_where_transformers_puts_them(
     folder = written(tmp_path, byte_level if kind == "byte level" else sentencepiece(kind), post_processor)
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))("Which is better?")["input_ids"]
     bos, eos = (Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token) for token in (BOS, EOS))
-    whole = rendered(folder, PLAIN, rounds=3)
-    cut = rendered(folder, PLAIN, ["long " * 400] * 3, rounds=3)
+    whole = rendered(folder, TEMPLATE, rounds=3)
+    cut = rendered(folder, TEMPLATE, ["long " * 400] * 3, rounds=3)
     assert CONFIG.max_tokens - 1 <= len(cut) <= CONFIG.max_tokens
     for ids in (whole, cut):
         assert (ids[0] == bos, ids[-1] == eos) == (theirs[0] == bos, theirs[-1] == eos)
@@ -134,8 +123,8 @@ def test_a_template_with_bos_and_eos_gets_no_second_ones(
 ) -> None:
     folder = written(tmp_path, byte_level, post_processor)
     bos, eos = byte_level.token_to_id(BOS), byte_level.token_to_id(EOS)
-    started = {"instruction": "", where: f"{BOS}{getattr(PLAIN, where)}"}
-    template = replace(PLAIN, **started, verdict=f"\nBest:{EOS}")
+    started = {"instruction": "", where: f"{BOS}{getattr(TEMPLATE, where)}"}
+    template = replace(TEMPLATE, **started, verdict=f"\nBest:{EOS}")
     ids = rendered(folder, template)
     assert (ids[0], ids[-1], ids.count(bos), ids.count(eos)) == (bos, eos, 1, 1)
     left_out = rendered(folder, template, ["long " * 200] * 3, rounds=9)  # where another text begins the prompt
@@ -146,7 +135,7 @@ def test_a_template_with_bos_and_eos_gets_no_second_ones(
 def test_the_hash_changes_where_the_ids_do_and_nowhere_else(byte_level: Tokenizer, tmp_path: Path) -> None:
     def is_as_ever(post_processor: str, **texts: str) -> bool:
         folder = written(tmp_path, with_turns(byte_level, special=False), post_processor)
-        config = replace(CONFIG, template=replace(PLAIN, **texts))
+        config = replace(CONFIG, template=replace(TEMPLATE, **texts))
         hashes, tokenizer = Renderer(config, folder).hashes, json.loads((folder / "tokenizer.json").read_text())
         parts = [hashes["template"], config.max_tokens, config.min_round_tokens, tokenizer]
         return hashes["prompt"] == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -161,9 +150,18 @@ def test_the_hash_changes_where_the_ids_do_and_nowhere_else(byte_level: Tokenize
 def test_texts_are_tokenised_apart_each_with_its_own_space(kind: str, tmp_path: Path) -> None:
     folder = written(tmp_path, sentencepiece(kind), f"{BOS} $A")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    parts = [PLAIN.instruction, PLAIN.question, "Why?", PLAIN.answer_a, "", PLAIN.answer_b, "No.", PLAIN.verdict]
+    parts = [
+        TEMPLATE.instruction,
+        TEMPLATE.question,
+        "Why?",
+        TEMPLATE.answer_a,
+        "",
+        TEMPLATE.answer_b,
+        "No.",
+        TEMPLATE.verdict,
+    ]
     expected = [i for part in parts for i in tokenizer.encode(part, add_special_tokens=False).ids]
-    assert rendered(folder, PLAIN, ("Why?", "", "No.")) == [tokenizer.token_to_id(BOS), *expected]
+    assert rendered(folder, TEMPLATE, ("Why?", "", "No.")) == [tokenizer.token_to_id(BOS), *expected]
 
 
 def test_no_verdict_is_asked_for_after_the_end_of_the_text(byte_level: Tokenizer, tmp_path: Path) -> None:

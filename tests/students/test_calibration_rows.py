@@ -67,7 +67,7 @@ def test_fewer_conversations_than_asked_for(renderer: CountingRenderer) -> None:
 
 
 def test_canaries_are_short_enough_and_still_of_all_lengths(renderer: CountingRenderer) -> None:
-    settings = CanariesConfig(COUNT, 10**9, 2, CanaryFactors(1, 1, 1), 0)
+    settings = CanariesConfig(COUNT, 10**9, 2, CanaryFactors(1, 1, 1, 1), 0)
     free = canary_prompts(CONVERSATIONS, renderer, settings, seed=0)
     assert [prompt.ids for _, prompt in free] == calibration_prompts(CONVERSATIONS, renderer, COUNT, seed=0)
     assert all(conversation.id == prompt.id for conversation, prompt in free)
