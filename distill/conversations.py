@@ -301,7 +301,7 @@ def _content(conversation: Conversation, cells: Mapping[str, Any]) -> bytes:
 
 
 def _test_groups(strata: list[str], groups: list[str], share: float) -> set[str]:
-    """The groups of the test split. Their order is that of their hashes, so no seed moves a group in or out."""
+    """The groups of the test split: from the largest down, by name among equals, so no seed moves one in or out."""
     voted = {group for group, stratum in zip(groups, strata, strict=True) if stratum != UNVOTED}
     if not share or not voted:
         return set()

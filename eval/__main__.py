@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.config import Config, to_mapping
-from distill.door import door
+from distill.door import ChecksFailed, door
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,9 +41,8 @@ def main(config: Config) -> None:
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
     finish = partial(runs.write_manifest, folder, "eval", identity, parents, config.root, rows={split: len(scored)})
     inputs = [candidate.path for candidate in found]
-    with runs.making(
-        folder, "eval", identity, parents, config.root, inputs=inputs, overwrite=config.overwrite
-    ) as lacking:
+    again = config.overwrite or unanswered(folder)  # what gave no answer may give one now
+    with runs.making(folder, "eval", identity, parents, config.root, inputs=inputs, overwrite=again) as lacking:
         if lacking:
             folder.mkdir(parents=True, exist_ok=True)
             judges = judge_all(config, found, scored, training)
@@ -61,6 +60,14 @@ def main(config: Config) -> None:
             finish()  # seeds.json is one of its files now
         console.print(seeds)
     console.print(f"report: {folder / 'report.html'}")
+    if silent := unanswered(folder):
+        raise ChecksFailed(f"{', '.join(silent)} gave no answer (see above): the same command asks again")
+
+
+def unanswered(folder: Path) -> list[str]:
+    """The exports that gave no answer when the evaluation in `folder` was made."""
+    metrics = folder / "metrics.json"
+    return [*json.loads(metrics.read_text()).get("unanswered", {})] if metrics.exists() else []
 
 
 def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "list[Conversation]") -> None:
@@ -110,9 +117,9 @@ def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") ->
     ids, groups = [c.id for c in scored], [c.group for c in scored]
     votes = np.array([c.votes for c in scored])
     settings = {"draws": config.eval.bootstrap, "seed": config.seed}
-    logits = {
-        name: [logits_by_order(frame, ids) for frame in frames] for name, frames in judge_seeds(config, scored).items()
-    }
+    judged = judge_seeds(config, scored)
+    logits = {name: [logits_by_order(said.scores, ids) for said in runs_of] for name, runs_of in judged.items()}
+    taught = {name: max(said.taught or 0 for said in runs_of) for name, runs_of in judged.items()}
     metrics = {
         name: [summarise(ab, ba, votes, groups, bins=config.eval.ece_bins, **settings) for ab, ba in pairs]
         for name, pairs in logits.items()
@@ -120,7 +127,7 @@ def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") ->
     losses = {
         name: np.array([log_loss_rows(predict(ab, ba), votes) for ab, ba in pairs]) for name, pairs in logits.items()
     }
-    summary = summarise_seeds(metrics, losses, config.eval.seeds, groups)
+    summary = summarise_seeds(metrics, losses, config.eval.seeds, groups, taught)
     (folder / runs.MANIFEST).unlink()  # until it knows of the new file
     runs.write_json(folder / "seeds.json", summary)
     return seeds_table(summary)

@@ -45,6 +45,10 @@ class Unfit(UserError):
     """Why an artefact cannot judge these conversations."""
 
 
+class Unanswered(Unfit):
+    """Why an export that may judge them gave no answer on this machine."""
+
+
 @dataclass(frozen=True)
 class Candidate:
     """An artefact that may judge: a folder of `stage`, or a predictions.parquet (stage "predictions") of `row`'s.
@@ -83,7 +87,8 @@ class Judges:
 
     `taught`: how many of the scored conversations its teachers learned from; None where nobody can tell. `alike`: how
     many look the same to it in both orders; None where its prompts are not known.
-    `recalibrations` are those beside exports; `failed` says which checks an export failed, its engine's among them.
+    `recalibrations` are those beside exports; `failed` says which checks an export failed, its engine's among them;
+    `unanswered` why an export that is not among the judges gave no answer here.
     """
 
     predictions: dict[str, pl.DataFrame] = field(default_factory=dict)
@@ -92,6 +97,7 @@ class Judges:
     alike: dict[str, int | None] = field(default_factory=dict)
     recalibrations: dict[str, Recalibration] = field(default_factory=dict)
     failed: dict[str, list[str]] = field(default_factory=dict)
+    unanswered: dict[str, str] = field(default_factory=dict)
 
 
 def candidates(config: Config) -> list[Candidate]:
@@ -139,13 +145,11 @@ def judge_all(
         try:
             add(judges, candidate, config, scored)
         except Unfit as reason:
-            if candidate.named:
+            if candidate.named or candidate.name == STUDENT:
                 raise
+            if isinstance(reason, Unanswered):
+                judges.unanswered[candidate.name] = str(reason)
             log.warning("%s left out: %s", candidate.name, reason)
-    if STUDENT not in judges.predictions:
-        raise UserError(
-            f"{config.root / 'students' / config.run} has no finished fold={config.fold}: train it first (make student)"
-        )
     return judges
 
 
@@ -167,12 +171,12 @@ def add(judges: Judges, candidate: Candidate, config: Config, scored: Sequence[C
             judges.recalibrations[candidate.name] = recalibration
 
 
-def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, list[pl.DataFrame]]:
-    """Predictions of the student and of each of `eval.variants`, by name, for each of `eval.seeds`."""
-    found: dict[str, list[pl.DataFrame]] = {name: [] for name in (STUDENT, *config.eval.variants)}
+def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, list[Said]]:
+    """What is said by the student and of each of `eval.variants`, by name, for each of `eval.seeds`."""
+    found: dict[str, list[Said]] = {name: [] for name in (STUDENT, *config.eval.variants)}
     for seed in config.eval.seeds:
         run = config.run if seed == config.seed else variant(config.run, f"seed={seed}")
-        for name, frames in found.items():
+        for name, said in found.items():
             overrides = [] if name == STUDENT else split_overrides(name)
             folder = config.root / "students" / variant(run, *overrides) / f"fold={config.fold}"
             if not (folder / runs.MANIFEST).exists():
@@ -180,7 +184,7 @@ def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, lis
                     f"eval.seeds={config.eval.seeds}: {name} of seed {seed} is missing; train it first: "
                     f"python -m distill.student +exp={config.name} {' '.join([f'seed={seed}', *overrides])}"
                 )
-            frames.append(_trained(Candidate(name, folder, "student"), config, scored).scores)
+            said.append(_trained(Candidate(name, folder, "student"), config, scored))
     return found
 
 
@@ -245,7 +249,7 @@ def _exported(candidate: Candidate, config: Config, scored: Sequence[Conversatio
     try:
         said, failed = answers(path, manifest.content, renderer, scorer, scored, root, config.canaries)
     except UserError as error:
-        raise Unfit(str(error)) from error
+        raise Unanswered(str(error)) from error
     return Said(said, taught, count_alike(renderer, scored), failed)
 
 

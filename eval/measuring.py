@@ -35,6 +35,7 @@ def measure(
     - `judges`, by name: also `biases` ({name: `inference.Bias`}), `failed` (checks of an export), `taught`, of how many
       of the rows its teachers, or theirs, saw the votes (0 where they are held out, None where nobody can tell), and
       `alike`, how many look the same to it in both orders (None where its prompts are not known)
+    - `unanswered`: why an export that is not among them gave no answer on this machine, by name
     - `leaderboard`, None without three models: `rows`, `models` ([{`model`, `games`, `rating`, `low`, `high`, `judges`:
       {name: {`rating`, `low`, `high`}}}], by people's rating), `correlations` by judge (`leaderboard.rank_correlation`)
     - `reading`: `worst` by the student's log loss, `disagreed` by KL(`rival` || student), one conversation of a prompt:
@@ -74,6 +75,7 @@ def measure(
     probabilities = {name: predict(*pair) for name, pair in logits.items()}
     return {
         **found,
+        "unanswered": judges.unanswered,
         "split": "test" if held_out[0].fold == TEST else "fold",
         "bayes": None if law is None else bayes_log_loss(law),
         "gain": _gain(probabilities, votes, groups, config.bootstrap, seed),

@@ -19,13 +19,15 @@ def summarise_seeds(
     losses: Mapping[str, np.ndarray],
     seeds: Sequence[int],
     groups: Groups,
+    taught: Mapping[str, int],
 ) -> dict[str, Any]:
     """The student and its variants over training seeds, and what it gains over each of them, with 95% intervals.
 
     `metrics[judge]` holds what `metrics.summarise` gave for each seed, `losses[judge]` the log losses [seeds, rows] of
-    the same scored rows; both follow `seeds`, and one judge is `STUDENT`. Gives {"seeds": [...], "judges": {judge:
-    {"log_loss", "log_loss_ci", "log_loss_sd", "accuracy", "ece", "flip_rate", "log_loss_by_seed"}}, "gains": {variant:
-    {"difference", "ci"}}}; a gain is above zero where the student is better than the variant.
+    the same scored rows; both follow `seeds`, and one judge is `STUDENT`. `taught[judge]`: of how many of the rows its
+    teachers saw the votes. Gives {"seeds": [...], "rows", "judges": {judge: {"log_loss", "log_loss_ci", "log_loss_sd",
+    "accuracy", "ece", "flip_rate", "log_loss_by_seed", "taught"}}, "gains": {variant: {"difference", "ci"}}}; a gain is
+    above zero where the student is better than the variant.
 
     Every seed is tested on every conversation, so prompts and seeds are two ways in which the mean may vary, and their
     variances add up (Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering"; what both share is
@@ -45,7 +47,11 @@ def summarise_seeds(
     jackknife = Jackknife(number_groups(groups))
     return {
         "seeds": list(seeds),
-        "judges": {judge: _over_seeds(metrics[judge], _mean(losses[judge], jackknife)) for judge in losses},
+        "rows": len(groups),
+        "judges": {
+            judge: _over_seeds(metrics[judge], _mean(losses[judge], jackknife)) | {"taught": taught[judge]}
+            for judge in losses
+        },
         "gains": {
             judge: {"difference": gain.value, "ci": list(gain.interval(LEVEL))}
             for judge in losses
@@ -70,13 +76,14 @@ def seeds_table(summary: Mapping[str, Any]) -> Table:
         title=f"{len(summary['seeds'])} training seeds: {', '.join(map(str, summary['seeds']))}",
         caption="intervals: 95%, over rows and seeds; gain: by how many nats the student is better, paired",
     )
+    rows = summary["rows"]
     table.add_column("judge", overflow="fold")
     for heading in ("log loss", "95% interval", "student's gain", "95% interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     for judge, of in summary["judges"].items():
         gain = summary["gains"].get(judge)
         table.add_row(
-            judge,
+            judge + (f"\ncross-validated, its teachers saw {of['taught']} of {rows} votes" if of["taught"] else ""),
             f"{of['log_loss']:.4f}",
             "{:.4f} to {:.4f}".format(*of["log_loss_ci"]),
             *([] if gain is None else [f"{gain['difference']:+.4f}", "{:+.4f} to {:+.4f}".format(*gain["ci"])]),

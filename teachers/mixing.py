@@ -138,11 +138,13 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
         judges = judges_of(rows)
         table = table.with_columns(judge_fold=pl.col("id").replace_strict(judges, return_dtype=pl.Int32))
         fitted = [c for c in rows if c.votes and c.fold != TEST] if mixture.calibrate else []
-        seen = {
-            fold: behind([key for key, of in judges.items() if of == fold], stored, folders)
-            | Learned.of(c for c in fitted if judges[c.id] != fold)
-            for fold in sorted({*judges.values()})
-        }
+        seen = {}
+        for fold in sorted({*judges.values()}):
+            others = [
+                c for c in fitted if judges[c.id] != fold
+            ]  # its temperatures were fitted to what was said of them
+            told = [key for key, of in judges.items() if of == fold] + [c.id for c in others]
+            seen[fold] = behind(told, stored, folders) | Learned.of(others)
         for name, values in temperatures.items():
             log.info("teacher %s: temperatures by fold %s", name, ", ".join(f"{t:.3f}" for t in values))
     hashes = runs.read_manifest(next(iter(folders.values()))).prompt
@@ -161,7 +163,7 @@ def judges_of(conversations: Sequence[Conversation]) -> dict[str, int]:
 
 
 def behind(ids: Sequence[str], stored: Mapping[str, pl.DataFrame], folders: Mapping[str, Path]) -> Learned:
-    """What a mixture learned from for these rows: its teachers are the judges that scored them."""
+    """What a mixture learned from where these rows made it: its teachers are the judges that scored them."""
     asked = {
         name: logits.filter(pl.col("id").is_in(ids))["judge_fold"].unique().to_list() for name, logits in stored.items()
     }

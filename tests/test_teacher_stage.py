@@ -288,7 +288,9 @@ def test_a_student_of_a_mixture_is_held_out_from_the_test_split_alone(
     assert told(config, "student", folder, test) == ()
     everything = f"its teachers saw {len(fold)} of {len(fold)} of these votes"
     assert told(config, "student", folder, fold) == (f"student: cross-validated, {everything}.",)
-    assert told(config, "teacher", store, fold) == told(config, "teacher", store, test) == ()  # no row by who saw it
+    assert told(config, "teacher", store, test) == ()
+    # No row is scored by who saw it, but its temperature is fitted to what others' judges said, and these saw it.
+    assert told(config, "teacher", store, fold) == (f"teacher: cross-validated, {everything}.",)
     learned = read_learned(folder)
     assert not {c.fingerprint() for c in test} & (learned.directly | learned.through_teachers)
     training = [c for c in rows if c.fingerprint() in learned.directly]

@@ -116,11 +116,11 @@ def surface_line(metrics: Mapping[str, Any]) -> Text | None:
 
 
 def checks_line(metrics: Mapping[str, Any]) -> Text | None:
-    """Which exports failed their checks, and why; None where none did."""
+    """Which exports failed their checks or gave no answer, and why; None where none did."""
     failed = {judge: of["failed"] for judge, of in metrics["judges"].items() if of["failed"]}
-    if not failed:
-        return None
-    return Text("\n".join(f"✗ {judge} failed its checks: {'; '.join(failed[judge])}" for judge in failed), "red")
+    lines = [f"✗ {judge} failed its checks: {'; '.join(failed[judge])}" for judge in failed]
+    lines += [f"✗ {judge} gave no answer: {reason}" for judge, reason in metrics["unanswered"].items()]
+    return Text("\n".join(lines), "red") if lines else None
 
 
 def bayes_line(metrics: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ import pytest
 
 from distill import conversations, prepare, runs, student
 from distill.config import Config
+from distill.door import ChecksFailed
 from distill.errors import UserError
 from distill.prompts import Renderer
 from distill.provenance import LEARNED_FROM, Learned, behind_model, read_learned, union, write_learned
@@ -118,6 +119,35 @@ def test_an_export_that_is_computed_otherwise_is_refused_or_marked(finished: Con
     assert "computes something else" in judges.failed["mine"][0]  # shown in table, metrics.json and report
     with pytest.raises(UserError, match="computes something else"):  # whatever was kept of it
         add(Judges(), mine, named, held_out)
+
+
+def test_an_export_that_gives_no_answer_is_told_of_and_asked_again(
+    finished: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = finished.root / "students" / "smoke" / "fold=0"
+    export, folder = export_of(finished, "w4a16", [own]), finished.root / "eval" / "smoke"
+
+    def broken(*_: Any) -> Any:
+        raise UserError("a broken engine")
+
+    with monkeypatch.context() as patch, pytest.raises(ChecksFailed, match="student_w4a16.* gave no answer"):
+        patch.setattr(answering, "check_canaries", broken)
+        door.main(replace(finished, overwrite=True))
+    assert "student_w4a16 gave no answer: a broken engine" in capsys.readouterr().out
+    assert "a broken engine" in (folder / "report.html").read_text()
+    door.main(finished)  # the engine is mended, no file has changed
+    assert "student_w4a16" in json.loads((folder / "metrics.json").read_text())["judges"]
+    shutil.rmtree(export)
+    shutil.rmtree(folder)
+
+
+def test_why_the_student_cannot_judge_is_said(finished: Config) -> None:
+    held_out, training = held_out_and_training(finished)
+    learned = read_learned(finished.root / "students" / "smoke" / "fold=0").directly
+    with pytest.raises(UserError, match="was trained on 5 of the 5 conversations that are scored"):
+        ask(finished, [c for c in training if c.fingerprint() in learned][:5], training)
+    with pytest.raises(UserError, match=r"students/nobody/fold=0 is not there \(make student\)"):
+        ask(replace(finished, run="nobody"), held_out, training)
 
 
 def test_a_model_is_asked_once(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def simulate(seeds: int, rows: int, luck: float, seed: int) -> tuple[dict, dict,
 
 def test_equal_runs_reduce_to_the_paired_difference_over_rows() -> None:
     metrics, losses, groups = simulate(3, 50, 0.0, 0)
-    summary = summarise_seeds(metrics, losses, [0, 1, 2], groups)
+    summary = summarise_seeds(metrics, losses, [0, 1, 2], groups, dict.fromkeys(losses, 0))
     once = paired_difference(losses[NO_TEACHER][0], losses["student"][0], groups, 100, 5)
     assert summary["gains"][NO_TEACHER]["difference"] == pytest.approx(once["difference"])
     assert summary["gains"][NO_TEACHER]["ci"] == pytest.approx(once["ci"])
@@ -43,7 +43,9 @@ def test_luck_of_runs_widens_the_interval() -> None:
     widths = []
     for luck in (0.0, 0.2):
         metrics, losses, groups = simulate(4, 100, luck, 0)
-        low, high = summarise_seeds(metrics, losses, range(4), groups)["gains"][NO_TEACHER]["ci"]
+        low, high = summarise_seeds(metrics, losses, range(4), groups, dict.fromkeys(losses, 0))["gains"][NO_TEACHER][
+            "ci"
+        ]
         widths.append(high - low)
     assert widths[1] > 2 * widths[0]
 
@@ -58,7 +60,9 @@ def test_interval_covers_the_gain_however_few_seeds_and_prompts_there_are(
     covered = 0
     for seed in range(300):
         metrics, losses, groups = simulate(seeds, rows, luck, seed)
-        low, high = summarise_seeds(metrics, losses, range(seeds), groups)["gains"][NO_TEACHER]["ci"]
+        low, high = summarise_seeds(metrics, losses, range(seeds), groups, dict.fromkeys(losses, 0))["gains"][
+            NO_TEACHER
+        ]["ci"]
         covered += low <= GAIN <= high
     assert least < covered / 300 < 0.985
 
@@ -66,12 +70,15 @@ def test_interval_covers_the_gain_however_few_seeds_and_prompts_there_are(
 def test_table_shows_both_judges_and_the_gain() -> None:
     metrics, losses, groups = simulate(2, 50, 0.01, 0)
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(seeds_table(summarise_seeds(metrics, losses, [3, 7], groups)))
+    console.print(seeds_table(summarise_seeds(metrics, losses, [3, 7], groups, dict.fromkeys(losses, 0))))
     shown = console.export_text()
     assert "2 training seeds: 3, 7" in shown and NO_TEACHER in shown and "student's gain" in shown
+    assert "cross-validated" not in shown
+    console.print(seeds_table(summarise_seeds(metrics, losses, [3, 7], groups, {"student": 20, NO_TEACHER: 0})))
+    assert "cross-validated, its teachers saw 20 of 50 votes" in " ".join(console.export_text().split())
 
 
 def test_one_seed_is_refused() -> None:
     metrics, losses, groups = simulate(1, 20, 0.0, 0)
     with pytest.raises(ValueError, match=r"eval.seeds=\[4\].*two or more"):
-        summarise_seeds(metrics, losses, [4], groups)
+        summarise_seeds(metrics, losses, [4], groups, dict.fromkeys(losses, 0))
