@@ -41,7 +41,7 @@ def main(config: Config) -> None:
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
     finish = partial(runs.write_manifest, folder, "eval", identity, parents, config.root, rows={split: len(scored)})
     inputs = [candidate.path for candidate in found]
-    again = config.overwrite or unanswered(folder)  # what gave no answer may give one now
+    again = config.overwrite or bool(unanswered(folder))  # what gave no answer may give one now
     with runs.making(folder, "eval", identity, parents, config.root, inputs=inputs, overwrite=again) as lacking:
         if lacking:
             folder.mkdir(parents=True, exist_ok=True)
