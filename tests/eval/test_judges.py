@@ -130,7 +130,7 @@ def test_an_export_that_gives_no_answer_is_told_of_and_asked_again(
     def broken(*_: Any) -> Any:
         raise UserError("a broken engine")
 
-    with monkeypatch.context() as patch, pytest.raises(ChecksFailed, match="student_w4a16.* gave no answer"):
+    with monkeypatch.context() as patch, pytest.raises(ChecksFailed, match=r"student_w4a16.* gave no answer"):
         patch.setattr(answering, "check_canaries", broken)
         door.main(replace(finished, overwrite=True))
     assert "student_w4a16 gave no answer: a broken engine" in capsys.readouterr().out
