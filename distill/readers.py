@@ -242,7 +242,8 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 def _open_hub(hub: str, ignored: list[str], problems: list[str]) -> Source | None:
     """The split `train` of a data set of the Hugging Face hub, or of a local folder, through `datasets`.
 
-    A file is read as one of `data.files` is: `datasets` would take the ids 007 for the numbers 7.
+    A file is read as one of `data.files` is, and a folder of CSV files keeps its texts: `datasets` would take the ids
+    007 for the numbers 7.
     """
     path = Path(hub)
     if path.is_file():
@@ -251,7 +252,9 @@ def _open_hub(hub: str, ignored: list[str], problems: list[str]) -> Source | Non
 
     try:
         with inert(path) if path.exists() else nullcontext(hub) as place:
-            found = datasets.load_dataset(str(place), split="train")
+            kind = datasets.load_dataset_builder(str(place)).name
+            as_text = {"converters": dict.fromkeys((*REQUIRED, *MODELS, BALLOTS), str)} if kind == "csv" else {}
+            found = datasets.load_dataset(str(place), split="train", **as_text)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         problems.append(f"data.hub={hub!r}: {error}")
         return None

@@ -285,13 +285,15 @@ def test_parquet_that_is_damaged_further_on_is_named(tmp_path: Path) -> None:
         list(source.rows())
 
 
-def test_ids_are_the_same_whatever_way_they_come(tmp_path: Path) -> None:
+def test_ids_are_the_same_whatever_way_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     floats = [raw(identity, f'["{identity}"]') for identity in (1000.0, 1.5, float("nan"))]
     conversations, rejected = read(write(tmp_path / "floats.parquet", floats))  # what pandas makes of a gap
     assert [c.id for c in conversations] == ["1000", "1.5"] and rejected[0]["reason"] == "id is missing: nan"
-    texts = write(tmp_path / "texts.csv", [raw(identity, f'["{identity}"]') for identity in ("007", "1000.0")])
-    for found, _ in (read(texts), from_hub(texts)):
-        assert [c.id for c in found] == ["007", "1000.0"]
+    (tmp_path / "hub").mkdir()
+    texts = write(tmp_path / "hub" / "texts.csv", [raw(i, f'["{i}"]', votes="021") for i in ("007", "1000.0")])
+    for found, _ in (read(texts), from_hub(texts), from_hub(texts.parent)):
+        assert [(c.id, c.votes) for c in found] == [("007", [1, 1, 1]), ("1000.0", [1, 1, 1])]
 
 
 def from_hub(path: Path) -> tuple[list[Conversation], pl.DataFrame]:
