@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from students.engine import process_group
+from students.collectives import process_group
 from students.loop import Trainer
 from students.model import build_judge
 from students.tracking import Tracker
