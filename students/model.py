@@ -15,7 +15,7 @@ from distill.config import EngineConfig, StudentConfig
 from distill.errors import UserError
 from distill.models import begin, copy_tokenizer, layer_of, put
 from distill.records import LABELS
-from students.attention import choose_attention
+from students.attention import choose_attention, triton_compiles
 from students.collectives import take_device
 from students.merging import SCORE, caps_off, stored_head
 from students.shards import DTYPES
@@ -126,7 +126,7 @@ def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: i
     model.score = start_head(model.score.weight, base, config.head)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if engine.liger and torch.cuda.is_available() and find_spec("liger_kernel"):
+    if engine.liger and device.type == "cuda" and find_spec("liger_kernel") and triton_compiles():
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         _apply_liger_kernel_to_instance(model=model)
