@@ -1,12 +1,14 @@
 """Attention under softcapping: which implementation trains, and that flex_attention computes what eager does."""
 
 import warnings
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch._dynamo import config as dynamo
 from torch.nn.attention import flex_attention
 from transformers import AutoConfig
 from transformers.integrations.flex_attention import WrappedFlexAttention
@@ -42,10 +44,10 @@ class TestChoice:
     ) -> None:
         assert choose_attention(capped, "auto", torch.float32) == "eager"
         PretendedGpus(monkeypatch)
-        monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
         monkeypatch.setattr(attention, "find_spec", lambda _: None)
         monkeypatch.setattr(attention, "triton_compiles", lambda: True)
-        assert choose_attention(capped, "auto", torch.bfloat16) == "flex_attention"
+        with dynamo.patch(recompile_limit=8):
+            assert choose_attention(capped, "auto", torch.bfloat16) == "flex_attention"
         assert choose_attention(capped, "auto", torch.float32) == "eager"
         monkeypatch.setattr(attention, "find_spec", lambda name: name == "flash_attn")
         assert choose_attention(capped, "auto", torch.bfloat16) == "flash_attention_2"
@@ -71,7 +73,7 @@ class TestChoice:
 
 
 @pytest.fixture
-def flex(monkeypatch: pytest.MonkeyPatch) -> None:
+def flex(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """flex_attention as it is traced for a GPU, its operations run one by one: needs no compiler.
 
     The backward pass that PyTorch refuses to CPUs is that of this slow way, which is right there as well.
@@ -87,8 +89,9 @@ def flex(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     monkeypatch.setattr(flex_attention, "_WARNINGS_SHOWN", set())
     monkeypatch.setattr(WrappedFlexAttention, "_instance", None)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    torch._dynamo.reset()
+    with dynamo.patch(recompile_limit=8):
+        torch._dynamo.reset()
+        yield
 
 
 def judge_with(attention: str, gemma: Path, *overrides: str) -> Judge:
