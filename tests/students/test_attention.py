@@ -85,7 +85,7 @@ def flex(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return choose_attention(*arguments)
 
     monkeypatch.setattr("students.model.choose_attention", on_a_gpu)
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     monkeypatch.setattr(flex_attention, "_WARNINGS_SHOWN", set())
     monkeypatch.setattr(WrappedFlexAttention, "_instance", None)
@@ -114,12 +114,11 @@ class TestFlex:
             for training in (True, False):
                 for judge in (by_flex, eager):
                     judge.train(training)
-                for padding_free in (False, True):
-                    for conversations in ([5], [0, 1], [1, 3, 4]):
-                        with torch.set_grad_enabled(training):
-                            found = logits_of(by_flex, conversations, padding_free)
-                            expected = logits_of(eager, conversations)
-                        torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+                for conversations, padding_free in (([5], False), ([0, 1], False), ([1, 3], True)):
+                    with torch.set_grad_enabled(training):
+                        found = logits_of(by_flex, conversations, padding_free)
+                        expected = logits_of(eager, conversations)
+                    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
         assert not [str(w.message) for w in told if "without torch.compile" in str(w.message)]
 
     def test_gradients_are_those_of_eager_when_activations_are_checkpointed(self, tiny_gemma2: Path) -> None:
