@@ -34,7 +34,8 @@ from distill.planning import eager_attention
 from distill.runs import write_json
 from distill.shapes import model_config, shape_of
 from distill.throughput import Lengths, scoring_flops, training_flops
-from students.engine import open_engine, process_group
+from students.collectives import process_group
+from students.engine import open_engine
 from students.model import build_judge, with_lora
 from teachers.transformers import TransformersScorer
 

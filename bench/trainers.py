@@ -84,7 +84,7 @@ def run_side(name: str, task: Task, pipe: Connection, steps: int) -> None:
 
 def ours(task: Task, turns: Turns, folder: Path) -> None:
     """The student stage's own training, its engine as `conf/` has it."""
-    from students.engine import process_group
+    from students.collectives import process_group
     from students.loop import Trainer
     from students.model import build_judge
     from students.tracking import Tracker

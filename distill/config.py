@@ -209,7 +209,7 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3]
     offload: Literal["none", "cpu", "nvme"]
     nvme_path: str | None
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"]
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"]
     liger: bool
     padding_free: bool
     checkpoint_minutes: NonNegative

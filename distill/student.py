@@ -39,8 +39,8 @@ def train(config: Config) -> float:
     from distill import conversations, models, provenance, runs
     from distill.prompts import Renderer
     from distill.targets import soft_targets
+    from students.collectives import process_group
     from students.dataset import make_examples, split
-    from students.engine import process_group
     from students.loop import Trainer
     from students.model import build_judge
     from students.ranks import common, together

@@ -14,11 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-import torch
-from torch import distributed
-
 from distill.naming import inert
 from distill.runs import write_json
+from students.collectives import barrier, largest, rank
 from students.ranks import common, together
 
 log = logging.getLogger(__name__)
@@ -47,9 +45,9 @@ def save_checkpoint(engine: Any, folder: Path, progress: Progress) -> None:
     tag = f"step-{progress.step}"
     state = {"progress": json.dumps(asdict(progress))}
     engine.save_checkpoint(str(folder), tag=tag, client_state=state, exclude_frozen_parameters=True, save_latest=False)
-    distributed.barrier()  # every rank's part is there
+    barrier()  # every rank's part is there
     with together():
-        if distributed.get_rank() == 0:
+        if rank() == 0:
             write_json(folder / LATEST, {"tag": tag})
             for old in folder.glob("step-*"):
                 if old.name != tag:
@@ -91,11 +89,9 @@ class StopRequest:
             raise KeyboardInterrupt
         self.number = number
 
-    def anywhere(self, device: torch.device) -> int:
+    def anywhere(self) -> int:
         """The signal that any rank got, or 0; the same on all ranks, which call it together."""
-        number = torch.tensor(self.number, device=device)
-        distributed.all_reduce(number, distributed.ReduceOp.MAX)
-        return int(number)
+        return largest(self.number)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -4,12 +4,7 @@ With `managed_gradient_accumulation` off, `backward` only accumulates and `step`
 averages over ranks, so the loop scales its loss by the number of ranks to get the sum it means.
 """
 
-import logging
 import math
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,48 +12,6 @@ import torch
 from distill.config import Config, EngineConfig
 from distill.errors import UserError
 from students.model import Judge
-
-
-@contextmanager
-def process_group() -> Iterator[tuple[int, int]]:
-    """(rank, number of ranks) of this process, with the communication backend up and taken down again afterwards.
-
-    Under the `deepspeed` or `torchrun` launcher the environment says who we are; without one we are the only rank.
-    Within a group that is up already, nothing happens.
-    """
-    if torch.distributed.is_initialized():
-        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return
-    alone = "RANK" not in os.environ
-    if alone:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ |= {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.ERROR)
-    # Compiled at first use, and only for tensor-parallel inference: training needs neither it nor a compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # collectives of objects put their bytes there
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False)
-    try:
-        yield torch.distributed.get_rank(), torch.distributed.get_world_size()
-    finally:
-        deepspeed.comm.destroy_process_group()
-        if alone:
-            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-                del os.environ[name]
 
 
 def open_engine(judge: Judge, config: Config) -> Any:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill.device import free_device
 from distill.errors import UserError
 from distill.models import attention_for, begin, copy_tokenizer, put
 from students.shards import locate, read_shapes, read_tensor, stored_dtypes, write_weights
@@ -100,7 +101,8 @@ def activation_ranges(model: Path, prompts: Sequence[Sequence[int]]) -> dict[str
     Places are input and output of the embeddings, of every linear layer and of every norm, such as
     `model.layers.0.mlp.up_proj.output`; the norms' inputs are the residual stream and the ends of branches. Not seen
     are queries and keys after their rotation (up to √2 larger) and attention's scores, which vLLM and sdpa hold in
-    fp32, and transformers' eager attention does not. On the first GPU, where it has the memory.
+    fp32, and transformers' eager attention does not. On the first GPU, where it has the memory, which is free again
+    afterwards: the next measurement looks at what is.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers import logging as transformers_logging
@@ -111,10 +113,14 @@ def activation_ranges(model: Path, prompts: Sequence[Sequence[int]]) -> dict[str
         model, dtype=torch.float32, attn_implementation=attention
     ).eval()
     device = _device(4 * loaded.num_parameters())
-    with torch.inference_mode(), watched(loaded.to(device)) as largest:
-        for prompt in prompts:
-            loaded.base_model(input_ids=torch.tensor([list(prompt)], device=device), use_cache=False)
-    return {place: value.item() for place, value in largest.items()}
+    try:
+        with torch.inference_mode(), watched(loaded.to(device)) as largest:
+            for prompt in prompts:
+                loaded.base_model(input_ids=torch.tensor([list(prompt)], device=device), use_cache=False)
+        return {place: value.item() for place, value in largest.items()}
+    finally:
+        del loaded
+        free_device()
 
 
 @contextmanager

@@ -4,7 +4,8 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from torch import distributed
 from tqdm import tqdm
 
 from distill.config import Config, LossConfig, OptimizerConfig
 from distill.errors import UserError
 from distill.records import ORDERS
 from students.checkpoints import Progress, StopRequest, load_checkpoint, save_checkpoint
+from students.collectives import from_first, rank, total, world
 from students.dataset import Example, Row, collate, micro_batches, plan_epoch
 from students.engine import open_engine
 from students.losses import Objective
@@ -64,7 +65,7 @@ class Trainer:
     ):
         self.config, self.judge, self.training, self.validation = config, judge, training, validation
         self.folder, self.tracker = folder, tracker
-        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
+        self.rank, self.world = rank(), world()
         self.objective = Objective(config.loss)
         self.engine = open_engine(judge, config)
         self.device = self.engine.device
@@ -109,14 +110,14 @@ class Trainer:
                     bar.update()
                     rate = record["tokens"] / record["seconds"]
                     bar.set_postfix_str(f"loss {record['loss']:.4f}, {rate:.0f} tokens/s")
-                    signalled = stop.anywhere(self.device)
+                    signalled = stop.anywhere()
                     if signalled or record["validation_log_loss"] is not None or self.checkpoint_is_due():
                         self.checkpoint()
                     if signalled and progress.step < self.total_steps:
                         log.info("stopped at step %d of %d; the same command goes on", progress.step, self.total_steps)
                         sys.exit(128 + signalled)
                     if record["validation_log_loss"] is not None and progress.step < self.total_steps:
-                        stop_if_pruned(self.config, self.folder, progress, self.device)
+                        stop_if_pruned(self.config, self.folder, progress)
         bar.close()
         return progress
 
@@ -141,14 +142,16 @@ class Trainer:
                 if not torch.isfinite(loss):
                     here = [self.training[i] for i, _ in rows]
                     raise self.not_finite("loss", loss.item(), here, self.progress.step + 1)
-            self.engine.backward(loss * self.world)  # the engine averages over ranks; the counts are global already
+            with self.enough_memory(UnreachableError):
+                self.engine.backward(loss * self.world)  # the engine averages over ranks; the counts are global already
             sums += terms.detach().double().cpu()
-        self.engine.step()
+        with self.enough_memory(UnreachableError):
+            self.engine.step()
         self.progress.step += 1
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         if not (self.engine.was_step_applied() and math.isfinite(norm)):  # ZeRO leaves such a step out without a word
             agree(self.not_finite("gradient norm", norm, examples, self.progress.step))
-        sums = self.over_ranks(sums)
+        sums = total(sums)
         means = dict(zip(self.objective.names, (sums / divisors).tolist(), strict=True))
         tokens = sum(len(ids) for example in examples for ids in example.ids)
         padded = sum(self.width(rows) for rank in pieces for rows in rank if rows)
@@ -167,17 +170,22 @@ class Trainer:
 
     def forward(self, rows: list[Row], done: float) -> torch.Tensor:
         """The summed terms of one micro-batch. Raises `UserError` where it does not fit into memory."""
-        batch = collate(rows, self.training, self.device, self.config.engine.padding_free)
-        try:
+        with self.enough_memory(UnreachableError if self.config.engine.zero_stage == 3 else UserError):
+            batch = collate(rows, self.training, self.device, self.config.engine.padding_free)
             logits = self.engine(batch.input_ids, batch.positions, batch.ends)
+            return self.objective.sums(logits, batch, done)
+
+    @contextmanager
+    def enough_memory(self, kind: type[UserError]) -> Iterator[None]:
+        """Raises `kind` where the device runs out of memory within: `UnreachableError` where ranks meet in there."""
+        try:
+            yield
         except torch.OutOfMemoryError as error:
-            kind = UnreachableError if self.config.engine.zero_stage == 3 else UserError
             raise kind(
-                f"out of memory at step {self.progress.step} with {batch.input_ids.numel()} tokens in a micro-batch: "
+                f"out of memory at step {self.progress.step}: "
                 f"lower student.micro_batch_tokens={self.config.student.micro_batch_tokens}, set "
                 "student.gradient_checkpointing=true, or spread the model with engine=zero3"
             ) from error
-        return self.objective.sums(logits, batch, done)
 
     def width(self, rows: list[Row]) -> int:
         """Tokens of a micro-batch, pads included."""
@@ -193,18 +201,12 @@ class Trainer:
         lengths, student = [example.length for example in self.validation], self.config.student
         pieces = micro_batches(range(len(lengths)), lengths, self.world, student.micro_batch_tokens)[self.rank]
         own = score(self.engine, self.validation, pieces, self.device, self.config.engine.padding_free)
-        logits = self.over_ranks(own)  # each conversation is whole on one rank and zero on the others
+        logits = total(own)  # each conversation is whole on one rank and zero on the others
         if broken := [e for e, row in zip(self.validation, logits, strict=True) if not torch.isfinite(row).all()]:
             agree(self.not_finite("validation loss", math.nan, broken, self.progress.step))
         with together():
             self.tracker.sample(swap_averaged(logits), self.progress.step)
         return validation(self.objective, logits, self.validation)
-
-    def over_ranks(self, own: torch.Tensor) -> torch.Tensor:
-        """The sum of a CPU tensor over all ranks."""
-        on_device = own.to(self.device)
-        distributed.all_reduce(on_device)
-        return on_device.cpu()
 
     @staticmethod
     def not_finite(what: str, value: float, examples: Sequence[Example], step: int) -> UserError:
@@ -244,9 +246,7 @@ class Trainer:
     def checkpoint_is_due(self) -> bool:
         """Whether `engine.checkpoint_minutes` have passed, by the first rank's clock."""
         passed = time.monotonic() - self.checkpointed > 60 * self.config.engine.checkpoint_minutes
-        due = torch.tensor(int(passed and self.rank == 0), device=self.device)
-        distributed.broadcast(due, 0)
-        return bool(due)
+        return bool(from_first(int(passed)))
 
     def checkpoint(self) -> None:
         """Save all that a resumed run needs."""

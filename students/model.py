@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from distill.config import EngineConfig, StudentConfig
 from distill.errors import UserError
-from distill.models import attention_for, begin, copy_tokenizer, layer_of, put
+from distill.models import begin, copy_tokenizer, layer_of, put
 from distill.records import LABELS
+from students.attention import choose_attention, triton_compiles
+from students.collectives import take_device
 from students.merging import SCORE, caps_off, stored_head
 from students.shards import DTYPES
 
@@ -98,47 +100,58 @@ def whole(parameter: nn.Parameter) -> Any:
 
 def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: int) -> Judge:
     """Load `base` for training; what is new (LoRA matrices, a score head) is drawn from `seed`."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
     from transformers import logging as transformers_logging
 
+    if config.load_in_4bit and config.tuning == "full":
+        raise UserError(
+            "student.tuning=full with student.load_in_4bit=true: 4-bit weights cannot be trained; choose one"
+        )
+    device = take_device()
     transformers_logging.set_verbosity_error()  # it reports the score head as missing, which it is meant to be
     transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
-    settings = AutoConfig.from_pretrained(base, num_labels=len(LABELS))
-    settings.id2label, settings.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
-    if settings.pad_token_id is None:
-        settings.pad_token_id = settings.eos_token_id if isinstance(settings.eos_token_id, int) else 0
-    if not config.softcapping:
-        for name in caps_off(settings.to_dict()):
-            setattr(settings, name, None)
-    dtype = training_dtype(config)
+    settings, dtype = classifier_settings(base, config), training_dtype(config)
+    if device.type == "cuda":  # over a base in bf16 the fp32 products of LoRA may round as TF32 does
+        torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     model = AutoModelForSequenceClassification.from_pretrained(
         base,
         config=settings,
         dtype=dtype,
-        attn_implementation=attention(settings, engine, dtype),
+        attn_implementation=choose_attention(settings, engine.attention, dtype),
         quantization_config=four_bits(dtype) if config.load_in_4bit else None,
+        device_map={"": str(device)} if config.load_in_4bit else None,  # else DeepSpeed moves it
         ignore_mismatched_sizes=True,  # the head of a reward model
     )
     model.score = start_head(model.score.weight, base, config.head)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if engine.liger and torch.cuda.is_available() and find_spec("liger_kernel"):
+    if engine.liger and device.type == "cuda" and find_spec("liger_kernel") and triton_compiles():
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         _apply_liger_kernel_to_instance(model=model)
         log.info("with Liger's fused kernels")
     if config.tuning == "lora":
         return Judge(with_lora(model, config), base)
-    if config.load_in_4bit:
-        raise UserError(
-            "student.tuning=full with student.load_in_4bit=true: 4-bit weights cannot be trained; choose one"
-        )
     model.score.to(dtype)  # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same
     for name, parameter in model.named_parameters():
         if config.freeze_layers and ("embed_tokens" in name or 0 <= layer_of(name) < config.freeze_layers):
             parameter.requires_grad = False
     return Judge(model, base)
+
+
+def classifier_settings(base: Path, config: StudentConfig) -> Any:
+    """transformers' configuration of a classifier over `LABELS` from `base`, without caps where they are off."""
+    from transformers import AutoConfig
+
+    settings: Any = AutoConfig.from_pretrained(base, num_labels=len(LABELS))
+    settings.id2label, settings.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
+    if settings.pad_token_id is None:
+        settings.pad_token_id = settings.eos_token_id if isinstance(settings.eos_token_id, int) else 0
+    if not config.softcapping:
+        for name in caps_off(settings.to_dict()):
+            setattr(settings, name, None)
+    return settings
 
 
 def with_lora(model: Any, config: StudentConfig) -> Any:
@@ -184,23 +197,6 @@ def start_head(drawn: nn.Parameter, base: Path, wanted: str) -> Head:
     return head
 
 
-def attention(settings: Any, engine: EngineConfig, dtype: torch.dtype) -> str:
-    """The implementation of attention. Raises `UserError` for one that leaves out caps, or is not installed."""
-    served = attention_for(settings) or "sdpa"
-    if engine.attention == "sdpa" and served == "eager":
-        raise UserError(
-            "engine.attention=sdpa leaves out the softcapping of attention scores, which the finished judge is served "
-            "with: take eager or flash_attention_2, or train and serve without, by student.softcapping=false"
-        )
-    if engine.attention == "flash_attention_2" and not find_spec("flash_attn"):
-        raise UserError("engine.attention=flash_attention_2 needs flash-attn: pip install flash-attn, or take auto")
-    if engine.attention != "auto":
-        return engine.attention
-    if torch.cuda.is_available() and find_spec("flash_attn") and dtype == torch.bfloat16:
-        return "flash_attention_2"
-    return served
-
-
 def four_bits(dtype: torch.dtype) -> Any:
     """QLoRA's storage of the base: nf4 with quantised scales (Dettmers et al. 2023, arXiv 2305.14314)."""
     from transformers import BitsAndBytesConfig
@@ -215,9 +211,10 @@ def four_bits(dtype: torch.dtype) -> Any:
 
 
 def training_dtype(config: StudentConfig) -> torch.dtype:
-    """fp32 or bf16 for `auto`: bf16 only where the accelerator computes in it (most CPUs are many times slower)."""
+    """fp32 or bf16 for `auto`: bf16 only where the accelerator computes in it (most CPUs, and T4s, only emulate it)."""
     if config.dtype != "auto":
         return DTYPES[config.dtype]
-    dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    in_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = torch.bfloat16 if in_bf16 else torch.float32
     log.info("student.dtype=auto: training in %s", str(dtype).removeprefix("torch."))
     return dtype

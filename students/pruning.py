@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-import torch
-from torch import distributed
-
 from distill.config import Config
 from distill.runs import write_json
 from distill.studies import Pruned, mark_pruned, told_to_stop
 from students.checkpoints import Progress
+from students.collectives import from_first, rank
 from students.ranks import together
 
 
-def stop_if_pruned(config: Config, folder: Path, progress: Progress, device: torch.device) -> None:
+def stop_if_pruned(config: Config, folder: Path, progress: Progress) -> None:
     """Report the validations to the sweep's study; raise `Pruned` on every rank where its pruner says so.
 
     It is told the votes' log loss: trials with other weights of the loss have other objectives. Nothing happens outside
@@ -22,12 +20,10 @@ def stop_if_pruned(config: Config, folder: Path, progress: Progress, device: tor
     if config.sweep.trial is None:
         return
     validations = [log_loss for record in progress.history if (log_loss := record["validation_log_loss"]) is not None]
-    first, told = distributed.get_rank() == 0, False
+    first, told = rank() == 0, False
     with together():
         told = first and told_to_stop(config, validations)
-    stop = torch.tensor(int(told), device=device)
-    distributed.broadcast(stop, 0)
-    if not stop:
+    if not from_first(int(told)):
         return
     with together():
         if first:

@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
-from torch import distributed
-
 from distill.errors import OtherRankError, UserError
-from students.engine import process_group
+from students.collectives import gathered, largest, process_group, rank, several, take_device
 
 T = TypeVar("T")
 
@@ -25,7 +22,8 @@ class UnreachableError(UserError):
 
 @contextmanager
 def all_ranks() -> Iterator[None]:
-    """Where a launcher started several ranks, their group is up within, from before anything can fail."""
+    """Each rank has its device within; where a launcher started several, their group is up before anything can fail."""
+    take_device()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -54,16 +52,12 @@ def agree(error: Exception | None = None) -> None:
 
     The first of those raises its own error, all others `OtherRankError` with the same message.
     """
-    if _several():
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-        failed = torch.tensor(int(error is not None), device=device)
-        distributed.all_reduce(failed, distributed.ReduceOp.MAX)
-        if not failed:
+    if several():
+        if not largest(int(error is not None)):
             return
-        messages: list[str | None] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(messages, None if error is None else str(error))
-        first = next(rank for rank, message in enumerate(messages) if message is not None)
-        if first != distributed.get_rank():
+        messages = gathered(None if error is None else str(error))
+        first = next(other for other, message in enumerate(messages) if message is not None)
+        if first != rank():
             raise OtherRankError(messages[first]) from error
     if error is not None:
         raise error
@@ -71,14 +65,9 @@ def agree(error: Exception | None = None) -> None:
 
 def common(value: T, what: str) -> T:
     """`value`, which has to be the same on all ranks: all raise `UserError` where their disks tell otherwise."""
-    if _several():
-        values: list[T | None] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(values, value)
+    if several():
+        values = gathered(value)
         if any(other != values[0] for other in values):
-            told = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(values))
+            told = ", ".join(f"rank {number}: {other}" for number, other in enumerate(values))
             agree(UserError(f"the ranks see {what} ({told}): give all nodes the same files below paths.root"))
     return value
-
-
-def _several() -> bool:
-    return distributed.is_initialized() and distributed.get_world_size() > 1

@@ -110,3 +110,24 @@ def test_a_path_is_read_as_a_pattern_nowhere(path: Path) -> None:
     tables = {f"pl.{name}" for name in ("read_parquet", "scan_parquet", "read_parquet_metadata", "read_csv")}
     allowed = {"tables": tables, "readers": {"glob.glob"}}
     assert reads <= allowed.get(path.stem, set()), f"read through distill.tables: {reads}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *sources(),
+        *(path for room in ("bench", "hydra_plugins", "kaggle") for path in sorted((ROOT / room).rglob("*.py"))),
+    ],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_ranks_meet_in_one_module_alone(path: Path) -> None:
+    """NCCL refuses CPU tensors: whoever calls a collective elsewhere has to know on which device the group is."""
+    tree = ast.parse(path.read_text())
+    named = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named |= {f"{node.module}.{alias.name}" for alias in node.names}
+    groups = {name for name in named if re.match(r"(torch\.distributed|deepspeed\.(comm|init_distributed))\b", name)}
+    assert not groups or path == ROOT / "students" / "collectives.py", f"call students.collectives, not {groups}"

@@ -1,5 +1,6 @@
 """Whole runs of four steps with the real trainer: dropout, Adam, a schedule, a checkpoint after each step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from students.engine import process_group
+from students.collectives import process_group
 from students.loop import Trainer
 from students.model import build_judge
 from students.tracking import Tracker
@@ -30,12 +31,12 @@ class Run:
     logits: np.ndarray
 
 
-def train(base: Path, stage: int, folder: Path, dies_in: int | None = None) -> Run:
+def train(base: Path, stage: int, folder: Path, dies_in: int | None = None, overrides: Sequence[str] = ()) -> Run:
     """Train with dropout, Adam and a schedule, and a checkpoint after each step."""
     config = configured(
         *("+exp=smoke", "loss=votes", "student.layers=null", "student.batch_conversations=4", "student.epochs=2"),
         *("optimizer.lr=0.01", "optimizer.head_lr=0.01", "optimizer.warmup=0.25", "engine.checkpoint_minutes=0"),
-        f"engine=zero{stage}",
+        *(f"engine=zero{stage}", *overrides),
     )
     with process_group(), pytest.MonkeyPatch.context() as patch:
         partition_all(patch)

@@ -257,7 +257,7 @@ def take_steps_on(ranks: int, cases: Mapping[str, Case], folder: Path) -> Iterat
 
 
 def _as_rank(rank: int, ranks: int, port: int, cases: Mapping[str, Case], folder: Path) -> None:
-    from students.engine import process_group
+    from students.collectives import process_group
 
     who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in who.items()}

@@ -1,4 +1,5 @@
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from distill.scoring import score
+from students import half_precision
 from students.half_precision import (
     ENDS_OF_BRANCHES,
     FAMILIES,
@@ -89,6 +91,36 @@ class TestRanges:
         found = activation_ranges(tiny_judge_gemma2, PROMPTS[-1:])
         assert found == largest("eager")
         assert abs(found[place] / largest("sdpa")[place] - 1) > 0.01
+
+    def test_the_gpu_that_one_has_used_is_free_for_the_next(
+        self, tiny_judge_llama: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One of these fits into its memory, of which what PyTorch's allocator holds is no free part."""
+        size, taken, chosen, models = 10**9, [0], [], []
+        load, choose = AutoModelForSequenceClassification.from_pretrained, half_precision._device
+
+        def load_and_note(*arguments: Any, **named: Any) -> nn.Module:
+            model: nn.Module = load(*arguments, **named)
+            models.append(weakref.ref(model))
+            return model
+
+        def choose_and_take(_: int) -> torch.device:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch.cuda, "is_available", lambda: True)
+                patch.setattr(torch.cuda, "mem_get_info", lambda: (2 * size - taken[0], 2 * size))
+                chosen.append(choose(size).type)
+            taken[0] += size
+            return torch.device("cpu")
+
+        def give_back() -> None:
+            taken[0] = size * sum(model() is not None for model in models)
+
+        monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", load_and_note)
+        monkeypatch.setattr(half_precision, "_device", choose_and_take)
+        monkeypatch.setattr(torch.cuda, "empty_cache", give_back)
+        for _ in range(2):
+            activation_ranges(tiny_judge_llama, PROMPTS[:1])
+        assert chosen == ["cuda", "cuda"]
 
     def test_nan_is_not_overlooked_and_hooks_go(self) -> None:
         layer = nn.Linear(1, 1)

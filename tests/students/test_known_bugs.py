@@ -41,8 +41,8 @@ import torch
 from distill.prompts import Rendered
 from distill.records import ORDERS, Conversation
 from students import dataset, loop, losses
+from students.collectives import process_group
 from students.dataset import Batch, Example, Row, make_examples
-from students.engine import process_group
 from students.losses import SWAPPED, Objective
 from students.model import Judge
 from tests.composing import configured

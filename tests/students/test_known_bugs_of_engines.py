@@ -26,8 +26,8 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch.nn import functional
 
 from students import loop
+from students.collectives import process_group
 from students.dataset import Batch, Row
-from students.engine import process_group
 from students.loop import Trainer
 from students.model import Judge
 from tests.students.single_steps import (

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from distill.scoring import score
 from students import merging, validation
-from students.engine import process_group
+from students.collectives import process_group
 from students.loop import Trainer
 from students.losses import SWAPPED
 from students.merging import merge_adapter

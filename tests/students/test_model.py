@@ -20,8 +20,9 @@ from distill.errors import UserError
 from distill.records import LABELS
 from distill.scoring import logits_by_order, score_conversations
 from eval.metrics import log_loss_rows, predict
+from students.collectives import process_group
 from students.dataset import split
-from students.engine import open_engine, process_group
+from students.engine import open_engine
 from students.model import Judge, build_judge
 from students.shards import locate
 from students.trained import open_trained

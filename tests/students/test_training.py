@@ -9,10 +9,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors.torch import load_file
 
 from distill import conversations, prepare, student
 from distill.config import Config
+from distill.errors import UserError
 from distill.prompts import Renderer
 from distill.provenance import Learned
 from distill.records import ORDERS
@@ -218,6 +220,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     student.main(killed)
     assert steps_taken == 8 + 5  # it went on from the checkpoint after the first epoch
     assert history(killed).drop("seconds").equals(history(straight).drop("seconds"))
+
+
+@pytest.mark.parametrize("place", ["forward", "backward", "step"])
+def test_running_out_of_memory_says_what_to_change(
+    configure: Configure, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DeepSpeedEngine, place, full)
+    with pytest.raises(UserError, match=r"out of memory at step 0: lower student.micro_batch_tokens=\d+"):
+        student.main(configure(f"full-{place}"))
 
 
 def test_without_a_teacher_the_loss_is_cross_entropy_alone(configure: Configure) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from distill.student import summary
 from students.checkpoints import LATEST
+from students.collectives import process_group
 from students.dataset import collate
-from students.engine import process_group
 from students.loop import Trainer
 from students.losses import Objective
 from students.model import build_judge
