@@ -72,7 +72,7 @@ def training(config: Config, base: str, shape: Shape, work: Work) -> Stage:
         ("parameters", f"{shape.parameters / 1e9:.2f} billion, {trained:,.1f} million of them trained ({method})"),
         (
             "micro-batch",
-            f"{batch.tokens:,} tokens{', checkpointed' * batch.checkpointing}, {attention(batch)} attention",
+            f"{batch.tokens:,} tokens{', checkpointed' * batch.checkpointing}, {attention(batch, shape)} attention",
         ),
         ("memory", f"{here.total:.1f} GB on each of {plan.gpus} GPUs under ZeRO-{sharding.zero}: {parts(here)}"),
         ("CPU memory", f"{host_memory(config, shape):,.0f} GB on a node, while its ranks load the model"),
@@ -219,16 +219,16 @@ def micro_batch(config: Config, shape: Shape) -> Batch:
     )
 
 
-def eager_attention(config: Config, shape: Shape) -> bool:
-    """Whether attention stores its scores: auto does under softcapping, where the flash-attn package is not installed.
+def eager_attention(config: Config, shape: Shape, on_gpu: bool = True) -> bool:
+    """Whether attention stores its scores. Under softcapping auto takes flex attention on GPUs in bf16, else eager."""
+    if config.engine.attention != "auto":
+        return config.engine.attention == "eager"
+    return shape.capped and not (on_gpu and config.student.dtype != "fp32")
 
-    The locked set for GPUs does not hold that package.
-    """
-    return config.engine.attention == "eager" or (config.engine.attention == "auto" and shape.capped)
 
-
-def attention(batch: Batch) -> str:
-    return "eager" if batch.eager else "flash"
+def attention(batch: Batch, shape: Shape) -> str:
+    """The implementation's name; the locked set for GPUs does not hold flash-attn, which knows caps, too."""
+    return "eager" if batch.eager else "flex" if shape.capped else "flash"
 
 
 def parts(memory: Memory) -> str:

@@ -9,7 +9,7 @@ import pytest
 from distill.calibration import Calibration, calibrated
 from distill.memory import Batch, Sharding
 from distill.plan import count, stages_of
-from distill.planning import Work, fold_work, micro_batch, t4_hours, total, words
+from distill.planning import Work, eager_attention, fold_work, micro_batch, t4_hours, total, words
 from distill.shapes import Shape
 from distill.throughput import Lengths, attention_flops, scoring_flops, step_traffic, training_flops
 from tests.composing import configured
@@ -66,7 +66,15 @@ def test_a_fold_trains_on_the_rows_that_the_student_stage_takes() -> None:
     work = Work(1000, Lengths.alike(500), "")
     rows, flops = fold_work(GEMMA, shape, "lora", micro_batch(GEMMA, shape), work)
     assert rows == pytest.approx(2 * 2 * 1000 * 0.9 * 0.8 * 0.95)  # without test split, fold, validation
-    assert flops > rows * training_flops(shape, "lora", work.lengths, checkpointing=True, eager=True)
+    assert flops > rows * training_flops(shape, "lora", work.lengths, checkpointing=True, eager=False)
+
+
+def test_only_what_has_no_other_way_stores_its_scores() -> None:
+    capped, plain = replace(PLAIN, capped=True), PLAIN
+    asked, fp32 = configured("engine.attention=eager"), configured("student.dtype=fp32")
+    assert not eager_attention(GEMMA, capped) and eager_attention(GEMMA, capped, on_gpu=False)
+    assert eager_attention(fp32, capped) and not eager_attention(fp32, plain)
+    assert eager_attention(asked, plain)
 
 
 # Kaggle's two T4s on 25,000 conversations, in one order. The low rate is from another report, of a Llama-3-8B.
