@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[dict[
         bytes=2 if CUDA else 4,
         dropout=config.student.lora.dropout > 0,
         checkpointing=config.student.gradient_checkpointing,
-        eager=eager_attention(config, shape) and not (CUDA and find_spec("flash_attn")),
+        eager=eager_attention(config, shape, on_gpu=CUDA),
         mask_bytes=1 if CUDA else 4,
     )
     lengths = Lengths.alike(tokens)

@@ -462,15 +462,24 @@ class AssumedConfig:
 
 
 @dataclass(frozen=True)
+class RateConfig:
+    """TFLOPS that whole judges reach: in the slowest and the fastest report that can be had, and whose these are."""
+
+    low: Positive
+    low_source: str
+    high: Positive
+    high_source: str
+
+
+@dataclass(frozen=True)
 class T4Config:
-    """The GPU that the export runs on. `utilisation`: of the fp16 peak, by prompt processing with int4 or fp16 weights;
-    `int8_speedup`: over that, of int8 tensor cores. `batch_tokens`: prompts that are processed at a time.
+    """The GPU that the export runs on. `memory_gb`: what the engine may hold of its memory. `fp16`: with fp16
+    activations, `int8`: with int8 ones. `batch_tokens`: prompts that are processed at a time.
     """
 
     memory_gb: Positive
-    fp16_tflops: Positive
-    utilisation: PositiveShare
-    int8_speedup: Positive
+    fp16: RateConfig
+    int8: RateConfig
     batch_tokens: Count
     conversations: Count
     price_per_hour: NonNegative | None

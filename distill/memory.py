@@ -100,7 +100,7 @@ def training_memory(
     nf4 = shape.matrices if method == "qlora" else 0
     frozen = shape.parameters - trained if method == "full" else shape.parameters
     weights = nf4 * NF4_BYTES + (frozen - nf4) * batch.bytes + trained * size
-    states = 8 if zero == 0 and size == 4 else 12 if size == 4 else MASTERS[sharding.masters]
+    states = optimiser_bytes(size, sharding)
     shares = gpus if zero else 1
     in_step = 4 * trained / shares if size == 2 else 0  # fp32 gradients; activations are gone by then
     held, start = weights, 0.0
@@ -116,6 +116,19 @@ def training_memory(
         reserve=reserve,
         start=start / GB,
     )
+
+
+def optimiser_bytes(size: int, sharding: Sharding) -> int:
+    """Of each trained parameter of `size` bytes, on all GPUs together."""
+    if size == 2:
+        return MASTERS[sharding.masters]
+    return 8 if sharding.zero == 0 else 12
+
+
+def checkpoint_gb(shape: Shape, method: Method, sharding: Sharding, element: int) -> float:
+    """GB of a checkpoint on disk, of a base with `element` bytes: what is trained, and the optimiser's states."""
+    size = element if method == "full" else 4
+    return shape.trained(method) * (size + optimiser_bytes(size, sharding)) / GB
 
 
 def activation_bytes(shape: Shape, method: Method, batch: Batch) -> float:

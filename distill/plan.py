@@ -28,6 +28,7 @@ def main(config: Config) -> None:
     from rich.table import Table
 
     from distill.calibration import calibrated
+    from distill.planning import total, words
 
     console, plan = Console(), calibrated(config.plan)
     rates = "assumed" if plan.calibration is None else f"measured by {plan.calibration}"
@@ -43,10 +44,11 @@ def main(config: Config) -> None:
             for row in stage.memory[1:]:
                 grid.add_row(*row)
             console.print(grid)
-    hours = sum(stage.hours or 0.0 for stage in stages)
-    costs = [stage.cost for stage in stages if stage.cost is not None]
-    money = f"cost {sum(costs):,.0f}" if costs else "for the cost, give plan.price_per_gpu_hour, plan.t4.price_per_hour"
-    console.print(f"Computed, not measured; rates {rates}. All stages: {hours:.1f} h; {money}.")
+    hours, costs = (total([getattr(stage, name) for stage in stages]) for name in ("hours", "cost"))
+    priced = any(stage.cost is not None for stage in stages)
+    unknown = "for the cost, give plan.price_per_gpu_hour, plan.t4.price_per_hour"
+    money = f"cost {words(costs, 0)}" if priced else unknown
+    console.print(f"Computed, not measured; rates {rates}. All stages: {words(hours)} h; {money}.")
 
 
 def stages_of(config: Config) -> Iterator["Stage"]:

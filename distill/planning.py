@@ -1,8 +1,9 @@
 """The blocks of a plan: what training, scoring and the export take, by `memory.py` and `throughput.py`."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from distill.config import Config, PlanConfig
+from distill.config import Config, PlanConfig, RateConfig, T4Config
 from distill.memory import (
     FORMATS,
     GB,
@@ -11,6 +12,7 @@ from distill.memory import (
     Memory,
     Method,
     Sharding,
+    checkpoint_gb,
     inference_memory,
     smallest,
     training_memory,
@@ -21,6 +23,7 @@ from distill.throughput import Lengths, scoring_flops, step_traffic, training_fl
 
 ON = (1, 2, 8, 16)  # GPUs in the memory table
 IN_FLIGHT = 16384  # tokens that vLLM holds at a time at least
+Interval = tuple[float, float]  # from, to
 STAGES = ((0, False), (1, False), (2, False), (3, False), (3, True))  # ZeRO stage, offloaded to CPU memory
 
 
@@ -35,12 +38,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Stage:
-    """One block of the plan. `hours` on all its GPUs together and `cost` are None where nothing can be said."""
+    """One block of the plan. `hours` on all its GPUs together and `cost` are None where nothing can be said.
+
+    Each is an interval: of both ends alike where one rate is assumed.
+    """
 
     title: str
     lines: list[tuple[str, str]]
-    hours: float | None = None
-    cost: float | None = None
+    hours: Interval | None = None
+    cost: Interval | None = None
     memory: list[list[str]] | None = None
 
 
@@ -66,17 +72,28 @@ def training(config: Config, base: str, shape: Shape, work: Work) -> Stage:
         ("parameters", f"{shape.parameters / 1e9:.2f} billion, {trained:,.1f} million of them trained ({method})"),
         (
             "micro-batch",
-            f"{batch.tokens:,} tokens{', checkpointed' * batch.checkpointing}, {attention(batch)} attention",
+            f"{batch.tokens:,} tokens{', checkpointed' * batch.checkpointing}, {attention(batch, shape)} attention",
         ),
         ("memory", f"{here.total:.1f} GB on each of {plan.gpus} GPUs under ZeRO-{sharding.zero}: {parts(here)}"),
         ("CPU memory", f"{host_memory(config, shape):,.0f} GB on a node, while its ranks load the model"),
+        ("disk", training_disk(shape, method, sharding, batch, folds)),
         ("a row", f"{work.lengths.mean:.0f} tokens ({work.source})"),
         ("a fold", f"{rows:,.0f} rows in {student.epochs} epochs, {flops / 1e18:.1f} EFLOP with validation"),
         ("rate", f"{plan.gpus} x {plan.gpu} at {share:.0%} of {plan.peak_tflops:g} TFLOPS"),
         ("time", f"{hours / folds:.1f} h a fold, {sending:.1f} of it communication; {hours:.1f} h for {folds} folds"),
     ]
     grid = memory_by_stage(plan, shape, batch, sharding.masters)
-    return Stage(f"Training the {config.role}, {base}", lines, hours, money(plan, hours), grid)
+    return Stage(f"Training the {config.role}, {base}", lines, (hours, hours), money(plan, hours), grid)
+
+
+def training_disk(shape: Shape, method: Method, sharding: Sharding, batch: Batch, folds: int) -> str:
+    """What the base, a checkpoint (while it is replaced there are two) and the finished folds take."""
+    checkpoint = checkpoint_gb(shape, method, sharding, batch.bytes)
+    kept = shape.parameters * batch.bytes if method == "full" else shape.trained(method) * 4
+    return (
+        f"{shape.parameters * 2 / GB:.0f} GB of base in the hub's cache; a fold under way: twice {checkpoint:.1f} GB; "
+        f"{folds} finished: {folds * kept / GB:.0f} GB"
+    )
 
 
 def fold_work(config: Config, shape: Shape, method: Method, batch: Batch, work: Work) -> tuple[float, float]:
@@ -125,46 +142,68 @@ def scoring(config: Config, base: str, shape: Shape, work: Work) -> Stage:
     least = smallest(lambda n: inference_memory(shape, FORMATS["merged"], n, IN_FLIGHT) <= room)
     needs = f"tensor_parallel_size={least} or more" if least else "too much for 64 GPUs"
     share = f"{plan.utilisation.scoring:.0%} of {plan.peak_tflops:g} TFLOPS"
+    weights = shape.parameters * 2 / GB
+    copies = len(teacher.folds) if teacher.kind == "folds" and teacher.merge else 0
+    merged = f"; {copies} merged teachers: {copies * weights:.0f} GB (none with teacher.merge=false)" * bool(copies)
     lines = [
-        ("memory", f"{shape.parameters * 2 / GB:.1f} GB of weights in bf16: {needs}"),
+        ("memory", f"{weights:.1f} GB of weights in bf16: {needs}"),
+        ("disk", f"{weights:.0f} GB of base in the hub's cache{merged}"),
         ("a row", f"{lengths.mean:.0f} tokens ({work.source}), {cached:.0%} from the prefix cache"),
         ("rows", f"{rows:,} ({work.conversations:,} conversations, both orders{f', {times} teachers' * (times > 1)})"),
         ("rate", f"{rate:.1f} rows/s: {plan.gpus} x {plan.gpu} at {share}"),
         ("time", f"{hours:.1f} h"),
     ]
-    return Stage(f"Scoring with {base}", lines, hours, money(plan, hours))
+    return Stage(f"Scoring with {base}", lines, (hours, hours), money(plan, hours))
 
 
 def on_t4(config: Config, base: str, shape: Shape, work: Work) -> Stage:
     """The export at work: which formats fit into a T4, and how long it judges `plan.t4.conversations`, both orders."""
-    t4, rows = config.plan.t4, config.plan.t4.conversations * len(ORDERS)
-    exported = config.export.format
-    flops = rows * scoring_flops(shape, work.lengths)
-    hours = {name: flops / t4_flops(config.plan, name) / 3600 for name in FORMATS}
+    t4, rows, exported = config.plan.t4, config.plan.t4.conversations * len(ORDERS), config.export.format
+    hours = {name: t4_hours(t4, name, rows * scoring_flops(shape, work.lengths)) for name in FORMATS}
     memory = {name: inference_memory(shape, size, 1, t4.batch_tokens) for name, size in FORMATS.items()}
-    fits = memory[exported] <= t4.memory_gb
+    fits = {name: gb <= t4.memory_gb for name, gb in memory.items()}
+
+    def judged(name: str) -> str:
+        low, high = hours[name]
+        told = f"{words((low, high))} h on one T4, {words((low / 2, high / 2))} h on two" if fits[name] else "too much"
+        return f"{memory[name]:.1f} of {t4.memory_gb:g} GB: {told}"
+
+    one = shape.parameters / GB  # times bytes of an element
     lines = [
         ("rows", f"{rows:,} ({t4.conversations:,} conversations, both orders) of {work.lengths.mean:.0f} tokens"),
-        *(
-            (
-                f"{name}{', exported' * (name == exported)}",
-                f"{memory[name]:.1f} of {t4.memory_gb:g} GB: "
-                + (
-                    f"{hours[name]:.1f} h on one T4, {hours[name] / 2:.1f} h on two"
-                    if gb <= t4.memory_gb
-                    else "too much"
-                ),
-            )
-            for name, gb in memory.items()
-        ),
+        *((f"{name}{', exported' * (name == exported)}", judged(name)) for name in FORMATS),
+        ("disk", f"{4 * one:.0f} GB merged in fp32, {2 * one:.0f} in fp16, again where it is rescaled, and the format"),
+        ("rate", told_rate(t4.fp16)),
+        ("rate of w8a8", told_rate(t4.int8)),
     ]
-    cost = hours[exported] * t4.price_per_hour if fits and t4.price_per_hour is not None else None
-    return Stage(f"Judging on T4s, {base}", lines, hours[exported] if fits else None, cost)
+    if not fits[exported]:
+        return Stage(f"Judging on T4s, {base}", lines)
+    low, high = hours[exported]
+    cost = None if t4.price_per_hour is None else (low * t4.price_per_hour, high * t4.price_per_hour)
+    return Stage(f"Judging on T4s, {base}", lines, (low, high), cost)
 
 
-def t4_flops(plan: PlanConfig, name: str) -> float:
-    """FLOPs a second of one T4 on an export of format `name`; int8 activations have tensor cores of their own there."""
-    return plan.t4.fp16_tflops * 1e12 * plan.t4.utilisation * (plan.t4.int8_speedup if name == "w8a8" else 1)
+def t4_hours(t4: T4Config, name: str, flops: float) -> Interval:
+    """Of one T4, with an export of format `name`; int8 activations have tensor cores of their own there."""
+    rate = t4.int8 if name == "w8a8" else t4.fp16
+    return flops / (rate.high * 1e12) / 3600, flops / (rate.low * 1e12) / 3600
+
+
+def told_rate(rate: RateConfig) -> str:
+    """Both ends, and where they are from."""
+    return f"{rate.low:g} TFLOPS ({rate.low_source}) to {rate.high:g} ({rate.high_source})"
+
+
+def total(intervals: Iterable[Interval | None]) -> Interval:
+    """The sum of those that are known."""
+    known = [interval for interval in intervals if interval is not None]
+    return sum(low for low, _ in known), sum(high for _, high in known)
+
+
+def words(interval: Interval, digits: int = 1) -> str:
+    """An interval in words, one number where its ends look alike."""
+    ends = dict.fromkeys(f"{end:,.{digits}f}" for end in interval)
+    return " to ".join(ends)
 
 
 def micro_batch(config: Config, shape: Shape) -> Batch:
@@ -180,16 +219,16 @@ def micro_batch(config: Config, shape: Shape) -> Batch:
     )
 
 
-def eager_attention(config: Config, shape: Shape) -> bool:
-    """Whether attention stores its scores: auto does under softcapping, where the flash-attn package is not installed.
+def eager_attention(config: Config, shape: Shape, on_gpu: bool = True) -> bool:
+    """Whether attention stores its scores. Under softcapping auto takes flex attention on GPUs in bf16, else eager."""
+    if config.engine.attention != "auto":
+        return config.engine.attention == "eager"
+    return shape.capped and not (on_gpu and config.student.dtype != "fp32")
 
-    The locked set for GPUs does not hold that package.
-    """
-    return config.engine.attention == "eager" or (config.engine.attention == "auto" and shape.capped)
 
-
-def attention(batch: Batch) -> str:
-    return "eager" if batch.eager else "flash"
+def attention(batch: Batch, shape: Shape) -> str:
+    """The implementation's name; the locked set for GPUs does not hold flash-attn, which knows caps, too."""
+    return "eager" if batch.eager else "flex" if shape.capped else "flash"
 
 
 def parts(memory: Memory) -> str:
@@ -205,6 +244,8 @@ def host_memory(config: Config, shape: Shape) -> float:
     return 0.0 if config.student.load_in_4bit else ranks * shape.parameters * 2 / GB
 
 
-def money(plan: PlanConfig, hours: float) -> float | None:
+def money(plan: PlanConfig, hours: float) -> Interval | None:
     """What `hours` of all the plan's GPUs cost, None where no price is given."""
-    return None if plan.price_per_gpu_hour is None else hours * plan.gpus * plan.price_per_gpu_hour
+    if plan.price_per_gpu_hour is None:
+        return None
+    return (hours * plan.gpus * plan.price_per_gpu_hour,) * 2

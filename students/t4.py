@@ -307,8 +307,8 @@ def _memory(folder: Path, config: Mapping[str, Any], t4: T4Config) -> Finding:
     weights = sum(p.stat().st_size for suffix in ("safetensors", "gguf") for p in folder.glob(f"*.{suffix}")) / GB
     held = weights + cache + working
     detail = (
-        f"{held:.2f} of {t4.memory_gb:g} GB: {weights:.2f} of weights, {cache:.2f} of keys and values and "
-        f"{working:.2f} of work for {tokens} tokens"
+        f"{held:.2f} of the {t4.memory_gb:g} GB that an engine may hold: {weights:.2f} of weights, "
+        f"{cache:.2f} of keys and values and {working:.2f} of work for {tokens} tokens"
     )
     if held > t4.memory_gb:
         return Finding("memory", False, f"{detail}; export as w8a8 or w4a16, or lower plan.t4.batch_tokens")

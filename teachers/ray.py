@@ -28,7 +28,7 @@ import ray.data.exceptions
 from distill.config import RayConfig, ScorerConfig
 from distill.errors import UserError
 from distill.scoring import check_length
-from teachers.scorers import open_engine
+from teachers.scorers import engine_gpus, open_engine
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,7 +224,7 @@ def _check(config: ScorerConfig) -> None:
     settings = config.ray
     if settings.gpus > 1 and settings.gpus % 1:
         raise UserError(f"scorer.ray.gpus={settings.gpus:g}: give GPUs as a whole number or a share of one")
-    shards = math.prod(int(config.vllm.get(f"{way}_parallel_size", 1)) for way in ("tensor", "pipeline"))
+    shards = engine_gpus(config.vllm)
     if settings.backend == "vllm" and settings.gpus and math.ceil(settings.gpus) != shards:
         raise UserError(
             f"scorer.ray.gpus={settings.gpus:g}, but scorer.vllm spreads the model over {shards}: "

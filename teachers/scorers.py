@@ -1,14 +1,19 @@
-"""Opening a scorer by its configuration: one protocol (`distill.scoring.Scorer`), four backends, two ways to ask."""
+"""Opening a scorer by its configuration: one protocol (`distill.scoring.Scorer`), four backends, two ways to ask.
+
+Whoever opens a scorer here finds the device free and leaves it free, whatever engine ran before or comes next.
+"""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from distill.config import ScorerConfig
+from distill.device import free_device
 from distill.errors import UserError
 from distill.exported import GGUF_BACKBONE
 from distill.records import LABELS
@@ -26,7 +31,7 @@ def open_scorer(
     adapter: Path | None = None,
     fold: int | None = None,
 ) -> Iterator[Scorer]:
-    """The scorer of a model's folder, closed at the end so that the next engine finds the device free.
+    """The scorer of a model's folder, closed at the end.
 
     `max_tokens` is the longest prompt in tokens. `labels` are the outputs that a classifier must have (None: any).
     `adapter` is a LoRA folder that vLLM serves beside `model`, `fold` fills a server's URL. Raises `UserError` where
@@ -62,26 +67,45 @@ def open_engine(
     """A scorer in this process: vLLM or transformers. With `label_ids` the model is read as a language model.
 
     An export in GGUF is read by llama.cpp, the only one that can, whatever the backend. Where vLLM
-    would cut int8 products (`teachers.int8`), transformers computes them.
+    would cut int8 products (`teachers.int8`), transformers computes them. At the end the model's memory is the
+    device's again, although the caller may still hold the scorer.
     """
+    free_device()  # of what was trained, merged or quantised here before
+    try:
+        with _engine(model, config, max_tokens, label_ids, adapter) as scorer:
+            yield scorer
+    finally:
+        free_device()
+
+
+def _engine(
+    model: Path, config: ScorerConfig, max_tokens: int, label_ids: Sequence[int] | None, adapter: Path | None
+) -> AbstractContextManager[Scorer]:
     if (model / GGUF_BACKBONE).exists():
         from teachers.gguf import GgufScorer
 
         if label_ids is not None or adapter is not None:
             raise UserError(f"{model} is GGUF with a score head: set scorer.method=classify, teacher.merge=true")
-        with GgufScorer(model, config, max_tokens) as scorer:
-            yield scorer
-    elif config.backend == "vllm" and not saturates(model):
+        return GgufScorer(model, config, max_tokens)
+    if config.backend == "vllm" and not saturates(model):
         from teachers.vllm import VllmScorer
 
-        with VllmScorer(model, config, max_tokens, label_ids, adapter) as scorer:
-            yield scorer
-    else:
-        from teachers.transformers import TransformersScorer
+        engine_gpus(config.vllm)
+        return VllmScorer(model, config, max_tokens, label_ids, adapter)
+    from teachers.transformers import TransformersScorer
 
-        if adapter is not None:
-            raise UserError("teacher.merge=false: only the vllm backend serves an adapter beside its base; merge it")
-        yield TransformersScorer(model, config, label_ids)
+    if adapter is not None:
+        raise UserError("teacher.merge=false: only the vllm backend serves an adapter beside its base; merge it")
+    return TransformersScorer(model, config, label_ids)
+
+
+def engine_gpus(vllm: Mapping[str, Any]) -> int:
+    """How many GPUs a vLLM engine with these arguments spans. Raises `UserError` where that is no number of GPUs."""
+    sizes = {name: vllm.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"scorer.vllm.{name}={size}: give a number of GPUs, 1 or more")
+    return math.prod(sizes.values())
 
 
 def label_token_ids(labels: Sequence[str], model: Path) -> list[int]:

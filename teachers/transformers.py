@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class TransformersScorer:
             attn_implementation=attention_for(settings),
             quantization_config=llm_int8() if config.load_in_8bit else None,
         )
-        self.model = loaded.to(self.device).eval()
+        self.model: Any = loaded.to(self.device).eval()
         for linear in int8_linears(self.model):
             round_inputs(linear)
         if label_ids is None:
@@ -72,6 +72,16 @@ class TransformersScorer:
             for batch in batches_by_length([len(prompt) for _, prompt in pool], self.batch_tokens):
                 outputs = self._outputs([pool[row][1] for row in batch])
                 yield from ((pool[row][0], output) for row, output in zip(batch, outputs, strict=True))
+
+    def close(self) -> None:
+        """Drop the model. `distill.device.free_device` then gives its memory to others."""
+        self.model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @contextmanager
     def rounding(self, dtype: torch.dtype, seed: int) -> Iterator[None]:

@@ -4,7 +4,6 @@
 part. Here prompts are handed over one by one, always some steps ahead of what the engine has finished.
 """
 
-import gc
 import inspect
 import json
 import logging
@@ -166,7 +165,6 @@ class VllmScorer:
                 process.join()  # where the time was not enough, vLLM kills it but leaves a zombie
             self._guard.communicate(b"\n")
             self.llm = None
-            gc.collect()
             os.environ.clear()
             os.environ.update(self._environment)
 

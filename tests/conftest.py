@@ -12,6 +12,7 @@ import torch
 
 from distill.models import resolve
 from tests.composing import configured
+from tests.device import Device
 from tests.tiny_models import tiny_causal, tiny_judge, tiny_tokenizer
 
 
@@ -77,6 +78,12 @@ def tiny_w8a8(tiny_judge_llama: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("w8a8") / "judge"
     quantise(tiny_judge_llama, folder, "w8a8", configured().export.quantisation, [])
     return folder
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    """Watches which scorers hold the device's memory."""
+    return Device(monkeypatch)
 
 
 @pytest.fixture(scope="session")

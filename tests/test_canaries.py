@@ -22,6 +22,7 @@ from teachers import transformers as scoring
 from teachers.scorers import open_scorer
 from teachers.transformers import TransformersScorer
 from tests.composing import configured, scorer
+from tests.device import Device
 from tests.students.overflows import STREAM, blown_up
 from tests.tiny_exports import with_swapped_labels
 
@@ -47,6 +48,11 @@ def check(folder: Path, config: ScorerConfig = EXACT, canaries: str = "refuse") 
     renderer = renderer_of(folder)
     with open_scorer(folder, config, renderer.config.max_tokens) as opened:
         return check_canaries(folder, renderer, opened, canaries)  # type: ignore[arg-type]
+
+
+def test_making_and_checking_leave_the_device_free(tiny_judge_llama: Path, tmp_path: Path, device: Device) -> None:
+    check(with_canaries(tiny_judge_llama, tmp_path / "judge"))
+    device.check_left_free(scorers=2)
 
 
 @pytest.fixture(scope="module")

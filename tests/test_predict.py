@@ -39,6 +39,7 @@ from teachers.scorers import open_scorer
 from teachers.transformers import TransformersScorer
 from tests.artefacts import finish_again
 from tests.composing import configured, scorer
+from tests.device import Device
 from tests.running import own_process, refuses, succeeds
 from tests.tiny_exports import with_canaries, with_swapped_labels
 from tests.tiny_models import tiny_judge
@@ -295,6 +296,17 @@ def test_a_budget_that_suffices_changes_nothing(configure: Configure, judged: pl
     config = configure("predict.minutes=60", f"predict.pilot={pilot}")
     predict.main(config)
     assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
+
+
+def test_the_judge_leaves_the_device_free(configure: Configure, device: Device) -> None:
+    predict.main(configure())
+    device.check_left_free(scorers=1)
+
+
+def test_an_engine_on_no_gpu_is_refused(configure: Configure) -> None:
+    sizes = ("predict.scorer.backend=vllm", "predict.scorer.vllm.tensor_parallel_size=0")
+    with pytest.raises(UserError, match="tensor_parallel_size=0: give a number of GPUs, 1 or more"):
+        predict.main(configure("predict.devices=null", *sizes))
 
 
 @pytest.mark.parametrize("rows", [1, 3])

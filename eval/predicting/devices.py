@@ -17,6 +17,7 @@ from distill.door import file_system_explained
 from distill.errors import UserError
 from distill.scoring import given_threads
 from teachers.filling import STOPPED, Interrupt
+from teachers.scorers import engine_gpus
 
 log = logging.getLogger(__name__)
 REFUSED = 2  # the exit code of a process that said what is wrong
@@ -42,10 +43,7 @@ def count_devices(settings: PredictConfig) -> int:
 
 def gpus_per_engine(settings: PredictConfig) -> int:
     """How many GPUs one engine spans."""
-    if settings.scorer.backend != "vllm":
-        return 1
-    sizes = (settings.scorer.vllm.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size"))
-    return next(sizes) * next(sizes)
+    return engine_gpus(settings.scorer.vllm) if settings.scorer.backend == "vllm" else 1
 
 
 def side_by_side(work: Callable[..., None], count: int, config: Any, *arguments: Any) -> None:

@@ -14,6 +14,7 @@ from distill.memory import (
     Method,
     Sharding,
     activation_bytes,
+    checkpoint_gb,
     inference_memory,
     saved_bytes,
     training_memory,
@@ -128,6 +129,14 @@ def test_zero_stages_by_hand() -> None:
     assert third.weights == pytest.approx(2 * p / 8 + 2 * 1.05) and third.start == pytest.approx(2 * p)
     away = training_memory(shape, "full", Sharding(3, True, 8), batch, 1.0, 0.0)
     assert away.optimiser == 0 and away.weights < third.weights
+
+
+def test_checkpoints_hold_what_is_trained_and_the_optimiser() -> None:
+    shape = counted("google/gemma-2-9b-it")
+    lora, full = shape.adapters / 1e9, shape.tuned / 1e9
+    assert checkpoint_gb(shape, "lora", Sharding(0, False, 8), 2) == pytest.approx((4 + 8) * lora)
+    assert checkpoint_gb(shape, "qlora", Sharding(2, False, 8), 2) == pytest.approx((4 + 12) * lora)
+    assert checkpoint_gb(shape, "full", Sharding(3, False, 8, "kahan"), 2) == pytest.approx((2 + 8) * full)
 
 
 def test_lora_needs_less_than_full_and_nf4_less_still() -> None:

@@ -26,6 +26,7 @@ from eval.judges import Judges, Unfit, add, candidates, judge_all
 from eval.recalibration import Recalibration, write_recalibration
 from tests.artefacts import finish_again
 from tests.composing import configured
+from tests.device import Device
 from tests.tiny_exports import tiny_export, with_swapped_labels
 
 pytestmark = pytest.mark.timeout(300)
@@ -105,6 +106,18 @@ def test_all_that_is_there_judges_the_same_conversations(finished: Config, tmp_p
         assert np.isfinite(ab).all() and np.isfinite(ba).all()
     assert judges.recalibrations["student_merged"].scale == (0.5, 0.5, 0.5)
     assert judges.artefacts["student"] == own and judges.artefacts["student_merged"] == folder
+
+
+def test_each_judge_leaves_the_device_to_the_next(finished: Config, device: Device) -> None:
+    """vLLM, which comes after the student, wants nine tenths of the card."""
+    held_out, training = held_out_and_training(finished)
+    export = export_of(replace(finished, run="other"), "merged", [finished.root / "students" / "smoke" / "fold=0"])
+    shutil.rmtree(finished.root / "predictions", ignore_errors=True)
+    judges = ask(naming(finished, mine=export), held_out, training)
+    assert {"student", "mine"} <= judges.predictions.keys()
+    opened = device.events.count("opened")
+    assert opened >= 3  # with the one that made the export's canaries
+    device.check_left_free(opened)
 
 
 def test_an_export_that_is_computed_otherwise_is_refused_or_marked(finished: Config, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from eval.serving.service import Service
 from teachers.transformers import TransformersScorer
 from tests.artefacts import finish_again
 from tests.composing import configured, scorer
+from tests.device import Device
 from tests.running import ROOT, refuses
 from tests.serving import PAIR, Server, serving
 from tests.tiny_exports import tiny_export, with_swapped_labels
@@ -117,6 +118,12 @@ def test_answers_are_the_scorers_own(server: Server, export: Path) -> None:
         assert result["flips"] == (first.argmax() != second.argmax())
     assert {r["prompt_tokens"] for r in found} == set(scores["prompt_tokens"])
     assert len({r["flips"] for r in found}) == 2, "the test sees both cases"
+
+
+def test_a_service_that_ends_leaves_the_device_free(export: Path, tmp_path: Path, device: Device) -> None:
+    with in_process(export, tmp_path) as (client, _):
+        assert client.get("/health").status_code == 200 and device.models_alive == 1
+    device.check_left_free(scorers=1)
 
 
 def test_exchanging_the_responses_exchanges_the_probabilities(server: Server) -> None:

@@ -200,6 +200,12 @@ def test_memory_is_what_the_plan_expects(family: Family, tmp_path: Path) -> None
     assert "memory" in failing(folder, batch_tokens=tokens, memory_gb=0.99 * expected)
 
 
+def test_an_engine_is_granted_what_vllm_takes_of_a_t4() -> None:
+    """vLLM refuses a model beyond its share of the card, of whose memory torch reports 14.56 GiB."""
+    share = configured().predict.scorer.vllm["gpu_memory_utilization"]
+    assert 0.97 < T4.memory_gb / (share * 14.56 * 2**30 / 1e9) <= 1
+
+
 def test_a_model_that_is_too_large_breaks_only_that_rule(exports: dict[str, Path]) -> None:
     size = (exports["w8a8"] / "model.safetensors").stat().st_size / 1e9
     assert failing(exports["w8a8"], memory_gb=0.9 * size, batch_tokens=1) == {"memory"}
