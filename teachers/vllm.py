@@ -53,8 +53,8 @@ class VllmScorer:
         """Start the engine: tens of seconds on a CPU, minutes for a large model.
 
         `max_tokens` is the longest prompt it will take, `adapter` a LoRA folder that it serves beside the model. Raises
-        `UserError` for engine arguments that vLLM does not know, or values that it does not. Environment variables that vLLM reads are set here,
-        unless they are set already; `close()` puts them back.
+        `UserError` for engine arguments that vLLM does not have, and for values that are in none of its lists.
+        Environment variables that vLLM reads are set here, unless they are set already; `close()` puts them back.
         """
         self._environment = dict(os.environ)
         # Read when vllm is imported. Its warnings tell of kernels and libraries that this machine does without.
