@@ -81,6 +81,17 @@ def test_a_set_is_one_for_every_python_that_is_declared(lock: str) -> None:
             assert version in need.specifier, f"{pin} for {need}"
 
 
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_packages_ask_for_on_a_python_is_pinned_for_it(python: str) -> None:
+    """`cpu.txt` is kept by hand; what it leaves out on purpose, it leaves out for every Python."""
+    given = {"python_version": python, "python_full_version": f"{python}.1", "extra": ""}
+    for name in pins("cpu").keys() & {canonicalize_name(d.name) for d in importlib.metadata.distributions()}:
+        for need in map(Requirement, importlib.metadata.requires(name) or []):
+            if need.marker is not None and "python" in str(need.marker) and need.marker.evaluate(given):
+                pin = pins("cpu").get(canonicalize_name(need.name))
+                assert pin is not None and (pin.marker is None or pin.marker.evaluate(given)), f"{name}: {need}"
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_what_setup_reads_of_a_set_is_there(lock: str) -> None:
     for name in ("pip", "setuptools", "wheel", "torch"):
