@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -83,10 +84,11 @@ def backends_for(export: Path, config: Config, overrides: Iterable[str]) -> list
     asked = backend != "vllm" or any(override.startswith("predict.scorer.backend=") for override in overrides)
     if backend not in DRIVERS:
         raise UserError(f"predict.scorer.backend={backend}: the notebook can have {' or '.join(DRIVERS)}")
-    weights = 2 * shape_of(str(export), config.root, config.student, with_lora).parameters / GB
+    whole = replace(config.student, layers=None, freeze_layers=0)  # as the export is
+    weights = 2 * shape_of(str(export), config.root, whole, with_lora).parameters / GB
     fits = config.predict.scorer.load_in_8bit or weights < config.plan.t4.memory_gb
-    if backend == "transformers" and not fits:
-        log.warning("transformers wants %.1f GB for fp16 weights, a T4 has %g", weights, config.plan.t4.memory_gb)
+    if not fits and not (asked and backend == "vllm"):
+        log.warning("through transformers a T4 would need %.1f GB for fp16 weights: see kaggle/README.md", weights)
     if asked:
         return [backend]
     return [name for name in DRIVERS if name == backend or fits]
