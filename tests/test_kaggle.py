@@ -167,7 +167,12 @@ def wheel(folder: Path, name: str, tag: str = "py3-none-any") -> None:
     [
         ("580.95.05", "py3-none-any", "vllm", "driver 580, Python"),
         ("570.1", "py3-none-any", "transformers", "not vllm: its CUDA asks for driver 580 or newer"),
-        ("595.1", "cp39-cp39-any", "transformers", "not vllm: ERROR: No matching distribution found for for_vllm==1.0"),
+        (
+            "595.1",
+            "cp39-cp39-any",
+            "transformers",
+            "not vllm: ERROR: Could not find a version that satisfies the requirement for_vllm==1.0",
+        ),
         (None, "py3-none-any", None, "no backend runs on this image"),
     ],
 )
