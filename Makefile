@@ -8,13 +8,13 @@ TEACHER_EXP ?= demo_teacher
 export TORCH_INDEX ALLOW_CUDA PYTHON VENV REQUIREMENTS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages predict serve test checks format bench gpu-check clean
+.PHONY: help setup plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages predict serve test test-gpu-pins checks format bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
 	@echo; echo "  EXP=$(EXP) chooses the experiment, ARGS='seed=1 ...' overrides single keys: see conf/"
 
-setup: ## Make .venv from requirements/cpu.txt (TORCH_INDEX=<index with torch's CPU wheels> where pip would take a CUDA build)
+setup: ## Make .venv from requirements/cpu.txt with Python 3.11 to 3.13 (TORCH_INDEX=<index with torch's CPU wheels> where pip would take a CUDA build)
 	bash requirements/setup.sh
 
 plan: ## Memory, hours and cost of every stage of EXP, before anything is rented (ARGS='plan=h100 plan.gpus=16')
@@ -88,6 +88,9 @@ serve: ## The exported judge as an HTTP API and a page, on http://127.0.0.1:8080
 
 test: ## All tests
 	$(PY) -m pytest $(ARGS)
+
+test-gpu-pins: ## What we take for granted of the GPU build of vLLM, read from its wheel (downloads it and Triton, about a gigabyte)
+	$(PY) -m pytest tests/gpu_pins.py $(ARGS)
 
 checks: ## Format, lint and types
 	$(VENV)/bin/ruff format --check .

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from distill.config import Config, from_mapping
-from distill.errors import OtherRankError, UserError, of_file_system
+from distill.errors import OtherRankError, UserError, of_file_system, of_missing_package
 from distill.naming import check_names, expanded, run_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
         try:
-            with file_system_explained():
+            with surroundings_explained():
                 refuse_multirun_of_ranks()
                 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that a CPU does without
                 return stage(typed(values, HydraConfig.get().overrides.task))
@@ -67,7 +67,7 @@ def door(stage: Callable[[Config], Any]) -> Callable[[], Any]:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors rise to here
             OmegaConf.register_new_resolver("home", home, replace=True)
             try:
-                with file_system_explained():
+                with surroundings_explained():
                     hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run)()
             except (HydraException, OmegaConfBaseException, UserError, ChecksFailed) as error:
                 refuse(error)
@@ -85,14 +85,16 @@ def typed(values: Mapping[str, Any], overrides: Iterable[str]) -> Config:
     return replace(config, run=run_name(config.name, overrides))
 
 
-class file_system_explained:  # a context manager, as `suppress` is one
-    """Turn what a full disk, a missing permission or too long a name gives into a `UserError`, whoever met it."""
+class surroundings_explained:  # a context manager, as `suppress` is one
+    """Turn what a full disk, a missing permission, too long a name or a package that is not installed gives into a
+    `UserError`, whoever met it.
+    """
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and (said := of_file_system(error)):
+        if error is not None and (said := of_file_system(error) or of_missing_package(error)):
             raise UserError(said) from error
 
 

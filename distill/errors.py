@@ -3,9 +3,11 @@
 import errno
 import os
 import re
+import sys
 
 OF_RUST = re.compile(r"\(os error (\d+)\)")  # how polars, safetensors and tokenizers tell of the file system
 OF_TORCH = re.compile(r"inline_container\.cc.*(unexpected pos|file write failed)", re.DOTALL)
+OURS = {"distill", "teachers", "students", "eval", "kaggle", "bench"}
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give this user the right to it"),
@@ -50,3 +52,17 @@ def of_file_system(error: BaseException) -> str | None:
         return None
     where = f"{path}: " if path else ""
     return f"{where}{os.strerror(code)}: {REMEDIES[code]}, and run the same command again"
+
+
+def of_missing_package(error: BaseException) -> str | None:
+    """What a user is told where a package of others is not installed; None for any other error.
+
+    On GPUs each stage has an environment of its own, and a scorer that can be chosen may be at home in another one.
+    """
+    package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if not package or package in OURS:
+        return None
+    return (
+        f"{sys.prefix} holds no {package}, which this needs: run it in the environment of its stage (docs/gpu.md), "
+        "choose another backend, or install the package"
+    )

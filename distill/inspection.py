@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from distill import compaction
-from distill.door import file_system_explained, plain_ends, refuse
+from distill.door import plain_ends, refuse, surroundings_explained
 from distill.errors import UserError
 from distill.parts import Part, list_parts, open_part, part_files, token
 from distill.runs import COMPACTING, MANIFEST, content_hash, read_manifest
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     with plain_ends():
         try:
-            with file_system_explained():
+            with surroundings_explained():
                 look_after(chosen.command, chosen.path, Console())
         except UserError as error:
             refuse(error)

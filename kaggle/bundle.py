@@ -1,8 +1,9 @@
 """Turn a finished export into a Kaggle notebook that needs no internet: python -m kaggle.bundle +exp=demo output=folder
 
-Writes two folders for Kaggle's API, as kaggle/README.md tells: `dataset` holds the model, this code, the list of wheels
-to be fetched and this project's own, `notebook` the notebook that predicts with them. `predict.*` overrides given here
-are the notebook's. Slugs are of KAGGLE_USERNAME, the variable that Kaggle's own client reads.
+Writes two folders for Kaggle's API, as kaggle/README.md tells: `dataset` holds the model, this code, for each backend
+the list of wheels to be fetched, and this project's own wheel; `notebook` the notebook that predicts with them.
+`predict.*` overrides given here are the notebook's. Slugs are of KAGGLE_USERNAME, the variable that Kaggle's own client
+reads.
 """
 
 import json
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -30,6 +32,13 @@ PACKAGES = ("conf", "distill", "eval", "students", "teachers")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "demo")
 PARTS = ("dataset", "notebook")  # of a bundle
 REQUIREMENTS = ROOT / "requirements" / "gpu-teacher.txt"
+# What predicting through transformers imports and Kaggle's image lacks or has too old, to be taken from `REQUIREMENTS`.
+# torch, whose CUDA the driver must know, and the rest are the image's own.
+BESIDE_TORCH = (
+    *("accelerate", "bitsandbytes", "click", "hf-xet", "huggingface-hub", "hydra-core", "omegaconf", "polars"),
+    *("polars-runtime-32", "pyarrow", "rich", "safetensors", "tokenizers", "transformers"),
+)
+DRIVERS = {"vllm": 580, "transformers": 525}  # the least: vLLM 0.33 is built for CUDA 13, Kaggle's torch for CUDA 12
 TEMPLATE = Path(__file__).parent / "notebook.ipynb"
 COMPETITION = "lmsys-chatbot-arena"
 BUDGET = ["predict.devices=2", "predict.minutes=500"]  # two T4s; nine hours but for what installing takes
@@ -51,13 +60,38 @@ def main(config: Config) -> None:
         raise UserError(f"output={folder} is no bundle that this command wrote: choose another, or remove it")
     judge = open_exported(model_folder(config))
     check_runs_there(judge.folder)
+    overrides = [*BUDGET, *own_overrides(HydraConfig.get().overrides.task)]
+    backends = backends_for(judge.folder, config, overrides)
     slug, owner = slug_of(f"judge-{config.run}"), os.environ.get("KAGGLE_USERNAME", USERNAME)
     partial = begin(folder)
     dataset, notebook = (partial / name for name in PARTS)
-    write_dataset(dataset, judge.folder, owner, slug)
-    write_notebook(notebook, owner, slug, [*BUDGET, *own_overrides(HydraConfig.get().overrides.task)])
+    write_dataset(dataset, judge.folder, owner, slug, backends)
+    write_notebook(notebook, owner, slug, overrides, backends)
     put(partial, folder)
-    log.info("%s is written; fetch the wheels and upload it as kaggle/README.md tells", folder)
+    log.info("%s is written, for %s; fetch the wheels and upload it as kaggle/README.md tells", folder, backends)
+
+
+def backends_for(export: Path, config: Config, overrides: Iterable[str]) -> list[str]:
+    """The backends among which the notebook chooses, best first: the one that was asked for, or else all that T4s can.
+
+    transformers has no kernels for quantised weights: it makes them fp16, which may be more than a T4 has.
+    """
+    from distill.memory import GB
+    from distill.shapes import shape_of
+    from students.model import with_lora
+
+    backend = config.predict.scorer.backend
+    asked = backend != "vllm" or any(override.startswith("predict.scorer.backend=") for override in overrides)
+    if backend not in DRIVERS:
+        raise UserError(f"predict.scorer.backend={backend}: the notebook can have {' or '.join(DRIVERS)}")
+    whole = replace(config.student, layers=None, freeze_layers=0)  # as the export is
+    weights = 2 * shape_of(str(export), config.root, whole, with_lora).parameters / GB
+    fits = config.predict.scorer.load_in_8bit or weights < config.plan.t4.memory_gb
+    if not fits and not (asked and backend == "vllm"):
+        log.warning("through transformers a T4 would need %.1f GB for fp16 weights: see kaggle/README.md", weights)
+    if asked:
+        return [backend]
+    return [name for name in DRIVERS if name == backend or fits]
 
 
 def check_runs_there(export: Path) -> None:
@@ -84,12 +118,19 @@ def own_overrides(overrides: Iterable[str]) -> list[str]:
     return [o for key, o in named.items() if key in own or (key.startswith("predict.") and key != "predict.model")]
 
 
-def write_dataset(folder: Path, model: Path, owner: str, slug: str) -> None:
-    """What the notebook finds at /kaggle/input: model/, code/, wheels/, requirements.txt."""
+def requirements_of(backend: str) -> str:
+    """The wheels that the backend takes beside Kaggle's image, one pin a line."""
+    lines = REQUIREMENTS.read_text().splitlines(keepends=True)
+    return "".join(line for line in lines if backend == "vllm" or line.split("==")[0] in BESIDE_TORCH)
+
+
+def write_dataset(folder: Path, model: Path, owner: str, slug: str, backends: Iterable[str]) -> None:
+    """What the notebook finds at /kaggle/input: model/, code/, wheels/ and a requirements-*.txt for each backend."""
     shutil.copytree(model, folder / "model")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / "code" / package, ignore=LEFT_OUT)
-    shutil.copy(REQUIREMENTS, folder / "requirements.txt")
+    for backend in backends:
+        (folder / f"requirements-{backend}.txt").write_text(requirements_of(backend))
     build_wheel(folder / "wheels")
     write_json(
         folder / "dataset-metadata.json",
@@ -114,13 +155,14 @@ def build_wheel(folder: Path) -> None:
         )
 
 
-def write_notebook(folder: Path, owner: str, slug: str, overrides: list[str]) -> None:
+def write_notebook(folder: Path, owner: str, slug: str, overrides: list[str], backends: Iterable[str]) -> None:
     """The template with its parameters filled in, and what Kaggle wants to know of it."""
     notebook = json.loads(TEMPLATE.read_text())
     (cell,) = (cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", []))
     cell["source"] = [
         f"DATASET = {slug!r}\n",
         f"OVERRIDES = {overrides!r}\n",
+        f"DRIVERS = {dict((name, DRIVERS[name]) for name in backends)!r}  # backend: the oldest driver\n",
         'INPUT, WORKING = "/kaggle/input", "/kaggle/working"',
     ]
     folder.mkdir(parents=True)

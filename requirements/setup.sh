@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the virtual environment from one locked set. `make setup` calls it; a second run with the same set returns at once.
 #
-#   PYTHON        interpreter, must be 3.11                       default: python3.11, else python3
+#   PYTHON        interpreter, 3.11, 3.12 or 3.13                 default: the first of python3.11, .12, .13, python3 that is one
 #   VENV          folder of the environment                       default: .venv
 #   REQUIREMENTS  locked set to install                           default: requirements/cpu.txt
 #   TORCH_INDEX   index that holds torch's CPU wheels             default: none, pip's own configuration decides
@@ -11,10 +11,11 @@ set -euo pipefail
 VENV=${VENV:-.venv}
 REQUIREMENTS=${REQUIREMENTS:-requirements/cpu.txt}
 TORCH_INDEX=${TORCH_INDEX:-}
-PYTHON=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
+PYTHON=${PYTHON:-}
 
 stop() { echo "setup: $*" >&2; exit 1; }
 version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
+locked_for() { [[ $1 =~ ^3\.1[123]$ ]]; } # what pyproject.toml declares and the sets are resolved for
 
 [ -f "$REQUIREMENTS" ] || stop "REQUIREMENTS=$REQUIREMENTS does not exist (run from the repository's root)"
 
@@ -25,20 +26,25 @@ project=(pyproject.toml LICENSE teachers/plugin/judge_vllm_plugin.py)
 stamp="$VENV/.installed"
 wanted=$(cat "$REQUIREMENTS" "${project[@]}" | sha256sum)
 py="$VENV/bin/python"
-if [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ] && [ "$(version_of "$py")" = 3.11 ]; then
+if [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ] && locked_for "$(version_of "$py")"; then
     echo "setup: $VENV already holds $REQUIREMENTS"
     exit 0
 fi
 
 if [ ! -x "$py" ]; then
-    [ -n "$PYTHON" ] || stop "found neither python3.11 nor python3; install Python 3.11 or set PYTHON"
+    if [ -z "$PYTHON" ]; then
+        for name in python3.11 python3.12 python3.13 python3; do
+            if locked_for "$(version_of $name)"; then PYTHON=$name && break; fi
+        done
+        [ -n "$PYTHON" ] || stop "found no Python 3.11, 3.12 or 3.13, for which the sets are locked; install one or set PYTHON"
+    fi
     found=$(version_of "$PYTHON")
-    [ "$found" = 3.11 ] || stop "$PYTHON is not Python 3.11, for which the sets are locked, but ${found:-nothing that runs}; set PYTHON to a Python 3.11"
-    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || stop "$PYTHON cannot make virtual environments; install its venv module (Debian: python3.11-venv)"
+    locked_for "$found" || stop "PYTHON=$PYTHON is not Python 3.11, 3.12 or 3.13, for which the sets are locked, but ${found:-nothing that runs}"
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || stop "$PYTHON cannot make virtual environments; install its venv module (Debian: python$found-venv)"
     "$PYTHON" -m venv "$VENV"
 fi
 found=$(version_of "$py")
-[ "$found" = 3.11 ] || stop "$VENV holds not Python 3.11 but ${found:-nothing that runs}; remove it or set VENV"
+locked_for "$found" || stop "$VENV holds not Python 3.11, 3.12 or 3.13 but ${found:-nothing that runs}; remove it or set VENV"
 rm -f "$stamp"
 
 # The set is complete, and pip's resolver would refuse it (see the head of cpu.txt): hence --no-deps. Bytecode is compiled at the end, on all cores.

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
-from typing import Any, Self, get_args
+from types import NoneType
+from typing import Any, Literal, Self, get_args, get_origin
 
 import numpy as np
 
@@ -51,20 +52,18 @@ class VllmScorer:
         """Start the engine: tens of seconds on a CPU, minutes for a large model.
 
         `max_tokens` is the longest prompt it will take, `adapter` a LoRA folder that it serves beside the model. Raises
-        `UserError` for engine arguments that vLLM does not know. Environment variables that vLLM reads are set here,
-        unless they are set already; `close()` puts them back.
+        `UserError` for engine arguments that vLLM does not have, and for values that are in none of its lists.
+        Environment variables that vLLM reads are set here, unless they are set already; `close()` puts them back.
         """
         self._environment = dict(os.environ)
         # Read when vllm is imported. Its warnings tell of kernels and libraries that this machine does without.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from vllm import LLM, EngineArgs
+        from vllm import LLM
         from vllm.config.lora import MaxLoRARanks
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
 
-        known = {*inspect.signature(LLM).parameters, *(field.name for field in fields(EngineArgs))}
-        if unknown := sorted(set(config.vllm) - known):
-            raise UserError(f"scorer.vllm: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs")
+        check_arguments(config.vllm)
         arguments: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
         if current_platform.is_cpu():
             arguments |= _cpu_arguments(config)
@@ -210,6 +209,31 @@ def _params(label_ids: Sequence[int] | None) -> Any:
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for engine arguments that the installed vLLM does not have, and for a value that is in none of
+    its lists: it would tell only after it has read the model, and in a page.
+    """
+    from vllm import LLM, EngineArgs, __version__
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    kinds = {field.name: field.type for field in fields(EngineArgs)}
+    if unknown := sorted(set(given) - {*inspect.signature(LLM).parameters, *kinds}):
+        raise UserError(f"scorer.vllm: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs")
+    for name, value in given.items():
+        listed = QUANTIZATION_METHODS if name == "quantization" else _listed(kinds.get(name))
+        if listed and value is not None and value not in listed:
+            raise UserError(f"scorer.vllm.{name}={value}: vLLM {__version__} has {', '.join(map(str, listed))}")
+
+
+def _listed(kind: Any) -> list[Any]:
+    """The values of a type that is nothing but literals and None; none for any other type."""
+    members = [member for member in get_args(kind) or (kind,) if member is not NoneType]
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    literal = all(get_origin(member) is Literal for member in members)
+    return [value for member in members for value in get_args(member)] if literal else []
 
 
 def _cpu_arguments(config: ScorerConfig) -> dict[str, Any]:

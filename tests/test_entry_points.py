@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.errors import of_file_system
+from distill.errors import of_file_system, of_missing_package
 from tests.running import ROOT, refuses
 
 PREPARE = ("-m", "distill.prepare", "data=arena_sim", "data.simulate.conversations=60")
@@ -92,6 +92,20 @@ def test_every_library_s_word_for_a_full_disk_is_known(tmp_path: Path) -> None:
     assert len(said) == 7 and all(line.endswith("free space, and run the same command again") for line in said), said
 
 
+def test_a_package_of_another_environment_is_told_in_a_line(tmp_path: Path) -> None:
+    """polars stands for one that a stage imports late."""
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['polars'] = None\n"
+        f"sys.argv[1:] = ['data=arena_sim', 'paths.root={tmp_path}']\n"
+        "runpy.run_module('distill.prepare', run_name='__main__', alter_sys=True)\n"
+    )
+    done = run("-c", code)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {sys.prefix} holds no polars"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_our_own_faults_keep_their_traceback() -> None:
     for fault in (ValueError("range() arg 3 must not be zero"), FileNotFoundError(2, "", "x"), KeyError("x")):
-        assert of_file_system(fault) is None
+        assert of_file_system(fault) is of_missing_package(fault) is None
+    assert of_missing_package(ModuleNotFoundError("No module named 'distill.x'", name="distill.x")) is None

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import importlib.metadata
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from distill.arena_sim import simulate
 from distill.canaries import CANARIES
@@ -19,14 +22,32 @@ from distill.prompts import Renderer
 from distill.provenance import Learned, write_learned
 from distill.runs import write_manifest
 from eval.predicting.submission import check_submission
-from kaggle.bundle import COMPETITION, LONGEST_SLUG, own_overrides, slug_of
+from kaggle.bundle import (
+    BESIDE_TORCH,
+    COMPETITION,
+    LONGEST_SLUG,
+    TEMPLATE,
+    backends_for,
+    own_overrides,
+    requirements_of,
+    slug_of,
+)
 from tests.composing import configured
+from tests.imports import demands
 from tests.running import refuses, succeeds
 from tests.tiny_exports import with_canaries
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
 ROWS = 12
+# Kaggle's image follows Colab's: the versions of May 2026, of which docker-python's Dockerfile is made (Python 3.12),
+# as googlecolab/backend-info lists them.
+IMAGE = {
+    **{"antlr4-python3-runtime": "4.9.3", "datasets": "4.0.0", "filelock": "3.29.0", "fsspec": "2025.3.0"},
+    **{"httpx": "0.28.1", "markdown-it-py": "4.0.0", "numpy": "2.0.2", "packaging": "26.1", "psutil": "5.9.5"},
+    **{"pygments": "2.20.0", "pyyaml": "6.0.3", "regex": "2025.11.3", "scipy": "1.16.3", "torch": "2.10.0"},
+    **{"tqdm": "4.67.3", "typer": "0.24.2", "typing-extensions": "4.15.0"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +110,8 @@ def test_the_bundle_says_what_kaggle_and_pip_need(bundle: Path) -> None:
         names = archive.namelist()
         entry_points = next(name for name in names if name.endswith("entry_points.txt"))
         assert "judge_vllm_plugin.py" in names and "vllm.general_plugins" in archive.read(entry_points).decode()
-    pins = [line.split()[0] for line in (dataset / "requirements.txt").read_text().splitlines() if line[:1].isalpha()]
-    assert all("==" in pin for pin in pins) and any(pin.startswith("vllm==") for pin in pins)
-    install = notebook_code(bundle, without="parameters")
-    assert "--no-index" in install and "requirements.txt" in install
+    assert [path.name for path in dataset.glob("requirements*")] == ["requirements-transformers.txt"]  # as asked
+    assert (dataset / "requirements-transformers.txt").read_text() == requirements_of("transformers")
     kernel = json.loads((notebook / "kernel-metadata.json").read_text())
     data = json.loads((dataset / "dataset-metadata.json").read_text())
     assert kernel["dataset_sources"] == [data["id"]] and kernel["enable_internet"] is False
@@ -101,6 +120,99 @@ def test_the_bundle_says_what_kaggle_and_pip_need(bundle: Path) -> None:
     found = json.loads((notebook / "notebook.ipynb").read_text())
     assert found["nbformat"] == 4 and len({cell["id"] for cell in found["cells"]}) == len(found["cells"])
     ast.parse(notebook_code(bundle, without="none"))
+
+
+def pins(backend: str) -> dict[str, str]:
+    lines = [line.split("#")[0] for line in requirements_of(backend).splitlines() if line[:1].isalpha()]
+    return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in map(Requirement, lines)}
+
+
+def test_a_backend_s_wheels_are_all_that_it_takes_beside_kaggle_s_image() -> None:
+    """Both what our code imports and what those packages ask for; transformers leaves the image its torch."""
+    assert {"vllm", "torch"} <= {*pins("vllm")} and sorted(pins("transformers")) == sorted(BESIDE_TORCH)
+    held = IMAGE | pins("transformers")
+    of_vllm, brought = {"vllm", "ray", "xllamacpp"}, importlib.metadata.packages_distributions()
+    for name, place in demands("distill.predict").items():
+        wheels = {canonicalize_name(wheel) for wheel in brought.get(name, [name])}
+        assert wheels & {*held} or name in of_vllm, f"{place} imports {name}"
+    for name in BESIDE_TORCH:
+        for text in importlib.metadata.requires(name) or []:
+            need = Requirement(text)
+            if need.marker is None or need.marker.evaluate({"extra": "", "python_version": "3.12"}):
+                assert need.specifier.contains(held[canonicalize_name(need.name)], prereleases=True), f"{name}: {text}"
+
+
+def test_transformers_is_left_out_where_fp16_weights_do_not_fit(bundle: Path) -> None:
+    """It has no kernels for quantised weights."""
+    export = bundle / "dataset" / "model"
+    small, large = configured("+exp=smoke"), configured("+exp=smoke", "plan.t4.memory_gb=1e-6")
+    assert backends_for(export, small, []) == ["vllm", "transformers"]
+    assert backends_for(export, large, []) == ["vllm"]
+    assert backends_for(export, small, ["predict.scorer.backend=vllm"]) == ["vllm"]
+    chosen = "predict.scorer.backend=transformers"
+    assert backends_for(export, configured("+exp=smoke", chosen), [chosen]) == ["transformers"]
+
+
+def wheel(folder: Path, name: str, tag: str = "py3-none-any") -> None:
+    """A wheel that installs nothing."""
+    information = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-{tag}.whl", "w") as archive:
+        archive.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{information}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+        archive.writestr(f"{information}/RECORD", "")
+
+
+@pytest.mark.parametrize(
+    ("version", "tag", "chosen", "said"),
+    [
+        ("580.95.05", "py3-none-any", "vllm", "driver 580, Python"),
+        ("570.1", "py3-none-any", "transformers", "not vllm: its CUDA asks for driver 580 or newer"),
+        (
+            "595.1",
+            "cp39-cp39-any",
+            "transformers",
+            "not vllm: ERROR: Could not find a version that satisfies the requirement for_vllm==1.0",
+        ),
+        (None, "py3-none-any", None, "no backend runs on this image"),
+    ],
+)
+def test_the_notebook_takes_the_backend_that_driver_and_python_allow(
+    version: str | None, tag: str, chosen: str | None, said: str, tmp_path: Path
+) -> None:
+    wheels, path = tmp_path / "input" / "judge" / "wheels", tmp_path / "bin"
+    path.mkdir()
+    wheels.mkdir(parents=True)
+    for name in ("for_vllm", "judge_distillation", "for_transformers"):
+        wheel(wheels, name, tag if name == "for_vllm" else "py3-none-any")
+    for backend in ("vllm", "transformers"):
+        (wheels.parent / f"requirements-{backend}.txt").write_text(f"for_{backend}==1.0\n")
+    if version is not None:
+        (path / "nvidia-smi").write_text(f"#!/bin/sh\necho {version}\necho {version}\n")
+        (path / "nvidia-smi").chmod(0o755)
+    (tmp_path / "input" / COMPETITION).mkdir()
+    (tmp_path / "input" / COMPETITION / "test.csv").touch()
+    cells = {cell["id"]: "".join(cell["source"]) for cell in json.loads(TEMPLATE.read_text())["cells"]}
+    script = "\n".join([cells["parameters"], cells["find"], cells["install"], "print(*OVERRIDES)"])
+    script = script.replace("/kaggle/", f"{tmp_path}/").replace(
+        '"--no-deps"', f'"--no-deps", "--target={tmp_path}/site"'
+    )
+    environment = {**os.environ, "PATH": f"{path}:/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert said in done.stdout + done.stderr, done.stdout + done.stderr
+    assert (done.returncode == 0) == (chosen is not None)
+    installed = {path.name.split("-")[0] for path in (tmp_path / "site").glob("*.dist-info")}
+    if chosen is not None:
+        assert done.stdout.splitlines()[-1] == f"predict.scorer.backend={chosen}"
+        assert installed == {f"for_{chosen}"} | ({"judge_distillation"} if chosen == "vllm" else set())
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_plugin_s_wheel_is_taken_by_each_python(bundle: Path, python: str, tmp_path: Path) -> None:
+    wheels = bundle / "dataset" / "wheels"
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--only-binary=:all:"]
+    command += ["--python-version", python, "--target", str(tmp_path), "--find-links", str(wheels)]
+    subprocess.run([*command, "judge-distillation"], check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "judge_vllm_plugin.py").exists()
 
 
 def test_names_and_overrides_are_the_notebooks() -> None:

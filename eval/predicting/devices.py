@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from distill.config import PredictConfig
-from distill.door import file_system_explained
+from distill.door import surroundings_explained
 from distill.errors import UserError
 from distill.scoring import given_threads
 from teachers.filling import STOPPED, Interrupt
@@ -98,7 +98,7 @@ def run_alone(work: Callable[..., None], number: int, count: int, config: Any, *
     threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s device {number}: %(message)s", datefmt="%H:%M:%S")
     try:
-        with file_system_explained():
+        with surroundings_explained():
             work(number, count, config, *arguments)
     except UserError as problem:
         log.error("%s", problem)

@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from distill.canaries import check_canaries
+from distill.errors import UserError
 from distill.prompts import Renderer
 from distill.records import Conversation
 from distill.scoring import score
@@ -23,7 +24,7 @@ from students.merging import merge_adapter, unmerge_adapter
 from teachers.int8 import multiplies_exactly
 from teachers.scorers import label_token_ids, open_scorer
 from teachers.transformers import TransformersScorer
-from teachers.vllm import VllmScorer
+from teachers.vllm import VllmScorer, check_arguments
 from tests.composing import configured, scorer
 from tests.running import own_process
 from tests.tiny_exports import with_canaries
@@ -104,6 +105,15 @@ def test_names_engine_arguments_that_vllm_does_not_have(tiny_judge_llama: Path) 
     config = scorer("vllm", vllm={"gpu_memory": 0.9})
     with pytest.raises(ValueError, match="gpu_memory"), open_scorer(tiny_judge_llama, config, MAX_TOKENS):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "listed"), [("quantization", "bitsandbytes", "fp8"), ("runner", "score", "pooling")]
+)
+def test_names_values_that_vllm_does_not_have_before_it_reads_the_model(name: str, value: str, listed: str) -> None:
+    with pytest.raises(UserError, match=rf"scorer\.vllm\.{name}={value}: vLLM [\d.]+ has .*{listed}"):
+        VllmScorer(Path("nowhere"), scorer("vllm", vllm={name: value}), MAX_TOKENS)
+    check_arguments({"quantization": "fp8", "enable_prefix_caching": True, name: None})
 
 
 @pytest.mark.timeout(900)
