@@ -337,7 +337,7 @@ def test_what_people_and_exports_say_is_shown_with_its_intervals(evaluation: Eva
     assert {of["verdict"] for of in lost.values()} >= {"beyond", "cannot tell"}
     line = checks_line(files["metrics.json"])
     assert line is not None and "student_w8a8 failed its checks: verdicts differs" in line.plain
-    assert checks_line({"judges": {"student": {"failed": []}}}) is None
+    assert checks_line({"judges": {"student": {"failed": []}}, "unanswered": {}}) is None
 
 
 def test_few_prompts_are_told_by_table_and_page(tmp_path: Path) -> None:
