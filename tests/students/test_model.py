@@ -28,6 +28,7 @@ from students.shards import locate
 from students.trained import open_trained
 from teachers.transformers import TransformersScorer
 from tests.composing import configured, scorer
+from tests.students.gpus import Loaded, PretendedGpus
 
 pytestmark = pytest.mark.timeout(300)
 Configure = Callable[..., Config]
@@ -230,6 +231,29 @@ class TestLowPrecision:
         adapter = load_file(student.run_folder(config) / "adapter" / "adapter_model.safetensors")
         assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
         assert losses(config)[-1] < losses(config)[0]
+
+    @pytest.mark.parametrize(
+        ("dtype", "in_bf16", "loaded", "precision"),
+        [
+            ("auto", True, torch.bfloat16, "high"),
+            ("auto", False, torch.float32, "highest"),  # as a T4, which emulates bf16
+            ("fp32", True, torch.float32, "highest"),
+        ],
+    )
+    def test_gpus_train_in_bf16_where_they_compute_in_it_and_round_to_tf32_beside_it(
+        self,
+        judge_of: Callable[..., Judge],
+        dtype: str,
+        in_bf16: bool,
+        loaded: torch.dtype,
+        precision: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        gpus = PretendedGpus(monkeypatch, in_bf16=in_bf16)
+        gpus.note_loading(monkeypatch)
+        with pytest.raises(Loaded):
+            judge_of(f"student.dtype={dtype}")
+        assert (gpus.events[-1]["dtype"], gpus.precision) == (loaded, precision)
 
     def test_kahan_learns_where_plain_bf16_stalls(self, configure: Configure) -> None:
         """Steps of 2e-5 on weights of 0.1, whose neighbours in bf16 are 4e-4 away: rounded to nearest, all are lost."""
