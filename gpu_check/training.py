@@ -10,7 +10,7 @@ from torch import nn
 
 from distill.config import Config
 from distill.records import ORDERS
-from gpu_check.judges import Family, configured, conversations, device, random_judge, working_dtype
+from gpu_check.judges import TINY, WIDTHS, Family, configured, conversations, device, random_judge, working_dtype
 from gpu_check.verdicts import EXACT, LOSS, Failed, Figures, name_of, same
 from students.dataset import Example, collate
 from students.engine import open_optimizer, process_group
@@ -71,7 +71,7 @@ def two_steps(folder: Path, dry: bool, family: Family, method: str, zero: int | 
     """Train a judge by `method` under DeepSpeed's ZeRO stage `zero`, None: without DeepSpeed; compare with the CPU."""
     dtype = torch.bfloat16 if method == "full" else working_dtype()
     base = random_judge(folder / "base", family, dry, dtype)
-    config = configured(base, *METHODS[method], f"engine=zero{zero or 0}")
+    config = configured(base, *METHODS[method], *rates(method, family, dry), f"engine=zero{zero or 0}")
     examples = conversations()
     judge = prepared(base, config)
     reference = reference_of(judge, base, config)
@@ -90,6 +90,17 @@ def two_steps(folder: Path, dry: bool, family: Family, method: str, zero: int | 
         "tolerance": tolerance,
         "dtype": name_of(dtype),
     }
+
+
+def rates(method: str, family: Family, dry: bool) -> tuple[str, str]:
+    """Learning rates at which two steps move the loss by some hundredths at any width.
+
+    AdamW moves each weight by its rate, and so an output by rate x width, which at full width would be a leap. Weights
+    in bf16 have to move by half of their last digit, whose size falls with the root of the width alone.
+    """
+    width = (TINY if dry else WIDTHS[family])["hidden_size"]
+    factor = (TINY["hidden_size"] / width) ** (0.5 if method == "full" else 1)
+    return f"optimizer.lr={1e-4 * factor:.2e}", f"optimizer.head_lr={1e-3 * factor:.2e}"
 
 
 def prepared(base: Path, config: Config) -> Judge:

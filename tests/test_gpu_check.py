@@ -142,6 +142,10 @@ class TestSteps:
         with pytest.raises(Failed, match="loss 2 of 3"):
             training.two_steps(tmp_path, True, "llama", "lora", 2)
 
+    def test_kahan_sums_are_as_good_under_zero3(self, tmp_path: Path) -> None:
+        """Off by 0.006 where each part of the weights counts as another step."""
+        assert training.two_steps(tmp_path, True, "llama", "full", 3)["off_by"] < 0.002
+
     def test_int8_is_written_as_transformers_reads_it(self, tmp_path: Path) -> None:
         judge = random_judge(tmp_path, "llama", True, torch.float16)
         plain_logits = inference.in_transformers(judge, "fp32")
@@ -152,11 +156,11 @@ class TestSteps:
         assert 1e-3 < relative(rounded, torch.tensor(plain_logits)) < 0.1
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 class TestCommand:
     def test_what_a_cpu_can_run_passes_and_the_rest_says_why_not(self, tmp_path: Path) -> None:
         done = subprocess.run(
-            ["make", "gpu-check", "DRY=1", f"PY={sys.executable}", f"ARGS=--output {tmp_path} --minutes 14"],
+            ["make", "gpu-check", "DRY=1", f"PY={sys.executable}", f"ARGS=--output {tmp_path} --minutes 25"],
             cwd=ROOT,
             capture_output=True,
             text=True,
