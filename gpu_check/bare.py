@@ -21,7 +21,8 @@ OWN = "_self_"
 
 def composed(*overrides: str) -> dict[str, Any]:
     """The plain values of conf/config.yaml: `group=name` chooses a file, `key.below=value` sets one value."""
-    chosen, changed = {}, {}
+    chosen: dict[str, str] = {}
+    changed: dict[str, str] = {}
     for override in overrides:
         key, _, value = override.partition("=")
         (chosen if (CONF / key).is_dir() else changed)[key] = value

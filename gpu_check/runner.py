@@ -34,6 +34,7 @@ ENVIRONMENT = {  # nothing is looked up or reported
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore:resource_tracker",  # of semaphores, where a step's process was ended
 }
 PROBE_S = 600
 PATIENCE = 10  # times a step's limit, in a dry run: a busy CPU is no fault
@@ -90,7 +91,7 @@ class Processes:
     """Starts a function in a process: a fresh one on a GPU, on a CPU one forked where the libraries are loaded."""
 
     def __init__(self, dry: bool):
-        os.environ |= ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": ""} if dry else {})
+        os.environ |= ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if dry else {})
         self.context: BaseContext = multiprocessing.get_context("forkserver" if dry else "spawn")
         if dry:
             self.context.set_forkserver_preload([name for name in PRELOADED if find_spec(name)])
