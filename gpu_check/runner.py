@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +91,7 @@ class Processes:
 
     def __init__(self, dry: bool):
         os.environ |= ENVIRONMENT | ({"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"} if dry else {})
-        self.context: BaseContext = multiprocessing.get_context("forkserver" if dry else "spawn")
+        self.context: Any = multiprocessing.get_context("forkserver" if dry else "spawn")
         if dry:
             self.context.set_forkserver_preload([name for name in PRELOADED if find_spec(name)])
 
@@ -106,9 +105,9 @@ class Processes:
                 process.join(max(limit_s, 0.1))
                 late = process.is_alive()
             finally:
-                for end in (lambda: os.killpg(process.pid or 0, signal.SIGKILL), process.kill):
-                    with suppress(ProcessLookupError, PermissionError):
-                        end()  # with all that it has started
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+                process.kill()  # it may have had no time to open its group
                 process.join()
             if answer.exists():
                 return dict(json.loads(answer.read_text()))
@@ -132,8 +131,8 @@ def perform(function: str, arguments: dict[str, Any], scratch: str, answer: Path
     except Exception as error:
         traceback.print_exc()
         first = next(iter(str(error).splitlines()), "")
-        reason = first if isinstance(error, Failed) else f"{type(error).__name__}: {first}"
-        found = {"status": "FAIL", "reason": reason, "figures": {}}
+        why = first if isinstance(error, Failed) else f"{type(error).__name__}: {first}"
+        found = {"status": "FAIL", "reason": why, "figures": {}}
     write_json(answer, found)
     sys.stdout.flush()
     os._exit(0)  # whatever threads or engines are left
