@@ -22,7 +22,7 @@ def attention(folder: Path, dry: bool, family: Family, implementation: str) -> F
     exact = outcome(open_judge(base, "fp32"), examples, False, backward)
     judge = open_judge(base, name_of(dtype))
     judge.classifier.set_attn_implementation(implementation)
-    off = {}
+    off: dict[str, float] = {}
     for layout in ("padded", "padding_free"):
         found = outcome(judge, examples, layout == "padding_free", backward)
         off |= {f"{layout}_{what}": relative(found[what], exact[what]) for what in exact}

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
@@ -51,7 +52,7 @@ def collectives(folder: Path, dry: bool, everywhere: bool) -> Figures:
     if ranks == 1:
         as_rank(0, 1, port)
     else:
-        context = get_context("fork" if dry else "spawn")
+        context: Any = get_context("fork" if dry else "spawn")
         processes = [context.Process(target=as_rank, args=(rank, ranks, port)) for rank in range(ranks)]
         for process in processes:
             process.start()

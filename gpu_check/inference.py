@@ -17,7 +17,7 @@ from gpu_check.bare import composed
 from gpu_check.judges import TINY, WIDTHS, conversations, random_judge
 from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, alike, relative
 from students.half_precision import Range, fit_into_fp16
-from teachers.transformers import TransformersScorer
+from teachers.transformers import LARGEST_INT8, TransformersScorer
 
 MAX_TOKENS = 256
 MARGIN = 2.0  # as conf/export has it
@@ -81,7 +81,7 @@ def write_w8a8(model: Path) -> None:
     tensors = load_file(model / "model.safetensors")
     for name in [n for n, t in tensors.items() if t.ndim == 2 and "embed_tokens" not in n and n != "score.weight"]:
         weight = tensors[name].float()
-        scale = weight.abs().amax(1, keepdim=True) / 127
+        scale = weight.abs().amax(1, keepdim=True) / LARGEST_INT8
         tensors[name] = (weight / scale).round().to(torch.int8)
         tensors[f"{name}_scale"] = scale.half()
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})

@@ -132,11 +132,10 @@ def reference_of(judge: Judge, base: Path, config: Config) -> Judge:
         from bitsandbytes.functional import dequantize_4bit
         from bitsandbytes.nn import Linear4bit
 
-        held = dict(reference.named_modules())
-        for name, module in judge.named_modules():
-            if not isinstance(module, Linear4bit):
-                continue
-            module = module.to(device())  # where they are rounded, should they not be there yet
+        held: dict[str, Any] = dict(reference.named_modules())
+        in_4_bits: dict[str, Any] = {name: m for name, m in judge.named_modules() if isinstance(m, Linear4bit)}
+        for name, module in in_4_bits.items():
+            module.to(device())  # where they are rounded, should they not be there yet
             weight = dequantize_4bit(module.weight.data, module.weight.quant_state).float().cpu()
             exact = held[name].weight
             error = ((weight - exact).square().mean() / exact.square().mean()).sqrt().item()
