@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ ENVIRONMENT = {  # nothing is looked up or reported
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore:resource_tracker",  # of semaphores, where a step's process was ended
 }
+KERNELS = ("triton", "flash-attn", "liger-kernel", "bitsandbytes", "torch-optimi", "compressed-tensors")
 PROBE_S = 600
 PATIENCE = 10  # times a step's limit, in a dry run: a busy CPU is no fault
 Status = Literal["PASS", "FAIL", "SKIP"]
@@ -173,7 +175,11 @@ def machine(processes: Processes, dry: bool, folder: Path) -> Machine:
     for path in files:
         digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     environment = Path(sys.prefix).name  # .venv-student, .venv-teacher: some steps can run in one of them alone
-    return Machine(**found["figures"], environment=environment, versions=installed_versions(), code=digest.hexdigest())
+    versions = installed_versions()
+    for package in KERNELS:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return Machine(**found["figures"], environment=environment, versions=versions, code=digest.hexdigest())
 
 
 def sources(place: Path) -> Iterable[Path]:
