@@ -82,8 +82,8 @@ def two_steps(folder: Path, dry: bool, family: Family, method: str, zero: int | 
     expected = in_plain(PlainEngine(reference, in_fp32(config), CPU, method == "full"), in_fp32(config), examples)
     tolerance = EXACT if device().type == "cpu" and dtype == torch.float32 else LOSS[name_of(dtype)]
     same("loss", taken, expected, tolerance)
-    if not min(abs(a - b) for a, b in pairwise(expected)) > 2 * tolerance:
-        raise Failed(f"losses {expected} do not move: nothing is shown")
+    if not min(abs(a - b) for a, b in pairwise(expected)) > tolerance:
+        raise Failed(f"losses {expected} do not move: an optimiser that does nothing would pass")
     return {
         "losses": [round(loss, 5) for loss in taken],
         "off_by": max(abs(a - b) for a, b in zip(taken, expected, strict=True)),
@@ -96,10 +96,11 @@ def rates(method: str, family: Family, dry: bool) -> tuple[str, str]:
     """Learning rates at which two steps move the loss by some hundredths at any width.
 
     AdamW moves each weight by its rate, and so an output by rate x width, which at full width would be a leap. Weights
-    in bf16 have to move by half of their last digit, whose size falls with the root of the width alone.
+    in bf16 do not move by less than half of their last digit, whose size falls with the root of the width alone: for
+    them the rate lies between.
     """
     width = (TINY if dry else WIDTHS[family])["hidden_size"]
-    factor = (TINY["hidden_size"] / width) ** (0.5 if method == "full" else 1)
+    factor = (TINY["hidden_size"] / width) ** (0.75 if method == "full" else 1)
     return f"optimizer.lr={1e-4 * factor:.2e}", f"optimizer.head_lr={1e-3 * factor:.2e}"
 
 

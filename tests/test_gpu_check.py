@@ -17,10 +17,13 @@ import torch
 from gpu_check import inference, training
 from gpu_check.attention import attention
 from gpu_check.bare import composed
-from gpu_check.judges import random_judge
+from gpu_check.judges import configured, conversations, random_judge
 from gpu_check.runner import Machine, Processes, Record, Step, run_all, table
 from gpu_check.steps import STEPS
 from gpu_check.verdicts import Failed, relative
+from students.engine import process_group
+from students.loop import Trainer
+from students.tracking import Tracker
 from teachers.transformers import TransformersScorer, int8_linears
 from tests.composing import plain
 
@@ -145,6 +148,22 @@ class TestSteps:
     def test_kahan_sums_are_as_good_under_zero3(self, tmp_path: Path) -> None:
         """Off by 0.006 where each part of the weights counts as another step."""
         assert training.two_steps(tmp_path, True, "llama", "full", 3)["off_by"] < 0.002
+
+    @pytest.mark.parametrize("zero", [1, 3])
+    def test_kahan_sums_go_on_after_a_checkpoint(self, tmp_path: Path, zero: int) -> None:
+        base = random_judge(tmp_path / "base", "llama", True, torch.bfloat16)
+        config = configured(base, *training.METHODS["full"], f"engine=zero{zero}")
+        examples = conversations()
+
+        def steps(folder: str, count: int) -> list[float]:
+            with process_group():
+                judge = training.prepared(base, config)
+                trainer = Trainer(config, judge, examples, examples, tmp_path / folder, Tracker())
+                taken = [trainer.take_step([0, 1], 0)["loss"] for _ in range(count)]
+                trainer.checkpoint()
+                return taken
+
+        assert steps("resumed", 2) + steps("resumed", 2) == steps("straight", 4)
 
     def test_int8_is_written_as_transformers_reads_it(self, tmp_path: Path) -> None:
         judge = random_judge(tmp_path, "llama", True, torch.float16)
