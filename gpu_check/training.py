@@ -71,7 +71,7 @@ def two_steps(folder: Path, dry: bool, family: Family, method: str, zero: int | 
     """Train a judge by `method` under DeepSpeed's ZeRO stage `zero`, None: without DeepSpeed; compare with the CPU."""
     dtype = torch.bfloat16 if method == "full" else working_dtype()
     base = random_judge(folder / "base", family, dry, dtype)
-    config = configured(base, *METHODS[method], *rates(method, family, dry), f"engine=zero{zero or 0}")
+    config = configured(base, *METHODS[method], *rates(family, dry), f"engine=zero{zero or 0}")
     examples = conversations()
     judge = prepared(base, config)
     reference = reference_of(judge, base, config)
@@ -92,15 +92,14 @@ def two_steps(folder: Path, dry: bool, family: Family, method: str, zero: int | 
     }
 
 
-def rates(method: str, family: Family, dry: bool) -> tuple[str, str]:
+def rates(family: Family, dry: bool) -> tuple[str, str]:
     """Learning rates at which two steps move the loss by some hundredths at any width.
 
-    AdamW moves each weight by its rate, and so an output by rate x width, which at full width would be a leap. Weights
-    in bf16 do not move by less than half of their last digit, whose size falls with the root of the width alone: for
-    them the rate lies between.
+    AdamW moves each weight by its rate, and so an output by up to rate x width: the rates of conf/ would be leaps here.
+    They fall less than the width grows, since weights in bf16 do not move by less than half of their last digit.
     """
     width = (TINY if dry else WIDTHS[family])["hidden_size"]
-    factor = (TINY["hidden_size"] / width) ** (0.75 if method == "full" else 1)
+    factor = (TINY["hidden_size"] / width) ** 0.75
     return f"optimizer.lr={1e-4 * factor:.2e}", f"optimizer.head_lr={1e-3 * factor:.2e}"
 
 
