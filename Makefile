@@ -110,8 +110,8 @@ bench: ## Side-by-side measurements; each prints one JSON line last
 	$(PY) -m bench.eval
 	$(PY) -m bench.serve
 
-gpu-check: ## On a GPU: measure what distill.plan assumes, and write it to artifacts/plan/<device>.json
-	$(PY) -m bench.calibrate
+gpu-check: ## On a GPU: prove what no CPU can, and measure what distill.plan assumes; DRY=1: what a CPU can, in tiny
+	$(PY) -m gpu_check $(if $(DRY),--dry) $(ARGS)
 
 ablation: ## Losses against each other on real votes, three seeds (an hour and a half after make human)
 	for loss in votes distill kl blackpearl wsdm3; do $(PY) -m distill.student +exp=human loss=$$loss && \

@@ -15,24 +15,25 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from distill.calibration import Calibration
 from distill.config import Config, from_mapping
-from distill.door import CONF
 from distill.memory import GB, Batch, Sharding, activation_bytes, training_memory
 from distill.planning import eager_attention
 from distill.runs import write_json
 from distill.shapes import model_config, shape_of
 from distill.throughput import Lengths, scoring_flops, training_flops
+from gpu_check.bare import composed
+from gpu_check.training import PlainEngine
 from students.collectives import process_group
 from students.engine import open_engine
 from students.model import build_judge, with_lora
@@ -53,20 +54,24 @@ def main() -> None:
     arguments = parser.parse_args()
     config = settings(arguments.model, arguments.layers, not arguments.no_checkpointing)
     figures, calibration = measure(config, arguments.rows, arguments.tokens, arguments.repeats)
-    slug = re.sub(r"[^a-z0-9]+", "-", calibration.device.lower()).strip("-")
-    output = arguments.output or Path("artifacts/plan", f"{slug}.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(output, asdict(calibration))
+    output = write(calibration, arguments.output)
     print(f"{calibration.measured}\nwritten: plan.calibration={output}")
     print(json.dumps({"bench": "calibrate", "figures": figures}))
+
+
+def write(calibration: Calibration, output: Path | None = None) -> Path:
+    """Where it was written: `output`, or artifacts/plan/<device>.json."""
+    slug = re.sub(r"[^a-z0-9]+", "-", calibration.device.lower()).strip("-")
+    output = output or Path("artifacts/plan", f"{slug}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, asdict(calibration))
+    return output
 
 
 def settings(model: str, layers: int, checkpointing: bool) -> Config:
     """The configuration of the measured training: LoRA as conf/ has it, on one rank without ZeRO."""
     chosen = [f"student.base={model}", f"student.layers={layers}", f"student.gradient_checkpointing={checkpointing}"]
-    with initialize_config_dir(CONF, version_base="1.3"):
-        composed = compose("config", overrides=[*chosen, "student.head=new", "engine=zero0"])
-    values: Any = OmegaConf.to_container(composed, resolve=True)
+    values = composed(*chosen, "student.head=new", "engine=zero0")
     return from_mapping(Config, {**values, "run": "calibrate"})
 
 
@@ -99,9 +104,12 @@ def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[dict[
         training_tflops=train_tflop / train_s,
         memory_overhead=max(0.1, (peak_gb - held.total) / activations_gb),
         measured=f"{shape.layers} layers of {config.student.base}, {rows} rows of {tokens} tokens, torch "
-        f"{torch.__version__}, {'bf16' if CUDA else f'fp32 on {torch.get_num_threads()} threads'}",
+        f"{torch.__version__}, {'bf16' if CUDA else f'fp32 on {torch.get_num_threads()} threads'}"
+        f"{'' if find_spec('deepspeed') else ', without DeepSpeed'}",
     )
     figures = {
+        "scoring_tokens_per_s": rows * tokens / score_s,
+        "training_tokens_per_s": rows * tokens / train_s,
         "scoring_s": score_s,
         "scoring_tflop": score_tflop,
         "training_s": train_s,
@@ -128,8 +136,7 @@ def save_random(config: Config, folder: Path) -> None:
 
 def train(config: Config, folder: Path, ids: torch.Tensor, repeats: int) -> tuple[float, float]:
     """(seconds of a step, GB at its peak)."""
-    with process_group():
-        engine = open_engine(build_judge(folder, config.student, config.engine, seed=0), config)
+    with opened(folder, config) as engine:
         ids = ids.to(engine.device)
         ends = torch.arange(1, len(ids) + 1, device=engine.device) * ids.shape[1] - 1
 
@@ -141,6 +148,17 @@ def train(config: Config, folder: Path, ids: torch.Tensor, repeats: int) -> tupl
         step()  # makes the optimiser's states
         seconds = min(timed(step) for _ in range(repeats))
         return seconds, peak_of(engine, step)
+
+
+@contextmanager
+def opened(folder: Path, config: Config) -> Iterator[Any]:
+    """The training's engine over the judge in `folder`: DeepSpeed's, or where that is not installed PyTorch's."""
+    if find_spec("deepspeed"):
+        with process_group():
+            yield open_engine(build_judge(folder, config.student, config.engine, seed=0), config)
+    else:
+        device = torch.device("cuda" if CUDA else "cpu")
+        yield PlainEngine(build_judge(folder, config.student, config.engine, seed=0), config, device)
 
 
 def score(config: Config, folder: Path, ids: torch.Tensor, repeats: int) -> float:

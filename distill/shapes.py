@@ -100,12 +100,12 @@ def shape_of(base: str, root: Path, student: StudentConfig, with_lora: Callable[
 
 def model_config(base: str, root: Path) -> Any:
     """transformers' configuration of `base`, from the nearest place that has it."""
-    from omegaconf import OmegaConf
+    import yaml
     from transformers import AutoConfig
 
     if (folder := folder_of(base, root)) is not None:
         return AutoConfig.from_pretrained(folder)
-    known: Any = OmegaConf.to_container(OmegaConf.load(SHAPES))
+    known = yaml.safe_load(SHAPES.read_text())
     for facts in known.values():
         if base in facts["names"]:
             return AutoConfig.for_model(**{key: value for key, value in facts.items() if key != "names"})

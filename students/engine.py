@@ -75,10 +75,31 @@ def open_optimizer(judge: Judge, config: Config) -> torch.optim.Optimizer:
         "weight_decay": config.optimizer.weight_decay,
     }
     if config.optimizer.master_weights == "kahan":
-        from optimi import AdamW
-
-        return AdamW(groups, lr=config.optimizer.lr, kahan_sum=True, triton=False, **settings)
+        return kahan_adamw(groups, lr=config.optimizer.lr, kahan_sum=True, triton=False, **settings)
     return torch.optim.AdamW(groups, **settings)
+
+
+def kahan_adamw(groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
+    """torch-optimi's AdamW, which counts the steps of each tensor, as PyTorch's does, and not those of a group.
+
+    ZeRO-3 updates one part of the weights after another, each in a call of its own, and the group would count them all:
+    the later a part, the smaller its first steps.
+    """
+    from optimi import AdamW
+
+    class Counting(AdamW):
+        def step(self, *given: Any, **named: Any) -> Any:
+            held = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+            for group, parameters in held:
+                if parameters:  # optimi counts on from here
+                    group["step"] = torch.tensor(int(self.state[parameters[0]].get("step", 0)), dtype=torch.int32)
+            loss = super().step(*given, **named)
+            for group, parameters in held:
+                for parameter in parameters:
+                    self.state[parameter]["step"] = group["step"].clone()
+            return loss
+
+    return Counting(groups, **settings)
 
 
 def in_bf16(judge: Judge) -> bool:

@@ -1,0 +1,68 @@
+"""Kernels of attention and Liger's against eager attention in fp32, on the device, forward and backward."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from distill.records import ORDERS
+from gpu_check.judges import Family, configured, conversations, device, random_judge, working_dtype
+from gpu_check.verdicts import EXACT, LOGITS, Figures, alike, name_of, relative
+from students.dataset import Example, collate
+from students.model import Judge, build_judge
+
+LONGEST = 300  # tokens: several blocks of a kernel, many windows
+
+
+def attention(folder: Path, dry: bool, family: Family, implementation: str) -> Figures:
+    """Logits and gradients of `implementation`, padded and padding-free, are those of eager attention in fp32."""
+    dtype = working_dtype()
+    base = random_judge(folder / "base", family, dry, dtype)
+    examples, backward = conversations(longest=LONGEST), differentiable(implementation)
+    exact = outcome(open_judge(base, "fp32"), examples, False, backward)
+    judge = open_judge(base, name_of(dtype))
+    judge.classifier.set_attn_implementation(implementation)
+    off: dict[str, float] = {}
+    for layout in ("padded", "padding_free"):
+        found = outcome(judge, examples, layout == "padding_free", backward)
+        off |= {f"{layout}_{what}": relative(found[what], exact[what]) for what in exact}
+    alike(off, EXACT if device().type == "cpu" else LOGITS[name_of(dtype)])
+    return {**off, "dtype": name_of(dtype)}
+
+
+def liger(folder: Path, dry: bool, family: Family) -> Figures:
+    """Logits and gradients with Liger's kernels are those without."""
+    dtype = working_dtype()
+    base = random_judge(folder / "base", family, dry, dtype)
+    examples = conversations(longest=LONGEST)
+    exact = outcome(open_judge(base, "fp32"), examples, False, True)
+    found = outcome(open_judge(base, name_of(dtype), "engine.liger=true"), examples, False, True)
+    off = {what: relative(found[what], exact[what]) for what in exact}
+    alike(off, LOGITS[name_of(dtype)])
+    return {**off, "dtype": name_of(dtype)}
+
+
+def differentiable(implementation: str) -> bool:
+    """PyTorch has no backward of flex attention on CPUs."""
+    return implementation != "flex_attention" or device().type != "cpu"
+
+
+def open_judge(base: Path, dtype: str, *overrides: str) -> Judge:
+    """All weights of it trained, so nothing but transformers is needed."""
+    config = configured(base, "student=full", f"student.dtype={dtype}", "engine.attention=eager", *overrides)
+    return build_judge(base, config.student, config.engine, config.seed).to(device())
+
+
+def outcome(judge: Judge, examples: Sequence[Example], padding_free: bool, backward: bool) -> dict[str, torch.Tensor]:
+    """Logits [rows, 3], and the gradients of a loss for the embeddings of all tokens and the first layer's queries."""
+    rows = [(i, order) for i in range(len(examples)) for order in range(len(ORDERS))]
+    batch = collate(rows, examples, device(), padding_free)
+    judge.train(backward).zero_grad()
+    with torch.set_grad_enabled(backward):
+        logits = judge(batch.input_ids, batch.positions, batch.ends)
+    if not backward:
+        return {"logits": logits}
+    (batch.votes * logits.log_softmax(-1)).sum().backward()
+    model = judge.classifier.model
+    gradients = {"embeddings": model.embed_tokens.weight.grad, "queries": model.layers[0].self_attn.q_proj.weight.grad}
+    return {"logits": logits.detach(), **{name: grad.clone() for name, grad in gradients.items()}}
