@@ -216,7 +216,7 @@ def pads_that_see_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def softcap_left_out(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("students.model.attention", lambda *_: "sdpa")
+    patch.setattr("students.model.choose_attention", lambda *_: "sdpa")
 
 
 @pytest.fixture(scope="module")
