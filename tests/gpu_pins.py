@@ -36,6 +36,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unpacked)
         wheel.unlink()
+    for tool in unpacked.glob("triton/backends/nvidia/bin/*"):
+        tool.chmod(0o755)  # zipfile leaves permissions out
     return unpacked
 
 
