@@ -7,7 +7,7 @@ import sys
 
 OF_RUST = re.compile(r"\(os error (\d+)\)")  # how polars, safetensors and tokenizers tell of the file system
 OF_TORCH = re.compile(r"inline_container\.cc.*(unexpected pos|file write failed)", re.DOTALL)
-OURS = {"distill", "teachers", "students", "eval", "kaggle", "bench"}
+OURS = {"distill", "teachers", "students", "eval", "kaggle", "bench", "gpu_check", "hydra_plugins"}
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give this user the right to it"),
@@ -55,7 +55,7 @@ def of_file_system(error: BaseException) -> str | None:
 
 
 def of_missing_package(error: BaseException) -> str | None:
-    """What a user is told where a package of others is not installed; None for any other error.
+    """The message for a third-party package that is not installed; None for any other error.
 
     On GPUs each stage has an environment of its own, and a scorer that can be chosen may be at home in another one.
     """

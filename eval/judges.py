@@ -172,7 +172,7 @@ def add(judges: Judges, candidate: Candidate, config: Config, scored: Sequence[C
 
 
 def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, list[Said]]:
-    """What is said by the student and of each of `eval.variants`, by name, for each of `eval.seeds`."""
+    """What the student and each of `eval.variants` say, by name, for each of `eval.seeds`."""
     found: dict[str, list[Said]] = {name: [] for name in (STUDENT, *config.eval.variants)}
     for seed in config.eval.seeds:
         run = config.run if seed == config.seed else variant(config.run, f"seed={seed}")

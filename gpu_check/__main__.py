@@ -1,7 +1,7 @@
 """Proves on a GPU what a CPU cannot, in at most 12 minutes; no network: python -m gpu_check, or make gpu-check
 
-Each step says PASS, FAIL or SKIP with the reason; exit code 1 where one failed. The same command goes on where it
-stopped. Results: artifacts/gpu_check/<device>-<environment>.json; what a step printed: the folder of that name.
+Each step says PASS, FAIL or SKIP with the reason; exit code 1 where one failed. Rerun the same command to resume.
+Results: artifacts/gpu_check/<device>-<environment>.json; what a step printed: the folder of that name.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> int:
     try:
         run_all(chosen, record, processes, arguments.dry, until, arguments.again or bool(arguments.only))
     except KeyboardInterrupt:
-        print("\nstopped: the same command goes on", file=sys.stderr)
+        print("\nstopped: rerun the same command to resume", file=sys.stderr)
         return 130
     versions = ", ".join(f"{package} {version}" for package, version in here.versions.items())
     print(f"\n{here.device}; {versions}\n\n{table(chosen, record)}\n\nwritten: {record.path}")

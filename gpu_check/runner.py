@@ -1,7 +1,7 @@
 """Runs steps one after another, each in a process of its own with a limit, and keeps what came of them.
 
 A step that aborts, hangs or runs out of memory ends alone. What has passed is not run again while code, device and
-versions are the same, so the same command goes on where it stopped.
+versions are the same: rerun the same command to resume.
 """
 
 import hashlib

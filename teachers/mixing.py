@@ -140,9 +140,7 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
         fitted = [c for c in rows if c.votes and c.fold != TEST] if mixture.calibrate else []
         seen = {}
         for fold in sorted({*judges.values()}):
-            others = [
-                c for c in fitted if judges[c.id] != fold
-            ]  # its temperatures were fitted to what was said of them
+            others = [c for c in fitted if judges[c.id] != fold]  # the temperatures are fitted to what was said of them
             told = [key for key, of in judges.items() if of == fold] + [c.id for c in others]
             seen[fold] = behind(told, stored, folders) | Learned.of(others)
         for name, values in temperatures.items():
