@@ -40,6 +40,7 @@ from students.model import build_judge, with_lora
 from teachers.transformers import TransformersScorer
 
 CUDA = torch.cuda.is_available()
+BF16 = CUDA and torch.cuda.is_bf16_supported(including_emulation=False)  # else it trains in fp32
 
 
 def main() -> None:
@@ -60,8 +61,9 @@ def main() -> None:
 
 
 def write(calibration: Calibration, output: Path | None = None) -> Path:
-    """Where it was written: `output`, or artifacts/plan/<device>.json."""
+    """Where it was written: `output`, or artifacts/plan/<device>.json, without DeepSpeed <device>-plain.json."""
     slug = re.sub(r"[^a-z0-9]+", "-", calibration.device.lower()).strip("-")
+    slug += "" if find_spec("deepspeed") else "-plain"  # not the training's own engine
     output = output or Path("artifacts/plan", f"{slug}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output, asdict(calibration))
@@ -81,10 +83,10 @@ def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[dict[
     batch = Batch(
         tokens=rows * tokens,
         longest=tokens,
-        bytes=2 if CUDA else 4,
+        bytes=2 if BF16 else 4,
         dropout=config.student.lora.dropout > 0,
         checkpointing=config.student.gradient_checkpointing,
-        eager=eager_attention(config, shape, on_gpu=CUDA),
+        eager=eager_attention(config, shape, on_gpu=BF16),
         mask_bytes=1 if CUDA else 4,
     )
     lengths = Lengths.alike(tokens)
@@ -104,7 +106,7 @@ def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[dict[
         training_tflops=train_tflop / train_s,
         memory_overhead=max(0.1, (peak_gb - held.total) / activations_gb),
         measured=f"{shape.layers} layers of {config.student.base}, {rows} rows of {tokens} tokens, torch "
-        f"{torch.__version__}, {'bf16' if CUDA else f'fp32 on {torch.get_num_threads()} threads'}"
+        f"{torch.__version__}, {'bf16' if BF16 else 'fp32' if CUDA else f'fp32 on {torch.get_num_threads()} threads'}"
         f"{'' if find_spec('deepspeed') else ', without DeepSpeed'}",
     )
     figures = {
@@ -130,7 +132,7 @@ def save_random(config: Config, folder: Path) -> None:
     if getattr(shape, "layer_types", None):
         shape.layer_types = shape.layer_types[: config.student.layers]
     with torch.device("cuda" if CUDA else "cpu"):
-        model = AutoModelForSequenceClassification.from_config(shape, dtype=torch.bfloat16 if CUDA else torch.float32)
+        model = AutoModelForSequenceClassification.from_config(shape, dtype=torch.bfloat16 if BF16 else torch.float32)
     model.save_pretrained(folder)
 
 

@@ -4,10 +4,10 @@ import errno
 import os
 import re
 import sys
+from importlib.util import find_spec
 
 OF_RUST = re.compile(r"\(os error (\d+)\)")  # how polars, safetensors and tokenizers tell of the file system
 OF_TORCH = re.compile(r"inline_container\.cc.*(unexpected pos|file write failed)", re.DOTALL)
-OURS = {"distill", "teachers", "students", "eval", "kaggle", "bench", "gpu_check", "hydra_plugins"}
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give this user the right to it"),
@@ -60,7 +60,7 @@ def of_missing_package(error: BaseException) -> str | None:
     On GPUs each stage has an environment of its own, and a scorer that can be chosen may be at home in another one.
     """
     package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if not package or package in OURS:
+    if not package or find_spec(package):  # a module that its package lacks is a bug, ours or of versions: a traceback
         return None
     return (
         f"{sys.prefix} holds no {package}, which this needs: run it in the environment of its stage (docs/gpu.md), "

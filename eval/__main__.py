@@ -41,8 +41,10 @@ def main(config: Config) -> None:
     parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
     finish = partial(runs.write_manifest, folder, "eval", identity, parents, config.root, rows={split: len(scored)})
     inputs = [candidate.path for candidate in found]
-    again = config.overwrite or bool(unanswered(folder))  # what gave no answer may give one now
-    with runs.making(folder, "eval", identity, parents, config.root, inputs=inputs, overwrite=again) as lacking:
+    # What gave no answer may give one now: the same evaluation is made again. Another one is refused, as always.
+    again = unanswered(folder) and runs.is_finished(folder, "eval", identity, parents, config.root)
+    overwrite = config.overwrite or bool(again)
+    with runs.making(folder, "eval", identity, parents, config.root, inputs=inputs, overwrite=overwrite) as lacking:
         if lacking:
             folder.mkdir(parents=True, exist_ok=True)
             judges = judge_all(config, found, scored, training)

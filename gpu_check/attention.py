@@ -7,7 +7,8 @@ import torch
 
 from distill.records import ORDERS
 from gpu_check.judges import Family, configured, conversations, device, random_judge, working_dtype
-from gpu_check.verdicts import EXACT, LOGITS, Figures, alike, name_of, relative
+from gpu_check.verdicts import EXACT, LOGITS, Failed, Figures, Skip, alike, name_of, relative
+from students.attention import COMPILER, choose_attention, triton_compiles
 from students.dataset import Example, collate
 from students.model import Judge, build_judge
 
@@ -19,27 +20,42 @@ def attention(folder: Path, dry: bool, family: Family, implementation: str) -> F
     dtype = working_dtype()
     base = random_judge(folder / "base", family, dry, dtype)
     examples, backward = conversations(longest=LONGEST), differentiable(implementation)
+    on_gpu = device().type == "cuda"
+    if on_gpu and implementation == "flex_attention":
+        need_compiler()
     exact = outcome(open_judge(base, "fp32"), examples, False, backward)
     judge = open_judge(base, name_of(dtype))
+    if on_gpu:  # as a training does, which lets flex_attention be compiled for more shapes
+        choose_attention(judge.classifier.config, implementation, dtype)
     judge.classifier.set_attn_implementation(implementation)
     off: dict[str, float] = {}
     for layout in ("padded", "padding_free"):
         found = outcome(judge, examples, layout == "padding_free", backward)
         off |= {f"{layout}_{what}": relative(found[what], exact[what]) for what in exact}
-    alike(off, EXACT if device().type == "cpu" else LOGITS[name_of(dtype)])
+    alike(off, LOGITS[name_of(dtype)] if on_gpu else EXACT)
     return {**off, "dtype": name_of(dtype)}
 
 
 def liger(folder: Path, dry: bool, family: Family) -> Figures:
     """Logits and gradients with Liger's kernels are those without."""
+    need_compiler()
     dtype = working_dtype()
     base = random_judge(folder / "base", family, dry, dtype)
     examples = conversations(longest=LONGEST)
     exact = outcome(open_judge(base, "fp32"), examples, False, True)
-    found = outcome(open_judge(base, name_of(dtype), "engine.liger=true"), examples, False, True)
+    judge = open_judge(base, name_of(dtype), "engine.liger=true")
+    if not any(layer.forward.__module__.startswith("liger_kernel") for layer in judge.modules()):
+        raise Failed("no layer of the judge is Liger's")
+    found = outcome(judge, examples, False, True)
     off = {what: relative(found[what], exact[what]) for what in exact}
     alike(off, LOGITS[name_of(dtype)])
     return {**off, "dtype": name_of(dtype)}
+
+
+def need_compiler() -> None:
+    """Raises `Skip` where Triton cannot compile: a training does without such kernels there."""
+    if not triton_compiles():
+        raise Skip(f"needs {COMPILER}")
 
 
 def differentiable(implementation: str) -> bool:

@@ -17,7 +17,6 @@ from torch import distributed
 
 from distill.errors import OtherRankError, UserError
 from gpu_check.bare import stand_in
-from gpu_check.judges import device
 from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, alike, name_of, relative
 
 TYPES = (torch.int64, torch.float32, torch.float64, torch.bfloat16)
@@ -98,7 +97,7 @@ def group() -> Iterator[None]:
 
 def of_deepspeed(rank: int, ranks: int) -> None:
     """What ZeRO calls: tensors of the device are reduced, sent, gathered and scattered."""
-    place = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else device()
+    place = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     total = ranks * (ranks + 1) / 2
     for dtype in TYPES:
         own = torch.full((2,), rank + 1, dtype=dtype, device=place)

@@ -50,7 +50,8 @@ def device() -> torch.device:
 
 def working_dtype() -> torch.dtype:
     """What the framework trains in here: bf16 where the GPU computes in it, else fp32."""
-    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    in_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if in_bf16 else torch.float32
 
 
 def random_judge(

@@ -74,8 +74,9 @@ def two_steps(folder: Path, dry: bool, family: Family, method: str, zero: int | 
     base = random_judge(folder / "base", family, dry, dtype)
     config = configured(base, *METHODS[method], *rates(family, dry), f"engine=zero{zero or 0}")
     examples = conversations()
-    judge = prepared(base, config)
+    judge, precision = prepared(base, config), torch.get_float32_matmul_precision()
     reference = reference_of(judge, base, config)
+    torch.set_float32_matmul_precision(precision)  # the training's own, TF32 beside bf16: the reference is exact
     if zero is None:
         taken = in_plain(PlainEngine(judge, config, device()), config, examples)
     else:

@@ -35,8 +35,8 @@ REQUIREMENTS = ROOT / "requirements" / "gpu-teacher.txt"
 # What predicting through transformers imports and Kaggle's image lacks or has too old, to be taken from `REQUIREMENTS`.
 # torch, whose CUDA the driver must know, and the rest are the image's own.
 BESIDE_TORCH = (
-    *("accelerate", "bitsandbytes", "click", "hf-xet", "huggingface-hub", "hydra-core", "omegaconf", "polars"),
-    *("polars-runtime-32", "pyarrow", "rich", "safetensors", "tokenizers", "transformers"),
+    *("accelerate", "bitsandbytes", "click", "compressed-tensors", "hf-xet", "huggingface-hub", "hydra-core", "loguru"),
+    *("omegaconf", "polars", "polars-runtime-32", "pyarrow", "rich", "safetensors", "tokenizers", "transformers"),
 )
 DRIVERS = {"vllm": 580, "transformers": 525}  # the least: vLLM 0.33 is built for CUDA 13, Kaggle's torch for CUDA 12
 TEMPLATE = Path(__file__).parent / "notebook.ipynb"

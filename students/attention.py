@@ -17,6 +17,9 @@ log = logging.getLogger(__name__)
 # flex_attention is compiled anew for kinds of layers, for training or not, and for kinds of shapes. At torch's own
 # limit of 8 it falls back, without an error, to an implementation that stores every score.
 KERNELS = 64
+COMPILER = (
+    "a C compiler and Python's headers (apt-get install gcc python3-dev)"  # for the launchers of Triton's kernels
+)
 
 
 def choose_attention(settings: Any, wanted: str, dtype: torch.dtype) -> str:
@@ -53,7 +56,8 @@ def _fastest(served: str, on_gpu_in_bf16: bool) -> str:
         return "flex_attention"
     log.warning(
         "engine.attention=auto takes eager, which stores every score: flash-attn is not installed, and flex_attention "
-        "needs a C compiler and Python's headers (apt-get install gcc python3-dev)"
+        "needs %s",
+        COMPILER,
     )
     return served
 

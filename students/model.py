@@ -15,7 +15,7 @@ from distill.config import EngineConfig, StudentConfig
 from distill.errors import UserError
 from distill.models import begin, copy_tokenizer, layer_of, put
 from distill.records import LABELS
-from students.attention import choose_attention, triton_compiles
+from students.attention import COMPILER, choose_attention, triton_compiles
 from students.collectives import take_device
 from students.merging import SCORE, caps_off, stored_head
 from students.shards import DTYPES
@@ -126,11 +126,8 @@ def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: i
     model.score = start_head(model.score.weight, base, config.head)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if engine.liger and device.type == "cuda" and find_spec("liger_kernel") and triton_compiles():
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-        _apply_liger_kernel_to_instance(model=model)
-        log.info("with Liger's fused kernels")
+    if engine.liger and device.type == "cuda" and find_spec("liger_kernel"):
+        fuse(model)
     if config.tuning == "lora":
         return Judge(with_lora(model, config), base)
     model.score.to(dtype)  # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same
@@ -138,6 +135,17 @@ def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: i
         if config.freeze_layers and ("embed_tokens" in name or 0 <= layer_of(name) < config.freeze_layers):
             parameter.requires_grad = False
     return Judge(model, base)
+
+
+def fuse(model: Any) -> None:
+    """Put Liger's kernels in place of the model's own, where they can be compiled."""
+    if not triton_compiles():
+        log.warning("engine.liger=true is left out: it needs %s", COMPILER)
+        return
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=model)
+    log.info("with Liger's fused kernels")
 
 
 def classifier_settings(base: Path, config: StudentConfig) -> Any:

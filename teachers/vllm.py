@@ -217,14 +217,22 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     """
     from vllm import LLM, EngineArgs, __version__
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()  # they may add to the lists
 
     kinds = {field.name: field.type for field in fields(EngineArgs)}
     if unknown := sorted(set(given) - {*inspect.signature(LLM).parameters, *kinds}):
         raise UserError(f"scorer.vllm: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs")
     for name, value in given.items():
         listed = QUANTIZATION_METHODS if name == "quantization" else _listed(kinds.get(name))
-        if listed and value is not None and value not in listed:
+        if listed and value is not None and _spelt(value) not in map(_spelt, listed):
             raise UserError(f"scorer.vllm.{name}={value}: vLLM {__version__} has {', '.join(map(str, listed))}")
+
+
+def _spelt(value: Any) -> Any:
+    """A name as vLLM compares it: FP8 is fp8, and flashinfer-cutlass flashinfer_cutlass."""
+    return value.lower().replace("-", "_") if isinstance(value, str) else value
 
 
 def _listed(kind: Any) -> list[Any]:

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from gpu_check import inference, training
-from gpu_check.attention import attention
+from gpu_check.attention import attention, liger
 from gpu_check.bare import composed
 from gpu_check.judges import configured, conversations, random_judge
 from gpu_check.runner import Machine, Processes, Record, Step, run_all, table
 from gpu_check.steps import STEPS
-from gpu_check.verdicts import Failed, relative
+from gpu_check.verdicts import Failed, Skip, relative
 from students.collectives import process_group
 from students.loop import Trainer
 from students.tracking import Tracker
@@ -132,7 +132,21 @@ def test_conf_is_composed_as_hydra_composes_it(overrides: tuple[str, ...]) -> No
     assert composed(*overrides) == plain(*overrides)
 
 
+def test_a_rank_can_be_spawned_where_polars_is_not() -> None:
+    """Its module is imported before anything stands in for polars."""
+    blocked = "import sys; sys.modules['polars'] = None; import gpu_check.devices"
+    assert subprocess.run([sys.executable, "-c", blocked], cwd=ROOT, check=False).returncode == 0
+
+
 class TestSteps:
+    def test_a_judge_without_liger_is_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gpu_check.attention.triton_compiles", lambda: True)
+        with pytest.raises(Failed, match="no layer of the judge is Liger's"):  # on a CPU nothing puts it there
+            liger(tmp_path, True, "llama")
+        monkeypatch.setattr("gpu_check.attention.triton_compiles", lambda: False)
+        with pytest.raises(Skip, match="needs a C compiler"):
+            liger(tmp_path, True, "llama")
+
     def test_attention_without_the_caps_is_found(self, tmp_path: Path) -> None:
         with pytest.raises(Failed, match="logits"):  # sdpa leaves them out without a word
             attention(tmp_path, True, "gemma2", "sdpa")

@@ -45,7 +45,14 @@ ROWS = 12
 IMAGE = {
     **{"antlr4-python3-runtime": "4.9.3", "datasets": "4.0.0", "filelock": "3.29.0", "fsspec": "2025.3.0"},
     **{"httpx": "0.28.1", "markdown-it-py": "4.0.0", "numpy": "2.0.2", "packaging": "26.1", "psutil": "5.9.5"},
-    **{"pygments": "2.20.0", "pyyaml": "6.0.3", "regex": "2025.11.3", "scipy": "1.16.3", "torch": "2.10.0"},
+    **{
+        "pydantic": "2.12.3",
+        "pygments": "2.20.0",
+        "pyyaml": "6.0.3",
+        "regex": "2025.11.3",
+        "scipy": "1.16.3",
+        "torch": "2.10.0",
+    },
     **{"tqdm": "4.67.3", "typer": "0.24.2", "typing-extensions": "4.15.0"},
 }
 
@@ -132,7 +139,8 @@ def test_a_backend_s_wheels_are_all_that_it_takes_beside_kaggle_s_image() -> Non
     assert {"vllm", "torch"} <= {*pins("vllm")} and sorted(pins("transformers")) == sorted(BESIDE_TORCH)
     held = IMAGE | pins("transformers")
     of_vllm, brought = {"vllm", "ray", "xllamacpp"}, importlib.metadata.packages_distributions()
-    for name, place in demands("distill.predict").items():
+    quantised = {"compressed_tensors": "transformers, for w8a8, w8a16 and w4a16,"}
+    for name, place in (demands("distill.predict") | quantised).items():
         wheels = {canonicalize_name(wheel) for wheel in brought.get(name, [name])}
         assert wheels & {*held} or name in of_vllm, f"{place} imports {name}"
     for name in BESIDE_TORCH:

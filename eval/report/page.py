@@ -119,7 +119,7 @@ def checks_line(metrics: Mapping[str, Any]) -> Text | None:
     """Which exports failed their checks or gave no answer, and why; None where none did."""
     failed = {judge: of["failed"] for judge, of in metrics["judges"].items() if of["failed"]}
     lines = [f"✗ {judge} failed its checks: {'; '.join(failed[judge])}" for judge in failed]
-    lines += [f"✗ {judge} gave no answer: {reason}" for judge, reason in metrics["unanswered"].items()]
+    lines += [f"✗ {judge} gave no answer: {reason}" for judge, reason in metrics.get("unanswered", {}).items()]
     return Text("\n".join(lines), "red") if lines else None
 
 

@@ -148,6 +148,8 @@ def test_an_export_that_gives_no_answer_is_told_of_and_asked_again(
         door.main(replace(finished, overwrite=True))
     assert "student_w4a16 gave no answer: a broken engine" in capsys.readouterr().out
     assert "a broken engine" in (folder / "report.html").read_text()
+    with pytest.raises(UserError, match=r"was made differently(.|\n)*limit"):  # another evaluation takes overwrite=true
+        door.main(replace(finished, limit=3))
     door.main(finished)  # the engine is mended, no file has changed
     assert "student_w4a16" in json.loads((folder / "metrics.json").read_text())["judges"]
     shutil.rmtree(export)

@@ -113,7 +113,7 @@ def test_names_engine_arguments_that_vllm_does_not_have(tiny_judge_llama: Path) 
 def test_names_values_that_vllm_does_not_have_before_it_reads_the_model(name: str, value: str, listed: str) -> None:
     with pytest.raises(UserError, match=rf"scorer\.vllm\.{name}={value}: vLLM [\d.]+ has .*{listed}"):
         VllmScorer(Path("nowhere"), scorer("vllm", vllm={name: value}), MAX_TOKENS)
-    check_arguments({"quantization": "fp8", "enable_prefix_caching": True, name: None})
+    check_arguments({"quantization": "FP8", "enable_prefix_caching": True, name: None})
 
 
 @pytest.mark.timeout(900)
