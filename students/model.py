@@ -126,7 +126,7 @@ def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: i
     model.score = start_head(model.score.weight, base, config.head)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if engine.liger and device.type == "cuda" and find_spec("liger_kernel"):
+    if engine.liger and device.type == "cuda":
         fuse(model)
     if config.tuning == "lora":
         return Judge(with_lora(model, config), base)
@@ -138,7 +138,9 @@ def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: i
 
 
 def fuse(model: Any) -> None:
-    """Put Liger's kernels in place of the model's own, where they can be compiled."""
+    """Put Liger's kernels in place of the model's own, where they are installed and can be compiled."""
+    if not find_spec("liger_kernel"):
+        return
     if not triton_compiles():
         log.warning("engine.liger=true is left out: it needs %s", COMPILER)
         return
