@@ -15,9 +15,12 @@ COPY requirements requirements
 COPY teachers/plugin teachers/plugin
 RUN REQUIREMENTS=$REQUIREMENTS TORCH_INDEX=$TORCH_INDEX ALLOW_CUDA=$ALLOW_CUDA PIP_NO_CACHE_DIR=1 bash requirements/setup.sh
 COPY conf conf
-COPY distill distill
+COPY core core
 COPY teachers teachers
+COPY students students
 COPY eval eval
+COPY deploy deploy
+COPY distill distill
 
 RUN useradd --create-home --uid 1000 judge && mkdir /data && chown judge /data
 USER judge

@@ -25,19 +25,19 @@ from typing import Any
 
 import torch
 
-from distill.calibration import Calibration
-from distill.config import Config, from_mapping
-from distill.memory import GB, Batch, Sharding, activation_bytes, training_memory
-from distill.planning import eager_attention
-from distill.runs import write_json
-from distill.shapes import model_config, shape_of
-from distill.throughput import Lengths, scoring_flops, training_flops
+from core.config import Config, from_mapping
+from core.memory import GB, Batch, Sharding, activation_bytes, training_memory
+from core.runs import write_json
+from core.shapes import model_config, shape_of
+from distill.plan.measured import Calibration
+from distill.plan.planning import eager_attention
+from distill.plan.throughput import Lengths, scoring_flops, training_flops
 from gpu_check.bare import composed
 from gpu_check.training import PlainEngine
-from students.collectives import process_group
-from students.engine import open_engine
-from students.model import build_judge, with_lora
-from teachers.transformers import TransformersScorer
+from students.training.collectives import process_group
+from students.training.engine import open_engine
+from students.training.model import build_judge, with_lora
+from teachers.scorers.transformers import TransformersScorer
 
 CUDA = torch.cuda.is_available()
 BF16 = CUDA and torch.cuda.is_bf16_supported(including_emulation=False)  # else it trains in fp32

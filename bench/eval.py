@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 
 from bench.store import own_peak_mb
-from distill.records import LABELS
-from distill.tables import read_parquet
+from core.records import LABELS
+from core.tables import read_parquet
 from eval.comparison import BASELINE, compare
 from eval.recalibration import Recalibration
 

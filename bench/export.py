@@ -11,7 +11,7 @@ head. Both sides turn them into a classifier in fp16, each time in a process of 
 The clock and memory's peak start once the libraries are imported. A peak is that of all resident memory (VmHWM),
 files mapped into the process included, and beside it of what is not mapped from files (RssAnon, looked at every
 millisecond), both over what was resident at the start; `_fraction` is over the bytes of the base's weights. Seconds are
-medians, peaks the largest. `quantise_s`: SmolLM2-135M's shapes in fp16 to w8a8 by students.quantising.
+medians, peaks the largest. `quantise_s`: SmolLM2-135M's shapes in fp16 to w8a8 by students.export.quantising.
 
 The disk takes four times the model, 12 GB, in a temporary folder that is removed.
 """
@@ -33,10 +33,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from distill.config import QuantisationConfig
-from distill.records import LABELS
+from core.config import QuantisationConfig
+from core.records import LABELS
+from core.shards import locate, read_tensor, write_weights
 from students.merging import PEFT_PREFIX, SCORE, merge_adapter
-from students.shards import locate, read_tensor, write_weights
 
 RANK, ALPHA, SHARD_BYTES = 16, 32, 10**9
 QWEN: dict[str, Any] = {
@@ -160,7 +160,7 @@ def merge_peft(folder: Path) -> dict[str, float]:
 def quantise_judge(folder: Path) -> dict[str, float]:
     import llmcompressor  # noqa: F401  # half a minute that is not the work's
 
-    from students.quantising import quantise
+    from students.export.quantising import quantise
 
     with measured() as found:
         quantise(folder / "judge", folder / "w8a8", "w8a8", QuantisationConfig(None, None, 0.01), [])

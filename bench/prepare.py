@@ -25,11 +25,11 @@ from typing import Any
 
 import polars as pl
 
-from distill.config import DataConfig, PromptConfig, from_mapping
-from distill.conversations import assign_groups, load
-from distill.models import resolve
-from distill.prompts import Renderer
-from distill.records import ORDERS, Conversation
+from core.config import DataConfig, PromptConfig, from_mapping
+from core.data.conversations import assign_groups, load
+from core.models import resolve
+from core.prompts import Renderer
+from core.records import ORDERS, Conversation
 
 ROWS = 57_477
 TEXTS = ("prompt", "response_a", "response_b")

@@ -3,8 +3,8 @@
 64 clients on loopback, each with one conversation at a time in both orders, against `python -m distill.serve` with the
 vLLM backend. The engine's turn is a `LLM.classify` of the very same prompts, all at once, in this process. Turns
 alternate, and no conversation is sent twice, so that no prefix cache knows them. On a CPU without VNNI a w8a8 export is
-served by transformers (`teachers/int8.py`), and the two engines are not alike. `fraction_of_engine`: rows a second of
-the service / of the engine, over all turns; `lost`: requests without an answer; latencies are the clients'.
+served by transformers (`teachers/scorers/int8.py`), and the two engines are not alike. `fraction_of_engine`: rows a
+second of the service / of the engine, over all turns; `lost`: requests without an answer; latencies are the clients'.
 """
 
 import argparse
@@ -25,10 +25,10 @@ import httpx
 import numpy as np
 import psutil
 
-from distill import conversations
-from distill.config import ScorerConfig, from_mapping
-from distill.exported import ExportedJudge, open_exported
-from distill.records import ORDERS, Conversation
+from core.config import ScorerConfig, from_mapping
+from core.data import conversations
+from core.exported import ExportedJudge, open_exported
+from core.records import ORDERS, Conversation
 from tests.composing import composed
 from tests.running import free_port
 
@@ -156,7 +156,7 @@ def engine(judge: ExportedJudge) -> Iterator[Any]:
     """A function that scores conversations in both orders with an engine of the same settings: seconds."""
     from vllm import PoolingParams
 
-    from teachers.vllm import VllmScorer
+    from teachers.scorers.vllm import VllmScorer
 
     config = from_mapping(ScorerConfig, composed("+exp=demo")["serve"]["scorer"])
     with VllmScorer(judge.folder, config, judge.max_tokens) as scorer:

@@ -21,15 +21,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.special import softmax
 
-from distill.config import DataConfig, RulesConfig, from_mapping
-from distill.conversations import BadRow, parse
-from distill.door import CONF
-from distill.readers import open_sources
-from distill.records import Conversation
-from distill.scoring import swap_average
-from distill.store import read_logits
+from core.config import DataConfig, RulesConfig, from_mapping
+from core.data.conversations import BadRow, parse
+from core.data.readers import open_sources
+from core.records import Conversation
+from core.scoring import swap_average
+from core.store.store import read_logits
+from deploy.predicting.submission import apply_rules
+from distill.entry_point import CONF
 from eval.metrics import log_loss_rows, shares
-from eval.predicting.submission import apply_rules
 
 # Daoyuan Li's notebook for the contest; what is null there is the prior.
 FOURTH_PLACE = {"identical": [0.06, 0.06, 0.88], "one_empty": [0.04, 0.88, 0.08], "both_empty": None}

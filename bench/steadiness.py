@@ -21,8 +21,8 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from distill.config import Config
-from distill.door import CONF, typed
+from core.config import Config
+from distill.entry_point import CONF, typed
 from distill.student import run_folder, train
 
 TARGETS = {"log_loss_sd_ratio": ["<=", 0.33], "flip_rate_sd_ratio": ["<=", 0.33]}
@@ -77,8 +77,8 @@ def train_keeping_all(config: Config) -> None:
     """Train a run on one core; the judge of each validation stays."""
     import torch
 
-    from students import loop
-    from students.validation import Validation
+    from students.training import loop
+    from students.training.validation import Validation
 
     class KeepsAll(loop.Trainer):
         def validate(self) -> Validation:
@@ -97,15 +97,16 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from distill import conversations, models
-    from distill.prompts import Renderer
-    from distill.targets import soft_targets
+    from core import models
+    from core.data import conversations
+    from core.prompts import Renderer
+    from core.store.targets import soft_targets
     from eval.metrics import flip_rate, log_loss_rows, predict
     from eval.rows import scored_and_training
-    from students.dataset import make_examples, micro_batches, split
-    from students.losses import SWAPPED, Objective
-    from students.model import build_judge
-    from students.validation import score, validation
+    from students.training.data import make_examples, micro_batches, split
+    from students.training.losses import SWAPPED, Objective
+    from students.training.model import build_judge
+    from students.training.validation import score, validation
 
     config, device = configs[0], torch.device("cpu")
     rows = conversations.load(config.root / "data" / config.data.name)
@@ -149,7 +150,7 @@ def by_votes(run: Sequence[Checkpoint]) -> Checkpoint:
 
 def by_objective(run: Sequence[Checkpoint]) -> Checkpoint:
     """As `Trainer.keep_best` does."""
-    from students.validation import better
+    from students.training.validation import better
 
     lowest = kept = run[0]
     for checkpoint in run[1:]:

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from distill.compaction import compact
-from distill.inspection import size, verify
-from distill.provenance import Learned
-from distill.runs import write_manifest
-from distill.store import LOGITS, StoreWriter, write_seen
+from core.provenance import Learned
+from core.runs import write_manifest
+from core.store.compaction import compact
+from core.store.inspection import size, verify
+from core.store.store import LOGITS, StoreWriter, write_seen
 
 CONVERSATIONS, ROWS_PER_PART = 1_000_000, 4_096
 IDENTITY, JUDGE, FOLD = {"prompt": "0" * 16, "dtype": "bf16", "method": "label_tokens"}, "0" * 64, 0

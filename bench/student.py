@@ -5,7 +5,7 @@
 LoRA on a causal language model in fp32, prompts of at most 768 tokens, eight rows in an optimiser step. All sides, each
 a process of its own with as many threads, get the same `--conversations`, whole prompt groups drawn from the files:
 
-    ours      students.loop.Trainer, DeepSpeed included: four conversations in both orders a step
+    ours      students.training.loop.Trainer, DeepSpeed included: four conversations in both orders a step
     bare      forward, backward, clipping and AdamW in plain PyTorch over the very same micro-batches, collated before
     trainer   transformers.Trainer: the same rows in random order, padded to the longest of eight
     trl       TRL's RewardTrainer: prompt + winner over prompt + loser in its own chat format, ties left out, four
@@ -32,11 +32,11 @@ from omegaconf import OmegaConf
 
 from bench.teacher import whole_groups
 from bench.trainers import ROWS, SIDES, Task, Turn, epoch_plan, run_side
-from distill.config import Config, from_mapping
-from distill.door import CONF
-from distill.models import resolve
-from distill.prompts import Renderer
-from distill.records import ORDERS, Conversation
+from core.config import Config, from_mapping
+from core.models import resolve
+from core.prompts import Renderer
+from core.records import ORDERS, Conversation
+from distill.entry_point import CONF
 
 TARGETS = {
     "speedup_vs_trainer": [">=", 2.0],
@@ -78,7 +78,7 @@ def main() -> None:
 
 def make_task(base: Path, conversations: Sequence[Conversation], threads: int) -> Task:
     """Render the conversations for all sides."""
-    from students.dataset import make_examples
+    from students.training.data import make_examples
 
     with initialize_config_dir(CONF, version_base="1.3"):
         composed = compose("config", overrides=[*OVERRIDES, f"student.base={base}"])

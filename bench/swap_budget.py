@@ -26,12 +26,12 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
-from distill import conversations
-from distill.scoring import logits_by_order, mean_logits
-from distill.store import read_logits
-from distill.tables import read_parquet
+from core.data import conversations
+from core.scoring import logits_by_order, mean_logits
+from core.store.store import read_logits
+from core.tables import read_parquet
+from deploy.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
 from eval.metrics import bootstrap_means, interval, log_loss_rows, predict
-from eval.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PILOT, DRAWS, SEED = 256, 2000, 0

@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from distill.config import DataConfig, PromptConfig, ScorerConfig, TeacherConfig, from_mapping
-from distill.conversations import collect, group_of
-from distill.models import resolve
-from distill.prompts import Renderer
-from distill.provenance import Learned
-from distill.readers import open_sources
-from distill.records import LABELS, ORDERS, Conversation, from_frame
-from distill.scoring import to_own_order
-from distill.store import NO_FOLD, StoreWriter, read_parts
+from core.config import DataConfig, PromptConfig, ScorerConfig, TeacherConfig, from_mapping
+from core.data.conversations import collect, group_of
+from core.data.readers import open_sources
+from core.models import resolve
+from core.prompts import Renderer
+from core.provenance import Learned
+from core.records import LABELS, ORDERS, Conversation, from_frame
+from core.scoring import to_own_order
+from core.store.store import NO_FOLD, StoreWriter, read_parts
 from distill.teacher import Judge, fill_store, prefix_order
-from teachers.filling import Interrupt, Progress, not_done
+from teachers.scoring_run import Interrupt, Progress, not_done
 
 CONF = Path(__file__).parent.parent / "conf"
 TARGETS = {"speedup_vs_transformers": [">=", 1.8], "overhead_vs_engine": ["<=", 1.05]}
@@ -94,7 +94,7 @@ def measure(
     """The figures, and what they were computed from on standard output."""
     from vllm import PoolingParams
 
-    from teachers.vllm import VllmScorer
+    from teachers.scorers.vllm import VllmScorer
 
     config = from_mapping(ScorerConfig, conf("scorer/vllm") | {"dtype": "fp32"})
     loop = transformers_loop(model)

@@ -10,11 +10,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import Config
-from distill.records import LABELS, swap_labels
+from core.config import Config
+from core.records import LABELS, swap_labels
 
 if TYPE_CHECKING:
-    from students.dataset import Example
+    from students.training.data import Example
 
 ROWS = 8  # of one optimiser step
 
@@ -84,10 +84,10 @@ def run_side(name: str, task: Task, pipe: Connection, steps: int) -> None:
 
 def ours(task: Task, turns: Turns, folder: Path) -> None:
     """The student stage's own training, its engine as `conf/` has it."""
-    from students.collectives import process_group
-    from students.loop import Trainer
-    from students.model import build_judge
-    from students.tracking import Tracker
+    from students.training.collectives import process_group
+    from students.training.loop import Trainer
+    from students.training.model import build_judge
+    from students.training.tracking import Tracker
 
     class Timer(Tracker):
         def log(self, record: Any) -> None:
@@ -104,8 +104,8 @@ def bare(task: Task, turns: Turns, folder: Path) -> None:
     import torch
     from torch.nn import functional
 
-    from students.dataset import collate
-    from students.model import build_judge
+    from students.training.data import collate
+    from students.training.model import build_judge
 
     config = task.config
     judge = build_judge(task.base, config.student, config.engine, config.seed).train()
@@ -193,7 +193,7 @@ def classifier(task: Task, labels: int, pad: int) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from students.model import with_lora
+    from students.training.model import with_lora
 
     model = AutoModelForSequenceClassification.from_pretrained(
         task.base, num_labels=labels, pad_token_id=pad, dtype=torch.float32
@@ -220,7 +220,7 @@ def step_callback(turns: Turns) -> Any:
 
 def epoch_plan(task: Task) -> list[list[Any]]:
     """The micro-batches [step][piece][row] that the student stage trains in its first epoch."""
-    from students.dataset import micro_batches, plan_epoch
+    from students.training.data import micro_batches, plan_epoch
 
     student, lengths = task.config.student, [example.length for example in task.examples]
     steps = plan_epoch(lengths, student.batch_conversations, student.length_pool_steps, task.config.seed, 0)

@@ -17,16 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import Config, ScorerConfig, T4Config, to_mapping
-from distill.door import ChecksFailed, door
-from distill.errors import UserError
+from core.config import Config, ScorerConfig, T4Config, to_mapping
+from core.errors import UserError
+from core.exits import ChecksFailed
+from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from distill.records import Conversation
+    from core.records import Conversation
     from eval.fidelity import Logits
-    from students.t4 import Finding
+    from students.export.t4 import Finding
     from students.trained import TrainedJudge
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ class Rows:
 
 
 def main(config: Config) -> None:
-    from distill import runs
-    from distill.exported import export_folder
+    from core import runs
+    from core.exported import export_folder
 
     if config.check is not None:
         failed = broken_rules(examine(Path(config.check), config.plan.t4))
@@ -72,8 +73,8 @@ def main(config: Config) -> None:
 
 def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The student of the configured fold."""
-    from distill import conversations
-    from students.folds import parts
+    from core.data import conversations
+    from students.export.folds import parts
 
     judge = trained_fold(config, config.fold)
     table = conversations.load(config.root / "data" / config.data.name)
@@ -85,8 +86,8 @@ def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
 
 def folds_average(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The average of `export.folds`, compared on the validation rows that trained none of them."""
-    from distill import conversations
-    from students.folds import average, check_alike, parts, unseen
+    from core.data import conversations
+    from students.export.folds import average, check_alike, parts, unseen
 
     folds = [trained_fold(config, k) for k in config.export.folds or []]
     check_alike(folds)
@@ -104,9 +105,9 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
     """
     from rich.console import Console
 
-    from distill import runs
+    from core import runs
     from eval.averages import averages_table, compare_averages
-    from students.folds import average, methods
+    from students.export.folds import average, methods
 
     fold_names = [f"fold {fold.manifest.config['fold']}" for fold in folds]
     parents = [fold.folder for fold in folds]
@@ -132,11 +133,11 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
 
 def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path, settings: Mapping[str, Any]) -> None:
     """All steps from a trained judge to its export."""
-    from distill import runs
-    from distill.provenance import write_learned
+    from core import runs
+    from core.provenance import write_learned
     from eval.canaries import make_canaries
     from eval.fidelity import exceeded, fidelity, untold
-    from students.formats import copy_linked, in_format
+    from students.export.formats import copy_linked, in_format
 
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
     copy_linked(model, folder)
@@ -201,11 +202,11 @@ def recalibrate(
 
 
 def examine(model: Path, t4: T4Config) -> "list[Finding]":
-    """Print what `students.t4` finds in an exported model."""
+    """Print what `students.export.t4` finds in an exported model."""
     from rich.console import Console
     from rich.table import Table
 
-    from students.t4 import check_t4
+    from students.export.t4 import check_t4
 
     findings = check_t4(model, t4)
     table = Table(title=f"On a T4: {model}", title_justify="left", show_header=False)
@@ -222,7 +223,7 @@ def broken_rules(findings: "Sequence[Finding]") -> list[str]:
 
 def trained_fold(config: Config, fold: int) -> "TrainedJudge":
     """A finished student of the configured run. Raises `UserError` where the data, and so the folds, changed since."""
-    from distill import runs
+    from core import runs
     from students.trained import open_trained
 
     folder = config.root / "students" / config.run / f"fold={fold}"
@@ -244,7 +245,7 @@ def unquantised(judge: "TrainedJudge", root: Path) -> Path:
 
 def sample(rows: "list[Conversation]", most: int, seed: int) -> "list[Conversation]":
     """At most so many of the rows, in their order, drawn by a hash of their ids: of all sources, of all lengths."""
-    from distill.runs import hashed
+    from core.runs import hashed
 
     drawn = {c.id for c in sorted(rows, key=lambda c: hashed([seed, c.id]))[:most]}
     return [c for c in rows if c.id in drawn]
@@ -254,8 +255,8 @@ def logits_of(
     config: Config, judge: "TrainedJudge", model: Path, scorer: ScorerConfig, rows: "Sequence[Conversation]"
 ) -> "Logits":
     """Logits of `rows` in both orders, each [n, 3], by a model that was made of `judge`."""
-    from distill import runs
-    from distill.scoring import logits_by_order
+    from core import runs
+    from core.scoring import logits_by_order
     from eval.answers import answers
 
     own = model == unquantised(judge, config.root)
@@ -272,4 +273,4 @@ def votes_of(rows: "Sequence[Conversation]") -> "tuple[np.ndarray, list[str]]":
 
 
 if __name__ == "__main__":
-    door(main)()
+    entry_point(main)()

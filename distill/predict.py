@@ -5,15 +5,15 @@ judge that `distill.export` made. Several GPUs share the work, `predict.minutes`
 goes on: docs/predict.md.
 """
 
-from distill.config import Config
-from distill.door import door
+from core.config import Config
+from distill.entry_point import entry_point
 
 
 def main(config: Config) -> None:
-    from eval.predicting.run import predict
+    from deploy.predicting.run import predict
 
     predict(config)
 
 
 if __name__ == "__main__":
-    door(main)()
+    entry_point(main)()

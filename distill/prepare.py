@@ -9,15 +9,15 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import Config, DataConfig, to_mapping
-from distill.door import door
-from distill.errors import UserError
+from core.config import Config, DataConfig, to_mapping
+from core.errors import UserError
+from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from distill.conversations import Tally
-    from distill.readers import Source
+    from core.data.conversations import Tally
+    from core.data.readers import Source
 
 STAGE = "prepare"
 REJECTED, LAW = "rejected.parquet", "law.parquet"
@@ -26,7 +26,8 @@ ROWS = ("read", "kept", "duplicates", "rejected")
 
 def main(config: Config) -> None:
     """Prepare the data that `config.data` names, unless that is done. Raises `UserError` for what a user can mend."""
-    from distill import readers, runs
+    from core import runs
+    from core.data import readers
 
     data, folder = config.data, config.root / "data" / config.data.name
     check_origin(data)
@@ -43,8 +44,9 @@ def main(config: Config) -> None:
 
 def write(config: Config, sources: "list[Source]", folder: Path, made_of: dict[str, Any]) -> None:
     """Read the sources and write the artefact into `folder`."""
-    from distill import arena_sim, conversations, runs
-    from distill.records import to_frame
+    from core import runs
+    from core.data import arena_sim, conversations
+    from core.records import to_frame
 
     data = config.data
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ def check_origin(data: DataConfig) -> None:
 
 def check_rejected(rejected: "pl.DataFrame", tallies: "list[Tally]", most: float, folder: Path) -> None:
     """Raise `UserError` for a source of which a larger share than `most`, or every row, cannot be used, saying why."""
-    from distill.conversations import kinds
+    from core.data.conversations import kinds
 
     for tally in tallies:
         if tally.rejected and (tally.rejected > most * tally.read or tally.rejected == tally.read):
@@ -101,9 +103,9 @@ def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Ta
     from rich.console import Console
     from rich.table import Column, Table
 
-    from distill.conversations import UNVOTED, joined_prompts, labels
-    from distill.readers import shown
-    from distill.records import LABELS, TEST
+    from core.data.conversations import UNVOTED, joined_prompts, labels
+    from core.data.readers import shown
+    from core.records import LABELS, TEST
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     sources = Table(Column("source", overflow="fold"), *ROWS, box=None)
@@ -130,4 +132,4 @@ def summarise(table: "pl.DataFrame", rejected: "pl.DataFrame", tallies: "list[Ta
 
 
 if __name__ == "__main__":
-    door(main)()
+    entry_point(main)()

@@ -5,17 +5,17 @@ It listens on http://127.0.0.1:8080 until SIGTERM or Ctrl-C; docs/serve.md descr
 
 from pathlib import Path
 
-from distill.config import Config
-from distill.door import door
+from core.config import Config
+from distill.entry_point import entry_point
 
 
 def main(config: Config) -> None:
-    from distill.exported import export_folder, open_exported
-    from eval.serving.server import serve
+    from core.exported import export_folder, open_exported
+    from deploy.serving.server import serve
 
     folder = Path(config.serve.model) if config.serve.model else export_folder(config)
     serve(open_exported(folder), config.serve, config.root / "serve" / "jobs", config.canaries)
 
 
 if __name__ == "__main__":
-    door(main)()
+    entry_point(main)()

@@ -12,20 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import Config, LossConfig, to_mapping
-from distill.door import door
-from distill.errors import UserError
+from core.config import Config, LossConfig, to_mapping
+from core.errors import UserError
+from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
-    from students.loop import Progress
-    from students.model import Judge
+    from students.training.loop import Progress
+    from students.training.model import Judge
 
 log = logging.getLogger(__name__)
 
 
 def main(config: Config) -> float:
     """Train on as many ranks as the launcher started; the validation log loss of the judge that is kept."""
-    from students.ranks import all_ranks
+    from students.training.ranks import all_ranks
 
     with all_ranks():
         return train(config)
@@ -36,15 +36,16 @@ def train(config: Config) -> float:
     import json
     from contextlib import ExitStack
 
-    from distill import conversations, models, provenance, runs
-    from distill.prompts import Renderer
-    from distill.targets import soft_targets
-    from students.collectives import process_group
-    from students.dataset import make_examples, split
-    from students.loop import Trainer
-    from students.model import build_judge
-    from students.ranks import common, together
-    from students.tracking import open_tracker
+    from core import models, provenance, runs
+    from core.data import conversations
+    from core.prompts import Renderer
+    from core.store.targets import soft_targets
+    from students.training.collectives import process_group
+    from students.training.data import make_examples, split
+    from students.training.loop import Trainer
+    from students.training.model import build_judge
+    from students.training.ranks import common, together
+    from students.training.tracking import open_tracker
 
     if config.role == "teacher":
         config = replace(config, loss=votes_alone(config.loss))
@@ -148,7 +149,7 @@ def run_identity(config: Config) -> dict[str, object]:
 
 def check_template(config: Config, template: str) -> None:
     """Refuse targets of a teacher that was shown another template, unless `teacher.same_prompt` is off."""
-    from distill.runs import read_manifest
+    from core.runs import read_manifest
 
     store = config.root / "logits" / str(config.teacher.name)
     theirs = read_manifest(store, "teacher").prompt["template"]
@@ -185,4 +186,4 @@ def summary(judge: "Judge", progress: "Progress", training: int, validation: int
 
 
 if __name__ == "__main__":
-    door(main)()
+    entry_point(main)()

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from distill.config import Config
-from distill.door import door
-from distill.errors import UserError
+from core.config import Config
+from core.errors import UserError
+from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,7 +50,7 @@ def find_runs(trained: Path, name: str) -> list[Path]:
 
 def has_validated(folder: Path) -> bool:
     """Whether there is anything to say of a run yet."""
-    from distill.tables import read_parquet
+    from core.tables import read_parquet
 
     curve = folder / "history.parquet"
     return curve.exists() and read_parquet(curve)["validation_log_loss"].count() > 0
@@ -81,8 +81,8 @@ def overrides(run: str) -> dict[str, str]:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What a run's files say of it, in `OWN`. Of pruned and unfinished runs: that of the judge kept so far."""
-    from distill.runs import MANIFEST
-    from distill.tables import read_parquet
+    from core.runs import MANIFEST
+    from core.tables import read_parquet
 
     history = read_parquet(folder / "history.parquet")
     metrics = folder / "metrics.json"
@@ -154,7 +154,7 @@ def draw(name: str, runs: "pl.DataFrame", trained: Path) -> "Figure":
     from plotly.graph_objects import Figure
     from plotly.subplots import make_subplots
 
-    from distill.tables import read_parquet
+    from core.tables import read_parquet
 
     keys = varied(runs)
     titles = ("validation log loss (nats) by optimiser step", *(f"log loss by {key}" for key in keys))
@@ -196,4 +196,4 @@ def draw(name: str, runs: "pl.DataFrame", trained: Path) -> "Figure":
 
 
 if __name__ == "__main__":
-    door(main)()
+    entry_point(main)()

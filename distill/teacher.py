@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.config import Config, TeacherConfig
-from distill.door import door
-from distill.errors import UserError
+from core.config import Config, TeacherConfig
+from core.errors import UserError
+from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from distill.prompts import Rendered, Renderer
-    from distill.provenance import Learned
-    from distill.records import Conversation
-    from distill.scoring import Scorer
-    from distill.store import StoreWriter
+    from core.prompts import Rendered, Renderer
+    from core.provenance import Learned
+    from core.records import Conversation
+    from core.scoring import Scorer
+    from core.store.store import StoreWriter
     from students.trained import TrainedJudge
-    from teachers.filling import Interrupt, Progress
+    from teachers.scoring_run import Interrupt, Progress
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +47,15 @@ class Judge:
 
 
 def main(config: Config) -> None:
-    from distill import conversations
-    from distill.parts import clear
+    from core.data import conversations
+    from core.store.parts import clear
 
     store = logits_folder(config)
     rows = conversations.load(config.root / "data" / config.data.name)
     if config.overwrite:
         clear(store)
     if config.teacher.kind == "mixture":
-        from teachers.mixing import write_mixture
+        from teachers.mixtures import write_mixture
 
         write_mixture(config, store, rows[: config.limit])
     elif config.teacher.kind == "reward":
@@ -99,10 +99,10 @@ def fold_judges(config: Config) -> list[Judge]:
 
 def ready_made_judge(config: Config) -> Judge:
     """`teacher.model`: a language model, or a judge with a score head. One from elsewhere has seen none of the rows."""
-    from distill import models
-    from distill.prompts import Renderer
-    from distill.provenance import behind_model
-    from distill.store import NO_FOLD
+    from core import models
+    from core.prompts import Renderer
+    from core.provenance import behind_model
+    from core.store.store import NO_FOLD
 
     folder = models.resolve(config.teacher.model, config.root, key="teacher.model")
     renderer = Renderer(config.prompt, folder)
@@ -117,10 +117,10 @@ def ready_made_judge(config: Config) -> Judge:
 
 def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows: "Sequence[Conversation]") -> None:
     """Score with each judge the conversations that are its own, in an order in which shared prefixes are neighbours."""
-    from distill import runs
-    from distill.records import ORDERS
-    from distill.store import LOGITS, NO_FOLD, write_seen
-    from teachers.filling import not_done, open_writer, scoring_run
+    from core import runs
+    from core.records import ORDERS
+    from core.store.store import LOGITS, NO_FOLD, write_seen
+    from teachers.scoring_run import not_done, open_writer, scoring_run
 
     by_prompt = sorted(rows, key=prefix_order)
     limited = {c.id for c in rows[: config.limit]}
@@ -164,7 +164,7 @@ def out_of_fold(judges: Sequence[Judge], rows: "Sequence[Conversation]") -> "lis
     Of those of the test split, from which no judge has learned, each has a part, so that there, too, a row with votes
     has one judge: their figures are those of single teachers, and cost no more than the other rows'.
     """
-    from distill.records import TEST
+    from core.records import TEST
 
     shares: list[list[Conversation]] = [[] for _ in judges]
     for c in rows:
@@ -183,7 +183,7 @@ def prefix_order(conversation: "Conversation") -> tuple[object, ...]:
 
 def open_judge(config: TeacherConfig, judge: Judge) -> "AbstractContextManager[Scorer]":
     """The scorer of one judge, with its model made ready first."""
-    from teachers.scorers import open_scorer
+    from teachers.scorers.opening import open_scorer
 
     model, adapter = (judge.tokenizer, None) if config.scorer.backend == "server" else judge.model()
     fold = judge.fold if judge.fold >= 0 else None
@@ -203,8 +203,8 @@ def fill_store(
     """Score both orders of `todo` with one judge's scorer, but for what is `done`."""
     import numpy as np
 
-    from distill.scoring import scored_row
-    from teachers.filling import fill
+    from core.scoring import scored_row
+    from teachers.scoring_run import fill
 
     by_id = {c.id: c for c in todo}
     labelled = config.scorer.method == "label_tokens"
@@ -225,4 +225,4 @@ def fill_store(
 
 
 if __name__ == "__main__":
-    door(main)()
+    entry_point(main)()

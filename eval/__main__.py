@@ -10,20 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.config import Config, to_mapping
-from distill.door import ChecksFailed, door
+from core.config import Config, to_mapping
+from core.exits import ChecksFailed
+from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from distill.records import Conversation
+    from core.records import Conversation
     from eval.judges import Judges
 
 
 def main(config: Config) -> None:
     from rich.console import Console
 
-    from distill import conversations, runs
+    from core import runs
+    from core.data import conversations
     from eval.judges import candidates, file_digests, judge_all
     from eval.report.page import bayes_line, checks_line, rows_line, surface_line, table
     from eval.rows import scored_and_training
@@ -76,8 +78,8 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
     """predictions.parquet, metrics.json and report.html from what the judges said."""
     import polars as pl
 
-    from distill import runs
-    from distill.tables import read_parquet
+    from core import runs
+    from core.tables import read_parquet
     from eval.fidelity import read_fidelities
     from eval.judges import HISTORY
     from eval.measuring import measure
@@ -110,8 +112,8 @@ def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") ->
     """The student against `eval.variants` over `eval.seeds`; writes seeds.json and returns its table."""
     import numpy as np
 
-    from distill import runs
-    from distill.scoring import logits_by_order
+    from core import runs
+    from core.scoring import logits_by_order
     from eval.judges import judge_seeds
     from eval.metrics import log_loss_rows, predict, summarise
     from eval.seeds import seeds_table, summarise_seeds
@@ -136,4 +138,4 @@ def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") ->
 
 
 if __name__ == "__main__":
-    door(main)()
+    entry_point(main)()

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import polars as pl
 
-from distill import runs
-from distill.canaries import check_canaries
-from distill.config import CanaryMode, ScorerConfig, to_mapping
-from distill.prompts import Renderer
-from distill.records import Conversation
-from distill.scoring import score_conversations
-from distill.tables import read_parquet
-from teachers.scorers import open_scorer
+from core import runs
+from core.config import CanaryMode, ScorerConfig, to_mapping
+from core.prompts import Renderer
+from core.records import Conversation
+from core.scoring import score_conversations
+from core.tables import read_parquet
+from eval.canary_check import check_canaries
+from teachers.scorers.opening import open_scorer
 
 SCORED, FAILED = "scores.parquet", "failed"  # the latter in the manifest's `extra`
 

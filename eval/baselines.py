@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from distill.errors import UserError
-from distill.records import LABELS, ORDERS, Conversation, Order, to_frame
-from distill.scoring import SCORES, to_own_order
+from core.errors import UserError
+from core.records import LABELS, ORDERS, Conversation, Order, to_frame
+from core.scoring import SCORES, to_own_order
 from eval.metrics import shares
 
 LETTER = r"[\p{L}\p{N}_]"

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
-from distill.records import LABELS, Conversation
+from core.records import LABELS, Conversation
 from eval.baselines import COUNTED, REFUSAL
 from eval.inference import Bias, Claim, Estimate, Jackknife, bounds, conclude, conclude_most_striking, quantile_bins
 from eval.metrics import flip_rows, log_loss_rows, predict, shares

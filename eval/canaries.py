@@ -1,4 +1,4 @@
-"""The canaries of an export: what an engine must answer, and how far it may be off (`distill.canaries` checks it).
+"""The canaries of an export: what an engine must answer, and how far it may be off (`eval.canary_check` checks it).
 
 Asked is the exported model in floating point: transformers in fp32, with int8 activations rounded as int8 kernels round
 them. Engines compute in 16 bits and add in another order, so the model answers several times, every module's output off
@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.canaries import Differences, write_canaries
-from distill.config import CanariesConfig, ExportConfig
-from distill.exported import GGUF_BACKBONE
-from distill.prompts import Renderer
-from distill.records import Conversation
-from distill.scoring import check_finite, score
-from students.calibration_rows import canary_prompts
-from teachers.scorers import open_scorer
-from teachers.transformers import TransformersScorer
+from core.config import CanariesConfig, ExportConfig
+from core.exported import GGUF_BACKBONE
+from core.prompts import Renderer
+from core.records import Conversation
+from core.scoring import check_finite, score
+from eval.canary_check import Differences, write_canaries
+from students.export.calibration_rows import canary_prompts
+from teachers.scorers.opening import open_scorer
+from teachers.scorers.transformers import TransformersScorer
 
 Prompts = Sequence[Sequence[int]]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.records import LABELS
+from core.records import LABELS
 from eval.inference import Groups
 from eval.metrics import (
     FIGURES,

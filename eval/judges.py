@@ -16,18 +16,18 @@ from typing import NamedTuple
 
 import polars as pl
 
-from distill import runs
-from distill.config import Config, ScorerConfig
-from distill.errors import UserError
-from distill.exported import open_exported
-from distill.file_kinds import seems
-from distill.naming import split_overrides, variant
-from distill.prompts import Renderer, renderer_of
-from distill.provenance import read_learned
-from distill.records import ORDERS, Conversation
-from distill.scoring import SCORES, mean_logits
-from distill.store import read_logits, read_seen
-from distill.tables import read_parquet
+from core import runs
+from core.config import Config, ScorerConfig
+from core.data.file_kinds import seems
+from core.errors import UserError
+from core.exported import open_exported
+from core.naming import split_overrides, variant
+from core.prompts import Renderer, renderer_of
+from core.provenance import read_learned
+from core.records import ORDERS, Conversation
+from core.scoring import SCORES, mean_logits
+from core.store.store import read_logits, read_seen
+from core.tables import read_parquet
 from eval import baselines
 from eval.answers import answers
 from eval.leaderboard import bradley_terry

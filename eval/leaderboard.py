@@ -15,9 +15,9 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import kendalltau, spearmanr
 
-from distill.errors import UserError
-from distill.records import LABELS, Conversation
-from distill.scoring import SCORES
+from core.errors import UserError
+from core.records import LABELS, Conversation
+from core.scoring import SCORES
 from eval.baselines import prior
 from eval.metrics import interval, number_groups, resample, shares
 from teachers.bradley_terry import BradleyTerry, davidson_loss

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from distill.arena_sim import bayes_log_loss
-from distill.config import EvalConfig
-from distill.errors import UserError
-from distill.records import TEST, Conversation
-from distill.scoring import logits_by_order
+from core.config import EvalConfig
+from core.data.arena_sim import bayes_log_loss
+from core.errors import UserError
+from core.records import TEST, Conversation
+from core.scoring import logits_by_order
 from eval.biases import find_biases, look_at
 from eval.comparison import Pair, compare
 from eval.judges import Judges

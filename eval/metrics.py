@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
-from distill.errors import UserError
-from distill.records import LABELS
+from core.errors import UserError
+from core.records import LABELS
 from eval.inference import FEW, Drawn, Estimate, Groups, Jackknife, effective_number
 
 LEVEL = 0.05  # every interval here is a 95% interval

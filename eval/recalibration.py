@@ -15,9 +15,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from distill.errors import UserError
-from distill.records import LABELS
-from distill.runs import write_json
+from core.errors import UserError
+from core.records import LABELS
+from core.runs import write_json
 from eval.metrics import shares
 
 FILE = "calibration.json"

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Sequence
 
-from distill.errors import UserError
-from distill.records import TEST, Conversation
+from core.errors import UserError
+from core.records import TEST, Conversation
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
-from distill.errors import UserError
+from core.errors import UserError
 from eval.inference import Estimate, Groups, Jackknife
 from eval.metrics import LEVEL, number_groups
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from scipy.special import entr
 
-from distill.records import Conversation
+from core.records import Conversation
 from eval.inference import Bias, Claim, Estimate, Jackknife, bounds, conclude_most_striking, quantile_bins
 from eval.metrics import accuracy_rows, log_loss_rows
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from distill.records import ORDERS
+from core.records import ORDERS
 from gpu_check.judges import Family, configured, conversations, device, random_judge, working_dtype
 from gpu_check.verdicts import EXACT, LOGITS, Failed, Figures, Skip, alike, name_of, relative
-from students.attention import COMPILER, choose_attention, triton_compiles
-from students.dataset import Example, collate
-from students.model import Judge, build_judge
+from students.training.attention import COMPILER, choose_attention, triton_compiles
+from students.training.data import Example, collate
+from students.training.model import Judge, build_judge
 
 LONGEST = 300  # tokens: several blocks of a kernel, many windows
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from distill.errors import OtherRankError, UserError
+from core.errors import OtherRankError, UserError
 from gpu_check.bare import stand_in
 from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, alike, name_of, relative
 
@@ -81,7 +81,7 @@ def as_rank(rank: int, ranks: int, port: int) -> None:
 def group() -> Iterator[None]:
     """The training's own process group, or where DeepSpeed is not installed PyTorch's."""
     if find_spec("deepspeed"):
-        from students.collectives import process_group
+        from students.training.collectives import process_group
 
         with process_group():
             yield
@@ -118,8 +118,8 @@ def of_deepspeed(rank: int, ranks: int) -> None:
 
 def ours(rank: int, ranks: int) -> None:
     """What the training calls: sums of CPU tensors, numbers, values; and how ranks agree on the error of one."""
-    from students import collectives
-    from students.ranks import common, together
+    from students.training import collectives
+    from students.training.ranks import common, together
 
     results = {
         "total": (collectives.total(torch.tensor([rank + 1.0], dtype=torch.float64)).item(), ranks * (ranks + 1) / 2),

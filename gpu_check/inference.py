@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill.config import ScorerConfig, from_mapping
-from distill.scoring import score
+from core.config import ScorerConfig, from_mapping
+from core.scoring import score
 from gpu_check.bare import composed
 from gpu_check.judges import TINY, WIDTHS, conversations, random_judge
 from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, alike, relative
-from students.half_precision import Range, fit_into_fp16
-from teachers.transformers import LARGEST_INT8, TransformersScorer
+from students.export.half_precision import Range, fit_into_fp16
+from teachers.scorers.transformers import LARGEST_INT8, TransformersScorer
 
 MAX_TOKENS = 256
 MARGIN = 2.0  # as conf/export has it
@@ -117,7 +117,7 @@ def in_transformers(model: Path, dtype: str) -> np.ndarray:
 
 
 def in_vllm(model: Path, dtype: str) -> np.ndarray:
-    from teachers.vllm import VllmScorer
+    from teachers.scorers.vllm import VllmScorer
 
     config = scorer(dtype)
     with VllmScorer(model, replace(config, vllm={**config.vllm, "gpu_memory_utilization": 0.5}), MAX_TOKENS) as engine:

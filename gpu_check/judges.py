@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 
-from distill.config import Config, from_mapping
-from distill.records import LABELS
+from core.config import Config, from_mapping
+from core.records import LABELS
 from gpu_check.bare import composed
-from students.dataset import Example
+from students.training.data import Example
 
 Family = Literal["llama", "gemma2"]
 VOCABULARY = 4096  # widths are real, and rows of the embedding are only looked up

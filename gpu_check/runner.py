@@ -23,12 +23,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.runs import installed_versions, write_json
+from core.runs import installed_versions, write_json
 from gpu_check.bare import stand_in
 from gpu_check.verdicts import Failed, Figures, Skip, need
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("distill", "teachers", "students", "gpu_check", "bench/calibrate.py", "conf")
+CODE = ("core", "teachers", "students", "distill", "gpu_check", "bench/calibrate.py", "conf")
 PRELOADED = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes")  # where a CPU runs tiny steps one by one
 ENVIRONMENT = {  # nothing is looked up or reported
     "HF_HUB_OFFLINE": "1",

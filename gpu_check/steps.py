@@ -6,7 +6,7 @@ FAMILIES = ("llama", "gemma2")
 DEEPSPEED = ("peft", "deepspeed", "polars")
 COMPILES = "flex attention is compiled, which takes a CPU most of a minute; the tests hold it equal to eager"
 GPU_KERNELS = "its kernels are for GPUs"
-ENGINE = "an engine takes a CPU a minute to start; tests/teachers/test_vllm_plugin.py runs it there"
+ENGINE = "an engine takes a CPU a minute to start; tests/teachers/scorers/test_vllm_plugin.py runs it there"
 
 
 def training(family: str, method: str, zero: int | None, limit_s: int, *needs: str) -> Step:

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.config import Config
-from distill.records import ORDERS
+from core.config import Config
+from core.records import ORDERS
 from gpu_check.judges import TINY, WIDTHS, Family, configured, conversations, device, random_judge, working_dtype
 from gpu_check.verdicts import EXACT, LOSS, Failed, Figures, name_of, same
-from students.collectives import process_group
-from students.dataset import Example, collate
-from students.engine import open_optimizer
-from students.losses import Objective
-from students.model import Judge, build_judge
-from students.validation import score, validation
+from students.training.collectives import process_group
+from students.training.data import Example, collate
+from students.training.engine import open_optimizer
+from students.training.losses import Objective
+from students.training.model import Judge, build_judge
+from students.training.validation import score, validation
 
 METHODS: dict[str, tuple[str, ...]] = {
     "lora": (),
@@ -168,8 +168,8 @@ def in_plain(engine: PlainEngine, config: Config, examples: list[Example]) -> li
 
 def in_trainer(judge: Judge, config: Config, examples: list[Example], folder: Path) -> list[float]:
     """The same through the student stage's own trainer and DeepSpeed, on one rank."""
-    from students.loop import Trainer
-    from students.tracking import Tracker
+    from students.training.loop import Trainer
+    from students.training.tracking import Tracker
 
     with process_group():
         trainer = Trainer(config, judge, examples, examples, folder / "run", Tracker())

@@ -21,13 +21,13 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from distill.bounds import Count, Natural, Seed
-from distill.config import Config, from_mapping
-from distill.door import launched_ranks, typed
-from distill.errors import UserError
-from distill.naming import names_a_run
-from distill.runs import differing_fields
-from distill.studies import PRUNED, STUDY, open_journal, open_pruner
+from core.bounds import Count, Natural, Seed
+from core.config import Config, from_mapping
+from core.errors import UserError
+from core.naming import names_a_run
+from core.runs import differing_fields
+from distill.entry_point import launched_ranks, typed
+from students.training.studies import PRUNED, STUDY, open_journal, open_pruner
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -1,6 +1,6 @@
 """Merging a LoRA adapter and its score head into the base's weights: one classifier folder that any engine loads.
 
-Tensors stream through `students.shards`, one in memory at a time.
+Tensors stream through `core.shards`, one in memory at a time.
 """
 
 import json
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill.errors import UserError
-from distill.models import HEADS, begin, copy_tokenizer, linked_classifier, put
-from distill.records import LABELS
-from students.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
+from core.errors import UserError
+from core.models import HEADS, begin, copy_tokenizer, linked_classifier, put
+from core.records import LABELS
+from core.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
 
 PEFT_PREFIX = "base_model.model."
 SCORE = "score"

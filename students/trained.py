@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from distill import models, runs
-from distill.errors import UserError
-from distill.prompts import Renderer, renderer_of
-from distill.provenance import Learned, read_learned, write_learned
+from core import models, runs
+from core.errors import UserError
+from core.prompts import Renderer, renderer_of
+from core.provenance import Learned, read_learned, write_learned
+from core.shards import locate, read_shapes, read_tensor, write_weights
 from students.merging import caps_off, merge_adapter, unmerge_adapter
-from students.shards import locate, read_shapes, read_tensor, write_weights
 
 
 @dataclass(frozen=True)

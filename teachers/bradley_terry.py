@@ -13,10 +13,10 @@ import polars as pl
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
-from distill.errors import UserError
-from distill.parts import NO_FOLD
-from distill.records import LABELS, TEST, Conversation
-from distill.scoring import SCORES
+from core.errors import UserError
+from core.records import LABELS, TEST, Conversation
+from core.scoring import SCORES
+from core.store.parts import NO_FOLD
 from teachers.rewards import RESPONSES
 
 log = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ from typing import Any
 
 import polars as pl
 
-from distill import runs
-from distill.config import Config
-from distill.parts import clear
-from distill.provenance import Learned
-from distill.store import LOGITS, write_seen
-from teachers.filling import open_writer
+from core import runs
+from core.config import Config
+from core.provenance import Learned
+from core.store.parts import clear
+from core.store.store import LOGITS, write_seen
+from teachers.scoring_run import open_writer
 
 log = logging.getLogger(__name__)
 

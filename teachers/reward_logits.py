@@ -7,16 +7,16 @@ from pathlib import Path
 
 import polars as pl
 
-from distill import models, runs
-from distill.config import Config
-from distill.provenance import Learned, behind_model
-from distill.records import ORDERS, TEST, Conversation
-from distill.store import NO_FOLD, REWARDS, read_parts
+from core import models, runs
+from core.config import Config
+from core.provenance import Learned, behind_model
+from core.records import ORDERS, TEST, Conversation
+from core.store.store import NO_FOLD, REWARDS, read_parts
 from teachers.bradley_terry import cross_fit
 from teachers.derived import write_derived
-from teachers.filling import fill, not_done, open_writer, scoring_run
 from teachers.rewards import RESPONSES, RewardRenderer, as_classifier
-from teachers.scorers import open_scorer
+from teachers.scorers.opening import open_scorer
+from teachers.scoring_run import fill, not_done, open_writer, scoring_run
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from distill.errors import UserError
-from distill.models import layer_of, linked_classifier
-from distill.prompts import CHUNK, share_room, shorten, without_markers
-from distill.records import Conversation
-from distill.runs import alone
+from core.errors import UserError
+from core.models import layer_of, linked_classifier
+from core.prompts import CHUNK, share_room, shorten, without_markers
+from core.records import Conversation
+from core.runs import alone
 
 T = TypeVar("T")
 Response = Literal["a", "b"]

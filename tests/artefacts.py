@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from distill import runs
+from core import runs
 
 
 def finish_again(folder: Path) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from distill.config import Config, ScorerConfig, TemplateConfig, from_mapping
-from distill.door import CONF, typed
-from distill.naming import run_name
+from core.config import Config, ScorerConfig, TemplateConfig, from_mapping
+from core.naming import run_name
+from distill.entry_point import CONF, typed
 
 TEMPLATE = TemplateConfig(
     instruction="Which is better?",

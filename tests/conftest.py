@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-from distill.models import resolve
+from core.models import resolve
 from tests.composing import configured
 from tests.device import Device
 from tests.tiny_models import tiny_causal, tiny_judge, tiny_tokenizer
@@ -73,7 +73,7 @@ def tiny_judge_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_w8a8(tiny_judge_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny judge in int8, unfinished as an export."""
-    from students.quantising import quantise  # imports llm-compressor's half a minute only where it is asked for
+    from students.export.quantising import quantise  # imports llm-compressor's half a minute only where it is asked for
 
     folder = tmp_path_factory.mktemp("w8a8") / "judge"
     quantise(tiny_judge_llama, folder, "w8a8", configured().export.quantisation, [])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from teachers.transformers import TransformersScorer
+from teachers.scorers.transformers import TransformersScorer
 
 
 class Device:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from students import t4
+from students.export import t4
 from tests.test_locks import pins
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,10 +83,10 @@ def texts() -> str:
 def test_every_engine_argument_that_we_name_is_there(vllm: Path) -> None:
     named = {match for match in re.findall(r"scorer\.vllm\.(\w+)", texts()) if match != "server"}
     named |= {str(key) for key in OmegaConf.load(ROOT / "conf" / "scorer" / "vllm.yaml").vllm}
-    for node in ast.walk(ast.parse((ROOT / "teachers" / "vllm.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "teachers" / "scorers" / "vllm.py").read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "LLM":
             named |= {keyword.arg for keyword in node.keywords if keyword.arg}
-    named |= {"dtype", "enable_lora", "max_loras", "max_lora_rank"}  # a dictionary in teachers/vllm.py
+    named |= {"dtype", "enable_lora", "max_loras", "max_lora_rank"}  # a dictionary in teachers/scorers/vllm.py
     assert "tensor_parallel_size" in named and "runner" in named
     assert named <= engine_arguments(vllm), named - engine_arguments(vllm)
 

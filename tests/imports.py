@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("distill", "teachers", "students", "eval", "kaggle", "hydra_plugins", "bench")
+PACKAGES = ("core", "teachers", "students", "eval", "deploy", "distill", "hydra_plugins", "bench")
 # What libraries import for those who use these names of theirs.
 BY_NAME = {
     "BitsAndBytesConfig": ("bitsandbytes", "accelerate"),

@@ -12,8 +12,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-STAGES = ["distill.student", "distill.teacher", "distill.targets", "students.loop", "students.trained"]
-LIBRARIES = ["deepspeed", "peft", "transformers", "teachers.transformers"]
+STAGES = ["distill.student", "distill.teacher", "core.store.targets", "students.training.loop", "students.trained"]
+LIBRARIES = ["deepspeed", "peft", "transformers", "teachers.scorers.transformers"]
 
 
 def own_process(target: Callable[..., Any], *arguments: Any) -> BaseProcess:

@@ -15,7 +15,7 @@ from tests.composing import configured
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("kaggle/*.md")])
-STAGES = ("distill.", "eval", "kaggle.bundle")
+STAGES = ("distill.", "eval", "distill.kaggle")
 NOT_COMPOSED = ("distill.store",)  # a command line of its own
 OTHERS = ("pytest", "pip")
 GPU_PAGE = ROOT / "docs" / "gpu.md"
@@ -83,7 +83,7 @@ def test_commands_compose(page: Path) -> None:
         path = ROOT / command.module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists() or command.module in OTHERS, command
         if command.module.startswith(STAGES) and command.module not in NOT_COMPOSED:
-            # Hydra itself reads what is said of its launchers and sweepers (tests/test_sweeps.py).
+            # Hydra itself reads what is said of its launchers and sweepers (tests/distill/test_sweeps.py).
             own = [o.replace("$k", "0") for o in command.overrides if not re.match(r"\+?(hydra|sweep)\b", o)]
             configured(*own)
 

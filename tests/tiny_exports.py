@@ -5,11 +5,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from distill import runs
-from distill.arena_sim import simulate
-from distill.config import PromptConfig, SimulateConfig, from_mapping, to_mapping
-from distill.prompts import Renderer
-from distill.provenance import Learned, write_learned
+from core import runs
+from core.config import PromptConfig, SimulateConfig, from_mapping, to_mapping
+from core.data.arena_sim import simulate
+from core.prompts import Renderer
+from core.provenance import Learned, write_learned
 from eval.canaries import make_canaries
 from tests.artefacts import finish_again
 from tests.composing import composed, configured

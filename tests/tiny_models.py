@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from distill.records import LABELS
+from core.records import LABELS
 
 Family = Literal["llama", "qwen2", "gemma2"]
 FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "gemma2")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.runs import MANIFEST, Manifest, read_manifest
+from core.runs import MANIFEST, Manifest, read_manifest
 
 
 @dataclass(frozen=True)

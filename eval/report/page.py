@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from distill.records import LABELS, Conversation
+from core.records import LABELS, Conversation
 from eval.metrics import METHODS
 from eval.report.charts import Axis, training_plots
 from eval.report.lineage import Lineage

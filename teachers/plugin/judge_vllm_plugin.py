@@ -1,8 +1,9 @@
 """vLLM's plugin that lets a Gemma judge compute in fp16, as T4s must, once its export has measured that it fits.
 
 vLLM refuses fp16 for whole families whose activations may exceed 65504. An export knows better about its own weights:
-`extra.fp16_margin` in its manifest.json says how many times the largest activation fits (students/half_precision.py).
-For a folder where it is 1 or more the refusal is lifted, for every other model it stays.
+`extra.fp16_margin` in its manifest.json says how many times the largest activation fits
+(students/export/half_precision.py). For a folder where it is 1 or more the refusal is lifted, for every other model it
+stays.
 
 vLLM loads it in each of its processes, through the entry point `vllm.general_plugins` of pyproject.toml. It is
 installed as one module, away from the repository, and so imports nothing of it.

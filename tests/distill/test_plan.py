@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from distill.calibration import Calibration, calibrated
-from distill.memory import Batch, Sharding
-from distill.plan import count, stages_of
-from distill.planning import Work, eager_attention, fold_work, micro_batch, t4_hours, total, words
-from distill.shapes import Shape
-from distill.throughput import Lengths, attention_flops, scoring_flops, step_traffic, training_flops
+from core.memory import Batch, Sharding
+from core.shapes import Shape
+from distill.plan.__main__ import count, stages_of
+from distill.plan.measured import Calibration, calibrated
+from distill.plan.planning import Work, eager_attention, fold_work, micro_batch, t4_hours, total, words
+from distill.plan.throughput import Lengths, attention_flops, scoring_flops, step_traffic, training_flops
 from tests.composing import configured
 from tests.running import refuses, succeeds
 

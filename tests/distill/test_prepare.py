@@ -13,13 +13,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from distill.config import Config, from_mapping
-from distill.conversations import load
-from distill.door import CONF
-from distill.errors import UserError
+from core.config import Config, from_mapping
+from core.data.conversations import load
+from core.errors import UserError
+from core.records import SCHEMA
+from core.runs import read_manifest
+from distill.entry_point import CONF
 from distill.prepare import main
-from distill.records import SCHEMA
-from distill.runs import read_manifest
 
 ROOT = Path(CONF).parent
 HUMAN = ROOT.parent / "shared" / "data"

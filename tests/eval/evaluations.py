@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from distill import runs
-from distill.records import LABELS, ORDERS, Conversation
-from distill.scoring import SCORES
+from core import runs
+from core.records import LABELS, ORDERS, Conversation
+from core.scoring import SCORES
 from eval import baselines
 from eval.fidelity import FIDELITY, fidelity, read_fidelities
 from eval.judges import Judges

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 
-from distill.records import Conversation
+from core.records import Conversation
 
 MODELS = ("gpt-4-0613", "gpt-3.5-turbo", "claude-2.1", "llama-2-70b-chat", "mixtral-8x7b-instruct", "some-model")
 PROMPTS = (

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from distill.records import LABELS, ORDERS, Conversation
-from distill.scoring import SCORES, SWAPPED
+from core.records import LABELS, ORDERS, Conversation
+from core.scoring import SCORES, SWAPPED
 from eval.baselines import prior, surface, surface_features
 from eval.metrics import flip_rate, log_loss_rows, predict
 

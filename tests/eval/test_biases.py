@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from distill.scoring import SWAPPED
+from core.scoring import SWAPPED
 from eval.biases import family, find_biases, look_at
 from eval.inference import MIN_GROUPS, Bias
 from eval.metrics import predict

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from distill.scoring import SWAPPED
+from core.scoring import SWAPPED
 from eval.comparison import BASELINE, compare
 from eval.metrics import calibration, human_rows, log_loss_rows, paired_difference, predict, repeated, summarise
 from eval.recalibration import IDENTITY, Recalibration

@@ -11,15 +11,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from distill import conversations, prepare, runs, student
-from distill.config import Config
-from distill.door import ChecksFailed
-from distill.errors import UserError
-from distill.prompts import Renderer
-from distill.provenance import LEARNED_FROM, Learned, behind_model, read_learned, union, write_learned
-from distill.records import ORDERS, Conversation
-from distill.scoring import logits_by_order
-from distill.store import LOGITS, NO_FOLD, StoreWriter, write_seen
+from core import runs
+from core.config import Config
+from core.data import conversations
+from core.errors import UserError
+from core.exits import ChecksFailed
+from core.prompts import Renderer
+from core.provenance import LEARNED_FROM, Learned, behind_model, read_learned, union, write_learned
+from core.records import ORDERS, Conversation
+from core.scoring import logits_by_order
+from core.store.store import LOGITS, NO_FOLD, StoreWriter, write_seen
+from distill import prepare, student
 from eval import __main__ as door
 from eval import answers as answering
 from eval.judges import Judges, Unfit, add, candidates, judge_all

@@ -8,8 +8,8 @@ import pytest
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from distill.records import LABELS, ORDERS, Conversation
-from distill.scoring import SCORES, SWAPPED
+from core.records import LABELS, ORDERS, Conversation
+from core.scoring import SCORES, SWAPPED
 from eval.baselines import prior
 from eval.leaderboard import ANCHOR, POINTS, RIDGE, bradley_terry, rank_correlation, ratings
 from eval.metrics import flip_rate, log_loss_rows, predict

@@ -13,13 +13,13 @@ import polars as pl
 import pytest
 from scipy.special import log_softmax, softmax
 
-from distill.conversations import CONVERSATIONS, assign_folds, assign_groups
-from distill.provenance import Learned
-from distill.records import LABELS, TEST, Conversation, from_frame, to_frame
-from distill.runs import write_manifest
-from distill.store import NO_FOLD, REWARDS, StoreWriter
-from distill.targets import soft_targets
-from students.dataset import split
+from core.data.conversations import CONVERSATIONS, assign_folds, assign_groups
+from core.provenance import Learned
+from core.records import LABELS, TEST, Conversation, from_frame, to_frame
+from core.runs import write_manifest
+from core.store.store import NO_FOLD, REWARDS, StoreWriter
+from core.store.targets import soft_targets
+from students.training.data import split
 from teachers.bradley_terry import BradleyTerry, cross_fit, fit_bradley_terry
 from teachers.reward_logits import write_fitted
 from tests.composing import configured

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from distill.records import Conversation
-from distill.scoring import logits_by_order
+from core.records import Conversation
+from core.scoring import logits_by_order
 from eval import biases
 from eval.leaderboard import ratings
 from eval.metrics import log_loss_rows, paired_difference, predict

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 
-from distill.records import LABELS
-from distill.scoring import SWAPPED
+from core.records import LABELS
+from core.scoring import SWAPPED
 from eval.metrics import (
     BLOCK,
     BOOTSTRAP,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from distill.scoring import SWAPPED
+from core.scoring import SWAPPED
 from eval.metrics import log_loss_rows
 from eval.recalibration import (
     FILE,

@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from distill.records import Conversation
-from distill.scoring import logits_by_order
+from core.records import Conversation
+from core.scoring import logits_by_order
 from eval.metrics import kl_rows, log_loss_rows, predict
 from eval.report.charts import Axis, training_plots
 from eval.report.page import (

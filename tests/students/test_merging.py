@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from distill.records import LABELS
+from core.records import LABELS
 from students.merging import merge_adapter
 from tests.tiny_models import FAMILIES, Family, tiny_causal
 

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from scipy.special import softmax
 
-from distill.records import TEST, Conversation, swap_labels
-from distill.store import NO_FOLD, REWARDS
+from core.records import TEST, Conversation, swap_labels
+from core.store.store import NO_FOLD, REWARDS
 from teachers.bradley_terry import CROSS_FIT, BradleyTerry, cross_fit, cross_fitted, davidson_loss, fit_bradley_terry
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from distill.records import Conversation
+from core.records import Conversation
 from teachers.rewards import RewardRenderer, as_classifier
 from tests.composing import scorer
 from tests.tiny_models import BOS, EOS, PAD, tiny_causal, tiny_judge
@@ -253,7 +253,7 @@ def test_a_foreign_head_becomes_the_score_of_a_classifier(name: str, tmp_path: P
 
 @pytest.mark.timeout(900)
 def test_vllm_gives_the_rewards_of_transformers(tmp_path: Path) -> None:
-    from teachers.vllm import VllmScorer
+    from teachers.scorers.vllm import VllmScorer
 
     source = tiny_causal(tmp_path / "source", "llama")
     plant_head(source, "regression_layer.weight", 19)

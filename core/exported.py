@@ -1,0 +1,49 @@
+"""A finished export, as whatever judges with it sees it: one folder that holds model, tokenizer and prompt."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import runs
+from core.config import Config, ExportConfig
+from core.errors import UserError
+from core.prompts import Renderer, renderer_of
+
+GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
+
+
+@dataclass(frozen=True)
+class ExportedJudge:
+    """An export's folder. `renderer` makes the prompts that it was trained on, with the tokenizer in the folder."""
+
+    folder: Path
+    manifest: runs.Manifest
+    renderer: Renderer
+
+    @property
+    def max_tokens(self) -> int:
+        return self.renderer.config.max_tokens
+
+
+def export_folder(config: Config) -> Path:
+    """exports/<run>/<format>, for an average exports/<run>/<format>-<average>."""
+    return config.root / "exports" / config.run / export_name(config.export)
+
+
+def export_name(export: ExportConfig) -> str:
+    """The folder's name: the format, and how folds were averaged."""
+    return export.format if export.folds is None else f"{export.format}-{export.average}"
+
+
+def open_exported(folder: Path) -> ExportedJudge:
+    """Open a finished export, wherever the folder was moved to.
+
+    Raises `UserError` where it is unfinished or failed its checks (`manifest.json`, extra.failed), and where this code
+    renders other prompts than it was made for.
+    """
+    manifest = runs.read_manifest(folder, "export", "make export")
+    if failed := manifest.extra.get("failed"):
+        raise UserError(
+            f"{folder} failed its checks ({'; '.join(failed)}): take another format, or raise its "
+            "limits and export it with overwrite=true"
+        )
+    return ExportedJudge(folder, manifest, renderer_of(manifest, folder, folder))

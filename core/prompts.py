@@ -1,0 +1,242 @@
+"""The one renderer, of teacher, student, export and eval: conversation and order in, token ids within a budget out.
+
+    <instruction> <question> q1 <answer_a> .. <answer_b> .. <question> q2 <answer_a> .. <answer_b> .. <verdict>
+
+With `show_models`, <model_a> name <model_b> name stand before the verdict.
+
+The newest round is always shown. Of what the budget leaves, older rounds are taken from the newest back, and a marker
+stands for those left out. Within a round that does not fit, the question comes first (a third of the room is its own,
+more where the answers need less), then the longer answer is shortened until both are equally long. A text is
+shortened in its middle, where another marker stands. Shared text is in front, so both orders share a prefix.
+
+Fixed texts and user texts are tokenised apart, so what a user wrote can neither merge with a marker nor pose as one:
+inside a user's text, special tokens and all added tokens that the template uses are plain text. In the template they
+are tokens, so that it can hold a chat format. (A SentencePiece tokenizer puts its space before each of these texts.)
+
+What the tokenizer puts around a text (its post-processor: bos, in some also eos) stands once around the whole prompt,
+not a second time where the template has it already.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from core.config import PromptConfig, from_mapping
+from core.errors import UserError
+from core.records import ORDERS, Conversation, Order
+from core.runs import Manifest, differing_fields
+
+LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
+NAME_TOKENS = 32  # room for a model's name
+UNNAMED = "an unknown model"
+UNLIKELY = -1e4  # log probability: less than any spelling of a marker in pieces
+CHUNK = 1024  # conversations tokenised at a time: enough to keep the tokenizer's threads busy, small in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The prompt of one conversation in one order. `truncated`: something of the conversation was left out."""
+
+    id: str
+    order: Order
+    ids: list[int]
+    truncated: bool
+
+
+class Renderer:
+    """Renders conversations with one template, one budget and one tokenizer."""
+
+    def __init__(self, config: PromptConfig, tokenizer_folder: Path):
+        """Raises `UserError` where the folder has no tokenizer.json or the budget is too small for the template."""
+        path = tokenizer_folder / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(f"{tokenizer_folder} has no tokenizer.json: save the model's fast tokenizer there")
+        self.config = config
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        start, end = _frame(self._tokenizer)
+        fixed = {name: self._encode([text])[0] for name, text in asdict(config.template).items()}
+        used = {token for ids in (start, *fixed.values(), end) for token in ids}
+        self._tokenizer, _ = without_markers(self._tokenizer, used)
+        instruction, verdict = fixed["instruction"], fixed["verdict"]
+        self._omitted, self._cut = fixed["omitted"], fixed["cut"]
+        self._question, self._answers = fixed["question"], (fixed["answer_a"], fixed["answer_b"])
+        self._names = (fixed["model_a"], fixed["model_b"])
+        has_start = (instruction or self._question)[: len(start)] == start
+        has_end = verdict[max(len(verdict) - len(end), 0) :] == end
+        self._opening = instruction if has_start else start + instruction
+        self._closing = verdict if has_end else verdict + end
+        self.closed = bool(end)  # the tokenizer ends every text, so nothing can be asked of what comes next
+        if has_start and not instruction:
+            self._omitted = start + self._omitted  # which then stands before the question
+        # What the hash says of it: nothing where the start is put in front and that is all, as it always was.
+        usual = not end and not (start and has_start)
+        self._frame = [] if usual else [has_start, has_end]
+        self._round_overhead = len(self._question) + sum(map(len, self._answers))
+        self._budget = config.max_tokens - len(self._opening) - len(self._closing)
+        minimum = (
+            config.max_tokens - self._budget + self._round_overhead + len(self._omitted) + 3 * (len(self._cut) + 2)
+        )
+        if config.show_models:
+            minimum += sum(map(len, self._names)) + 2 * NAME_TOKENS
+        if config.max_tokens < minimum:
+            raise UserError(
+                f"prompt.max_tokens={config.max_tokens}: this template and tokenizer need at least {minimum}"
+            )
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """`template`: what a judge is shown of a conversation, whatever its tokenizer; models' names are left aside, so
+        that a student may learn from a teacher that sees them. `prompt`: all of it, the budget and the tokenizer.
+        """
+        texts = asdict(self.config.template)
+        names = {name: texts.pop(name) for name in ("model_a", "model_b")}
+        template = _digest([LAYOUT_VERSION, texts])
+        tokenizer = json.loads(self._tokenizer.to_str())
+        parts = [template, self.config.max_tokens, self.config.min_round_tokens, tokenizer, *self._frame]
+        return {"template": template, "prompt": _digest([*parts, names] if self.config.show_models else parts)}
+
+    def render(self, conversations: Iterable[Conversation], orders: Sequence[Order] = ORDERS) -> Iterator[Rendered]:
+        """The prompts in the order given, all `orders` of a conversation together."""
+        remaining = iter(conversations)
+        while chunk := list(islice(remaining, CHUNK)):
+            texts = [text for c in chunk for text in (*c.prompt, *c.response_a, *c.response_b)]
+            encoded = iter(self._encode(texts))
+            for c in chunk:
+                questions, side_a, side_b = (
+                    [next(encoded) for _ in part] for part in (c.prompt, c.response_a, c.response_b)
+                )
+                names = self._encode_names(c)
+                for order in orders:
+                    first, second = (side_a, side_b) if order == "ab" else (side_b, side_a)
+                    shown = names if order == "ab" else names[::-1]
+                    ids, truncated = self._assemble(list(zip(questions, first, second, strict=True)), shown)
+                    yield Rendered(c.id, order, ids, truncated)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _encode_names(self, conversation: Conversation) -> list[list[int]]:
+        """The names of models a and b, none where they are not shown."""
+        if not self.config.show_models:
+            return []
+        names = self._encode([name or UNNAMED for name in (conversation.model_a, conversation.model_b)])
+        return [name[:NAME_TOKENS] for name in names]
+
+    def _assemble(
+        self, rounds: list[tuple[list[int], list[int], list[int]]], names: Sequence[list[int]]
+    ) -> tuple[list[int], bool]:
+        sizes = [(len(q), len(first), len(second)) for q, first, second in rounds]
+        authors = [token for part in zip(self._names, names, strict=False) for tokens in part for token in tokens]
+        kept = self._fit(sizes, self._budget - len(authors))
+        left_out = len(rounds) - len(kept)
+        ids = list(self._opening)
+        if left_out:
+            ids += self._omitted
+        for texts, lengths in zip(rounds[left_out:], kept, strict=True):
+            for marker, text, length in zip((self._question, *self._answers), texts, lengths, strict=True):
+                ids += marker
+                ids += shorten(text, length, self._cut)
+        ids += authors + self._closing
+        assert len(ids) <= self.config.max_tokens
+        return ids, kept != sizes
+
+    def _fit(self, sizes: list[tuple[int, int, int]], budget: int) -> list[tuple[int, int, int]]:
+        """Lengths for the newest rounds that the budget holds, oldest of them first."""
+        if sum(map(sum, sizes)) + len(sizes) * self._round_overhead <= budget:
+            return sizes
+        budget -= len(self._omitted) if len(sizes) > 1 else 0
+        kept: list[tuple[int, int, int]] = []
+        for size in reversed(sizes):
+            room = budget - self._round_overhead
+            if kept and room < min(self.config.min_round_tokens, sum(size)):
+                break
+            kept.append(share_room(*size, room))
+            budget = room - sum(kept[-1])
+        return kept[::-1]
+
+
+def shorten(text: list[int], length: int, cut: list[int]) -> list[int]:
+    """`text` in at most `length` tokens, with `cut` in place of its middle; its beginning where there is no room."""
+    if len(text) <= length:
+        return text
+    shown = length - len(cut)
+    if shown < 2:
+        return text[:length]
+    tail = shown // 2
+    return text[: shown - tail] + cut + text[-tail:]
+
+
+def share_room(question: int, first: int, second: int, room: int) -> tuple[int, int, int]:
+    """How many tokens of a question and two answers to show in `room` tokens.
+
+    Exchanging the answers exchanges the result.
+    """
+    if question + first + second <= room:
+        return question, first, second
+    question = min(question, max(room // 3, room - first - second))
+    rest = room - question
+    if first + second > rest:
+        shorter = min(first, second)
+        level = rest - shorter if 2 * shorter <= rest else rest // 2
+        first, second = min(first, level), min(second, level)
+    return question, first, second
+
+
+def without_markers(tokenizer: Tokenizer, used: Set[int]) -> tuple[Tokenizer, set[int]]:
+    """A copy of a tokenizer that reads markers as plain text, and the ids of the markers.
+
+    Those are its special tokens and, of the other added ones, those that a template uses (`used`: the ids in it), as
+    some models mark turns with tokens that are not special. White space stays what it is.
+    Raises `UserError` where plain text gives a marker of the template all the same.
+    """
+    description = json.loads(tokenizer.to_str())
+    for token in description["added_tokens"]:
+        token["special"] |= bool(token["content"].strip()) and token["id"] in used
+    markers = {token["id"]: token["content"] for token in description["added_tokens"] if token["special"]}
+    if description["model"]["type"] == "Unigram":  # where special tokens are pieces too, and the likeliest
+        pieces = description["model"]["vocab"]
+        for marker in markers.keys() & {*range(len(pieces))}:
+            pieces[marker][1] = UNLIKELY
+    plain = Tokenizer.from_str(json.dumps(description))
+    plain.encode_special_tokens = True
+    for marker in markers.keys() & used:
+        if marker in plain.encode(markers[marker], add_special_tokens=False).ids:
+            raise UserError(
+                f"the tokenizer reads {markers[marker]!r} in plain text as the marker that the template uses, so that "
+                "a user could write it: use a template without it"
+            )
+    return plain, set(markers)
+
+
+def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer's post-processor puts before and after a text."""
+    encoding = tokenizer.encode("a")
+    mask = encoding.special_tokens_mask
+    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+    return encoding.ids[:first], encoding.ids[last:]
+
+
+def renderer_of(manifest: Manifest, folder: Path, tokenizer: Path) -> Renderer:
+    """The renderer that the judge in `folder` was made for, by its manifest, with the tokenizer of another folder.
+
+    Raises `UserError` naming the hashes that differ where this code and that tokenizer give other prompts.
+    """
+    renderer = Renderer(from_mapping(PromptConfig, manifest.config["prompt"]), tokenizer)
+    if differences := differing_fields(manifest.prompt, renderer.hashes):
+        raise UserError(
+            f"{folder} was made for other prompts than this code renders with {tokenizer}:\n"
+            + "\n".join(f"  - {name} hash: there {there}, now {now}" for name, there, now in differences)
+            + "\n  the tokenizer or the renderer has changed since: use the version that made it, or make it anew"
+        )
+    return renderer
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

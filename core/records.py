@@ -1,0 +1,98 @@
+"""The conversation: the one record that every stage reads, and the label order that every logit follows."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import polars as pl
+
+from core.errors import UserError
+
+LABELS = ("a", "b", "tie")
+Order = Literal["ab", "ba"]
+ORDERS: tuple[Order, ...] = ("ab", "ba")
+TEST = -1  # the fold of the locked test split: no model of any stage learns from it
+T = TypeVar("T")
+
+SCHEMA = pl.Schema(
+    {
+        "id": pl.String(),
+        "prompt": pl.List(pl.String),
+        "response_a": pl.List(pl.String),
+        "response_b": pl.List(pl.String),
+        "model_a": pl.String(),
+        "model_b": pl.String(),
+        "votes": pl.List(pl.Float64),
+        "group": pl.String(),
+        "fold": pl.Int32(),
+        "source": pl.String(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt of one or more rounds, two responses to it, and what people voted.
+
+    `prompt`, `response_a` and `response_b` hold one text a round. `votes` are three counts in the order of `LABELS`:
+    one-hot for a single vote, more where several people voted, None where nobody did. `group` is a hash of the first
+    prompt, the same for near-duplicates: conversations of one group never sit in different folds. `fold` is 0 or
+    above, or `TEST`.
+    """
+
+    id: str
+    prompt: list[str]
+    response_a: list[str]
+    response_b: list[str]
+    model_a: str | None = None
+    model_b: str | None = None
+    votes: list[float] | None = None
+    group: str = ""
+    fold: int = 0
+    source: str = ""
+
+    def swap(self) -> "Conversation":
+        """The same conversation with the two sides exchanged: responses, models and votes."""
+        return replace(
+            self,
+            response_a=self.response_b,
+            response_b=self.response_a,
+            model_a=self.model_b,
+            model_b=self.model_a,
+            votes=None if self.votes is None else list(swap_labels(self.votes)),
+        )
+
+    def fingerprint(self) -> int:
+        """64 bits of a hash of the texts alone, equal for both orders: tells whether a model has seen this pair."""
+        sides = sorted(json.dumps(side) for side in (self.response_a, self.response_b))
+        return int.from_bytes(hashlib.sha256("\n".join([json.dumps(self.prompt), *sides]).encode()).digest()[:8])
+
+    def sided_fingerprint(self) -> int:
+        """The fingerprint, its lowest bit flipped where the responses stand the other way round.
+
+        It tells whether what is stored of a conversation is said of this a and this b.
+        """
+        return self.fingerprint() ^ (json.dumps(self.response_a) > json.dumps(self.response_b))
+
+
+def swap_labels(values: Sequence[T]) -> tuple[T, T, T]:
+    """Exchange a and b in three values laid out as `LABELS` (votes, logits, probabilities)."""
+    a, b, tie = values
+    return b, a, tie
+
+
+def to_frame(conversations: Sequence[Conversation]) -> pl.DataFrame:
+    """A table in `SCHEMA`, one row a conversation, in the given order."""
+    columns = {name: [getattr(c, name) for c in conversations] for name in SCHEMA}
+    return pl.DataFrame(columns, schema=SCHEMA)
+
+
+def from_frame(frame: pl.DataFrame) -> list[Conversation]:
+    """The conversations of a table in `SCHEMA`. Raises `UserError` naming the columns that differ."""
+    if frame.schema != SCHEMA:
+        wrong = {name: str(kind) for name, kind in frame.schema.items() if SCHEMA.get(name) != kind}
+        missing = [name for name in SCHEMA if name not in frame.schema]
+        raise UserError(f"not a conversations table: unexpected columns {wrong}, missing columns {missing}")
+    return [Conversation(**row) for row in frame.iter_rows(named=True)]

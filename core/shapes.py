@@ -1,0 +1,139 @@
+"""What a model consists of, counted on meta tensors: transformers' own class and the training's LoRA, no weights.
+
+The configuration comes from a folder, the hub's local cache, `conf/plan/models/shapes.yaml` (public facts of models
+whose repositories are gated) or, last, the hub itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.config import StudentConfig
+from core.errors import UserError
+from core.models import PIP
+from core.records import LABELS
+
+SHAPES = Path(__file__).resolve().parent.parent / "conf" / "plan" / "models" / "shapes.yaml"
+HUB_TIMEOUT_S = 5.0  # for a file of a kilobyte
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A judge: `parameters` of backbone and score head, of them `matrices` in the decoder layers' linear maps.
+
+    `adapters`: what LoRA of `rank` trains, the score head among it; `tuned`: what a full tuning trains. `largest`:
+    elements of the largest tensor. `language_head`: what the causal language model has beyond the backbone. `windowed`
+    of the `layers` attend to the last `window` tokens alone; scores are `capped` in Gemma-2. `norms`: of each layer;
+    `wide_gains`: they multiply in fp32 (Gemma).
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    window: int | None
+    windowed: int
+    capped: bool
+    norms: int
+    wide_gains: bool
+    parameters: int
+    matrices: int
+    adapters: int
+    tuned: int
+    rank: int
+    largest: int
+    language_head: int
+
+    def trained(self, method: str) -> int:
+        """Parameters that are trained by `full` tuning, or else by LoRA."""
+        return self.tuned if method == "full" else self.adapters
+
+
+def shape_of(base: str, root: Path, student: StudentConfig, with_lora: Callable[[Any, StudentConfig], Any]) -> Shape:
+    """Count `base` as `student` would train it; `with_lora` is `students.training.model`'s.
+
+    Raises `UserError` where its configuration cannot be had.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config = model_config(base, root)
+    config.num_labels = len(LABELS)
+    if student.layers is not None:
+        if not 0 < student.layers <= config.num_hidden_layers:
+            raise UserError(f"student.layers={student.layers}: {base} has {config.num_hidden_layers} layers")
+        config.num_hidden_layers = student.layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: student.layers]
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+        sizes = {name: p.numel() for name, p in model.named_parameters()}
+        linear = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "score"}
+        norms = sum("norm" in name for name, _ in model.base_model.layers[0].named_children())
+        adapted = with_lora(model, student)
+    frozen = [f"layers.{i}." for i in range(student.freeze_layers)] + ["embed_tokens"] * bool(student.freeze_layers)
+    heads, types = config.num_attention_heads, getattr(config, "layer_types", None) or []
+    return Shape(
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        mlp=config.intermediate_size,
+        window=getattr(config, "sliding_window", None),
+        windowed=types.count("sliding_attention"),
+        capped=bool(getattr(config, "attn_logit_softcapping", None)) and student.softcapping,
+        norms=norms,
+        wide_gains=config.model_type.startswith("gemma"),
+        parameters=sum(sizes.values()),
+        matrices=sum(sizes[f"{name}.weight"] for name in linear),
+        adapters=sum(p.numel() for p in adapted.parameters() if p.requires_grad),
+        tuned=sum(size for name, size in sizes.items() if not any(part in name for part in frozen)),
+        rank=student.lora.rank,
+        largest=max(sizes.values()),
+        language_head=0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size,
+    )
+
+
+def model_config(base: str, root: Path) -> Any:
+    """transformers' configuration of `base`, from the nearest place that has it."""
+    import yaml
+    from transformers import AutoConfig
+
+    if (folder := folder_of(base, root)) is not None:
+        return AutoConfig.from_pretrained(folder)
+    known = yaml.safe_load(SHAPES.read_text())
+    for facts in known.values():
+        if base in facts["names"]:
+            return AutoConfig.for_model(**{key: value for key, value in facts.items() if key != "names"})
+    return AutoConfig.from_pretrained(_from_hub(base, sorted(known)))
+
+
+def folder_of(base: str, root: Path) -> Path | None:
+    """The folder on this machine that holds at least the model's configuration, None where there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = root / "models" / base.removeprefix(PIP) if base.startswith(PIP) else Path(base)
+    if (folder / "config.json").is_file():
+        return folder
+    if base.startswith(PIP) or base.count("/") != 1:
+        return None
+    cached = try_to_load_from_cache(base, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _from_hub(base: str, known: list[str]) -> Path:
+    import httpx
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(base, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
+        raise UserError(
+            f"the configuration of {base!r} is neither here nor to be had from the hub ({type(error).__name__}): give "
+            f"a folder with its config.json, or add its numbers to {SHAPES.name}, which knows {', '.join(known)}"
+        ) from error

@@ -1,0 +1,134 @@
+"""One process a GPU, side by side: started with what each may see, ended together, and none outlives the command."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from core.config import PredictConfig
+from core.errors import UserError
+from core.exits import surroundings_explained
+from core.scoring import given_threads
+from teachers.scorers.engines import engine_gpus
+from teachers.scoring_run import STOPPED, Interrupt
+
+log = logging.getLogger(__name__)
+REFUSED = 2  # the exit code of a process that said what is wrong
+WELL = (0, STOPPED, -signal.SIGTERM)  # the last, where it was asked to stop before it could work
+POLL_SECONDS = 0.2
+
+
+def count_devices(settings: PredictConfig) -> int:
+    """How many processes to run: `predict.devices`, else one for each GPU, or for as many as an engine spans.
+
+    Raises `UserError` for more than there are GPUs; a machine without one runs any number.
+    """
+    import torch
+
+    gpus, wanted = torch.cuda.device_count(), settings.devices
+    engines = gpus // gpus_per_engine(settings)
+    if wanted is None:
+        return max(1, engines if settings.scorer.backend in ("vllm", "transformers") else 1)
+    if gpus and wanted > engines:
+        raise UserError(f"predict.devices={wanted}: there are {gpus} GPUs, {gpus_per_engine(settings)} to an engine")
+    return wanted
+
+
+def gpus_per_engine(settings: PredictConfig) -> int:
+    """How many GPUs one engine spans."""
+    return engine_gpus(settings.scorer.vllm) if settings.scorer.backend == "vllm" else 1
+
+
+def side_by_side(work: Callable[..., None], count: int, config: Any, *arguments: Any) -> None:
+    """Run `work(number, count, config, *arguments)` for each number below `count`, each in a process of its own.
+
+    A single one runs in this process. Ctrl-C and SIGTERM are passed on, and end this process like the others, with the
+    code of an interruption. Raises `UserError` once one of them has failed; the rest then finish what is in hand.
+    """
+    if count == 1:
+        work(0, 1, config, *arguments)
+        return
+    span = gpus_per_engine(config.predict)
+    processes = []
+    for number in range(count):
+        with environment(environment_of(number, count, span)):
+            process = multiprocessing.get_context("spawn").Process(
+                target=run_alone, args=(work, number, count, config, *arguments), name=f"device {number}"
+            )
+            process.start()
+        processes.append(process)
+    try:
+        interrupted = wait(processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    failed = [f"{p.name} (exit code {p.exitcode})" for p in processes if p.exitcode not in WELL]
+    if failed:
+        raise UserError(
+            f"{', '.join(failed)} ended early, its own message is above; what is judged stays: the same command goes on"
+        )
+    if interrupted:
+        sys.exit(STOPPED)
+
+
+def wait(processes: Sequence[BaseProcess]) -> bool:
+    """Wait for all; whether they were asked to stop. The end of one by a failure asks the others to stop, too."""
+    asked = False
+    with Interrupt() as interrupt:
+        while running := [process for process in processes if process.exitcode is None]:
+            connection.wait([process.sentinel for process in running], timeout=POLL_SECONDS)
+            if not asked and (interrupt.asked or any(process.exitcode for process in processes)):
+                asked = True
+                for process in running:
+                    process.terminate()
+        return interrupt.asked
+
+
+def run_alone(work: Callable[..., None], number: int, count: int, config: Any, *arguments: Any) -> None:
+    """`work` in a process that was started for it: deaf to the terminal's Ctrl-C, which the command passes on."""
+    os.setpgrp()
+    threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s device {number}: %(message)s", datefmt="%H:%M:%S")
+    try:
+        with surroundings_explained():
+            work(number, count, config, *arguments)
+    except UserError as problem:
+        log.error("%s", problem)
+        sys.exit(REFUSED)
+
+
+def end_with_parent() -> None:
+    """End this process, engine and all, when the command is killed: it would hold the GPU and the locks."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def environment_of(number: int, count: int, span: int) -> dict[str, str]:
+    """What process `number` of `count` sees: its GPUs, of those visible here, and its part of the CPU's cores."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = visible.split(",") if visible else [str(gpu) for gpu in range(count * span)]
+    own = gpus[number * span : (number + 1) * span]
+    threads = given_threads() or max(1, len(os.sched_getaffinity(0)) // count)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(own), "OMP_NUM_THREADS": str(threads), "TQDM_POSITION": str(number)}
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """`values` in the environment of what is started within: libraries read it while they are imported."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,95 @@
+"""What every entry point does alike: compose the configuration, type it, run, and give one message for bad input."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.config import Config, from_mapping
+from core.errors import UserError
+from core.exits import ChecksFailed, plain_ends, refuse, surroundings_explained
+from core.naming import check_names, expanded, run_name
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
+
+
+def entry_point(stage: Callable[[Config], Any]) -> Callable[[], Any]:
+    """Turn `stage(config)` into a Hydra entry point that exits with 2 and one message on bad input.
+
+    `UserError` is what a user can mend, and so are full disks and missing permissions; anything else is
+    our defect and keeps its traceback.
+    """
+
+    def run(cfg: "DictConfig") -> Any:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        from students.training.studies import Pruned
+
+        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        assert isinstance(values, dict)
+        try:
+            with surroundings_explained():
+                refuse_multirun_of_ranks()
+                logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that a CPU does without
+                return stage(typed(values, HydraConfig.get().overrides.task))
+        except Pruned as stopped:
+            return stopped.log_loss
+        except (UserError, ChecksFailed) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # to the sweeper: the other runs go on
+            refuse(error)  # from here, because Hydra would print a line of its own first
+
+    def main() -> None:
+        with plain_ends():
+            # Imported here: a Ctrl-C while it loads is answered like any other.
+            import hydra
+            from hydra.errors import HydraException
+            from omegaconf import OmegaConf
+            from omegaconf.errors import OmegaConfBaseException
+
+            from core.naming import home
+
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors rise to here
+            OmegaConf.register_new_resolver("home", home, replace=True)
+            try:
+                with surroundings_explained():
+                    hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run)()
+            except (HydraException, OmegaConfBaseException, UserError, ChecksFailed) as error:
+                refuse(error)
+
+    return main
+
+
+def typed(values: Mapping[str, Any], overrides: Iterable[str]) -> Config:
+    """The configuration of the plain nested `values` that `overrides` led to, its paths expanded and its run named.
+
+    Raises one `UserError` for all that is of the wrong type, and one for names that no folder can have.
+    """
+    config = from_mapping(Config, {**expanded(values), "run": ""})
+    check_names(values)
+    return replace(config, run=run_name(config.name, overrides))
+
+
+def refuse_multirun_of_ranks() -> None:
+    """Raise `UserError` for `-m` under the deepspeed launcher: the ranks of a second run would not find each other."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_config, ranks = HydraConfig.get(), launched_ranks()
+    if hydra_config.mode == RunMode.MULTIRUN and ranks > 1 and hydra_config.launcher._target_.endswith("BasicLauncher"):
+        raise UserError(
+            f"-m with {ranks} ranks: start one command for each run, or let a launcher give each run its ranks: "
+            f"python -m distill.student -m ... hydra/launcher=local hydra.launcher.tasks_per_node={ranks}"
+        )
+
+
+def launched_ranks() -> int:
+    """How many ranks the deepspeed launcher, or another one, started this process as one of; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", 1))

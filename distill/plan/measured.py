@@ -1,0 +1,59 @@
+"""What a benchmark has measured on a machine, in place of the plan's assumptions: `bench.calibrate` writes it."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core.bounds import Positive
+from core.config import PlanConfig, from_mapping
+from core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """FLOPs a second that scoring and training reached, in teraFLOPS of the formulas' FLOPs, on one device.
+
+    `memory_overhead`: the activations' part of the measured peak over the formula's. `measured` says how.
+    """
+
+    device: str
+    memory_gb: Positive
+    scoring_tflops: Positive
+    training_tflops: Positive
+    memory_overhead: Positive
+    measured: str
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Raises `UserError` where the file is missing or is something else."""
+    if not path.is_file():
+        raise UserError(f"plan.calibration={path}: no such file; python -m bench.calibrate writes one")
+    try:
+        return from_mapping(Calibration, json.loads(path.read_text()))
+    except (UserError, json.JSONDecodeError) as error:
+        raise UserError(f"plan.calibration={path} is not what bench.calibrate writes: {error}") from error
+
+
+def calibrated(plan: PlanConfig) -> PlanConfig:
+    """The plan with the measured device in place of the assumed one, where `plan.calibration` names one.
+
+    Training with 4-bit weights is not measured: it keeps its assumed relation to training without.
+    """
+    if plan.calibration is None:
+        return plan
+    found = read_calibration(Path(plan.calibration))
+    training = found.training_tflops / plan.peak_tflops
+    assumed = plan.utilisation
+    utilisation = replace(
+        assumed,
+        scoring=found.scoring_tflops / plan.peak_tflops,
+        training=training,
+        training_4bit=training * assumed.training_4bit / assumed.training,
+    )
+    return replace(
+        plan,
+        gpu=found.device,
+        memory_gb=found.memory_gb,
+        memory_overhead=found.memory_overhead,
+        utilisation=utilisation,
+    )

@@ -1,1 +1,0 @@
-"""Judging a file without votes: `run.py` from input to submission."""

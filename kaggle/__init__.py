@@ -1,1 +1,0 @@
-"""Submitting an export to Kaggle. This file keeps an installed API client of the same name from hiding the package."""

@@ -1,0 +1,88 @@
+"""Several folds of one student: which conversations trained them, which none of them, and their average as a judge."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from core import runs
+from core.config import StudentConfig, from_mapping
+from core.errors import UserError
+from core.provenance import union, write_learned
+from core.records import Conversation
+from students.export.averaging import average_adapters, write_adapter
+from students.merging import read_adapter
+from students.trained import TrainedJudge, open_trained
+from students.training.data import split
+
+METHODS = ("factors", "delta", "svd")
+
+
+def parts(judge: TrainedJudge, conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
+    """What trained the judge of the prepared `conversations`, and what chose its checkpoint."""
+    config = judge.manifest.config
+    student = from_mapping(StudentConfig, config["student"])
+    return split(conversations[: config["limit"]], config["fold"], student.validation_share)
+
+
+def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The voted conversations that chose checkpoints of some of `folds` and trained none of them.
+
+    Folds of one `validation_share` mostly choose the same prompts for validation, so about that share of all is left.
+    None of the test split is among them, nor of the fold that a single one leaves out. Raises `UserError` where nothing
+    is left.
+    """
+    split_of = [parts(fold, conversations) for fold in folds]
+    trained = {c.id for training, _ in split_of for c in training}
+    chosen = {c.id for _, validation in split_of for c in validation}
+    left = [c for c in conversations if c.id in chosen - trained]
+    if not left:
+        raise UserError(
+            f"export.folds: each voted conversation trained one of the {len(folds)} folds, so nothing is left to "
+            "compare their average on; train them with a larger student.validation_share"
+        )
+    return left
+
+
+def check_alike(folds: Sequence[TrainedJudge]) -> None:
+    """Raise `UserError` naming settings other than the fold in which the folds were trained differently.
+
+    They must share their start above all (base, seed): the mean of factors means something only there.
+    """
+    configs = [fold.manifest.config for fold in folds]
+    names = sorted({*configs[0]} - {"fold"})
+    problems = [f"{n}: {[c.get(n) for c in configs]}" for n in names if any(c.get(n) != configs[0][n] for c in configs)]
+    problems += [f"{fold.folder}: a full tuning has no adapter" for fold in folds if fold.tuned_whole]
+    if problems:
+        raise UserError("export.folds cannot be averaged:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def methods(folds: Sequence[TrainedJudge]) -> tuple[str, ...]:
+    """How `folds` can be averaged: DoRA's magnitudes have a mean, its changes of the weights have none."""
+    dora = folds[0].manifest.config["student"]["lora"]["method"] == "dora"
+    return METHODS[:1] if dora else METHODS
+
+
+def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJudge:
+    """The average of the folds' adapters as a judge below `root`/models, made once; its manifest names the folds."""
+    identity = {
+        **folds[0].manifest.config,
+        "average": method,
+        "folds": [fold.manifest.config["fold"] for fold in folds],
+    }
+    folder = root / "models" / f"average-{method}-{runs.hashed([fold.manifest.content for fold in folds])}"
+    parents = [fold.folder for fold in folds]
+    with runs.making(folder, "average", identity, parents, root, wait=True) as lacking:
+        if lacking:
+            adapters = {str(fold.folder): read_adapter(fold.folder / "adapter") for fold in folds}
+            averaged = average_adapters(adapters, method)
+            write_adapter(averaged.adapter, folds[0].folder / "adapter", folder / "adapter")
+            write_learned(folder, union(fold.learned() for fold in folds))
+            runs.write_manifest(
+                folder,
+                "average",
+                identity,
+                parents,
+                root,
+                prompt=folds[0].manifest.prompt,
+                extra={"energy": averaged.energy},
+            )
+    return open_trained(folder, root, "", stage="average")

@@ -1,0 +1,98 @@
+"""What lets a training run survive: checkpoints that are whole or absent, and signals that ask it to stop.
+
+A checkpoint is a folder of DeepSpeed's. Which one counts is told by `latest.json`, replaced atomically once the folder
+is complete, so a kill at any instant leaves the one before.
+"""
+
+import json
+import logging
+import shutil
+import signal
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from core.naming import inert
+from core.runs import write_json
+from students.training.collectives import barrier, largest, rank
+from students.training.ranks import common, together
+
+log = logging.getLogger(__name__)
+LATEST = "latest.json"
+
+
+@dataclass
+class Progress:
+    """What a checkpoint restores beside the engine's state.
+
+    `lowest` is the lowest objective of all validations so far, by prompt group; None before the first.
+    """
+
+    step: int
+    lowest: list[float] | None
+    history: list[dict[str, Any]]
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The history's record of the step whose judge is kept."""
+        return next(record for record in reversed(self.history) if record["validation_kept"])
+
+
+def save_checkpoint(engine: Any, folder: Path, progress: Progress) -> None:
+    """Save all that a resumed run needs; the newest checkpoint replaces the one before. All ranks call it."""
+    tag = f"step-{progress.step}"
+    state = {"progress": json.dumps(asdict(progress))}
+    engine.save_checkpoint(str(folder), tag=tag, client_state=state, exclude_frozen_parameters=True, save_latest=False)
+    barrier()  # every rank's part is there
+    with together():
+        if rank() == 0:
+            write_json(folder / LATEST, {"tag": tag})
+            for old in folder.glob("step-*"):
+                if old.name != tag:
+                    shutil.rmtree(old)
+
+
+def load_checkpoint(engine: Any, folder: Path) -> Progress:
+    """The newest checkpoint's progress, its state loaded into `engine`; step 0 where there is none. All ranks call it.
+
+    Raises `UserError` on all ranks where they see different checkpoints: each would go on from another step.
+    """
+    latest = folder / LATEST
+    own = json.loads(latest.read_text())["tag"] if latest.exists() else None
+    common(own, f"different checkpoints in {folder}")
+    if own is None:
+        return Progress(0, None, [])
+    with inert(folder) as path:  # DeepSpeed globs for its files
+        _, state = engine.load_checkpoint(str(path), tag=own, load_module_strict=False)
+    progress = Progress(**json.loads(state["progress"]))
+    log.info("going on from step %d (%s)", progress.step, folder / own)
+    return progress
+
+
+class StopRequest:
+    """Within it, SIGTERM (as Slurm and rented machines send it) and Ctrl-C are noted, for the end of the step."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> Self:
+        main = threading.current_thread() is threading.main_thread()
+        self._before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)} if main else {}
+        for number in self._before:
+            signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def anywhere(self) -> int:
+        """The signal that any rank got, or 0; the same on all ranks, which call it together."""
+        return largest(self.number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

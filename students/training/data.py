@@ -1,0 +1,269 @@
+"""What a judge is trained on, and which rows meet in which optimiser step on which rank.
+
+A step holds whole conversations, both orders of each; a rank gets whole conversations; a micro-batch gets rows of
+similar length. All of it follows from (seed, epoch) alone, so a resumed run, or one on more ranks, meets the same
+conversations in the same steps, each exactly once an epoch.
+"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from core.config import RowWeightsConfig
+from core.errors import UserError
+from core.prompts import Rendered
+from core.records import LABELS, ORDERS, TEST, Conversation, swap_labels
+from core.store.targets import entropy
+
+log = logging.getLogger(__name__)
+Row = tuple[int, int]  # (index of the example, index into ORDERS)
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation ready for training: token ids of both orders, and targets in its own a/b order.
+
+    A target that is missing has weight 0. `group` is that of its prompt.
+    """
+
+    id: str
+    ids: tuple[list[int], list[int]]
+    votes: tuple[float, float, float] | None
+    teacher: tuple[float, float, float] | None
+    vote_weight: float = 1.0
+    teacher_weight: float = 1.0
+    group: str = ""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer order."""
+        return max(map(len, self.ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A forward pass over whole conversations: targets [rows, 3] as shown, weights [rows].
+
+    Padded: `input_ids` [rows, tokens] with pads at the right, `positions` None. Padding-free: [1, all tokens], and
+    `positions` count anew in each row. `ends` [rows] is where the last token of each row lies in the flattened ids.
+    `rows_ab` and `rows_ba` [conversations] are the rows in which a conversation is shown in either order.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor | None
+    ends: torch.Tensor
+    rows_ab: torch.Tensor
+    rows_ba: torch.Tensor
+    votes: torch.Tensor
+    vote_weights: torch.Tensor
+    teacher: torch.Tensor
+    teacher_weights: torch.Tensor
+
+
+def make_examples(
+    conversations: Sequence[Conversation],
+    rendered: Iterable[Rendered],
+    targets: Mapping[str, Sequence[float]] | None,
+    rows: RowWeightsConfig,
+) -> list[Example]:
+    """Join conversations, their prompts and the teacher's swap-averaged logits by id; `rows` says what each counts.
+
+    Where both orders have the same ids, a and b get the same share of the targets; the log says how many those are.
+    Raises `UserError` naming conversations for which `targets` has no logits, or that have no target at all.
+    """
+    prompts = {(r.id, r.order): r.ids for r in rendered}
+    missing = [c.id for c in conversations if targets is not None and c.id not in targets]
+    if missing:
+        raise UserError(
+            f"the teacher's logits lack {len(missing)} of {len(conversations)} conversations, such as {missing[:3]}: "
+            "score them first (make teacher-logits)"
+        )
+    without = [c.id for c in conversations if targets is None and c.votes is None]
+    if without:
+        raise UserError(
+            f"{len(without)} conversations have no votes, such as {without[:3]}: "
+            "train them with a loss that has a teacher, such as loss=distill"
+        )
+    examples = []
+    for c in conversations:
+        ids = prompts[c.id, ORDERS[0]], prompts[c.id, ORDERS[1]]
+        votes = None if c.votes is None else _distribution(c.votes)
+        teacher = None if targets is None else _triple(targets[c.id])
+        if ids[0] == ids[1]:
+            votes, teacher = _without_sides(votes, teacher)
+        examples.append(
+            Example(
+                id=c.id,
+                ids=ids,
+                votes=votes,
+                teacher=teacher,
+                vote_weight=vote_weight(c, rows),
+                teacher_weight=0.0 if teacher is None else teacher_weight(c, teacher, rows),
+                group=c.group,
+            )
+        )
+    if alike := sum(e.ids[0] == e.ids[1] for e in examples):
+        log.info(
+            "%d of %d conversations look the same in both orders (equal responses, or what differs was cut): no judge "
+            "can tell a from b there, so their targets give both the same share",
+            alike,
+            len(examples),
+        )
+    return examples
+
+
+def vote_weight(conversation: Conversation, rows: RowWeightsConfig) -> float:
+    """What the votes count: one, or as many as people voted, times the source's weight; 0 without votes."""
+    if conversation.votes is None:
+        return 0.0
+    count = sum(conversation.votes) if rows.votes == "count" else 1.0
+    return count * rows.sources.get(conversation.source, 1.0)
+
+
+def teacher_weight(conversation: Conversation, logits: Sequence[float], rows: RowWeightsConfig) -> float:
+    """What the teacher's logits count: (1 - entropy / ln 3)^confidence times the source's weight."""
+    sure = max(0.0, 1 - entropy(logits) / math.log(len(LABELS)))
+    return sure**rows.confidence * rows.sources.get(conversation.source, 1.0)
+
+
+def split(
+    conversations: Sequence[Conversation], fold: int, validation_share: float
+) -> tuple[list[Conversation], list[Conversation]]:
+    """(training, validation): neither holds the fold `fold` or the test split, a prompt group is never in both.
+
+    The validation part chooses the checkpoint; it has votes. It follows from the prompts alone, so it is the same for
+    every seed, and for the teacher and the student of one fold.
+    """
+    if not any(c.fold == fold for c in conversations):
+        raise UserError(
+            f"fold={fold}: no conversation is in that fold; folds here: {sorted({c.fold for c in conversations})}"
+        )
+    rest = [c for c in conversations if c.fold not in (fold, TEST)]
+    groups = sorted({c.group for c in rest}, key=lambda group: hashlib.sha256(f"validation {group}".encode()).digest())
+    chosen, wanted = set(), validation_share * len(rest)
+    sizes: dict[str, int] = {}
+    for c in rest:
+        sizes[c.group] = sizes.get(c.group, 0) + 1
+    taken = 0
+    for group in groups:
+        if taken + sizes[group] / 2 < wanted:
+            chosen.add(group)
+            taken += sizes[group]
+    training = [c for c in rest if c.group not in chosen]
+    validation = [c for c in rest if c.group in chosen and c.votes]
+    if not validation:
+        raise UserError(
+            f"the validation part of fold={fold} has no votes: raise student.validation_share or check the data"
+        )
+    return training, validation
+
+
+def plan_epoch(lengths: Sequence[int], batch: int, pool_steps: int, seed: int, epoch: int) -> list[list[int]]:
+    """The optimiser steps of one epoch, each a list of example indices; every example is in exactly one.
+
+    Steps are cut from a random permutation, in pools of `pool_steps` steps that are sorted by length, so that little
+    of a step is padding; the order of steps is random again.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order, pool = rng.permutation(len(lengths)), batch * pool_steps
+    steps = []
+    for start in range(0, len(order), pool):
+        by_length = sorted(order[start : start + pool].tolist(), key=lambda i: (lengths[i], i))
+        steps += [by_length[k : k + batch] for k in range(0, len(by_length), batch)]
+    return [steps[i] for i in rng.permutation(len(steps))]
+
+
+def micro_batches(step: Sequence[int], lengths: Sequence[int], world: int, budget: int) -> list[list[list[Row]]]:
+    """Deal a step's examples to ranks and cut each rank's into micro-batches of at most `budget` padded tokens.
+
+    Returns [rank][micro-batch][row], both orders of a conversation side by side. All ranks get the same number of
+    micro-batches, because a ZeRO engine communicates in each; some may be empty. A conversation that is longer than the
+    budget is a micro-batch of its own.
+    """
+    by_length = sorted(step, key=lambda i: (-lengths[i], i))
+    ranks = [_cut(by_length[rank::world], lengths, budget) for rank in range(world)]
+    most = max(map(len, ranks))
+    return [pieces + [[]] * (most - len(pieces)) for pieces in ranks]
+
+
+def collate(
+    rows: Sequence[Row], examples: Sequence[Example], device: torch.device, padding_free: bool = False
+) -> Batch:
+    """A batch of `rows`, their targets permuted to the order shown. No rows: one dummy row of weight 0."""
+    shown = rows or [(0, 0)]
+    ids = [examples[i].ids[order] for i, order in shown]
+    input_ids, positions, ends = _side_by_side(ids) if padding_free else _padded(ids)
+    votes = _turned([examples[i].votes for i, _ in shown], shown)
+    teacher = _turned([examples[i].teacher for i, _ in shown], shown)
+    vote_weights = torch.tensor([examples[i].vote_weight * bool(rows) for i, _ in shown])
+    teacher_weights = torch.tensor([examples[i].teacher_weight * bool(rows) for i, _ in shown])
+    rows_ab, rows_ba = (
+        torch.tensor([row for row, (_, shown_order) in enumerate(rows) if shown_order == order], dtype=torch.long)
+        for order in range(len(ORDERS))
+    )
+    tensors = (ends, rows_ab, rows_ba, votes, vote_weights, teacher, teacher_weights)
+    return Batch(
+        input_ids.to(device), None if positions is None else positions.to(device), *(t.to(device) for t in tensors)
+    )
+
+
+def _padded(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, None, torch.Tensor]:
+    lengths = torch.tensor([len(x) for x in ids])
+    # Pads come after the pooled token: their id is of no account.
+    input_ids = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
+    for row, x in zip(input_ids, ids, strict=True):
+        row[: len(x)] = torch.tensor(x)
+    return input_ids, None, torch.arange(len(ids)) * input_ids.shape[1] + lengths - 1
+
+
+def _side_by_side(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    flat = torch.tensor([token for x in ids for token in x])
+    positions = torch.cat([torch.arange(len(x)) for x in ids])
+    return flat[None], positions[None], torch.tensor([len(x) for x in ids]).cumsum(0) - 1
+
+
+def _cut(examples: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[Row]]:
+    pieces: list[list[Row]] = []
+    for i in examples:  # longest first, so the first one of a piece sets its padded width
+        if not pieces or (len(pieces[-1]) + len(ORDERS)) * lengths[pieces[-1][0][0]] > budget:
+            pieces.append([])
+        pieces[-1] += [(i, order) for order in range(len(ORDERS))]
+    return pieces
+
+
+def _turned(values: Sequence[tuple[float, float, float] | None], rows: Sequence[Row]) -> torch.Tensor:
+    shown = [
+        (0.0,) * len(LABELS) if v is None else v if order == 0 else swap_labels(v)
+        for v, (_, order) in zip(values, rows, strict=True)
+    ]
+    return torch.tensor(shown, dtype=torch.float32)
+
+
+def _without_sides(votes: Triple | None, logits: Triple | None) -> tuple[Triple | None, Triple | None]:
+    """Vote shares and logits for an input that shows no difference between a and b: the mean over their swap.
+
+    The mean is that of probabilities, not of logits: a and b share what either had, and the tie keeps its own.
+    """
+    if votes is not None:
+        a, b, tie = votes
+        votes = (a + b) / 2, (a + b) / 2, tie
+    if logits is not None:
+        a, b, tie = logits
+        logits = (both := float(np.logaddexp(a, b)) - math.log(2)), both, tie
+    return votes, logits
+
+
+def _distribution(votes: Sequence[float]) -> tuple[float, float, float]:
+    total = sum(votes)
+    return _triple([v / total for v in votes])
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    a, b, tie = map(float, values)
+    return a, b, tie

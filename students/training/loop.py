@@ -1,0 +1,278 @@
+"""The training loop: plan an epoch, take its steps, validate, keep the best judge, checkpoint, go on after a kill."""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from tqdm import tqdm
+
+from core.config import Config, LossConfig, OptimizerConfig
+from core.errors import UserError
+from core.records import ORDERS
+from students.training.checkpoints import Progress, StopRequest, load_checkpoint, save_checkpoint
+from students.training.collectives import from_first, rank, total, world
+from students.training.data import Example, Row, collate, micro_batches, plan_epoch
+from students.training.engine import open_engine
+from students.training.losses import Objective
+from students.training.model import Judge
+from students.training.pruning import stop_if_pruned
+from students.training.ranks import UnreachableError, agree, together
+from students.training.tracking import Tracker
+from students.training.validation import Validation, better, score, swap_averaged, validation
+
+log = logging.getLogger(__name__)
+TERMS = tuple(field.name for field in fields(LossConfig) if field.name != "rows")
+HISTORY = pl.Schema(
+    {
+        "step": pl.Int64,
+        "epoch": pl.Int64,
+        "loss": pl.Float64,
+        **dict.fromkeys(TERMS, pl.Float64),
+        "grad_norm": pl.Float64,
+        "lr": pl.Float64,
+        "tokens": pl.Int64,
+        "padding": pl.Float64,
+        "seconds": pl.Float64,
+        "validation_log_loss": pl.Float64,
+        "validation_objective": pl.Float64,
+        "validation_standard_error": pl.Float64,
+        "validation_kept": pl.Boolean,
+    }
+)
+VALIDATED = tuple(name for name in HISTORY if name.startswith("validation_"))
+
+
+class Trainer:
+    """Trains one judge on one fold. `folder` receives `adapter/` (`model/`), `checkpoints/` and `history.parquet`."""
+
+    def __init__(
+        self,
+        config: Config,
+        judge: Judge,
+        training: list[Example],
+        validation: list[Example],
+        folder: Path,
+        tracker: Tracker,
+    ):
+        self.config, self.judge, self.training, self.validation = config, judge, training, validation
+        self.folder, self.tracker = folder, tracker
+        self.rank, self.world = rank(), world()
+        self.objective = Objective(config.loss)
+        self.engine = open_engine(judge, config)
+        self.device = self.engine.device
+        self.lengths = [example.length for example in training]
+        self.steps_per_epoch = math.ceil(len(training) / config.student.batch_conversations)
+        self.total_steps = self.steps_per_epoch * config.student.epochs
+        self.scheduled_steps = self.steps_per_epoch * (config.student.schedule_epochs or config.student.epochs)
+        if self.scheduled_steps < self.total_steps:
+            agree(
+                UserError(
+                    f"student.schedule_epochs={config.student.schedule_epochs} ends before student.epochs="
+                    f"{config.student.epochs}: give it as many or more, or null"
+                )
+            )
+        self.progress = load_checkpoint(self.engine, folder / "checkpoints")
+        self.tracker.start(self.progress.history)
+        self.checkpointed = time.monotonic()
+
+    def train(self) -> Progress:
+        """Run to the end; the judge that `keep_best` chose is in `folder`/adapter afterwards.
+
+        A SIGTERM or Ctrl-C ends it after the step, with a checkpoint, by `SystemExit`.
+        """
+        student, progress = self.config.student, self.progress
+        bar = tqdm(
+            total=self.total_steps, initial=progress.step, unit="step", disable=self.rank > 0, dynamic_ncols=True
+        )
+        with StopRequest() as stop:
+            for epoch in range(progress.step // self.steps_per_epoch, student.epochs):
+                steps = plan_epoch(
+                    self.lengths, student.batch_conversations, student.length_pool_steps, self.config.seed, epoch
+                )
+                for step in steps[progress.step - epoch * self.steps_per_epoch :]:
+                    record = self.take_step(step, epoch)
+                    end_of_epoch = progress.step % self.steps_per_epoch == 0
+                    if end_of_epoch or (student.validate_every and progress.step % student.validate_every == 0):
+                        found = self.validate()
+                        record |= found.record() | {"validation_kept": self.keep_best(found.objective)}
+                    progress.history.append(record)
+                    with together():
+                        self.tracker.log(record)
+                    bar.update()
+                    rate = record["tokens"] / record["seconds"]
+                    bar.set_postfix_str(f"loss {record['loss']:.4f}, {rate:.0f} tokens/s")
+                    signalled = stop.anywhere()
+                    if signalled or record["validation_log_loss"] is not None or self.checkpoint_is_due():
+                        self.checkpoint()
+                    if signalled and progress.step < self.total_steps:
+                        log.info("stopped at step %d of %d; the same command goes on", progress.step, self.total_steps)
+                        sys.exit(128 + signalled)
+                    if record["validation_log_loss"] is not None and progress.step < self.total_steps:
+                        stop_if_pruned(self.config, self.folder, progress)
+        bar.close()
+        return progress
+
+    def take_step(self, step: list[int], epoch: int) -> dict[str, Any]:
+        """One optimiser step over conversations `step`: both orders, all ranks, divided once by the global counts."""
+        started, done = time.monotonic(), self.progress.step / self.total_steps
+        self.set_rates(self.progress.step)
+        # Dropout depends on the step and the rank alone, so a resumed run draws what the uninterrupted one would have.
+        torch.manual_seed((self.config.seed * self.total_steps + self.progress.step) * self.world + self.rank)
+        pieces = micro_batches(step, self.lengths, self.world, self.config.student.micro_batch_tokens)
+        examples = [self.training[i] for i in step]
+        voted = len(ORDERS) * sum(example.vote_weight for example in examples)
+        taught = len(ORDERS) * sum(example.teacher_weight for example in examples)
+        divisors, weights = self.objective.normalisers(voted, taught, len(step)), self.objective.weights(done)
+        factors = (weights / divisors).to(self.device)
+        sums = torch.zeros(len(factors), dtype=torch.float64)
+        self.engine.train()
+        for rows in pieces[self.rank]:
+            with together():
+                terms = self.forward(rows, done)
+                loss = (factors * terms).sum()
+                if not torch.isfinite(loss):
+                    here = [self.training[i] for i, _ in rows]
+                    raise self.not_finite("loss", loss.item(), here, self.progress.step + 1)
+            with self.enough_memory(UnreachableError):
+                self.engine.backward(loss * self.world)  # the engine averages over ranks; the counts are global already
+            sums += terms.detach().double().cpu()
+        with self.enough_memory(UnreachableError):
+            self.engine.step()
+        self.progress.step += 1
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        if not (self.engine.was_step_applied() and math.isfinite(norm)):  # ZeRO leaves such a step out without a word
+            agree(self.not_finite("gradient norm", norm, examples, self.progress.step))
+        sums = total(sums)
+        means = dict(zip(self.objective.names, (sums / divisors).tolist(), strict=True))
+        tokens = sum(len(ids) for example in examples for ids in example.ids)
+        padded = sum(self.width(rows) for rank in pieces for rows in rank if rows)
+        return {
+            "step": self.progress.step,
+            "epoch": epoch,
+            "loss": sum(weight * mean for weight, mean in zip(weights.tolist(), means.values(), strict=True)),
+            **{name: means.get(name) for name in TERMS},
+            "grad_norm": norm,
+            "lr": self.engine.optimizer.param_groups[0]["lr"],
+            "tokens": tokens,
+            "padding": 1 - tokens / padded,
+            "seconds": time.monotonic() - started,
+            **dict.fromkeys(VALIDATED),
+        }
+
+    def forward(self, rows: list[Row], done: float) -> torch.Tensor:
+        """The summed terms of one micro-batch. Raises `UserError` where it does not fit into memory."""
+        with self.enough_memory(UnreachableError if self.config.engine.zero_stage == 3 else UserError):
+            batch = collate(rows, self.training, self.device, self.config.engine.padding_free)
+            logits = self.engine(batch.input_ids, batch.positions, batch.ends)
+            return self.objective.sums(logits, batch, done)
+
+    @contextmanager
+    def enough_memory(self, kind: type[UserError]) -> Iterator[None]:
+        """Raises `kind` where the device runs out of memory within: `UnreachableError` where ranks meet in there."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise kind(
+                f"out of memory at step {self.progress.step}: "
+                f"lower student.micro_batch_tokens={self.config.student.micro_batch_tokens}, set "
+                "student.gradient_checkpointing=true, or spread the model with engine=zero3"
+            ) from error
+
+    def width(self, rows: list[Row]) -> int:
+        """Tokens of a micro-batch, pads included."""
+        lengths = [len(self.training[i].ids[order]) for i, order in rows]
+        return sum(lengths) if self.config.engine.padding_free else len(rows) * max(lengths)
+
+    def validate(self) -> Validation:
+        """What the judge is worth on the validation conversations of all ranks; the same on all of them.
+
+        Raises `UserError` naming conversations whose logits are not finite.
+        """
+        self.engine.eval()
+        lengths, student = [example.length for example in self.validation], self.config.student
+        pieces = micro_batches(range(len(lengths)), lengths, self.world, student.micro_batch_tokens)[self.rank]
+        own = score(self.engine, self.validation, pieces, self.device, self.config.engine.padding_free)
+        logits = total(own)  # each conversation is whole on one rank and zero on the others
+        if broken := [e for e, row in zip(self.validation, logits, strict=True) if not torch.isfinite(row).all()]:
+            agree(self.not_finite("validation loss", math.nan, broken, self.progress.step))
+        with together():
+            self.tracker.sample(swap_averaged(logits), self.progress.step)
+        return validation(self.objective, logits, self.validation)
+
+    @staticmethod
+    def not_finite(what: str, value: float, examples: Sequence[Example], step: int) -> UserError:
+        """The error for a step that nothing may be saved of."""
+        return UserError(
+            f"{what} is {value} at step {step} on conversations {sorted({e.id for e in examples})}: "
+            "lower optimizer.lr or look at these rows"
+        )
+
+    def set_rates(self, step: int) -> None:
+        """Linear warm-up, then the decay; a function of the step alone, so no scheduler state can be lost."""
+        optimizer = self.config.optimizer
+        factor = rate_factor(step, self.scheduled_steps, optimizer)
+        for group, rate in zip(self.engine.optimizer.param_groups, (optimizer.lr, optimizer.head_lr), strict=True):
+            group["lr"] = rate * factor
+
+    def keep_best(self, objective: np.ndarray) -> bool:
+        """Save the judge, unless the lowest `objective` [groups] so far is better beyond the standard error of the
+        difference; whether it was saved.
+
+        So noise seldom chooses an earlier judge, and a slow rise is measured from its bottom (the one-standard-error
+        rule of Breiman et al. 1984, with the later judge where theirs takes the smaller).
+        """
+        lowest = self.progress.lowest
+        if lowest is not None and better(np.array(lowest), objective):
+            return False
+        if lowest is None or objective.mean() < np.mean(lowest):
+            self.progress.lowest = objective.tolist()
+        self.save()
+        return True
+
+    def save(self) -> None:
+        """Write the judge as it is now, in place of the one before. All ranks call it."""
+        with together():
+            self.judge.save(self.folder, gathered=self.config.engine.zero_stage < 3, write=self.rank == 0)
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether `engine.checkpoint_minutes` have passed, by the first rank's clock."""
+        passed = time.monotonic() - self.checkpointed > 60 * self.config.engine.checkpoint_minutes
+        return bool(from_first(int(passed)))
+
+    def checkpoint(self) -> None:
+        """Save all that a resumed run needs."""
+        save_checkpoint(self.engine, self.folder / "checkpoints", self.progress)
+        with together():
+            if self.rank == 0:
+                write_history(self.folder / "history.parquet", self.progress.history)
+        self.checkpointed = time.monotonic()
+
+
+def rate_factor(step: int, total: int, optimizer: OptimizerConfig) -> float:
+    """The share of the peak learning rate at `step` of `total`.
+
+    Linear over the warm-up, then the decay: cosine or linear to `min_lr_ratio`, or constant.
+    """
+    steps = optimizer.warmup_steps
+    rising = max(1, round(optimizer.warmup * total) if steps is None else steps)
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, total - rising)
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[optimizer.decay]
+    return optimizer.min_lr_ratio + (1 - optimizer.min_lr_ratio) * left
+
+
+def write_history(path: Path, history: Sequence[dict[str, Any]]) -> None:
+    """The training curve as parquet, replaced atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    pl.DataFrame(history, schema=HISTORY).write_parquet(partial)
+    partial.replace(path)

@@ -1,0 +1,230 @@
+"""The judge as a module: a causal backbone, tuned by LoRA or whole, pooled at the last token, and a three-way head."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from core.config import EngineConfig, StudentConfig
+from core.errors import UserError
+from core.models import begin, copy_tokenizer, layer_of, put
+from core.records import LABELS
+from core.shards import DTYPES
+from students.merging import SCORE, caps_off, stored_head
+from students.training.attention import COMPILER, choose_attention, triton_compiles
+from students.training.collectives import take_device
+
+log = logging.getLogger(__name__)
+
+
+class Head(nn.Linear):
+    """A linear layer that computes in fp32, whatever type its weights are in."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return functional.linear(hidden.float(), self.weight.float())
+
+
+class Judge(nn.Module):
+    """`forward(input_ids, positions, ends [rows]) -> logits [rows, 3]`, in the order shown.
+
+    Padded, `input_ids` are [rows, tokens] with pads at the right, and `positions` None: a causal backbone never looks
+    right, so real tokens cannot see the pads and no attention mask is needed. Padding-free, they are [1, all tokens],
+    and where `positions` begin anew at 0 transformers begins a new sequence, which sees none before it. The pooled
+    token is the one at `ends` in the flattened ids, whatever ids the text holds.
+    """
+
+    def __init__(self, model: Any, base: Path):
+        """`model` is transformers' sequence classifier, or PEFT's model around it, made from the folder `base`."""
+        super().__init__()
+        self.model, self.base = model, base
+
+    @property
+    def classifier(self) -> Any:
+        """transformers' module, with LoRA layers in place of some of its own where it has them."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> torch.Tensor:
+        classifier = self.classifier
+        hidden = getattr(classifier, classifier.base_model_prefix)(
+            input_ids=input_ids, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return classifier.score(hidden.flatten(0, 1)[ends])
+
+    def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """(LoRA matrices or all weights, score head)."""
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        return [p for name, p in named if SCORE not in name], [p for name, p in named if SCORE in name]
+
+    def save(self, folder: Path, gathered: bool, write: bool) -> None:
+        """Write `folder`/adapter in PEFT's layout, or for a full tuning `folder`/model, in place of an older one.
+
+        All ranks call it where ZeRO-3 has partitioned the weights (`gathered` false): they come together one by one,
+        and only the rank that is to `write` holds them all, in its CPU memory.
+        """
+        adapted = hasattr(self.model, "peft_config")
+        state = {name.removeprefix("model."): tensor for name, tensor in self._trained(gathered, adapted, write)}
+        if not write:
+            return
+        name = "adapter" if adapted else "model"
+        partial = begin(folder / name)
+        if adapted:
+            self.model.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
+            (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
+        else:
+            self.model.save_pretrained(str(partial), state_dict=state)
+            copy_tokenizer(self.base, partial)
+        put(partial, folder / name)
+
+    def _trained(self, gathered: bool, adapted: bool, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and whole values of the trained parameters, of a full tuning's frozen ones, too."""
+        for name, parameter in self.named_parameters():
+            if adapted and not parameter.requires_grad:
+                continue
+            with nullcontext() if gathered else whole(parameter):
+                if keep:
+                    yield name, parameter.detach().to("cpu", copy=True)
+
+
+def whole(parameter: nn.Parameter) -> Any:
+    """A context in which a parameter is whole on every rank, though ZeRO-3 has partitioned it."""
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter])
+
+
+def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: int) -> Judge:
+    """Load `base` for training; what is new (LoRA matrices, a score head) is drawn from `seed`."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers import logging as transformers_logging
+
+    if config.load_in_4bit and config.tuning == "full":
+        raise UserError(
+            "student.tuning=full with student.load_in_4bit=true: 4-bit weights cannot be trained; choose one"
+        )
+    device = take_device()
+    transformers_logging.set_verbosity_error()  # it reports the score head as missing, which it is meant to be
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    settings, dtype = classifier_settings(base, config), training_dtype(config)
+    if device.type == "cuda":  # over a base in bf16 the fp32 products of LoRA may round as TF32 does
+        torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base,
+        config=settings,
+        dtype=dtype,
+        attn_implementation=choose_attention(settings, engine.attention, dtype),
+        quantization_config=four_bits(dtype) if config.load_in_4bit else None,
+        device_map={"": str(device)} if config.load_in_4bit else None,  # else DeepSpeed moves it
+        ignore_mismatched_sizes=True,  # the head of a reward model
+    )
+    model.score = start_head(model.score.weight, base, config.head)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if engine.liger and device.type == "cuda":
+        fuse(model)
+    if config.tuning == "lora":
+        return Judge(with_lora(model, config), base)
+    model.score.to(dtype)  # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same
+    for name, parameter in model.named_parameters():
+        if config.freeze_layers and ("embed_tokens" in name or 0 <= layer_of(name) < config.freeze_layers):
+            parameter.requires_grad = False
+    return Judge(model, base)
+
+
+def fuse(model: Any) -> None:
+    """Put Liger's kernels in place of the model's own, where they are installed and can be compiled."""
+    if not find_spec("liger_kernel"):
+        return
+    if not triton_compiles():
+        log.warning("engine.liger=true is left out: it needs %s", COMPILER)
+        return
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model=model)
+    log.info("with Liger's fused kernels")
+
+
+def classifier_settings(base: Path, config: StudentConfig) -> Any:
+    """transformers' configuration of a classifier over `LABELS` from `base`, without caps where they are off."""
+    from transformers import AutoConfig
+
+    settings: Any = AutoConfig.from_pretrained(base, num_labels=len(LABELS))
+    settings.id2label, settings.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
+    if settings.pad_token_id is None:
+        settings.pad_token_id = settings.eos_token_id if isinstance(settings.eos_token_id, int) else 0
+    if not config.softcapping:
+        for name in caps_off(settings.to_dict()):
+            setattr(settings, name, None)
+    return settings
+
+
+def with_lora(model: Any, config: StudentConfig) -> Any:
+    """PEFT's model around the classifier: LoRA matrices in fp32, its head trained in full and in fp32."""
+    from peft import LoraConfig, get_peft_model
+
+    depth, targets, layers = model.config.num_hidden_layers, config.lora.targets, None
+    if config.freeze_layers:
+        layers = list(range(config.freeze_layers, depth))
+        if not layers:
+            raise UserError(
+                f"student.freeze_layers={config.freeze_layers}: the base has {depth} layers, leave some free"
+            )
+        if targets == "all-linear":  # PEFT chooses layers only for targets that are named
+            linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != SCORE]
+            targets = sorted({name.split(".")[-1] for name in linears})
+    adapter = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        use_rslora=config.lora.method == "rslora",
+        use_dora=config.lora.method == "dora",
+        target_modules=targets,
+        layers_to_transform=layers,
+        modules_to_save=[SCORE],
+        task_type="SEQ_CLS",
+    )
+    return get_peft_model(model, adapter)
+
+
+def start_head(drawn: nn.Parameter, base: Path, wanted: str) -> Head:
+    """The score head to begin with, in fp32: the base's own rows [3, width] in our order of labels, or else `drawn`."""
+    rows, reason = stored_head(base)
+    head = Head(drawn.shape[1], len(LABELS), bias=False, device="meta")  # draws nothing from the seed
+    if rows is not None and wanted == "auto":
+        log.info("the score head is the base's: %s", reason)
+        head.weight = nn.Parameter(rows.float())
+        return head
+    log.info("the score head is drawn anew: %s", reason if rows is None else "student.head=new")
+    head.weight = nn.Parameter(drawn.detach().float())
+    if rows is not None:  # transformers has loaded it
+        nn.init.normal_(head.weight, std=rows.std().item())
+    return head
+
+
+def four_bits(dtype: torch.dtype) -> Any:
+    """QLoRA's storage of the base: nf4 with quantised scales (Dettmers et al. 2023, arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[SCORE],
+    )
+
+
+def training_dtype(config: StudentConfig) -> torch.dtype:
+    """fp32 or bf16 for `auto`: bf16 only where the accelerator computes in it (most CPUs, and T4s, only emulate it)."""
+    if config.dtype != "auto":
+        return DTYPES[config.dtype]
+    in_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = torch.bfloat16 if in_bf16 else torch.float32
+    log.info("student.dtype=auto: training in %s", str(dtype).removeprefix("torch."))
+    return dtype

@@ -1,0 +1,73 @@
+"""The ranks of one training: opened together, and ended together by what any of them finds wrong.
+
+A rank that stops alone leaves the others waiting in a collective until its time-out. So what may fail on one rank
+stands in a block that all of them enter (`together`), at whose end they tell each other. Where a rank fails while the
+others are within a collective they cannot be told: it just ends, and the launcher ends the rest.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from core.errors import OtherRankError, UserError
+from students.training.collectives import gathered, largest, process_group, rank, several, take_device
+
+T = TypeVar("T")
+
+
+class UnreachableError(UserError):
+    """Found while the other ranks wait in a collective: they cannot be told, the launcher has to end them."""
+
+
+@contextmanager
+def all_ranks() -> Iterator[None]:
+    """Each rank has its device within; where a launcher started several, their group is up before anything can fail."""
+    take_device()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    with process_group():
+        yield
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that all ranks enter: a `UserError` or an `OSError` on any of them ends all; no collective stands in it.
+
+    Enough for what only the first rank does, too.
+    """
+    try:
+        yield
+    except (OtherRankError, UnreachableError):
+        raise
+    except (UserError, OSError) as error:
+        agree(error)
+    else:
+        agree()
+
+
+def agree(error: Exception | None = None) -> None:
+    """Raise where any rank has failed; every rank calls it, one that has failed with its `error`.
+
+    The first of those raises its own error, all others `OtherRankError` with the same message.
+    """
+    if several():
+        if not largest(int(error is not None)):
+            return
+        messages = gathered(None if error is None else str(error))
+        first = next(other for other, message in enumerate(messages) if message is not None)
+        if first != rank():
+            raise OtherRankError(messages[first]) from error
+    if error is not None:
+        raise error
+
+
+def common(value: T, what: str) -> T:
+    """`value`, which has to be the same on all ranks: all raise `UserError` where their disks tell otherwise."""
+    if several():
+        values = gathered(value)
+        if any(other != values[0] for other in values):
+            told = ", ".join(f"rank {number}: {other}" for number, other in enumerate(values))
+            agree(UserError(f"the ranks see {what} ({told}): give all nodes the same files below paths.root"))
+    return value

@@ -1,0 +1,80 @@
+"""Optuna studies below `sweeps/`: what a sweep has tried, and whether a training that is under way should stop.
+
+A study is a journal file, which many machines can append to over a network file system. The sweeper asks for trials and
+tells how they ended, a training reports its validations. Optuna is imported only where a sweep searches.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.config import Config
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.storages import JournalStorage
+
+STUDY = "judge"  # one a journal
+PRUNED = "pruned"  # a trial's attribute: the step after which it was stopped
+
+
+class Pruned(Exception):
+    """Training was stopped because it compares badly with other trials; `log_loss` is that of the judge it kept."""
+
+    def __init__(self, log_loss: float):
+        super().__init__(log_loss)
+        self.log_loss = log_loss
+
+
+def open_journal(folder: Path) -> "JournalStorage":
+    """The study's storage: `folder`/journal.log."""
+    from optuna import logging
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    logging.set_verbosity(logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(folder / "journal.log")))
+
+
+def open_pruner(settings: Mapping[str, Any]) -> "BasePruner":
+    """The pruner `kind` of `optuna.pruners`, the other settings its arguments. Raises `UserError` for another kind."""
+    from optuna import pruners
+
+    arguments = {key: value for key, value in settings.items() if key != "kind"}
+    if settings["kind"] not in pruners.__all__:
+        raise UserError(f"hydra.sweeper.pruner.kind={settings['kind']!r}: one of {', '.join(pruners.__all__)}")
+    return getattr(pruners, settings["kind"])(**arguments)
+
+
+def own_trial(config: Config) -> tuple["JournalStorage", int, int]:
+    """The storage of the study that a training belongs to, the study's id and the trial's."""
+    assert config.sweep.study is not None and config.sweep.trial is not None, config.sweep
+    storage = open_journal(Path(config.sweep.study))
+    study_id = storage.get_study_id_from_name(STUDY)
+    return storage, study_id, storage.get_trial_id_from_study_id_trial_number(study_id, config.sweep.trial)
+
+
+def told_to_stop(config: Config, log_losses: Sequence[float]) -> bool:
+    """Report a training's validations so far, the first as 0; whether the study's pruner wants it to stop.
+
+    Optuna's pruners count from 0: `n_warmup_steps` and hyperband's `min_resource` are validations that are not judged.
+    A report is made once: a resumed training catches up on what it could not report before it was killed.
+    """
+    import optuna
+
+    storage, study_id, trial = own_trial(config)
+    reported = storage.get_trial(trial).intermediate_values
+    for number, log_loss in enumerate(log_losses):
+        if number not in reported:
+            storage.set_trial_intermediate_value(trial, number, log_loss)
+    pruner = open_pruner(storage.get_study_user_attrs(study_id)["pruner"])
+    study = optuna.load_study(study_name=STUDY, storage=storage, pruner=pruner)
+    return pruner.prune(study, storage.get_trial(trial))
+
+
+def mark_pruned(config: Config, step: int) -> None:
+    """Note in the study that the trial was stopped after optimiser step `step`."""
+    storage, _, trial = own_trial(config)
+    storage.set_trial_user_attr(trial, PRUNED, step)

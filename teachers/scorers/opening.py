@@ -1,0 +1,88 @@
+"""Opening a scorer by its configuration: one protocol (`core.scoring.Scorer`), four backends, two ways to ask."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from core.config import ScorerConfig
+from core.errors import UserError
+from core.records import LABELS
+from core.scoring import Scorer
+from teachers.scorers.engines import open_engine
+
+
+@contextmanager
+def open_scorer(
+    model: Path,
+    config: ScorerConfig,
+    max_tokens: int,
+    *,
+    labels: Sequence[str] | None = LABELS,
+    adapter: Path | None = None,
+    fold: int | None = None,
+) -> Iterator[Scorer]:
+    """The scorer of a model's folder, closed at the end.
+
+    `max_tokens` is the longest prompt in tokens. `labels` are the outputs that a classifier must have (None: any).
+    `adapter` is a LoRA folder that vLLM serves beside `model`, `fold` fills a server's URL. Raises `UserError` where
+    the folder or the servers do not hold such a model.
+    """
+    label_ids = None
+    if config.method == "label_tokens":
+        label_ids = label_token_ids(config.labels, model)
+    elif config.backend != "server":
+        check_classifier(model, labels)
+    if config.backend == "server":
+        from teachers.scorers.server import ServerScorer
+
+        yield ServerScorer(config, max_tokens, fold, label_ids, None if labels is None else len(labels))
+    elif config.backend == "ray":
+        from teachers.scorers.ray import RayScorer
+
+        with RayScorer(model, config, max_tokens, label_ids) as scorer:
+            yield scorer
+    else:
+        with open_engine(model, config, max_tokens, label_ids, adapter) as scorer:
+            yield scorer
+
+
+def label_token_ids(labels: Sequence[str], model: Path) -> list[int]:
+    """The token of each of the three `labels`, in the order of `LABELS`.
+
+    Raises `UserError` for a label that is more than one token, or two labels that are the same.
+    """
+    if len(labels) != len(LABELS):
+        raise UserError(f"scorer.labels={list(labels)}: give one text for each of {list(LABELS)}, in this order")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    pieces = [tokenizer.encode(label, add_special_tokens=False) for label in labels]
+    problems = [f"{label!r} is {p.tokens}" for label, p in zip(labels, pieces, strict=True) if len(p.ids) != 1]
+    if problems:
+        raise UserError(
+            f"scorer.labels must be one token each for {model}, but {'; '.join(problems)}: "
+            "choose other texts, with or without their leading space, as prompt.template.verdict ends"
+        )
+    ids = [p.ids[0] for p in pieces]
+    if len(set(ids)) != len(ids):
+        raise UserError(f"scorer.labels={list(labels)}: two of them are the same token of {model}")
+    return ids
+
+
+def check_classifier(model: Path, labels: Sequence[str] | None = LABELS) -> None:
+    """Raise `UserError` unless `model` is a folder with a sequence classifier, over `labels` where they are given."""
+    path = model / "config.json"
+    if not path.exists():
+        raise UserError(f"{model} holds no model: there is no config.json; give the folder that distill.export wrote")
+    config: dict[str, Any] = json.loads(path.read_text())
+    architectures = config.get("architectures") or []
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise UserError(
+            f"{model} is not a judge: its architectures {architectures} hold no ...ForSequenceClassification; "
+            "a language model without a score head is asked with scorer.method=label_tokens"
+        )
+    found = [name for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
+    if labels is not None and found not in ([*labels], [f"LABEL_{i}" for i in range(len(labels))]):
+        raise UserError(f"{model} has the labels {found} (id2label in config.json), expected {[*labels]} in this order")

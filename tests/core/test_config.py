@@ -1,0 +1,148 @@
+"""The typed configuration reports every problem at once and hides no default."""
+
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import is_dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import pytest
+
+from core.bounds import Range
+from core.config import Config, from_mapping, to_mapping
+from core.naming import run_name, variant
+from tests.composing import composed
+
+
+def test_round_trip() -> None:
+    values = composed("data=human")
+    assert from_mapping(Config, to_mapping(from_mapping(Config, values))) == from_mapping(Config, values)
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    values: dict[str, Any] = deepcopy(composed())
+    values["loss"]["soft_weigth"] = 1
+    values["loss"]["kl"]["weight"] = "high"
+    values["data"]["folds"]["split"] = "random"
+    values["engine"]["zero_stage"] = True
+    del values["student"]["lora"]["rank"]
+    with pytest.raises(ValueError) as error:
+        from_mapping(Config, values)
+    message = str(error.value)
+    assert "loss.soft_weigth=1: unknown key" in message
+    assert "loss.kl.weight='high': expected float" in message
+    assert "data.folds.split='random': expected one of grouped, blackpearl" in message
+    assert "engine.zero_stage=True" in message
+    assert "student.lora.rank: missing" in message
+
+
+def numbers(hint: Any, at: tuple[str, ...] = (), bounds: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """(place, int or float, bounds) of every number in a type; `[]` and `{}` stand for an item of a list or a dict."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint):
+        for name, kind in get_type_hints(hint, include_extras=True).items():
+            yield from numbers(kind, (*at, name))
+    elif origin is Annotated:
+        yield from numbers(arguments[0], at, arguments[1:])
+    elif origin is list:
+        yield from numbers(arguments[0], (*at, "[]"), bounds)
+    elif origin is dict:
+        yield from numbers(arguments[1], (*at, "{}"))
+    elif hint in (int, float):
+        yield at, hint, bounds
+    else:  # a union's, a choice's; `Any` has no arguments
+        for argument in arguments:
+            yield from numbers(argument, at) if not isinstance(argument, int | float | str) else ()
+
+
+NUMBERS = list(numbers(Config))
+
+
+def set_all(values: dict[str, Any], numbers: dict[tuple[str, ...], float]) -> dict[str, Any]:
+    """A copy of `values` with other numbers at these places."""
+    changed = deepcopy(values)
+    for (*groups, name), number in numbers.items():
+        item: Any = number
+        if name in ("[]", "{}"):
+            item = [number] if name == "[]" else {"x": number}
+            name = groups.pop()
+        group = changed
+        for key in groups:
+            group = group[key]
+        group[name] = item
+    return changed
+
+
+@pytest.fixture(scope="module")
+def values() -> dict[str, Any]:
+    return {**composed(), "data": composed("data=arena_sim")["data"]}  # there the simulated arena has its keys
+
+
+def test_every_number_has_bounds() -> None:
+    without = [".".join(place) for place, _, bounds in NUMBERS if not any(isinstance(b, Range) for b in bounds)]
+    assert not without, "write its bounds beside its type, see core/bounds.py"
+
+
+@pytest.mark.parametrize("side", ["low", "high", "nan", "inf"])
+def test_just_outside_of_its_bounds_a_number_is_refused(side: str, values: dict[str, Any]) -> None:
+    outside: dict[tuple[str, ...], float] = {}
+    for place, kind, bounds in NUMBERS:
+        step = 1 if kind is int else 1e-9
+        for bound in bounds:
+            if not isinstance(bound, Range):
+                continue
+            if side == "low":
+                outside[place] = bound.low if bound.open_low else bound.low - step
+            elif side == "high" and bound.high < math.inf:
+                outside[place] = bound.high if bound.open_high else bound.high + step
+            elif side in ("nan", "inf") and kind is float:
+                outside[place] = float(side)
+    with pytest.raises(ValueError) as error:
+        from_mapping(Config, set_all(values, outside))
+    told = {line.removeprefix("  - ").split(": give ")[0] for line in str(error.value).splitlines()[1:]}
+    names = {place: ".".join(place).replace(".[]", "[0]").replace("{}", "x") for place in outside}
+    assert len(outside) > 10 and {f"{names[place]}={number!r}" for place, number in outside.items()} <= told
+
+
+def test_numbers_at_their_bounds_are_taken(values: dict[str, Any]) -> None:
+    least = {
+        place: kind(bound.low)
+        for place, kind, bounds in NUMBERS
+        for bound in bounds
+        if isinstance(bound, Range) and not bound.open_low and place[-1] not in ("[]", "{}")
+    }
+    from_mapping(Config, set_all(values, least))
+
+
+def test_a_bound_is_told_with_its_key_value_and_remedy(values: dict[str, Any]) -> None:
+    values = deepcopy(values)
+    values["student"].update(batch_conversations=0, epochs=-1, validation_share=1)
+    values["optimizer"].update(betas=[0.9], warmup=2, lr="fast")
+    values["predict"].update(minutes=math.nan, rules={"identical": [0.5, 0.6, 0.1], "one_empty": None, "both_empty": 1})
+    values["predict"]["scorer"]["vllm"]["swap_space"] = math.inf
+    values.update(limit=-1, seed=10**400)
+    with pytest.raises(ValueError) as error:
+        from_mapping(Config, values)
+    problems = [line.removeprefix("  - ") for line in str(error.value).splitlines()[1:]]
+    assert {problem if len(problem) < 120 else problem[:6] for problem in problems} == {
+        "student.batch_conversations=0: give 1 or more",
+        "student.epochs=-1: give 1 or more",
+        "student.validation_share=1: give more than 0, less than 1",
+        "optimizer.betas=[0.9]: give a list of 2 numbers",
+        "optimizer.warmup=2: give 0 to 1",
+        "optimizer.lr='fast': expected float, got str",
+        "predict.minutes=nan: give a finite number, or null",
+        "predict.rules.identical=[0.5, 0.6, 0.1]: give numbers that sum to 1, or null",
+        "predict.rules.both_empty=1: expected list[float], got int",
+        "predict.scorer.vllm.swap_space=inf: give a finite number",
+        "limit=-1: give 1 or more, or null",
+        "seed=1",
+    }
+
+
+def test_overrides_that_change_the_model_name_the_run() -> None:
+    assert run_name("demo", ["+exp=demo", "fold=1", "paths.root=x", "tracker=none", "eval.bootstrap=10"]) == "demo"
+    assert run_name("demo", ["seed=1", "loss=votes"]) == run_name("demo", ["loss=votes", "seed=1"])
+    assert run_name("demo", ["loss=votes"]) == "demo,loss=votes"
+    assert variant("demo,seed=1", "loss=votes") == run_name("demo", ["seed=1", "loss=votes"])
+    assert variant("demo,seed=1", "seed=2") == "demo,seed=2"

@@ -1,0 +1,327 @@
+"""Every rule of T4s finds the fault that breaks it, and nothing else does."""
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.config import QuantisationConfig
+from core.errors import UserError
+from core.memory import inference_memory
+from core.shapes import shape_of
+from students.export.gguf import write_gguf
+from students.export.quantising import quantise
+from students.export.t4 import check_t4, sm75_kernels
+from students.trained import convert
+from students.training.model import with_lora
+from tests.composing import configured
+from tests.tiny_models import Family, tiny_judge
+
+pytestmark = pytest.mark.timeout(300)
+T4 = configured().plan.t4
+Change = Callable[[dict[str, Any]], None]
+
+
+def failing(folder: Path, **limits: Any) -> set[str]:
+    findings = check_t4(folder, replace(T4, **limits))
+    assert all(finding.detail for finding in findings)
+    return {finding.rule for finding in findings if finding.ok is False}
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Good exports by format, of a judge with the layout of a Llama."""
+    root = tmp_path_factory.mktemp("exports")
+    convert(tiny_judge(root / "judge", "llama"), root / "merged", torch.float16)
+    settings = QuantisationConfig(smoothing=None, group=None, damping=0.01)
+    for format in ("w8a8", "w4a16"):
+        quantise(root / "merged", root / format, format, settings, [[*range(3, 40)], [*range(50, 70)]])
+    return {format: root / format for format in ("judge", "merged", "w8a8", "w4a16")}
+
+
+def planted(source: Path, folder: Path, config: Change | None = None, tensors: Change | None = None) -> Path:
+    """A copy of an export with something changed in its configuration or its weights."""
+    shutil.copytree(source, folder)
+    if config:
+        values = json.loads((folder / "config.json").read_text())
+        config(values)
+        (folder / "config.json").write_text(json.dumps(values))
+    if tensors:
+        weights = load_file(folder / "model.safetensors")
+        tensors(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)  # it names what was there
+    return folder
+
+
+@pytest.mark.parametrize("format", ["merged", "w8a8", "w4a16"])
+def test_a_good_export_breaks_no_rule(format: str, exports: dict[str, Path]) -> None:
+    assert failing(exports[format]) == set()
+
+
+def weights_of(config: dict[str, Any]) -> dict[str, Any]:
+    (group,) = config["quantization_config"]["config_groups"].values()
+    weights: dict[str, Any] = group["weights"]
+    return weights
+
+
+def activations_of(config: dict[str, Any]) -> dict[str, Any]:
+    (group,) = config["quantization_config"]["config_groups"].values()
+    activations: dict[str, Any] = group["input_activations"]
+    return activations
+
+
+def as_gptq(**changes: Any) -> Change:
+    values = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "desc_act": False, **changes}
+    return lambda config: config.update(quantization_config=values)
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "rule"),
+    [
+        ("merged", lambda c: c.update(dtype="bfloat16"), "dtype"),
+        ("merged", lambda c: c.update(dtype="float32"), "dtype"),
+        ("w8a8", lambda c: c.update(dtype="float32"), "dtype"),
+        ("w8a8", lambda c: c["quantization_config"].update(ignore=["lm_head"]), "score head"),
+        ("w8a8", lambda c: c["quantization_config"].update(quant_method="bitsandbytes"), "method"),
+        ("w8a8", lambda c: weights_of(c).update(num_bits=4), "weights"),
+        ("w4a16", lambda c: weights_of(c).update(num_bits=3), "weights"),
+        ("w8a8", lambda c: weights_of(c).update(type="float"), "weights"),
+        ("w8a8", lambda c: weights_of(c).update(symmetric=False), "symmetric"),
+        ("w4a16", lambda c: weights_of(c).update(symmetric=False), "symmetric"),
+        ("w4a16", lambda c: weights_of(c).update(group_size=16), "groups"),
+        ("w8a8", lambda c: weights_of(c).update(strategy="group", group_size=64), "groups"),
+        ("w4a16", lambda c: weights_of(c).update(actorder="group"), "order"),
+        ("w8a8", lambda c: activations_of(c).update(dynamic=False), "activations"),
+        ("w8a8", lambda c: activations_of(c).update(strategy="tensor"), "activations"),
+        ("merged", as_gptq(desc_act=True), "order"),
+        ("merged", as_gptq(sym=False), "symmetric"),
+        ("merged", as_gptq(bits=3), "weights"),
+        ("merged", as_gptq(group_size=1024), "groups"),
+        ("w8a8", lambda c: c.update(head_dim=512), "attention"),
+    ],
+)
+def test_a_fault_in_the_configuration_is_found_by_its_rule_alone(
+    format: str, change: Change, rule: str, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    assert failing(planted(exports[format], tmp_path / "export", config=change)) == {rule}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        as_gptq(),
+        as_gptq(bits=8, group_size=-1, desc_act=True),  # with one scale a row the order of columns is free
+        lambda c: c["quantization_config"].update(ignore=["re:.*score$"]),
+        lambda c: weights_of(c).update(actorder="static"),
+        lambda c: c.pop("quantization_config"),
+    ],
+)
+def test_what_t4s_can_run_is_let_through(change: Change, exports: dict[str, Path], tmp_path: Path) -> None:
+    assert failing(planted(exports["w4a16"], tmp_path / "export", config=change)) == set()
+
+
+def in_bfloat16(weights: dict[str, Any]) -> None:
+    weights["model.norm.weight"] = weights["model.norm.weight"].bfloat16()
+
+
+def with_a_rounded_head(weights: dict[str, Any]) -> None:
+    weights |= {"score.weight": weights["score.weight"].to(torch.int8), "score.weight_scale": torch.ones(3, 1)}
+
+
+def with_a_packed_head(weights: dict[str, Any]) -> None:
+    del weights["score.weight"]
+    weights["score.weight_packed"] = torch.zeros(3, 8, dtype=torch.int32)
+
+
+def with_two_labels(weights: dict[str, Any]) -> None:
+    weights["score.weight"] = weights["score.weight"][:2].contiguous()
+
+
+def without_head(weights: dict[str, Any]) -> None:
+    del weights["score.weight"]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "detail"),
+    [
+        (in_bfloat16, "bf16", r"type of model\.norm\.weight: export it with export\.dtype=fp16"),
+        (with_a_rounded_head, "score head", r"it is quantised \(.*score\.weight"),
+        (with_a_packed_head, "score head", r"it is quantised \(score\.weight_packed\)"),
+        (with_two_labels, "score head", r"it is \[2, 64\], expected \[3, 64\]"),
+        (without_head, "score head", r"there is no score\.weight"),
+    ],
+)
+def test_a_fault_in_the_weights_is_found_by_its_rule_alone(
+    change: Change, rule: str, detail: str, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = planted(exports["w8a8"], tmp_path / "export", tensors=change)
+    assert failing(folder) == {rule}
+    (found,) = (finding.detail for finding in check_t4(folder, T4) if finding.rule == rule)
+    assert re.search(detail, found)
+
+
+def test_gemma2_needs_a_margin_that_was_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "merged"
+    convert(tiny_judge(tmp_path / "judge", "gemma2"), folder, torch.float16)
+    assert failing(folder) == {"fp16 range"}
+    (folder / "manifest.json").write_text(json.dumps({"extra": {"fp16_margin": 0.5}}))
+    assert failing(folder) == {"fp16 range"}
+    (folder / "manifest.json").write_text(json.dumps({"extra": {"fp16_margin": 2.5}}))
+    assert failing(folder) == set()
+    assert "pip install ." in {f.rule: f.detail for f in check_t4(folder, T4)}["fp16 range"]
+    assert failing(tmp_path / "judge") == set()  # in fp32 vLLM does not refuse it
+
+
+def test_another_family_is_only_asked_for_its_margin(exports: dict[str, Path], tmp_path: Path) -> None:
+    assert {f.rule: f.ok for f in check_t4(exports["merged"], T4)}["fp16 range"] is None
+    folder = shutil.copytree(exports["merged"], tmp_path / "measured")
+    (folder / "manifest.json").write_text(json.dumps({"extra": {"fp16_margin": 0.9}}))
+    assert failing(folder) == {"fp16 range"}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_memory_is_what_the_plan_expects(family: Family, tmp_path: Path) -> None:
+    folder, tokens = tmp_path / "merged", 20_000
+    convert(tiny_judge(tmp_path / "judge", family), folder, torch.float16)
+    expected = inference_memory(shape_of(str(folder), tmp_path, configured().student, with_lora), 2.0, 1, tokens)
+    assert "memory" not in failing(folder, batch_tokens=tokens, memory_gb=1.01 * expected)
+    assert "memory" in failing(folder, batch_tokens=tokens, memory_gb=0.99 * expected)
+
+
+def test_an_engine_is_granted_what_vllm_takes_of_a_t4() -> None:
+    """vLLM refuses a model beyond its share of the card, of whose memory torch reports 14.56 GiB."""
+    share = configured().predict.scorer.vllm["gpu_memory_utilization"]
+    assert 0.97 < T4.memory_gb / (share * 14.56 * 2**30 / 1e9) <= 1
+
+
+def test_a_model_that_is_too_large_breaks_only_that_rule(exports: dict[str, Path]) -> None:
+    size = (exports["w8a8"] / "model.safetensors").stat().st_size / 1e9
+    assert failing(exports["w8a8"], memory_gb=0.9 * size, batch_tokens=1) == {"memory"}
+    assert failing(exports["w8a8"], memory_gb=1.1 * size, batch_tokens=1) == set()
+
+
+def test_odd_shapes_are_a_note(exports: dict[str, Path]) -> None:
+    tiles = {f.rule: f for f in check_t4(exports["w4a16"], T4)}["tiles"]
+    assert tiles.ok and "layers.0" in tiles.detail and "filled up with zeros" in tiles.detail  # 64 wide, tiles of 128
+    assert "every layer" in {f.rule: f.detail for f in check_t4(exports["w8a8"], T4)}["tiles"]
+
+
+def test_llama_cpp_s_folder_needs_room_and_a_head(exports: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "gguf"
+    write_gguf(exports["merged"], folder)
+    assert [finding.rule for finding in check_t4(folder, T4)] == ["score head", "memory"]
+    assert failing(folder) == set()
+    size = (folder / "backbone.gguf").stat().st_size / 1e9
+    assert failing(folder, memory_gb=0.9 * size, batch_tokens=1) == {"memory"}
+    (folder / "score.safetensors").unlink()
+    assert failing(folder) == {"score head"}
+    os.truncate(folder / "backbone.gguf", int(0.9 * 1e9 * size))
+    with pytest.raises(ValueError, match=r"backbone\.gguf is no whole GGUF file"):
+        check_t4(folder, T4)
+
+
+def test_a_folder_that_lacks_what_its_index_names_is_refused(exports: dict[str, Path], tmp_path: Path) -> None:
+    folder = planted(exports["merged"], tmp_path / "cut", tensors=lambda weights: weights.pop("model.norm.weight"))
+    names = {"model.norm.weight": "model.safetensors", "score.weight": "model.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ValueError, match=r"lacks model\.norm\.weight, which"):
+        check_t4(folder, T4)
+    names["score.weight"] = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors is not there"):
+        check_t4(folder, T4)
+
+
+def as_bert(config: dict[str, Any]) -> None:
+    config["model_type"] = "bert"
+    del config["num_key_value_heads"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", r"config\.json of a nameless model lacks model_type, hidden_size"),
+        ("[]", r"config\.json is a list, expected an object"),
+        ("{", r"config\.json is no JSON"),
+        (as_bert, r"config\.json of a bert model lacks num_key_value_heads"),
+        (lambda c: c.update(quantization_config=[]), "does not say how the weights are stored"),
+        (lambda c: c.update(quantization_config={"quant_method": "gptq"}), "does not say how the weights are stored"),
+        (lambda c: c["quantization_config"].pop("config_groups"), "does not say how the weights are stored"),
+    ],
+)
+def test_a_folder_of_something_else_is_told_so(
+    text: str | Change, message: str, exports: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = planted(exports["w8a8"], tmp_path / "export", config=None if isinstance(text, str) else text)
+    if isinstance(text, str):
+        (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match=rf"holds no exported judge \(.*{message}"):
+        check_t4(folder, T4)
+
+
+CUBIN, PTX = 2, 1
+
+
+def fatbin(*entries: tuple[int, int]) -> bytes:
+    """A fatbin with entries of (kind, architecture), field by field as Cricket's cpu-elf2.h names them."""
+    body = b""
+    for kind, architecture in entries:
+        code = bytes(24)
+        body += struct.pack(
+            "<HHIQIIHHIIIQQQ",
+            *(kind, 0x0101, 64, len(code)),  # kind, unknown, size of the header, size of the code
+            *(0, 0, 0, 1),  # compressed size, unknown, minor and major version
+            *(architecture, 0, 0, 0, 0, 0),  # architecture, name's offset and length, flags, zero, decompressed size
+        )
+        body += code
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+
+
+def test_counts_machine_code_for_t4s_alone(tmp_path: Path) -> None:
+    chance = struct.pack("<I", 0xBA55ED50)  # no header follows
+    first = fatbin((CUBIN, 75), (CUBIN, 80), (PTX, 75))
+    (tmp_path / "_C.abi3.so").write_bytes(b"\x7fELF" + chance + bytes(60) + first + bytes(8) + fatbin((CUBIN, 75)))
+    (tmp_path / "_moe_C.abi3.so").write_bytes(bytes(16) + fatbin((CUBIN, 80), (CUBIN, 90)) + chance)
+    (tmp_path / "_vllm_fa2_C.abi3.so").write_bytes(fatbin((CUBIN, 75)))  # not asked for
+    assert sm75_kernels(tmp_path) == {"_C.abi3.so": 2, "_moe_C.abi3.so": 0}
+
+
+def test_a_build_without_gpu_code_tells_nothing(tmp_path: Path) -> None:
+    assert sm75_kernels(tmp_path) is None
+    (tmp_path / "_C.abi3.so").write_bytes(b"\x7fELF" + bytes(1000))
+    assert sm75_kernels(tmp_path) is None
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_says_of_the_installed_vllm_what_is_so(exports: dict[str, Path]) -> None:
+    (kernels,) = (finding for finding in check_t4(exports["w8a8"], T4) if finding.rule == "kernels")
+    if torch.version.cuda is None:
+        assert kernels.ok is None and "CPU build" in kernels.detail
+    else:
+        assert kernels.ok
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="CUDA's compiler is not installed")
+@pytest.mark.parametrize(("codes", "found"), [(["sm_75", "sm_80"], True), (["sm_80", "compute_75"], False)])
+def test_reads_what_cuda_s_compiler_writes(codes: list[str], found: bool, tmp_path: Path) -> None:
+    source = tmp_path / "kernel.cu"
+    source.write_text(
+        "__global__ void scale(float* x) { x[threadIdx.x] *= 2; }\nvoid go(float* x) { scale<<<1, 32>>>(x); }"
+    )
+    targets = [f"-gencode=arch={code.replace('sm', 'compute')},code={code}" for code in codes]
+    command = ["nvcc", "-shared", "-Xcompiler", "-fPIC", *targets, str(source), "-o", str(tmp_path / "_C.abi3.so")]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    kernels = sm75_kernels(tmp_path)
+    assert kernels is not None and (kernels["_C.abi3.so"] > 0) == found

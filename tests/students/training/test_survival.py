@@ -1,0 +1,119 @@
+"""A training run that is killed, asked to stop or fed nonsense loses nothing, and goes on as if nothing had been."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.config import Config
+from core.tables import read_parquet
+from distill import prepare, student
+from students.training.checkpoints import LATEST
+from students.training.loop import HISTORY, Trainer
+from tests.composing import configured
+from tests.running import own_process
+
+pytestmark = pytest.mark.timeout(300)
+KILLS = 10
+STEPS = 20
+Configure = Callable[..., Config]
+COLUMNS = [name for name in HISTORY if name != "seconds"]
+
+
+@pytest.fixture(scope="module")
+def configure(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Configure:
+    root = tmp_path_factory.mktemp("artifacts") / "root[1]"  # DeepSpeed takes a folder's name for a pattern
+    base = ["+exp=smoke", f"paths.root='{root}'", f"student.base={tiny_llama}", "student.layers=null", "loss=votes"]
+    base += ["student.epochs=4", "student.validate_every=7", "engine.checkpoint_minutes=0"]
+    prepare.main(configured(*base, "data.test_share=0"))
+
+    def build(run: str, *overrides: str) -> Config:
+        return replace(configured(*base, *overrides), run=run)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def straight(configure: Configure) -> Config:
+    config = configure("straight")
+    student.main(config)
+    assert len(history(config)) == STEPS
+    return config
+
+
+def history(config: Config) -> pl.DataFrame:
+    return read_parquet(student.run_folder(config) / "history.parquet").select(COLUMNS)
+
+
+def adapter(config: Config) -> dict[str, torch.Tensor]:
+    return load_file(student.run_folder(config) / "adapter" / "adapter_model.safetensors")
+
+
+def latest(config: Config) -> str:
+    path = student.run_folder(config) / "checkpoints" / LATEST
+    return path.read_text() if path.exists() else ""
+
+
+def after_a_step(process: BaseProcess, config: Config) -> None:
+    before = latest(config)
+    while process.is_alive() and latest(config) == before:
+        time.sleep(0.001)
+
+
+def test_killed_at_ten_random_moments_it_equals_a_straight_run_bit_for_bit(
+    configure: Configure, straight: Config
+) -> None:
+    config = configure("killed")
+    rng = random.Random(0)
+    for kill in range(KILLS):
+        process = own_process(student.main, config)
+        if kill % 3:  # in between also while it starts
+            after_a_step(process, config)
+        time.sleep(rng.uniform(0, 0.05))
+        assert process.is_alive(), f"it was finished after {kill} kills"
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+    student.main(config)
+    assert history(config).equals(history(straight))
+    assert all(torch.equal(tensor, adapter(straight)[name]) for name, tensor in adapter(config).items())
+    assert len(list((student.run_folder(config) / "checkpoints").glob("step-*"))) == 1
+
+
+def test_sigterm_saves_and_exits(configure: Configure, straight: Config) -> None:
+    config = configure("stopped", "engine.checkpoint_minutes=1000")
+    process = own_process(student.main, config)
+    after_a_step(process, config)  # the checkpoint after the first validation
+    saved = latest(config)
+    os.kill(process.pid or 0, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM and latest(config) != saved
+    assert STEPS // 4 < len(history(config)) < STEPS
+    student.main(config)
+    assert history(config).equals(history(straight))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_conversations(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Trainer.forward
+
+    def poisoned(self: Trainer, rows: list[tuple[int, int]], done: float) -> torch.Tensor:
+        terms = forward(self, rows, done)
+        return terms * float("nan") if self.progress.step == 3 else terms
+
+    monkeypatch.setattr(Trainer, "forward", poisoned)
+    config = configure("poisoned")
+    with pytest.raises(ValueError, match=r"loss is nan at step 4 on conversations \['\w+.*lower optimizer.lr"):
+        student.main(config)
+    monkeypatch.undo()
+    student.main(config)  # the checkpoint before it is good
+    assert len(history(config)) == STEPS
