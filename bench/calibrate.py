@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 
-from core.config import Config, from_mapping
+from core.config import from_mapping
 from core.memory import GB, Batch, Sharding, activation_bytes, training_memory
 from core.runs import write_json
 from core.shapes import model_config, shape_of
+from distill.config import Config
 from distill.plan.measured import Calibration
 from distill.plan.planning import eager_attention
 from distill.plan.throughput import Lengths, scoring_flops, training_flops

@@ -33,9 +33,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from core.config import QuantisationConfig
 from core.records import LABELS
 from core.shards import locate, read_tensor, write_weights
+from students.export.config import QuantisationConfig
 from students.merging import PEFT_PREFIX, SCORE, merge_adapter
 
 RANK, ALPHA, SHARD_BYTES = 16, 32, 10**9

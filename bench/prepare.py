@@ -25,10 +25,11 @@ from typing import Any
 
 import polars as pl
 
-from core.config import DataConfig, PromptConfig, from_mapping
+from core.config import from_mapping
+from core.data.config import DataConfig
 from core.data.conversations import assign_groups, load
 from core.models import resolve
-from core.prompts import Renderer
+from core.prompts import PromptConfig, Renderer
 from core.records import ORDERS, Conversation
 
 ROWS = 57_477

@@ -25,10 +25,11 @@ import httpx
 import numpy as np
 import psutil
 
-from core.config import ScorerConfig, from_mapping
+from core.config import from_mapping
 from core.data import conversations
 from core.exported import ExportedJudge, open_exported
 from core.records import ORDERS, Conversation
+from teachers.scorers.config import ScorerConfig
 from tests.composing import composed
 from tests.running import free_port
 

@@ -21,12 +21,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy.special import softmax
 
-from core.config import DataConfig, RulesConfig, from_mapping
+from core.config import from_mapping
+from core.data.config import DataConfig
 from core.data.conversations import BadRow, parse
 from core.data.readers import open_sources
 from core.records import Conversation
 from core.scoring import swap_average
 from core.store.store import read_logits
+from deploy.predicting.config import RulesConfig
 from deploy.predicting.submission import apply_rules
 from distill.entry_point import CONF
 from eval.metrics import log_loss_rows, shares

@@ -21,7 +21,7 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from core.config import Config
+from distill.config import Config
 from distill.entry_point import CONF, typed
 from distill.student import run_folder, train
 

@@ -32,10 +32,11 @@ from omegaconf import OmegaConf
 
 from bench.teacher import whole_groups
 from bench.trainers import ROWS, SIDES, Task, Turn, epoch_plan, run_side
-from core.config import Config, from_mapping
+from core.config import from_mapping
 from core.models import resolve
 from core.prompts import Renderer
 from core.records import ORDERS, Conversation
+from distill.config import Config
 from distill.entry_point import CONF
 
 TARGETS = {

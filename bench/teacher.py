@@ -24,16 +24,19 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from core.config import DataConfig, PromptConfig, ScorerConfig, TeacherConfig, from_mapping
+from core.config import from_mapping
+from core.data.config import DataConfig
 from core.data.conversations import collect, group_of
 from core.data.readers import open_sources
 from core.models import resolve
-from core.prompts import Renderer
+from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned
 from core.records import LABELS, ORDERS, Conversation, from_frame
 from core.scoring import to_own_order
 from core.store.store import NO_FOLD, StoreWriter, read_parts
 from distill.teacher import Judge, fill_store, prefix_order
+from teachers.config import TeacherConfig
+from teachers.scorers.config import ScorerConfig
 from teachers.scoring_run import Interrupt, Progress, not_done
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import Config
 from core.records import LABELS, swap_labels
+from distill.config import Config
 
 if TYPE_CHECKING:
     from students.training.data import Example

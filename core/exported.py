@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core import runs
-from core.config import Config, ExportConfig
 from core.errors import UserError
 from core.prompts import Renderer, renderer_of
+from distill.config import Config
+from students.export.config import ExportConfig
 
 GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from core.config import PromptConfig, from_mapping
+from core.bounds import Count, Natural
+from core.config import from_mapping
 from core.errors import UserError
 from core.records import ORDERS, Conversation, Order
 from core.runs import Manifest, differing_fields
@@ -36,6 +37,31 @@ NAME_TOKENS = 32  # room for a model's name
 UNNAMED = "an unknown model"
 UNLIKELY = -1e4  # log probability: less than any spelling of a marker in pieces
 CHUNK = 1024  # conversations tokenised at a time: enough to keep the tokenizer's threads busy, small in memory
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """The fixed texts of a prompt; `core/prompts.py` shows how they frame a conversation."""
+
+    instruction: str
+    question: str
+    answer_a: str
+    answer_b: str
+    verdict: str
+    cut: str
+    omitted: str
+    model_a: str
+    model_b: str
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """`show_models` tells the judge who wrote each response: for teachers, whose student need not know."""
+
+    max_tokens: Count
+    min_round_tokens: Natural
+    show_models: bool
+    template: TemplateConfig
 
 
 @dataclass(frozen=True, slots=True)

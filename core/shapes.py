@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.config import StudentConfig
 from core.errors import UserError
 from core.models import PIP
 from core.records import LABELS
+from students.training.config import StudentConfig
 
 SHAPES = Path(__file__).resolve().parent.parent / "conf" / "plan" / "models" / "shapes.yaml"
 HUB_TIMEOUT_S = 5.0  # for a file of a kilobyte

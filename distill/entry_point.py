@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import Config, from_mapping
+from core.config import from_mapping
 from core.errors import UserError
 from core.exits import ChecksFailed, plain_ends, refuse, surroundings_explained
 from core.naming import check_names, expanded, run_name
+from distill.config import Config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -17,10 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import Config, ScorerConfig, T4Config, to_mapping
+from core.config import to_mapping
 from core.errors import UserError
 from core.exits import ChecksFailed
+from distill.config import Config
 from distill.entry_point import entry_point
+from students.export.config import T4Config
+from teachers.scorers.config import ScorerConfig
 
 if TYPE_CHECKING:
     import numpy as np

@@ -3,7 +3,7 @@
 deploy/kaggle/README.md tells what to do with the folder.
 """
 
-from core.config import Config
+from distill.config import Config
 from distill.entry_point import entry_point
 
 

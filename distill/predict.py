@@ -5,7 +5,7 @@ judge that `distill.export` made. Several GPUs share the work, `predict.minutes`
 goes on: docs/predict.md.
 """
 
-from core.config import Config
+from distill.config import Config
 from distill.entry_point import entry_point
 
 

@@ -9,8 +9,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import Config, DataConfig, to_mapping
+from core.config import to_mapping
+from core.data.config import DataConfig
 from core.errors import UserError
+from distill.config import Config
 from distill.entry_point import entry_point
 
 if TYPE_CHECKING:

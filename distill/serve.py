@@ -5,7 +5,7 @@ It listens on http://127.0.0.1:8080 until SIGTERM or Ctrl-C; docs/serve.md descr
 
 from pathlib import Path
 
-from core.config import Config
+from distill.config import Config
 from distill.entry_point import entry_point
 
 

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import Config, LossConfig, to_mapping
+from core.config import to_mapping
 from core.errors import UserError
+from distill.config import Config
 from distill.entry_point import entry_point
+from students.training.config import LossConfig
 
 if TYPE_CHECKING:
     from students.training.loop import Progress

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from core.config import Config
 from core.errors import UserError
+from distill.config import Config
 from distill.entry_point import entry_point
 
 if TYPE_CHECKING:

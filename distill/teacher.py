@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import Config, TeacherConfig
 from core.errors import UserError
+from distill.config import Config
 from distill.entry_point import entry_point
+from teachers.config import TeacherConfig
 
 if TYPE_CHECKING:
     import numpy as np

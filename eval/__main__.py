@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.config import Config, to_mapping
+from core.config import to_mapping
 from core.exits import ChecksFailed
+from distill.config import Config
 from distill.entry_point import entry_point
 
 if TYPE_CHECKING:

@@ -6,12 +6,13 @@ from pathlib import Path
 import polars as pl
 
 from core import runs
-from core.config import CanaryMode, ScorerConfig, to_mapping
+from core.config import CanaryMode, to_mapping
 from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import score_conversations
 from core.tables import read_parquet
 from eval.canary_check import check_canaries
+from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
 
 SCORED, FAILED = "scores.parquet", "failed"  # the latter in the manifest's `extra`

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.config import CanariesConfig, ExportConfig
 from core.exported import GGUF_BACKBONE
 from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import check_finite, score
 from eval.canary_check import Differences, write_canaries
+from eval.config import CanariesConfig
 from students.export.calibration_rows import canary_prompts
+from students.export.config import ExportConfig
 from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from core.config import FidelityConfig
 from core.records import LABELS
+from eval.config import FidelityConfig
 from eval.inference import Estimate, Groups
 from eval.metrics import LEVEL, Means, calibration_rows, flip_rows, log_loss_rows, predict
 

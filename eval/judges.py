@@ -17,7 +17,6 @@ from typing import NamedTuple
 import polars as pl
 
 from core import runs
-from core.config import Config, ScorerConfig
 from core.data.file_kinds import seems
 from core.errors import UserError
 from core.exported import open_exported
@@ -28,12 +27,14 @@ from core.records import ORDERS, Conversation
 from core.scoring import SCORES, mean_logits
 from core.store.store import read_logits, read_seen
 from core.tables import read_parquet
+from distill.config import Config
 from eval import baselines
 from eval.answers import answers
 from eval.leaderboard import bradley_terry
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
 from eval.seeds import STUDENT
 from students.trained import open_trained
+from teachers.scorers.config import ScorerConfig
 
 log = logging.getLogger(__name__)
 NO_TEACHER = "loss=votes"

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from core.config import EvalConfig
 from core.data.arena_sim import bayes_log_loss
 from core.errors import UserError
 from core.records import TEST, Conversation
 from core.scoring import logits_by_order
 from eval.biases import find_biases, look_at
 from eval.comparison import Pair, compare
+from eval.config import EvalConfig
 from eval.judges import Judges
 from eval.leaderboard import rank_correlation, ratings
 from eval.metrics import kl_rows, log_loss_rows, paired_difference, predict

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.config import ScorerConfig, from_mapping
+from core.config import from_mapping
 from core.scoring import score
 from gpu_check.bare import composed
 from gpu_check.judges import TINY, WIDTHS, conversations, random_judge
 from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, alike, relative
 from students.export.half_precision import Range, fit_into_fp16
+from teachers.scorers.config import ScorerConfig
 from teachers.scorers.transformers import LARGEST_INT8, TransformersScorer
 
 MAX_TOKENS = 256

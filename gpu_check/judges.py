@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from core.config import Config, from_mapping
+from core.config import from_mapping
 from core.records import LABELS
+from distill.config import Config
 from gpu_check.bare import composed
 from students.training.data import Example
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.config import Config
 from core.records import ORDERS
+from distill.config import Config
 from gpu_check.judges import TINY, WIDTHS, Family, configured, conversations, device, random_judge, working_dtype
 from gpu_check.verdicts import EXACT, LOSS, Failed, Figures, name_of, same
 from students.training.collectives import process_group

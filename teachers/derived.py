@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 
 from core import runs
-from core.config import Config
 from core.provenance import Learned
 from core.store.parts import clear
 from core.store.store import LOGITS, write_seen
+from distill.config import Config
 from teachers.scoring_run import open_writer
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,15 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
 from core import runs
-from core.config import Config, MixtureConfig, to_mapping
+from core.config import to_mapping
 from core.errors import UserError
 from core.provenance import Learned, union
 from core.records import ORDERS, TEST, Conversation
 from core.scoring import logits_by_order, mean_logits
 from core.store.store import NO_FOLD, learned_by_judges, read_logits
 from core.store.targets import check_texts
+from distill.config import Config
+from teachers.config import MixtureConfig
 from teachers.derived import write_derived
 
 log = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 
 from core import models, runs
-from core.config import Config
 from core.provenance import Learned, behind_model
 from core.records import ORDERS, TEST, Conversation
 from core.store.store import NO_FOLD, REWARDS, read_parts
+from distill.config import Config
 from teachers.bradley_terry import cross_fit
 from teachers.derived import write_derived
 from teachers.rewards import RESPONSES, RewardRenderer, as_classifier

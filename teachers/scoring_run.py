@@ -21,12 +21,13 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
-from core.config import Config, TeacherConfig
 from core.errors import UserError
 from core.records import Conversation
 from core.runs import MANIFEST
 from core.scoring import Scorer, check_finite
 from core.store.store import StoreWriter
+from distill.config import Config
+from teachers.config import TeacherConfig
 
 log = logging.getLogger(__name__)
 PROMPTS_AHEAD = 2048  # rendered and waiting: some megabytes, seconds of a large engine's work

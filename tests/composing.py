@@ -5,9 +5,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from core.config import Config, ScorerConfig, TemplateConfig, from_mapping
+from core.config import from_mapping
 from core.naming import run_name
+from core.prompts import TemplateConfig
+from distill.config import Config
 from distill.entry_point import CONF, typed
+from teachers.scorers.config import ScorerConfig
 
 TEMPLATE = TemplateConfig(
     instruction="Which is better?",

@@ -6,9 +6,10 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from core import runs
-from core.config import PromptConfig, SimulateConfig, from_mapping, to_mapping
+from core.config import from_mapping, to_mapping
 from core.data.arena_sim import simulate
-from core.prompts import Renderer
+from core.data.config import SimulateConfig
+from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned, write_learned
 from eval.canaries import make_canaries
 from tests.artefacts import finish_again

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from core.config import SimulateConfig
+from core.data.config import SimulateConfig
 from core.records import Conversation
 
 TIPS = (-0.9, 0.2, 0.9)

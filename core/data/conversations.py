@@ -19,7 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from core.config import FoldsConfig
+from core.data.config import FoldsConfig
 from core.data.near_duplicates import first_of_each
 from core.data.readers import (
     BALLOTS,

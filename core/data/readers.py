@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from core.config import DataConfig
+from core.data.config import DataConfig
 from core.data.file_kinds import seems
 from core.errors import UserError
 from core.naming import NOT_UTF8, inert, is_utf8

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from core.config import Config
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE
 from core.runs import write_json
+from distill.config import Config
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]

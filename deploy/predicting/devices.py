@@ -12,10 +12,10 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from core.config import PredictConfig
 from core.errors import UserError
 from core.exits import surroundings_explained
 from core.scoring import given_threads
+from deploy.predicting.config import PredictConfig
 from teachers.scorers.engines import engine_gpus
 from teachers.scoring_run import STOPPED, Interrupt
 

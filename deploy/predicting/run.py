@@ -18,7 +18,6 @@ import numpy as np
 import polars as pl
 
 from core import runs
-from core.config import Config
 from core.data.conversations import REJECTED, kinds
 from core.errors import UserError
 from core.exported import ExportedJudge, export_folder, open_exported
@@ -32,6 +31,7 @@ from deploy.predicting.canaries import HEADER, check_engine, note_of, notes_in, 
 from deploy.predicting.devices import count_devices, side_by_side
 from deploy.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
 from deploy.predicting.submission import Unlabelled, probabilities, read_unlabelled, write_submission
+from distill.config import Config
 from eval.recalibration import read_recalibration
 from teachers.scorers.opening import open_scorer
 from teachers.scoring_run import Interrupt, Progress, fill, open_writer, scoring_run

@@ -15,13 +15,14 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
-from core.config import Config, RulesConfig
 from core.data.conversations import REJECTED, BadRow, identify, parse
 from core.data.readers import BALLOTS, COUNTS, FOREIGN_VOTES, REQUIRED, WINNERS, Row, open_sources
 from core.errors import UserError
 from core.records import LABELS, Conversation, swap_labels
 from core.scoring import swap_average
 from core.tables import read_csv
+from deploy.predicting.config import RulesConfig
+from distill.config import Config
 
 COLUMNS = ["id", *WINNERS]
 FLOOR = 1e-9  # of a probability: the metric takes logarithms

@@ -10,9 +10,10 @@ from typing import Any
 
 import uvicorn
 
-from core.config import CanaryMode, ServeConfig
+from core.config import CanaryMode
 from core.errors import UserError
 from core.exported import ExportedJudge
+from deploy.serving.config import ServeConfig
 from deploy.serving.gate import Gate
 from deploy.serving.routes import create_app
 from deploy.serving.service import Service

@@ -15,12 +15,13 @@ from typing import Literal
 import numpy as np
 from scipy.special import softmax
 
-from core.config import CanaryMode, ServeConfig
+from core.config import CanaryMode
 from core.exported import ExportedJudge
 from core.prompts import Rendered
 from core.records import LABELS, Order
 from core.scoring import Scorer, to_own_order
 from deploy.serving.batching import Batcher
+from deploy.serving.config import ServeConfig
 from deploy.serving.gate import Traffic
 from deploy.serving.jobs import Jobs
 from deploy.serving.schemas import Pair, Probabilities, Result, Unjudged, Verdict

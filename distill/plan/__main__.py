@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import Config
 from core.errors import UserError
+from distill.config import Config
 from distill.entry_point import CONF, entry_point, typed
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.bounds import Positive
-from core.config import PlanConfig, from_mapping
+from core.config import from_mapping
 from core.errors import UserError
+from distill.plan.config import PlanConfig
 
 
 @dataclass(frozen=True)

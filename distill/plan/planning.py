@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from core.config import Config, PlanConfig, RateConfig, T4Config
 from core.memory import (
     FORMATS,
     GB,
@@ -19,7 +18,10 @@ from core.memory import (
 )
 from core.records import ORDERS
 from core.shapes import Shape
+from distill.config import Config
+from distill.plan.config import PlanConfig
 from distill.plan.throughput import Lengths, scoring_flops, step_traffic, training_flops
+from students.export.config import RateConfig, T4Config
 
 ON = (1, 2, 8, 16)  # GPUs in the memory table
 IN_FLIGHT = 16384  # tokens that vLLM holds at a time at least

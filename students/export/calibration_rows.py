@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from core.config import CanariesConfig
 from core.errors import UserError
 from core.prompts import Rendered, Renderer
 from core.records import Conversation
+from eval.config import CanariesConfig
 
 Pair = tuple[Rendered, Rendered]  # a conversation in both orders
 POOL = 8  # conversations rendered for each one chosen: enough to know the lengths, however many there are

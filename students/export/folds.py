@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core import runs
-from core.config import StudentConfig, from_mapping
+from core.config import from_mapping
 from core.errors import UserError
 from core.provenance import union, write_learned
 from core.records import Conversation
 from students.export.averaging import average_adapters, write_adapter
 from students.merging import read_adapter
 from students.trained import TrainedJudge, open_trained
+from students.training.config import StudentConfig
 from students.training.data import split
 
 METHODS = ("factors", "delta", "svd")

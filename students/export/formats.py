@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from core import runs
-from core.config import ExportConfig, QuantisationConfig, to_mapping
+from core.config import to_mapping
 from core.models import begin, digest, put
 from core.provenance import write_learned
 from core.records import Conversation
 from core.shards import DTYPES
 from students.export.calibration_rows import calibration_prompts
+from students.export.config import ExportConfig, QuantisationConfig
 from students.export.gguf import write_gguf
 from students.export.gptq import repack_gptq
 from students.export.half_precision import fit_into_fp16

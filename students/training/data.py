@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from core.config import RowWeightsConfig
 from core.errors import UserError
 from core.prompts import Rendered
 from core.records import LABELS, ORDERS, TEST, Conversation, swap_labels
 from core.store.targets import entropy
+from students.training.config import RowWeightsConfig
 
 log = logging.getLogger(__name__)
 Row = tuple[int, int]  # (index of the example, index into ORDERS)

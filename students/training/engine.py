@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from core.config import Config, EngineConfig
 from core.errors import UserError
+from distill.config import Config
+from students.training.config import EngineConfig
 from students.training.model import Judge
 
 

@@ -15,11 +15,12 @@ import polars as pl
 import torch
 from tqdm import tqdm
 
-from core.config import Config, LossConfig, OptimizerConfig
 from core.errors import UserError
 from core.records import ORDERS
+from distill.config import Config
 from students.training.checkpoints import Progress, StopRequest, load_checkpoint, save_checkpoint
 from students.training.collectives import from_first, rank, total, world
+from students.training.config import LossConfig, OptimizerConfig
 from students.training.data import Example, Row, collate, micro_batches, plan_epoch
 from students.training.engine import open_engine
 from students.training.losses import Objective

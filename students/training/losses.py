@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from core.config import LossConfig
 from core.errors import UserError
 from core.records import LABELS, swap_labels
+from students.training.config import LossConfig
 
 if TYPE_CHECKING:
     from students.training.data import Batch

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from core.config import EngineConfig, StudentConfig
 from core.errors import UserError
 from core.models import begin, copy_tokenizer, layer_of, put
 from core.records import LABELS
@@ -19,6 +18,7 @@ from core.shards import DTYPES
 from students.merging import SCORE, caps_off, stored_head
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.collectives import take_device
+from students.training.config import EngineConfig, StudentConfig
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from core.config import Config
 from core.runs import write_json
+from distill.config import Config
 from students.training.checkpoints import Progress
 from students.training.collectives import from_first, rank
 from students.training.ranks import together

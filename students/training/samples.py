@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from core.config import TrackerConfig
 from core.records import LABELS, Conversation
+from students.training.config import TrackerConfig
 
 TEXTS = ("prompt", "response_a", "response_b")
 SAMPLES = pl.Schema(

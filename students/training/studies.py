@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import Config
 from core.errors import UserError
+from distill.config import Config
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner

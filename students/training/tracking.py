@@ -17,11 +17,12 @@ from typing import Any
 import polars as pl
 import torch
 
-from core.config import Config, to_mapping
+from core.config import to_mapping
 from core.errors import UserError
 from core.records import Conversation
 from core.runs import MANIFEST, write_json
 from core.tables import read_parquet
+from distill.config import Config
 from students.training.samples import SAMPLES, markdown, sample_table, shortened
 
 log = logging.getLogger(__name__)

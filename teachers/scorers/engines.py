@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from core.config import ScorerConfig
 from core.device import free_device
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE
 from core.scoring import Scorer
+from teachers.scorers.config import ScorerConfig
 from teachers.scorers.int8 import saturates
 
 

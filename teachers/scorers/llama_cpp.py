@@ -15,10 +15,10 @@ from typing import Any, Self
 import numpy as np
 from safetensors.numpy import load_file
 
-from core.config import ScorerConfig
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE, GGUF_HEAD
 from core.scoring import check_length, given_threads
+from teachers.scorers.config import ScorerConfig
 
 log = logging.getLogger(__name__)
 AS_IS, ALL_CORES = -1, -1  # llama.cpp's words for an embedding that is not normalised, and for as many threads as cores

@@ -8,10 +8,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from core.config import ScorerConfig
 from core.errors import UserError
 from core.records import LABELS
 from core.scoring import Scorer
+from teachers.scorers.config import ScorerConfig
 from teachers.scorers.engines import open_engine
 
 

@@ -25,9 +25,9 @@ import pyarrow as pa
 import ray
 import ray.data.exceptions
 
-from core.config import RayConfig, ScorerConfig
 from core.errors import UserError
 from core.scoring import check_length
+from teachers.scorers.config import RayConfig, ScorerConfig
 from teachers.scorers.engines import engine_gpus, open_engine
 
 log = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from core.config import ScorerConfig
 from core.errors import UserError
 from core.scoring import check_length
+from teachers.scorers.config import ScorerConfig
 
 log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 1.0

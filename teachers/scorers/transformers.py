@@ -17,9 +17,9 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from core.config import ScorerConfig
 from core.errors import UserError
 from core.models import attention_for
+from teachers.scorers.config import ScorerConfig
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

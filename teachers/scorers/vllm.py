@@ -22,10 +22,10 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 import numpy as np
 
-from core.config import ScorerConfig
 from core.errors import UserError
 from core.naming import inert
 from core.scoring import check_length
+from teachers.scorers.config import ScorerConfig
 
 log = logging.getLogger(__name__)
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

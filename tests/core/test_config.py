@@ -9,8 +9,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 
 from core.bounds import Range
-from core.config import Config, from_mapping, to_mapping
+from core.config import from_mapping, to_mapping
 from core.naming import run_name, variant
+from distill.config import Config
 from tests.composing import composed
 
 

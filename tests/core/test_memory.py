@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from core.config import StudentConfig
 from core.memory import (
     FORMATS,
     Batch,
@@ -20,6 +19,7 @@ from core.memory import (
     training_memory,
 )
 from core.shapes import Shape, shape_of
+from students.training.config import StudentConfig
 from students.training.model import with_lora
 from tests.composing import configured
 

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from core.config import PromptConfig
-from core.prompts import UNNAMED, Renderer, share_room
+from core.prompts import UNNAMED, PromptConfig, Renderer, share_room
 from core.records import Conversation
 from tests.composing import TEMPLATE
 from tests.tiny_models import BOS, EOS, PAD

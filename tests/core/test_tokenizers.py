@@ -10,8 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from core.config import PromptConfig, TemplateConfig
-from core.prompts import Renderer
+from core.prompts import PromptConfig, Renderer, TemplateConfig
 from core.records import Conversation
 from distill.teacher import ready_made_judge
 from tests.composing import TEMPLATE, configured

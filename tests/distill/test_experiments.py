@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import Config
+from distill.config import Config
 from distill.entry_point import CONF
 from students.training.model import build_judge
 from tests.composing import configured

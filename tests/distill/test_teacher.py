@@ -17,7 +17,6 @@ import psutil
 import pytest
 from scipy.special import log_softmax
 
-from core.config import Config
 from core.data import conversations
 from core.provenance import read_learned
 from core.records import ORDERS, TEST, Conversation, to_frame
@@ -25,6 +24,7 @@ from core.runs import MANIFEST, read_manifest
 from core.store.store import LOGITS, StoreWriter, read_logits, read_parts, write_seen
 from core.store.targets import entropy, soft_targets
 from distill import prepare, student, teacher
+from distill.config import Config
 from eval.judges import Judges, add, candidates
 from eval.report.page import rows_line
 from tests.artefacts import finish_again

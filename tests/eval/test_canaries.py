@@ -10,14 +10,15 @@ import polars as pl
 import pytest
 import torch
 
-from core.config import ScorerConfig, SimulateConfig
 from core.data.arena_sim import simulate
+from core.data.config import SimulateConfig
 from core.errors import UserError
 from core.prompts import Renderer
 from core.records import ORDERS
 from eval.canaries import make_canaries
 from eval.canary_check import CANARIES, Differences, check_canaries
 from students.export.gguf import write_gguf
+from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
 from teachers.scorers.opening import transformers as scoring
 from teachers.scorers.transformers import TransformersScorer

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 
-from core.config import FidelityConfig
+from eval.config import FidelityConfig
 from eval.fidelity import BEYOND, CANNOT_TELL, WITHIN, Logits, exceeded, fidelity, judged, untold
 from eval.inference import Estimate
 from eval.metrics import Means, calibration_rows, predict

@@ -12,7 +12,6 @@ import polars as pl
 import pytest
 
 from core import runs
-from core.config import Config
 from core.data import conversations
 from core.errors import UserError
 from core.exits import ChecksFailed
@@ -22,6 +21,7 @@ from core.records import ORDERS, Conversation
 from core.scoring import logits_by_order
 from core.store.store import LOGITS, NO_FOLD, StoreWriter, write_seen
 from distill import prepare, student
+from distill.config import Config
 from eval import __main__ as door
 from eval import answers as answering
 from eval.judges import Judges, Unfit, add, candidates, judge_all

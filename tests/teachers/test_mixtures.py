@@ -7,9 +7,9 @@ import polars as pl
 import pytest
 from scipy.special import log_softmax, softmax
 
-from core.config import MixtureConfig
 from core.records import ORDERS, TEST, Conversation
 from core.store.store import NO_FOLD
+from teachers.config import MixtureConfig
 from teachers.mixtures import fit_temperature, judges_of, mix, shares, temperatures
 
 PLAIN = MixtureConfig(teachers=["one", "two"], weights=[3.0, 1.0], space="logits", calibrate=False)

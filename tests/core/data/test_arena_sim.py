@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from core.config import SimulateConfig
 from core.data.arena_sim import TOPICS, bayes_log_loss, simulate, vote_probabilities
+from core.data.config import SimulateConfig
 
 
 def test_same_seed_same_arena() -> None:

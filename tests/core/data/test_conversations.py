@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config import FoldsConfig
+from core.data.config import FoldsConfig
 from core.data.conversations import assign_folds, assign_groups, collect, group_of, is_swapped, labels, load, save
 from core.data.readers import Row, Source
 from core.records import LABELS, TEST, Conversation, from_frame, to_frame

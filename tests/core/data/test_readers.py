@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.config import DataConfig, FoldsConfig
+from core.data.config import DataConfig, FoldsConfig
 from core.data.conversations import BadRow, collect, parse
 from core.data.readers import WINNERS, Row, Source, open_sources
 from core.errors import UserError

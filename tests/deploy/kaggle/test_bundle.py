@@ -15,8 +15,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from core.config import SimulateConfig, to_mapping
+from core.config import to_mapping
 from core.data.arena_sim import simulate
+from core.data.config import SimulateConfig
 from core.prompts import Renderer
 from core.provenance import Learned, write_learned
 from core.runs import write_manifest

@@ -18,8 +18,9 @@ import pytest
 from scipy.special import softmax
 
 from core import runs
-from core.config import Config, SimulateConfig, to_mapping
+from core.config import to_mapping
 from core.data.arena_sim import simulate
+from core.data.config import SimulateConfig
 from core.errors import UserError
 from core.exported import open_exported
 from core.prompts import Renderer
@@ -34,6 +35,7 @@ from deploy.predicting.run import discard, parts_folder, read_scores
 from deploy.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
 from deploy.predicting.submission import COLUMNS, check_submission, read_unlabelled
 from distill import predict
+from distill.config import Config
 from eval.recalibration import Recalibration, write_recalibration
 from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer

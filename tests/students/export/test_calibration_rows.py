@@ -6,9 +6,9 @@ from random import Random
 import pytest
 from tokenizers import Tokenizer
 
-from core.config import CanariesConfig, CanaryFactors
 from core.prompts import Rendered, Renderer
 from core.records import ORDERS, Conversation, Order
+from eval.config import CanariesConfig, CanaryFactors
 from students.export.calibration_rows import POOL, calibration_prompts, canary_prompts
 from tests.composing import configured
 

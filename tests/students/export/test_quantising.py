@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from core.config import QuantisationConfig
 from core.records import LABELS
+from students.export.config import QuantisationConfig
 from students.export.quantising import BITS, check_quantised, choose_group, quantise
 from students.export.smoothing import load_judge, smooth
 from tests.tiny_models import FAMILIES, Family, tiny_judge
@@ -193,7 +193,7 @@ def test_writes_nothing_to_the_terminal_but_its_log(
     code = f"""
 import logging
 from pathlib import Path
-from core.config import QuantisationConfig
+from students.export.config import QuantisationConfig
 from students.export.quantising import quantise
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 settings = QuantisationConfig(smoothing={smoothing}, group=None, damping=0.01)

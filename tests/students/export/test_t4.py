@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.config import QuantisationConfig
 from core.errors import UserError
 from core.memory import inference_memory
 from core.shapes import shape_of
+from students.export.config import QuantisationConfig
 from students.export.gguf import write_gguf
 from students.export.quantising import quantise
 from students.export.t4 import check_t4, sm75_kernels

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from core.config import Config, from_mapping
+from core.config import from_mapping
 from core.records import swap_labels
+from distill.config import Config
 from students.training.data import Example, Row, micro_batches
 from students.training.model import Judge, build_judge
 from students.training.tracking import Tracker

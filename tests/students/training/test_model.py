@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.config import Config
 from core.data import conversations
 from core.errors import UserError
 from core.records import LABELS
 from core.scoring import logits_by_order, score_conversations
 from core.shards import locate
 from distill import prepare, student
+from distill.config import Config
 from eval.metrics import log_loss_rows, predict
 from students.trained import open_trained
 from students.training.collectives import process_group

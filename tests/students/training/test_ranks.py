@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from core import runs
-from core.config import Config
 from core.runs import STARTED
 from distill import prepare, student
+from distill.config import Config
 from students.training.loop import Trainer
 from students.training.tracking import Tracker
 from tests.composing import configured

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.config import Config
 from core.tables import read_parquet
 from distill import prepare, student
+from distill.config import Config
 from students.training.checkpoints import LATEST
 from students.training.loop import HISTORY, Trainer
 from tests.composing import configured

@@ -20,10 +20,10 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from core.config import Config
 from core.records import LABELS, Conversation
 from core.runs import read_manifest
 from distill import prepare, student
+from distill.config import Config
 from students.training.loop import HISTORY, Trainer
 from students.training.samples import SAMPLES, markdown, sample_table, shortened
 from students.training.tracking import open_tracker

@@ -12,7 +12,6 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors.torch import load_file
 
-from core.config import Config
 from core.data import conversations
 from core.errors import UserError
 from core.prompts import Renderer
@@ -21,6 +20,7 @@ from core.records import ORDERS
 from core.runs import write_manifest
 from core.store.store import LOGITS, NO_FOLD, StoreWriter, write_seen
 from distill import prepare, student
+from distill.config import Config
 from students.training.loop import Trainer, rate_factor
 from tests.composing import configured
 from tests.running import free_port, succeeds

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import ray
 
-from core.config import ScorerConfig
 from core.scoring import score
+from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
 from teachers.scorers.ray import RayScorer, _local_workers
 from teachers.scorers.transformers import TransformersScorer

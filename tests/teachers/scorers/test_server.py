@@ -21,8 +21,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from core.config import ScorerConfig
 from core.scoring import score
+from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import server as module
 from teachers.scorers.server import ServerScorer
 from tests.composing import scorer

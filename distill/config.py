@@ -1,0 +1,69 @@
+"""The root configuration: all groups of `conf/`, each a dataclass that stands beside its owner."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from core.bounds import Count, Natural, Seed
+from core.config import CanaryMode
+from core.data.config import DataConfig
+from core.prompts import PromptConfig
+from deploy.predicting.config import PredictConfig
+from deploy.serving.config import ServeConfig
+from distill.plan.config import PlanConfig
+from eval.config import EvalConfig
+from students.export.config import ExportConfig
+from students.training.config import (
+    EngineConfig,
+    LossConfig,
+    OptimizerConfig,
+    StudentConfig,
+    SweepConfig,
+    TrackerConfig,
+)
+from teachers.config import TeacherConfig
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    root: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything `conf/` says.
+
+    `run` is `name` plus the overrides that change the trained model (see `core/naming.py`). `canaries`: what becomes of
+    an export that this machine computes differently (see `eval/canary_check.py`).
+    """
+
+    name: str
+    run: str
+    role: Literal["student", "teacher"]
+    fold: Natural
+    seed: Seed
+    limit: Count | None
+    overwrite: bool
+    input: str | None
+    output: str | None
+    check: str | None
+    canaries: CanaryMode
+    data: DataConfig
+    prompt: PromptConfig
+    student: StudentConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    engine: EngineConfig
+    teacher: TeacherConfig
+    export: ExportConfig
+    eval: EvalConfig
+    predict: PredictConfig
+    serve: ServeConfig
+    plan: PlanConfig
+    tracker: TrackerConfig
+    sweep: SweepConfig
+    paths: PathsConfig
+
+    @property
+    def root(self) -> Path:
+        return Path(self.paths.root)

@@ -1,0 +1,41 @@
+"""What `conf/teacher/` holds."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core.bounds import Count, Natural, NonNegative, Positive
+from teachers.scorers.config import ScorerConfig
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Several finished teachers as one, by name. `weights`: null for equal ones."""
+
+    teachers: list[str]
+    weights: list[Positive] | None
+    space: Literal["logits", "probabilities"]
+    calibrate: bool
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Who gives the soft targets, and which of them a student takes.
+
+    `folds`: fine-tuned fold teachers below `path`; `model`: one ready-made `model` that saw none of the rows; `reward`:
+    a reward model, which scores each response alone; `mixture`: other teachers' stored logits.
+    """
+
+    name: str | None
+    kind: Literal["folds", "model", "reward", "mixture"]
+    path: str | None
+    model: str | None
+    folds: list[Natural]
+    rows: Literal["out_of_fold", "in_fold"]
+    max_entropy: NonNegative | None
+    rows_per_part: Count
+    same_prompt: bool
+    merge: bool
+    reward_l2: NonNegative
+    price_per_hour: NonNegative | None
+    mixture: MixtureConfig
+    scorer: ScorerConfig
