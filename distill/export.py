@@ -54,7 +54,7 @@ def main(config: Config) -> None:
     from core.exported import export_folder
 
     if config.check is not None:
-        failed = broken_rules(examine(Path(config.check), config.plan.t4))
+        failed = broken_rules(examine(Path(config.check), config.plan.t4, config.export.scorer.load_in_8bit))
     else:
         judge, rows = folds_average(config) if config.export.folds else one_fold(config)
         folder = export_folder(config)
@@ -167,7 +167,8 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
     write_learned(folder, learned)
     if config.export.calibration != "none":
         recalibrate(config, judge, readable, folder, rows.validation)
-    findings = examine(model, config.plan.t4)  # the model's manifest holds its fp16 margin already
+    # The model's manifest holds its fp16 margin already.
+    findings = examine(model, config.plan.t4, config.export.scorer.load_in_8bit)
     runs.write_json(folder / "t4.json", [asdict(finding) for finding in findings])
     if config.export.dtype == "fp16":  # else it is meant for other GPUs
         failed += broken_rules(findings)
@@ -204,14 +205,14 @@ def recalibrate(
     write_recalibration(folder, recalibration, {"kind": config.export.calibration, "rows": len(validation)})
 
 
-def examine(model: Path, t4: T4Config) -> "list[Finding]":
+def examine(model: Path, t4: T4Config, load_in_8bit: bool) -> "list[Finding]":
     """Print what `students.export.t4` finds in an exported model."""
     from rich.console import Console
     from rich.table import Table
 
     from students.export.t4 import check_t4
 
-    findings = check_t4(model, t4)
+    findings = check_t4(model, t4, load_in_8bit=load_in_8bit)
     table = Table(title=f"On a T4: {model}", title_justify="left", show_header=False)
     for finding in findings:
         table.add_row({True: "ok", False: "NO", None: "?"}[finding.ok], finding.rule, finding.detail)

@@ -6,6 +6,7 @@ room and its score head alone.
 """
 
 import json
+import math
 import mmap
 import re
 import struct
@@ -46,6 +47,7 @@ NEEDED = (  # in config.json: what the rules and the memory's formula read
 )
 AS_FP16 = "export it with export.dtype=fp16"
 BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+BYTES_OF = {"F16": 2, "BF16": 2, "F32": 4}  # as safetensors names them
 # A fatbin in an ELF file, as XLA's cuda_fatbin.h and Cricket's cpu-elf2.h describe it: a header of 16 bytes (magic,
 # version 1, size of the header, bytes that follow), then entries, each with a header of its own (kind, size of that
 # header, bytes of code, architecture) that stays readable where the code is compressed.
@@ -73,8 +75,8 @@ class Scheme:
     activations: Mapping[str, Any] | None
 
 
-def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
-    """All rules, on a folder that `distill.export` wrote.
+def check_t4(folder: Path, t4: T4Config, *, load_in_8bit: bool = False) -> list[Finding]:
+    """All rules, on a folder that `distill.export` wrote; `load_in_8bit` as its scorer does (bitsandbytes).
 
     Raises `UserError` where it is no such folder, and where a file of weights is broken.
     """
@@ -82,7 +84,9 @@ def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
     tensors = stored(folder)
     if (folder / GGUF_BACKBONE).exists():
         _check_whole(folder / GGUF_BACKBONE)
-        return [_head(config, tensors), _memory(folder, config, t4)]
+        return [_head(config, tensors), _memory(config, _file_bytes(folder), t4)]
+    rounded = load_in_8bit and "quantization_config" not in config
+    weight_bytes = _file_bytes(folder) - (_saved_in_8bit(tensors) if rounded else 0)
     return [
         _dtype(config),
         _bfloat16(tensors),
@@ -90,7 +94,7 @@ def check_t4(folder: Path, t4: T4Config) -> list[Finding]:
         *_quantisation(config, tensors),
         _range(config, _recorded_margin(folder)),
         _attention(config),
-        _memory(folder, config, t4),
+        _memory(config, weight_bytes, t4),
         _kernels(),
     ]
 
@@ -299,12 +303,12 @@ def _range(config: Mapping[str, Any], margin: float | None) -> Finding:
     return Finding("fp16 range", True, detail)
 
 
-def _memory(folder: Path, config: Mapping[str, Any], t4: T4Config) -> Finding:
-    """Weights as the files hold them; keys, values and one layer's work by the formula of `core.memory`."""
+def _memory(config: Mapping[str, Any], weight_bytes: int, t4: T4Config) -> Finding:
+    """Weights as they are held; keys, values and one layer's work by the formula of `core.memory`."""
     tokens, keys = t4.batch_tokens, config["num_key_value_heads"] * head_dim(config)
     sizes = config["num_hidden_layers"], keys, config["intermediate_size"], config["hidden_size"]
     cache, working = (tokens * each / GB for each in work_per_token(*sizes, BYTES.get(_stored(config), 2)))
-    weights = sum(p.stat().st_size for suffix in ("safetensors", "gguf") for p in folder.glob(f"*.{suffix}")) / GB
+    weights = weight_bytes / GB
     held = weights + cache + working
     detail = (
         f"{held:.2f} of the {t4.memory_gb:g} GB that an engine may hold: {weights:.2f} of weights, "
@@ -313,6 +317,20 @@ def _memory(folder: Path, config: Mapping[str, Any], t4: T4Config) -> Finding:
     if held > t4.memory_gb:
         return Finding("memory", False, f"{detail}; export as w8a8 or w4a16, or lower plan.t4.batch_tokens")
     return Finding("memory", True, detail)
+
+
+def _file_bytes(folder: Path) -> int:
+    """The weights of a folder as its files hold them."""
+    return sum(path.stat().st_size for suffix in ("safetensors", "gguf") for path in folder.glob(f"*.{suffix}"))
+
+
+def _saved_in_8bit(tensors: Tensors) -> int:
+    """Bytes less than stored where bitsandbytes rounds the decoder's linear layers to int8, with a fp32 scale a row.
+
+    Embeddings, norms and the score head stay as they are.
+    """
+    shapes = [(BYTES_OF[dtype], shape) for name, (dtype, shape) in tensors.items() if ".layers." in name]
+    return sum((size - 1) * math.prod(shape) - 4 * shape[0] for size, shape in shapes if len(shape) == 2)
 
 
 def _attention(config: Mapping[str, Any]) -> Finding:

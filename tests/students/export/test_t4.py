@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from core.errors import UserError
 from core.memory import inference_memory
@@ -33,8 +34,8 @@ T4 = configured().plan.t4
 Change = Callable[[dict[str, Any]], None]
 
 
-def failing(folder: Path, **limits: Any) -> set[str]:
-    findings = check_t4(folder, replace(T4, **limits))
+def failing(folder: Path, *, load_in_8bit: bool = False, **limits: Any) -> set[str]:
+    findings = check_t4(folder, replace(T4, **limits), load_in_8bit=load_in_8bit)
     assert all(finding.detail for finding in findings)
     return {finding.rule for finding in findings if finding.ok is False}
 
@@ -210,6 +211,27 @@ def test_a_model_that_is_too_large_breaks_only_that_rule(exports: dict[str, Path
     size = (exports["w8a8"] / "model.safetensors").stat().st_size / 1e9
     assert failing(exports["w8a8"], memory_gb=0.9 * size, batch_tokens=1) == {"memory"}
     assert failing(exports["w8a8"], memory_gb=1.1 * size, batch_tokens=1) == set()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_merged_export_that_is_loaded_in_8_bits_is_counted_so(family: Family, tmp_path: Path) -> None:
+    """As bitsandbytes holds it: linear layers in int8 with a scale a row, all else, the head included, in fp16."""
+    folder = tmp_path / "merged"
+    convert(tiny_judge(tmp_path / "judge", family), folder, torch.float16)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    linear = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "score"]
+    stored = (folder / "model.safetensors").stat().st_size
+    expected = (stored - sum(m.weight.numel() - 4 * m.out_features for m in linear)) / 1e9
+    assert "memory" not in failing(folder, load_in_8bit=True, batch_tokens=1, memory_gb=1.03 * expected)
+    assert "memory" in failing(folder, load_in_8bit=True, batch_tokens=1, memory_gb=0.99 * expected)
+    assert "memory" in failing(folder, batch_tokens=1, memory_gb=1.03 * expected)
+
+
+def test_what_is_quantised_already_is_not_rounded_again(exports: dict[str, Path]) -> None:
+    (plain, again) = (
+        {f.rule: f.detail for f in check_t4(exports["w8a8"], T4, load_in_8bit=told)} for told in (False, True)
+    )
+    assert plain == again
 
 
 def test_odd_shapes_are_a_note(exports: dict[str, Path]) -> None:
