@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from core.config import from_mapping
+from core.json_files import write_json
 from core.memory import GB, Batch, Sharding, activation_bytes, training_memory
-from core.runs import write_json
 from core.shapes import model_config, shape_of
 from distill.config import Config
 from distill.plan.measured import Calibration

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from core.artefacts.building import Artefact
 from core.provenance import Learned
-from core.runs import write_manifest
 from core.store.compaction import compact
 from core.store.inspection import size, verify
 from core.store.store import LOGITS, StoreWriter, write_seen
@@ -85,7 +85,7 @@ def write(store: Path, conversations: int) -> float:
             rows = random_rows(rng, start, min(ROWS_PER_PART // 2, conversations - start))
             seconds += timed(partial(writer.append, rows))
     write_seen(store, FOLD, Learned(frozenset(rng.integers(0, 2**64, conversations, np.uint64).tolist())))
-    write_manifest(store, "teacher", {}, [], store.parent)
+    Artefact(store, "teacher", {}, [], store.parent).finish()
     return seconds
 
 

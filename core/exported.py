@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from core import runs
+from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
 from core.prompts import Renderer, renderer_of
 from distill.config import Config
@@ -17,7 +17,7 @@ class ExportedJudge:
     """An export's folder. `renderer` makes the prompts that it was trained on, with the tokenizer in the folder."""
 
     folder: Path
-    manifest: runs.Manifest
+    manifest: Manifest
     renderer: Renderer
 
     @property
@@ -41,7 +41,7 @@ def open_exported(folder: Path) -> ExportedJudge:
     Raises `UserError` where it is unfinished or failed its checks (`manifest.json`, extra.failed), and where this code
     renders other prompts than it was made for.
     """
-    manifest = runs.read_manifest(folder, "export", "make export")
+    manifest = read_manifest(folder, "export", "make export")
     if failed := manifest.extra.get("failed"):
         raise UserError(
             f"{folder} failed its checks ({'; '.join(failed)}): take another format, or raise its "

@@ -4,7 +4,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from core.errors import UserError
@@ -57,3 +57,9 @@ def locked(path: Path, folder: Path, what: str = "it", wait: bool = False) -> It
                 path.unlink(missing_ok=True)
             fcntl.flock(file, fcntl.LOCK_UN)
             os.close(file)
+
+
+def alone(folder: Path, wait: bool = False) -> AbstractContextManager[None]:
+    """Be the one process that writes `folder`: wait for another to end, or raise `UserError` that names it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return locked(folder.with_name(f".{folder.name}.lock"), folder, wait=wait)

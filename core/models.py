@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.artefacts.building import Artefact
 from core.errors import UserError
 from core.provenance import LEARNED_FROM, copy_learned
-from core.runs import making, write_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -83,14 +83,16 @@ def from_package(package: str, root: Path) -> Path:
     if len(gguf) != 1:
         raise UserError(f"model {PIP}{package}: expected one .gguf file in the package, found {len(gguf)}")
     folder = root / "models" / package
-    config = {"package": package, "version": importlib.metadata.version(package)}
-    with making(folder, "model", config, [], root, wait=True) as lacking:
+    identity = {"package": package, "version": importlib.metadata.version(package)}
+    artefact = Artefact(folder, "model", identity, [], root)
+    with artefact.building(wait=True) as lacking:
         if lacking:
-            convert_gguf(gguf[0], folder, config, root)
+            convert_gguf(gguf[0], folder)
+            artefact.finish()
     return folder
 
 
-def convert_gguf(gguf: Path, folder: Path, config: Mapping[str, object], root: Path) -> None:
+def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model folder of a GGUF file, with its weights in fp32."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -107,7 +109,7 @@ def convert_gguf(gguf: Path, folder: Path, config: Mapping[str, object], root: P
     partial = begin(folder)
     model.save_pretrained(partial)
     AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(partial)
-    finish(partial, folder, config, [], root)
+    put(partial, folder)
 
 
 def first_layers(base: Path, layers: int, root: Path) -> Path:
@@ -124,7 +126,8 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
         config["layer_types"] = config["layer_types"][:layers]
     folder = root / "models" / f"{base.name}-first-{layers}-layers"
     identity = {"base": digest(base), "config": config}
-    with making(folder, "model", identity, [], root, wait=True) as lacking:
+    artefact = Artefact(folder, "model", identity, [], root)
+    with artefact.building(wait=True) as lacking:
         if lacking:
             partial = begin(folder)
             tensors: dict[str, torch.Tensor] = {}
@@ -136,7 +139,8 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
             (partial / "config.json").write_text(json.dumps(config, indent=1))
             copy_tokenizer(base, partial)
             copy_learned(base, partial)
-            finish(partial, folder, identity, [], root)
+            put(partial, folder)
+            artefact.finish()
     return folder
 
 
@@ -233,12 +237,6 @@ def begin(folder: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
-
-
-def finish(partial: Path, folder: Path, config: Mapping[str, object], parents: list[Path], root: Path) -> Path:
-    """Write the manifest and move a filled folder into place."""
-    write_manifest(partial, "model", config, parents, root)
-    return put(partial, folder)
 
 
 def put(partial: Path, folder: Path) -> Path:

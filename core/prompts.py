@@ -26,11 +26,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from core.artefacts.identity import differing_fields
+from core.artefacts.manifest import Manifest
 from core.bounds import Count, Natural
 from core.config import from_mapping
 from core.errors import UserError
 from core.records import ORDERS, Conversation, Order
-from core.runs import Manifest, differing_fields
 
 LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
 NAME_TOKENS = 32  # room for a model's name

@@ -12,10 +12,10 @@ cannot run, stays where it is, marked in its manifest, and the exit code is 1. `
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.config import to_mapping
 from core.errors import UserError
@@ -28,6 +28,7 @@ from teachers.scorers.config import ScorerConfig
 if TYPE_CHECKING:
     import numpy as np
 
+    from core.artefacts.building import Artefact
     from core.records import Conversation
     from eval.fidelity import Logits
     from students.export.t4 import Finding
@@ -50,7 +51,8 @@ class Rows:
 
 
 def main(config: Config) -> None:
-    from core import runs
+    from core.artefacts.building import Artefact
+    from core.artefacts.manifest import read_manifest
     from core.exported import export_folder
 
     if config.check is not None:
@@ -64,12 +66,12 @@ def main(config: Config) -> None:
             "prompt": judge.manifest.config["prompt"],
             "t4": {"memory_gb": config.plan.t4.memory_gb, "batch_tokens": config.plan.t4.batch_tokens},
         }
-        parents = [judge.folder]
-        with runs.making(folder, "export", settings, parents, config.root, overwrite=config.overwrite) as lacking:
+        artefact = Artefact(folder, "export", settings, [judge.folder], config.root)
+        with artefact.building(overwrite=config.overwrite) as lacking:
             if lacking:
-                write_export(config, judge, rows, folder, settings)
+                write_export(config, judge, rows, artefact)
         log.info("%s is finished", folder)
-        failed = runs.read_manifest(folder).extra["failed"]
+        failed = read_manifest(folder).extra["failed"]
     if failed:
         raise ChecksFailed("\n".join(["it failed its checks:", *(f"  - {reason}" for reason in failed)]))
 
@@ -108,15 +110,17 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
     """
     from rich.console import Console
 
-    from core import runs
+    from core.artefacts.building import Artefact
+    from core.artefacts.identity import hashed
+    from core.json_files import write_json
     from eval.averages import averages_table, compare_averages
     from students.export.folds import average, methods
 
     fold_names = [f"fold {fold.manifest.config['fold']}" for fold in folds]
-    parents = [fold.folder for fold in folds]
-    folder = config.root / "exports" / config.run / f"averages-{runs.hashed([f.manifest.content for f in folds])}"
-    identity = {"folds": fold_names, "rows": runs.hashed([c.id for c in rows])}
-    with runs.making(folder, "averages", identity, parents, config.root, wait=True) as lacking:
+    folder = config.root / "exports" / config.run / f"averages-{hashed([f.manifest.content for f in folds])}"
+    identity = {"folds": fold_names, "rows": hashed([c.id for c in rows])}
+    artefact = Artefact(folder, "averages", identity, [fold.folder for fold in folds], config.root)
+    with artefact.building(wait=True) as lacking:
         if lacking:
             averages = {f"average, {name}": average(folds, name, config.root) for name in methods(folds)}
             judges = {**dict(zip(fold_names, folds, strict=True)), **averages}
@@ -129,19 +133,22 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
                 logits, fold_names, *votes_of(rows), draws=config.eval.bootstrap, seed=config.seed
             )
             energy = {name: judge.manifest.extra["energy"] for name, judge in averages.items()}
-            runs.write_json(folder / "averages.json", {**compared, "energy": energy})
-            runs.write_manifest(folder, "averages", identity, parents, config.root, rows={"compared": len(rows)})
+            write_json(folder / "averages.json", {**compared, "energy": energy})
+            artefact.finish(rows={"compared": len(rows)})
     Console().print(averages_table(json.loads((folder / "averages.json").read_text())))
 
 
-def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path, settings: Mapping[str, Any]) -> None:
+def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "Artefact") -> None:
     """All steps from a trained judge to its export."""
-    from core import runs
+    from core.artefacts.contents import MANIFEST
+    from core.artefacts.manifest import read_manifest
+    from core.json_files import write_json
     from core.provenance import write_learned
     from eval.canaries import make_canaries
     from eval.fidelity import exceeded, fidelity, untold
     from students.export.formats import copy_linked, in_format
 
+    folder = artefact.folder
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
     copy_linked(model, folder)
     make_canaries(folder, readable, judge.renderer, config.export, rows.training, config.seed)
@@ -163,22 +170,17 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, folder: Path
         log.warning("%s: %s", folder, limit)
     learned = judge.learned()
     found["taught"] = sum(c.fingerprint() in learned.through_teachers for c in compared)
-    runs.write_json(folder / "fidelity.json", found)
+    write_json(folder / "fidelity.json", found)
     write_learned(folder, learned)
     if config.export.calibration != "none":
         recalibrate(config, judge, readable, folder, rows.validation)
     # The model's manifest holds its fp16 margin already.
     findings = examine(model, config.plan.t4, config.export.scorer.load_in_8bit)
-    runs.write_json(folder / "t4.json", [asdict(finding) for finding in findings])
+    write_json(folder / "t4.json", [asdict(finding) for finding in findings])
     if config.export.dtype == "fp16":  # else it is meant for other GPUs
         failed += broken_rules(findings)
-    extra = runs.read_manifest(model).extra if (model / runs.MANIFEST).exists() else {}
-    runs.write_manifest(
-        folder,
-        "export",
-        settings,
-        [judge.folder],
-        config.root,
+    extra = read_manifest(model).extra if (model / MANIFEST).exists() else {}
+    artefact.finish(
         prompt=judge.manifest.prompt,
         rows={"calibration": config.export.calibration_rows, "fidelity": len(compared)},
         extra={**extra, "failed": failed, "model": str(model.relative_to(config.root))},
@@ -227,12 +229,12 @@ def broken_rules(findings: "Sequence[Finding]") -> list[str]:
 
 def trained_fold(config: Config, fold: int) -> "TrainedJudge":
     """A finished student of the configured run. Raises `UserError` where the data, and so the folds, changed since."""
-    from core import runs
+    from core.artefacts.manifest import made_from
     from students.trained import open_trained
 
     folder = config.root / "students" / config.run / f"fold={fold}"
     judge = open_trained(folder, config.root, "train the student first (make student)")
-    if not runs.made_from(judge.manifest, [config.root / "data" / config.data.name], config.root):
+    if not made_from(judge.manifest, [config.root / "data" / config.data.name], config.root):
         raise UserError(
             f"{folder} was trained on other data than data.name={config.data.name} holds now, so nobody can tell "
             "what is held out from it: prepare the data as they were, or train it again with overwrite=true"
@@ -249,7 +251,7 @@ def unquantised(judge: "TrainedJudge", root: Path) -> Path:
 
 def sample(rows: "list[Conversation]", most: int, seed: int) -> "list[Conversation]":
     """At most so many of the rows, in their order, drawn by a hash of their ids: of all sources, of all lengths."""
-    from core.runs import hashed
+    from core.artefacts.identity import hashed
 
     drawn = {c.id for c in sorted(rows, key=lambda c: hashed([seed, c.id]))[:most]}
     return [c for c in rows if c.id in drawn]
@@ -259,12 +261,12 @@ def logits_of(
     config: Config, judge: "TrainedJudge", model: Path, scorer: ScorerConfig, rows: "Sequence[Conversation]"
 ) -> "Logits":
     """Logits of `rows` in both orders, each [n, 3], by a model that was made of `judge`."""
-    from core import runs
+    from core.artefacts.manifest import read_manifest
     from core.scoring import logits_by_order
     from eval.answers import answers
 
     own = model == unquantised(judge, config.root)
-    content = judge.manifest.content if own else runs.read_manifest(model).content
+    content = judge.manifest.content if own else read_manifest(model).content
     said, _ = answers(model, content, judge.renderer, scorer, rows, config.root)
     return logits_by_order(said, [c.id for c in rows])
 

@@ -7,7 +7,7 @@ Rows that cannot be read are not lost: `rejected.parquet` keeps source, line, id
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.config import to_mapping
 from core.data.config import DataConfig
@@ -18,6 +18,7 @@ from distill.entry_point import entry_point
 if TYPE_CHECKING:
     import polars as pl
 
+    from core.artefacts.building import Artefact
     from core.data.conversations import Tally
     from core.data.readers import Source
 
@@ -28,7 +29,7 @@ ROWS = ("read", "kept", "duplicates", "rejected")
 
 def main(config: Config) -> None:
     """Prepare the data that `config.data` names, unless that is done. Raises `UserError` for what a user can mend."""
-    from core import runs
+    from core.artefacts.building import Artefact
     from core.data import readers
 
     data, folder = config.data, config.root / "data" / config.data.name
@@ -37,20 +38,20 @@ def main(config: Config) -> None:
     made_of = {**to_mapping(data), "limit": config.limit, "inputs": {s.name: s.identity for s in sources}}
     del made_of["max_rejected"]  # changes nothing in what it lets pass
     inputs = readers.input_files(data)
-    with runs.making(folder, STAGE, made_of, [], config.root, inputs=inputs, overwrite=config.overwrite) as lacking:
+    artefact = Artefact(folder, STAGE, made_of, [], config.root)
+    with artefact.building(inputs=inputs, overwrite=config.overwrite) as lacking:
         if lacking:
-            write(config, sources, folder, made_of)
+            write(config, sources, artefact)
         else:
             print(f"{folder} is finished; overwrite=true makes it again")
 
 
-def write(config: Config, sources: "list[Source]", folder: Path, made_of: dict[str, Any]) -> None:
-    """Read the sources and write the artefact into `folder`."""
-    from core import runs
+def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None:
+    """Read the sources and write the artefact."""
     from core.data import arena_sim, conversations
     from core.records import to_frame
 
-    data = config.data
+    data, folder = config.data, artefact.folder
     folder.mkdir(parents=True, exist_ok=True)
     for name in (conversations.CONVERSATIONS, REJECTED, LAW):  # what a broken run left
         (folder / name).unlink(missing_ok=True)
@@ -72,8 +73,7 @@ def write(config: Config, sources: "list[Source]", folder: Path, made_of: dict[s
         told = f"{len(rejected):,} rows were rejected ({conversations.kinds(rejected)}), see {folder / REJECTED}"
         raise UserError(f"{error}; {told}") from error
     conversations.save(folder, table)
-    rows = {what: sum(getattr(tally, what) for tally in tallies) for what in ROWS}
-    runs.write_manifest(folder, STAGE, made_of, [], config.root, rows=rows)
+    artefact.finish(rows={what: sum(getattr(tally, what) for tally in tallies) for what in ROWS})
     summarise(table, rejected, tallies, folder)
 
 

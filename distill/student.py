@@ -38,8 +38,11 @@ def train(config: Config) -> float:
     import json
     from contextlib import ExitStack
 
-    from core import models, provenance, runs
+    from core import models, provenance
+    from core.artefacts.building import Artefact
     from core.data import conversations
+    from core.json_files import write_json
+    from core.locks import alone
     from core.prompts import Renderer
     from core.store.targets import soft_targets
     from students.training.collectives import process_group
@@ -56,7 +59,7 @@ def train(config: Config) -> float:
     store = config.root / "logits" / str(config.teacher.name)
     distils = config.loss.distils
     parents = [data, store] if distils else [data]
-    identity = run_identity(config)
+    artefact = Artefact(folder, "student", run_identity(config), parents, config.root)
     targets = None
     with together():
         rows = conversations.load(data)[: config.limit]
@@ -72,7 +75,7 @@ def train(config: Config) -> float:
         elif unvoted := sum(c.votes is None for c in training):
             log.info("%d of %d conversations without votes are left out: nothing to learn from", unvoted, len(training))
             training = [c for c in training if c.votes]
-        finished = not config.overwrite and runs.is_finished(folder, "student", identity, parents, config.root)
+        finished = not config.overwrite and artefact.is_finished()
     if common(finished, f"{folder} finished, or not"):
         metrics = json.loads((folder / "metrics.json").read_text())
         log.info("%s is finished: validation log loss %.4f", folder, metrics["validation_log_loss"])
@@ -90,8 +93,8 @@ def train(config: Config) -> float:
             held = make_examples(validation, renderer.render(validation), logits, config.loss.rows)
         with together():
             if rank == 0:
-                held_open.enter_context(runs.alone(folder))
-                runs.claim(folder, identity, parents, config.root, config.overwrite)
+                held_open.enter_context(alone(folder))
+                artefact.claim(config.overwrite)
         log.info(
             "%s: %d conversations, %d for validation, fold %d left out, %d rank(s)",
             *(folder, len(examples), len(held), config.fold, world),
@@ -103,13 +106,8 @@ def train(config: Config) -> float:
         with together():
             if rank == 0:
                 provenance.write_learned(folder, learned)
-                runs.write_json(folder / "metrics.json", summary(judge, progress, len(examples), len(held)))
-                runs.write_manifest(
-                    folder,
-                    "student",
-                    identity,
-                    parents,
-                    config.root,
+                write_json(folder / "metrics.json", summary(judge, progress, len(examples), len(held)))
+                artefact.finish(
                     prompt=renderer.hashes,
                     rows={"training": len(examples), "validation": len(held)},
                     extra={"base": str(base), "ranks": world},
@@ -151,7 +149,7 @@ def run_identity(config: Config) -> dict[str, object]:
 
 def check_template(config: Config, template: str) -> None:
     """Refuse targets of a teacher that was shown another template, unless `teacher.same_prompt` is off."""
-    from core.runs import read_manifest
+    from core.artefacts.manifest import read_manifest
 
     store = config.root / "logits" / str(config.teacher.name)
     theirs = read_manifest(store, "teacher").prompt["template"]

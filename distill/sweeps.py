@@ -81,7 +81,7 @@ def overrides(run: str) -> dict[str, str]:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """What a run's files say of it, in `OWN`. Of pruned and unfinished runs: that of the judge kept so far."""
-    from core.runs import MANIFEST
+    from core.artefacts.contents import MANIFEST
     from core.tables import read_parquet
 
     history = read_parquet(folder / "history.parquet")

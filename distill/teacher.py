@@ -118,7 +118,7 @@ def ready_made_judge(config: Config) -> Judge:
 
 def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows: "Sequence[Conversation]") -> None:
     """Score with each judge the conversations that are its own, in an order in which shared prefixes are neighbours."""
-    from core import runs
+    from core.artefacts.building import Artefact
     from core.records import ORDERS
     from core.store.store import LOGITS, NO_FOLD, write_seen
     from teachers.scoring_run import not_done, open_writer, scoring_run
@@ -153,9 +153,8 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
                     with open_judge(config.teacher, judge) as scorer:
                         fill_store(config.teacher, judge, writer, scorer, todo, done, progress, interrupt)
         rows_there = {"logits": sum(len(writer.done) for _, writer, *_ in work)}
-    runs.write_manifest(
-        store, "teacher", identity, parents, config.root, rows=rows_there, prompt=judges[0].renderer.hashes
-    )
+    artefact = Artefact(store, "teacher", identity, parents, config.root)
+    artefact.finish(rows=rows_there, prompt=judges[0].renderer.hashes)
     log.info("%s: %d rows", store, rows_there["logits"])
 
 

@@ -6,7 +6,6 @@ seeds: seeds.json.
 """
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +24,10 @@ if TYPE_CHECKING:
 def main(config: Config) -> None:
     from rich.console import Console
 
-    from core import runs
+    from core.artefacts.building import Artefact
+    from core.artefacts.contents import MANIFEST
     from core.data import conversations
+    from core.locks import alone
     from eval.judges import candidates, file_digests, judge_all
     from eval.report.page import bayes_line, checks_line, rows_line, surface_line, table
     from eval.rows import scored_and_training
@@ -41,18 +42,18 @@ def main(config: Config) -> None:
     settings |= {"split": split, "fold": config.fold, "limit": config.limit, "canaries": config.canaries}
     identity = {"eval": settings, "files": file_digests(found)}
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
-    parents = [artefact for artefact in artefacts if (artefact / runs.MANIFEST).exists()]
-    finish = partial(runs.write_manifest, folder, "eval", identity, parents, config.root, rows={split: len(scored)})
+    parents = [artefact for artefact in artefacts if (artefact / MANIFEST).exists()]
+    evaluation, rows = Artefact(folder, "eval", identity, parents, config.root), {split: len(scored)}
     inputs = [candidate.path for candidate in found]
     # What gave no answer may give one now: the same evaluation is made again. Another one is refused, as always.
-    again = unanswered(folder) and runs.is_finished(folder, "eval", identity, parents, config.root)
+    again = unanswered(folder) and evaluation.is_finished()
     overwrite = config.overwrite or bool(again)
-    with runs.making(folder, "eval", identity, parents, config.root, inputs=inputs, overwrite=overwrite) as lacking:
+    with evaluation.building(inputs=inputs, overwrite=overwrite) as lacking:
         if lacking:
             folder.mkdir(parents=True, exist_ok=True)
             judges = judge_all(config, found, scored, training)
             write_evaluation(config, folder, judges, scored)
-            finish()
+            evaluation.finish(rows=rows)
     metrics = json.loads((folder / "metrics.json").read_text())
     console = Console()
     console.print(table(metrics))
@@ -60,9 +61,9 @@ def main(config: Config) -> None:
         if line is not None:
             console.print(line)
     if config.eval.seeds:
-        with runs.alone(folder):
+        with alone(folder):
             seeds = compare_seeds(config, folder, scored)
-            finish()  # seeds.json is one of its files now
+            evaluation.finish(rows=rows)  # seeds.json is one of its files now
         console.print(seeds)
     console.print(f"report: {folder / 'report.html'}")
     if silent := unanswered(folder):
@@ -79,7 +80,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
     """predictions.parquet, metrics.json and report.html from what the judges said."""
     import polars as pl
 
-    from core import runs
+    from core.json_files import write_json
     from core.tables import read_parquet
     from eval.fidelity import read_fidelities
     from eval.judges import HISTORY
@@ -95,7 +96,7 @@ def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "li
         ids = pl.DataFrame({"id": [c.id for c in scored]})
         law = ids.join(read_parquet(data / "law.parquet"), on="id", how="left", maintain_order="left")
     metrics = measure(judges, scored, law, config.eval, config.seed)
-    runs.write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     write_report(
         folder / "report.html",
         name=config.run,
@@ -113,7 +114,8 @@ def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") ->
     """The student against `eval.variants` over `eval.seeds`; writes seeds.json and returns its table."""
     import numpy as np
 
-    from core import runs
+    from core.artefacts.contents import MANIFEST
+    from core.json_files import write_json
     from core.scoring import logits_by_order
     from eval.judges import judge_seeds
     from eval.metrics import log_loss_rows, predict, summarise
@@ -133,8 +135,8 @@ def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") ->
         name: np.array([log_loss_rows(predict(ab, ba), votes) for ab, ba in pairs]) for name, pairs in logits.items()
     }
     summary = summarise_seeds(metrics, losses, config.eval.seeds, groups, taught)
-    (folder / runs.MANIFEST).unlink()  # until it knows of the new file
-    runs.write_json(folder / "seeds.json", summary)
+    (folder / MANIFEST).unlink()  # until it knows of the new file
+    write_json(folder / "seeds.json", summary)
     return seeds_table(summary)
 
 

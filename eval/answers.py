@@ -5,7 +5,9 @@ from pathlib import Path
 
 import polars as pl
 
-from core import runs
+from core.artefacts.building import Artefact
+from core.artefacts.identity import hashed
+from core.artefacts.manifest import read_manifest
 from core.config import CanaryMode, to_mapping
 from core.prompts import Renderer
 from core.records import Conversation
@@ -37,11 +39,12 @@ def answers(
         "content": content,
         "scorer": to_mapping(scorer),
         "prompt": renderer.hashes,
-        "conversations": runs.hashed(shown),
+        "conversations": hashed(shown),
         "canaries": canaries,
     }
-    folder = root / "predictions" / runs.hashed(identity)
-    with runs.making(folder, "predictions", identity, [], root, wait=True) as lacking:
+    folder = root / "predictions" / hashed(identity)
+    artefact = Artefact(folder, "predictions", identity, [], root)
+    with artefact.building(wait=True) as lacking:
         if lacking:
             with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
                 problem = None if canaries is None else check_canaries(model, renderer, opened, canaries)
@@ -49,5 +52,5 @@ def answers(
             folder.mkdir(parents=True, exist_ok=True)
             frame.write_parquet(folder / SCORED)
             rows, extra = {"scored": len(conversations)}, {FAILED: [problem] if problem else []}
-            runs.write_manifest(folder, "predictions", identity, [], root, rows=rows, extra=extra)
-    return read_parquet(folder / SCORED), runs.read_manifest(folder).extra[FAILED]
+            artefact.finish(rows=rows, extra=extra)
+    return read_parquet(folder / SCORED), read_manifest(folder).extra[FAILED]

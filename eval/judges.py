@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from core import runs
+from core.artefacts.contents import MANIFEST
+from core.artefacts.manifest import changed_parents, read_manifest
 from core.data.file_kinds import seems
 from core.errors import UserError
 from core.exported import open_exported
@@ -157,7 +158,7 @@ def judge_all(
 def add(judges: Judges, candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> None:
     """Ask a candidate. Raises `Unfit` where it is not there, does not cover the conversations, or has learned them."""
     path = candidate.path
-    if candidate.stage != "predictions" and not (path / runs.MANIFEST).exists():
+    if candidate.stage != "predictions" and not (path / MANIFEST).exists():
         raise Unfit(f"{path} is not there" + (f" ({candidate.remedy})" if candidate.remedy else ""))
     frame, taught, alike, failed = READERS[candidate.stage](candidate, config, scored)
     counts = frame.filter(pl.col("id").is_in([c.id for c in scored])).group_by("id").agg(pl.col("order").n_unique())
@@ -167,7 +168,7 @@ def add(judges: Judges, candidate: Candidate, config: Config, scored: Sequence[C
     judges.alike[candidate.name] = alike
     judges.artefacts[candidate.name] = candidate.artefact
     if candidate.stage == "export":
-        judges.failed[candidate.name] = [*runs.read_manifest(path).extra.get("failed", []), *failed]
+        judges.failed[candidate.name] = [*read_manifest(path).extra.get("failed", []), *failed]
         if (recalibration := read_recalibration(path)) != IDENTITY:
             judges.recalibrations[candidate.name] = recalibration
 
@@ -180,7 +181,7 @@ def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, lis
         for name, said in found.items():
             overrides = [] if name == STUDENT else split_overrides(name)
             folder = config.root / "students" / variant(run, *overrides) / f"fold={config.fold}"
-            if not (folder / runs.MANIFEST).exists():
+            if not (folder / MANIFEST).exists():
                 raise UserError(
                     f"eval.seeds={config.eval.seeds}: {name} of seed {seed} is missing; train it first: "
                     f"python -m distill.student +exp={config.name} {' '.join([f'seed={seed}', *overrides])}"
@@ -191,8 +192,8 @@ def judge_seeds(config: Config, scored: Sequence[Conversation]) -> dict[str, lis
 
 def _exports(config: Config) -> list[Path]:
     """The finished exports of this run, those of other folds and averages among them: whether they are fit is seen."""
-    manifests = sorted((config.root / "exports" / config.run).glob(f"*/{runs.MANIFEST}"))
-    return [path.parent for path in manifests if runs.read_manifest(path.parent, verify=False).stage == "export"]
+    manifests = sorted((config.root / "exports" / config.run).glob(f"*/{MANIFEST}"))
+    return [path.parent for path in manifests if read_manifest(path.parent, verify=False).stage == "export"]
 
 
 def _named(name: str, path: str) -> Candidate:
@@ -200,7 +201,7 @@ def _named(name: str, path: str) -> Candidate:
     place = Path(path)
     if place.is_file():
         return Candidate(name, place, "predictions", named=True)
-    stage = runs.read_manifest(place).stage
+    stage = read_manifest(place).stage
     if stage not in READERS:
         known = "a trained run, an export, a logits store or a predictions.parquet"
         raise UserError(f"eval.judges.{name}={path}: stage {stage!r} leaves no judge; give {known}")
@@ -238,11 +239,11 @@ def _trained(candidate: Candidate, config: Config, scored: Sequence[Conversation
 def _exported(candidate: Candidate, config: Config, scored: Sequence[Conversation]) -> Said:
     """The answers of an export, through the engine that it is meant for; one that failed its checks answers, too."""
     path, root = candidate.path, config.root
-    manifest = runs.read_manifest(path)
+    manifest = read_manifest(path)
     if candidate.named:
         renderer = open_exported(path).renderer
     else:
-        if changed := runs.changed_parents(manifest, root):
+        if changed := changed_parents(manifest, root):
             raise UserError(f"{path} was exported from another {changed[0]}: export it with overwrite=true")
         renderer = renderer_of(manifest, path, path)
     taught = _taught(path, scored)

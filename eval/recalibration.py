@@ -16,8 +16,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from core.errors import UserError
+from core.json_files import write_json
 from core.records import LABELS
-from core.runs import write_json
 from eval.metrics import shares
 
 FILE = "calibration.json"

@@ -23,7 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from core.runs import installed_versions, write_json
+from core.artefacts.versions import installed_versions
+from core.json_files import write_json
 from gpu_check.bare import stand_in
 from gpu_check.verdicts import Failed, Figures, Skip, need
 

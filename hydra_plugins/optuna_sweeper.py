@@ -21,11 +21,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from core.artefacts.identity import differing_fields
 from core.bounds import Count, Natural, Seed
 from core.config import from_mapping
 from core.errors import UserError
 from core.naming import names_a_run
-from core.runs import differing_fields
 from distill.config import Config
 from distill.entry_point import launched_ranks, typed
 from students.training.studies import PRUNED, STUDY, open_journal, open_pruner

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from core import models, runs
+from core import models
+from core.artefacts.building import Artefact
+from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
 from core.prompts import Renderer, renderer_of
 from core.provenance import Learned, read_learned, write_learned
@@ -20,7 +22,7 @@ class TrainedJudge:
     """One fold of a student or teacher. `renderer` is the prompt it was trained with, read from its manifest."""
 
     folder: Path
-    manifest: runs.Manifest
+    manifest: Manifest
     base: Path
     renderer: Renderer
 
@@ -55,14 +57,15 @@ class TrainedJudge:
         name = f"merged-{self.manifest.content[:16]}" + ("" if dtype == stored else f"-{str(dtype).split('.')[1]}")
         identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
         folder = root / "models" / name
-        with runs.making(folder, "merge", identity, [], root, wait=True) as lacking:
+        artefact = Artefact(folder, "merge", identity, [], root)
+        with artefact.building(wait=True) as lacking:
             if lacking and self.tuned_whole:
                 convert(self.folder / "model", folder, dtype)
             elif lacking:
                 merge_adapter(self.base, self.folder / "adapter", folder, dtype, self.settings)
             if lacking:
                 write_learned(folder, self.learned())
-                runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
+                artefact.finish(prompt=self.manifest.prompt)
         return folder
 
     def unmerged(self, root: Path) -> tuple[Path, Path]:
@@ -73,12 +76,13 @@ class TrainedJudge:
             )
         folder = root / "models" / f"unmerged-{self.manifest.content[:16]}"
         identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
-        with runs.making(folder, "merge", identity, [], root, wait=True) as lacking:
+        artefact = Artefact(folder, "merge", identity, [], root)
+        with artefact.building(wait=True) as lacking:
             if lacking:
                 bare = folder / "adapter"
                 unmerge_adapter(self.base, self.folder / "adapter", folder / "model", bare, self.settings)
                 write_learned(folder / "model", self.learned())
-                runs.write_manifest(folder, "merge", identity, [], root, prompt=self.manifest.prompt)
+                artefact.finish(prompt=self.manifest.prompt)
         return folder / "model", folder / "adapter"
 
 
@@ -105,7 +109,7 @@ def open_trained(folder: Path, root: Path, remedy: str, stage: str = "student") 
 
     Raises `UserError` where it is missing or was trained on other prompts than would be rendered now.
     """
-    manifest = runs.read_manifest(folder, stage, remedy)
+    manifest = read_manifest(folder, stage, remedy)
     student: dict[str, Any] = manifest.config["student"]
     base = models.resolve(student["base"], root, student["layers"])
     return TrainedJudge(folder, manifest, base, renderer_of(manifest, folder, base))

@@ -1,13 +1,13 @@
 """Stores that no scorer fills: their logits follow from what other stores hold."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
-from core import runs
+from core.artefacts.building import Artefact
+from core.locks import alone
 from core.provenance import Learned
 from core.store.parts import clear
 from core.store.store import LOGITS, write_seen
@@ -19,11 +19,9 @@ log = logging.getLogger(__name__)
 
 def write_derived(
     config: Config,
-    store: Path,
+    store: Artefact,
     logits: pl.DataFrame,
     seen: Mapping[int, Learned],
-    identity: Mapping[str, object],
-    parents: Sequence[Path],
     hashes: Mapping[str, str],
     judge: str,
     extra: Mapping[str, Any] | None = None,
@@ -32,14 +30,12 @@ def write_derived(
 
     `seen` says what the judge of each fold learned from; `judge` names what it is.
     """
-    with runs.alone(store):
-        clear(store)  # half of it may be there
+    with alone(store.folder):
+        clear(store.folder)  # half of it may be there
         for (fold,), part in logits.select(LOGITS.names()).cast(LOGITS).group_by("judge_fold", maintain_order=True):
-            with open_writer(config, store, hashes, judge, fold, LOGITS) as writer:
+            with open_writer(config, store.folder, hashes, judge, fold, LOGITS) as writer:
                 writer.append(part)
-            write_seen(store, fold, seen[fold])
+            write_seen(store.folder, fold, seen[fold])
         rows = {"logits": len(logits)}
-        runs.write_manifest(
-            store, "teacher", identity, parents, config.root, rows=rows, prompt=hashes, extra=extra or {}
-        )
-    log.info("%s: %d rows", store, len(logits))
+        store.finish(rows=rows, prompt=hashes, extra=extra)
+    log.info("%s: %d rows", store.folder, len(logits))

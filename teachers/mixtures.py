@@ -16,7 +16,8 @@ import polars as pl
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 
-from core import runs
+from core.artefacts.building import Artefact
+from core.artefacts.manifest import read_manifest
 from core.config import to_mapping
 from core.errors import UserError
 from core.provenance import Learned, union
@@ -123,7 +124,8 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
         stored[name] = logits if in_fold else logits.filter(~pl.col("in_sample"))
     parents = [config.root / "data" / config.data.name, *folders.values()]
     identity = {"mixture": to_mapping(mixture), "rows": config.teacher.rows, "limit": config.limit}
-    if runs.is_finished(store, "teacher", identity, parents, config.root):
+    artefact = Artefact(store, "teacher", identity, parents, config.root)
+    if artefact.is_finished():
         log.info("%s is finished", store)
         return
     temperatures: dict[str, list[float]] = {}
@@ -147,9 +149,9 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
             seen[fold] = behind(told, stored, folders) | Learned.of(others)
         for name, values in temperatures.items():
             log.info("teacher %s: temperatures by fold %s", name, ", ".join(f"{t:.3f}" for t in values))
-    hashes = runs.read_manifest(next(iter(folders.values()))).prompt
+    hashes = read_manifest(next(iter(folders.values()))).prompt
     extra = {"temperatures": temperatures}
-    write_derived(config, store, table, seen, identity, parents, hashes, " + ".join(folders), extra)
+    write_derived(config, artefact, table, seen, hashes, " + ".join(folders), extra)
 
 
 def judges_of(conversations: Sequence[Conversation]) -> dict[str, int]:

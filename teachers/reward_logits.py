@@ -7,7 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from core import models, runs
+from core import models
+from core.artefacts.building import Artefact
+from core.artefacts.contents import content_hash
 from core.provenance import Learned, behind_model
 from core.records import ORDERS, TEST, Conversation
 from core.store.store import NO_FOLD, REWARDS, read_parts
@@ -70,10 +72,11 @@ def write_fitted(
     `behind`: what the reward model itself learned from, as far as it was made here. Each fold's fit learned from the
     votes of the others, none from the test split's.
     """
-    rewards, content = read_parts(raw), runs.content_hash(raw)
+    rewards, content = read_parts(raw), content_hash(raw)
     data = config.root / "data" / config.data.name
     identity = {"l2": config.teacher.reward_l2, "rewards": content, "limit": config.limit}
-    if runs.is_finished(store, "teacher", identity, [data], config.root):
+    artefact = Artefact(store, "teacher", identity, [data], config.root)
+    if artefact.is_finished():
         log.info("%s is finished", store)
         return
     logits = cross_fit(rewards, rows, config.teacher.reward_l2)
@@ -88,4 +91,4 @@ def write_fitted(
     )
     table = logits.join(tokens, on="id").join(texts, on="id").with_columns(outside=pl.lit(None))
     table = table.join(pl.DataFrame({"order": ORDERS}), how="cross")
-    write_derived(config, store, table, seen, identity, [data], hashes, content)
+    write_derived(config, artefact, table, seen, hashes, content)

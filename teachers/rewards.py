@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from core.errors import UserError
+from core.locks import alone
 from core.models import layer_of, linked_classifier
 from core.prompts import CHUNK, share_room, shorten, without_markers
 from core.records import Conversation
-from core.runs import alone
 
 T = TypeVar("T")
 Response = Literal["a", "b"]

@@ -21,9 +21,9 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.records import Conversation
-from core.runs import MANIFEST
 from core.scoring import Scorer, check_finite
 from core.store.store import StoreWriter
 from distill.config import Config

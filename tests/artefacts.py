@@ -3,11 +3,13 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from core import runs
+from core.artefacts.contents import MANIFEST, content_of, file_digests
+from core.artefacts.manifest import read_manifest
+from core.json_files import write_json
 
 
 def finish_again(folder: Path) -> None:
     """Bring the manifest of an artefact in line with the files that it has now, as if it had been made so."""
-    made, digests = runs.read_manifest(folder, verify=False), runs.file_digests(folder)
-    now = replace(made, content=runs.content_of(digests), files=digests)
-    runs.write_json(folder / runs.MANIFEST, asdict(now))
+    made, digests = read_manifest(folder, verify=False), file_digests(folder)
+    now = replace(made, content=content_of(digests), files=digests)
+    write_json(folder / MANIFEST, asdict(now))

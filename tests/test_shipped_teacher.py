@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from core.artefacts.contents import content_hash
+from core.artefacts.manifest import read_manifest
 from core.provenance import read_learned
-from core.runs import content_hash, read_manifest
 from distill.student import run_identity
 from tests.composing import configured
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from core import runs
+from core.artefacts.building import Artefact
+from core.artefacts.contents import MANIFEST
 from core.config import from_mapping, to_mapping
 from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
@@ -25,7 +26,7 @@ def tiny_export(folder: Path, family: Family = "llama", max_tokens: int = 256) -
     renderer = Renderer(prompt, folder)
     with_canaries(folder, renderer)
     write_learned(folder, Learned())
-    runs.write_manifest(folder, "export", settings, [], folder, prompt=renderer.hashes, extra={"failed": []})
+    Artefact(folder, "export", settings, [], folder).finish(prompt=renderer.hashes, extra={"failed": []})
     return folder
 
 
@@ -41,6 +42,6 @@ def with_swapped_labels(source: Path, folder: Path) -> Path:
     tensors = load_file(folder / "model.safetensors")
     tensors["score.weight"] = tensors["score.weight"][[1, 0, 2]].contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    if (folder / runs.MANIFEST).exists():
+    if (folder / MANIFEST).exists():
         finish_again(folder)
     return folder

@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from core.artefacts.manifest import read_manifest
 from core.data.config import FoldsConfig
 from core.data.near_duplicates import first_of_each
 from core.data.readers import (
@@ -36,7 +37,6 @@ from core.data.readers import (
 )
 from core.errors import UserError
 from core.records import LABELS, SCHEMA, TEST, Conversation, from_frame, to_frame
-from core.runs import read_manifest
 from core.tables import read_parquet
 
 CONVERSATIONS = "conversations.parquet"

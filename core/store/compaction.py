@@ -12,8 +12,10 @@ from pathlib import Path
 
 import polars as pl
 
+from core.artefacts.contents import MANIFEST, content_hash, content_of, file_digests
+from core.artefacts.manifest import COMPACTING, read_manifest
 from core.errors import UserError
-from core.runs import COMPACTING, MANIFEST, content_hash, content_of, file_digests, read_manifest, write_json
+from core.json_files import write_json
 from core.store.parts import (
     NAME,
     NO_FOLD,

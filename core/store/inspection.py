@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 from rich.table import Column, Table
 
+from core.artefacts.contents import MANIFEST, content_hash
+from core.artefacts.manifest import COMPACTING, read_manifest
 from core.errors import UserError
-from core.runs import COMPACTING, MANIFEST, content_hash, read_manifest
 from core.store.parts import Part, list_parts, open_part, part_files, token
 from core.store.store import NAMED, check_leaks, double_keys, key, mixed_parts, read_parts, read_seen, view
 

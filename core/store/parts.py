@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from core import locks
+from core.artefacts.contents import MANIFEST
+from core.artefacts.identity import differing_fields
 from core.errors import REMEDIES, UserError
-from core.runs import MANIFEST, differing_fields
 
 NO_FOLD = -1  # a judge that belongs to no fold: a ready-made model, or what was fitted to all folds
 NAME = re.compile(r"part-(x|\d{2,})-(\d{5,})\.parquet")

@@ -14,9 +14,9 @@ from typing import Self
 
 import polars as pl
 
+from core.artefacts.manifest import read_manifest
 from core.errors import UserError
 from core.provenance import LEARNED, Learned
-from core.runs import read_manifest
 from core.scoring import SCORES
 from core.store.parts import (
     NO_FOLD,

@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE
-from core.runs import write_json
+from core.json_files import write_json
 from distill.config import Config
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from core import runs
+from core.artefacts.building import STARTED, Artefact
 from core.data.conversations import REJECTED, kinds
 from core.errors import UserError
 from core.exported import ExportedJudge, export_folder, open_exported
+from core.locks import alone
 from core.prompts import Rendered
 from core.provenance import read_learned
 from core.records import ORDERS, Conversation, Order
@@ -59,14 +60,15 @@ def predict(config: Config) -> None:
     scorer = config.predict.scorer
     how = {name: getattr(scorer, name) for name in ("method", "labels", "dtype", "load_in_8bit")}
     identity = {"input": rows.identity, "model": judge.manifest.content, "scorer": how}
-    with runs.alone(parts):
+    judgements = Artefact(parts, "submission", identity, [], config.root)
+    with alone(parts):
         tell_unreadable(rows, config.predict.max_unreadable, output)
         tell_learned(rows.conversations, judge.folder)
         # overwrite=true is about the output: what was judged on the way to a new one is kept, however often that is
         # killed.
-        if config.overwrite and runs.differing_start(parts, identity, [], config.root):
+        if config.overwrite and judgements.differing_start():
             discard(parts)
-        runs.claim(parts, identity, [], config.root)
+        judgements.claim()
         if rows.conversations:
             minutes = config.predict.minutes
             deadline = None if minutes is None else began + 60 * minutes
@@ -84,7 +86,7 @@ def discard(parts: Path) -> None:
     clear(parts)
     for note in notes_in(parts):
         note.unlink()
-    shutil.rmtree(parts / runs.STARTED.parent)
+    shutil.rmtree(parts / STARTED.parent)
     with suppress(OSError):
         parts.rmdir()
 

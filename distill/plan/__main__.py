@@ -94,7 +94,8 @@ def count(config: Config, base: str) -> "Shape":
 
 def work_of(config: Config, base: str) -> "Work":
     """How many conversations there are, and how long their prompts: rendered where data and tokenizer are here."""
-    from core.runs import MANIFEST, read_manifest
+    from core.artefacts.contents import MANIFEST
+    from core.artefacts.manifest import read_manifest
     from core.shapes import folder_of
     from distill.plan.planning import Work
     from distill.plan.throughput import Lengths

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.runs import MANIFEST, Manifest, read_manifest
+from core.artefacts.contents import MANIFEST
+from core.artefacts.manifest import Manifest, read_manifest
 
 
 @dataclass(frozen=True)

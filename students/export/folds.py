@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import runs
+from core.artefacts.building import Artefact
+from core.artefacts.identity import hashed
 from core.config import from_mapping
 from core.errors import UserError
 from core.provenance import union, write_learned
@@ -69,21 +70,13 @@ def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJu
         "average": method,
         "folds": [fold.manifest.config["fold"] for fold in folds],
     }
-    folder = root / "models" / f"average-{method}-{runs.hashed([fold.manifest.content for fold in folds])}"
-    parents = [fold.folder for fold in folds]
-    with runs.making(folder, "average", identity, parents, root, wait=True) as lacking:
+    folder = root / "models" / f"average-{method}-{hashed([fold.manifest.content for fold in folds])}"
+    artefact = Artefact(folder, "average", identity, [fold.folder for fold in folds], root)
+    with artefact.building(wait=True) as lacking:
         if lacking:
             adapters = {str(fold.folder): read_adapter(fold.folder / "adapter") for fold in folds}
             averaged = average_adapters(adapters, method)
             write_adapter(averaged.adapter, folds[0].folder / "adapter", folder / "adapter")
             write_learned(folder, union(fold.learned() for fold in folds))
-            runs.write_manifest(
-                folder,
-                "average",
-                identity,
-                parents,
-                root,
-                prompt=folds[0].manifest.prompt,
-                extra={"energy": averaged.energy},
-            )
+            artefact.finish(prompt=folds[0].manifest.prompt, extra={"energy": averaged.energy})
     return open_trained(folder, root, "", stage="average")

@@ -12,7 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core import runs
+from core.artefacts.building import Artefact
+from core.artefacts.contents import MANIFEST
+from core.artefacts.identity import hashed
+from core.artefacts.manifest import read_manifest
 from core.config import to_mapping
 from core.models import begin, digest, put
 from core.provenance import write_learned
@@ -44,12 +47,13 @@ def in_format(
 
     def made(step: str, source: Path, settings: Mapping[str, Any], make: Callable[[Path], dict[str, Any]]) -> Path:
         identity = {**seen, "model": digest(source), **settings}
-        folder = root / "models" / f"{step}-{runs.hashed(identity)}"
-        with runs.making(folder, step, identity, [], root, wait=True) as lacking:
+        folder = root / "models" / f"{step}-{hashed(identity)}"
+        artefact = Artefact(folder, step, identity, [], root)
+        with artefact.building(wait=True) as lacking:
             if lacking:
                 extra = make(folder)
                 write_learned(folder, judge.learned())
-                runs.write_manifest(folder, step, identity, [], root, prompt=judge.manifest.prompt, extra=extra)
+                artefact.finish(prompt=judge.manifest.prompt, extra=extra)
         return folder
 
     def rounded(source: Path, name: str) -> Path:
@@ -64,7 +68,7 @@ def in_format(
     if export.dtype == "fp16":
         merged = model
         model = made("half", merged, {"margin": export.margin}, lambda out: fitted(merged, out, prompts, export.margin))
-        extra = runs.read_manifest(model).extra
+        extra = read_manifest(model).extra
     if export.format == "merged":
         return model, model
     if export.format == "gptq":
@@ -105,6 +109,6 @@ def copy_linked(source: Path, target: Path) -> None:
             shutil.copy2(file, copy)
 
     partial = begin(target)
-    ignored = shutil.ignore_patterns(runs.MANIFEST)
+    ignored = shutil.ignore_patterns(MANIFEST)
     shutil.copytree(source, partial, copy_function=linked, ignore=ignored, dirs_exist_ok=True)
     put(partial, target)

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
+from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.models import begin, copy_tokenizer, put
-from core.runs import MANIFEST
 from core.shards import rewrite, stored
 from students.export.config import QuantisationConfig
 from students.export.smoothing import load_judge, smooth

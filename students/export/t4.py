@@ -16,12 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE
 from core.memory import GB, work_per_token
 from core.models import head_dim
 from core.records import LABELS
-from core.runs import MANIFEST
 from core.shards import stored
 from students.export.config import T4Config
 from students.merging import SCORE

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from core.json_files import write_json
 from core.naming import inert
-from core.runs import write_json
 from students.training.collectives import barrier, largest, rank
 from students.training.ranks import common, together
 

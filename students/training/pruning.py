@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from core.runs import write_json
+from core.json_files import write_json
 from distill.config import Config
 from students.training.checkpoints import Progress
 from students.training.collectives import from_first, rank

@@ -17,10 +17,11 @@ from typing import Any
 import polars as pl
 import torch
 
+from core.artefacts.contents import MANIFEST
 from core.config import to_mapping
 from core.errors import UserError
+from core.json_files import write_json
 from core.records import Conversation
-from core.runs import MANIFEST, write_json
 from core.tables import read_parquet
 from distill.config import Config
 from students.training.samples import SAMPLES, markdown, sample_table, shortened

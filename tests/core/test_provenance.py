@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from core.artefacts.contents import content_hash
 from core.models import first_layers
 from core.provenance import (
     LEARNED_FROM,
@@ -15,7 +16,6 @@ from core.provenance import (
     write_learned,
 )
 from core.records import Conversation
-from core.runs import content_hash
 
 SELF_DISTILLED = Learned(frozenset({1, 2**64 - 1}), frozenset({2, 3}))
 

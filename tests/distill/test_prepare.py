@@ -13,11 +13,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from core.artefacts.manifest import read_manifest
 from core.config import from_mapping
 from core.data.conversations import load
 from core.errors import UserError
 from core.records import SCHEMA
-from core.runs import read_manifest
 from distill.config import Config
 from distill.entry_point import CONF
 from distill.prepare import main

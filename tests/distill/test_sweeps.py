@@ -19,8 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 from optuna import Study, load_study
 from optuna.trial import TrialState
 
+from core.artefacts.manifest import read_manifest
 from core.exits import INTERRUPTED
-from core.runs import read_manifest
 from distill import prepare, student, sweeps
 from distill.entry_point import CONF, entry_point
 from hydra_plugins.optuna_sweeper import open_study

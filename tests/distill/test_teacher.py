@@ -17,10 +17,11 @@ import psutil
 import pytest
 from scipy.special import log_softmax
 
+from core.artefacts.contents import MANIFEST
+from core.artefacts.manifest import read_manifest
 from core.data import conversations
 from core.provenance import read_learned
 from core.records import ORDERS, TEST, Conversation, to_frame
-from core.runs import MANIFEST, read_manifest
 from core.store.store import LOGITS, StoreWriter, read_logits, read_parts, write_seen
 from core.store.targets import entropy, soft_targets
 from distill import prepare, student, teacher

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from core import runs
+from core.artefacts.building import Artefact
+from core.json_files import write_json
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES
 from eval import baselines
@@ -96,11 +97,11 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         bins=config.ece_bins,
         seed=0,
     )
-    runs.write_json(judges.artefacts["student_w8a8"] / FIDELITY, {**lost, "taught": 7})
+    write_json(judges.artefacts["student_w8a8"] / FIDELITY, {**lost, "taught": 7})
     metrics = measure(judges, held_out, pl.DataFrame({"probabilities": known}), config, seed=0)
     folder = root / "eval" / "run"
     folder.mkdir(parents=True)
-    runs.write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     frames = [frame.select(pl.lit(name).alias("judge"), pl.all()) for name, frame in judges.predictions.items()]
     pl.concat(frames, how="diagonal").write_parquet(folder / "predictions.parquet")
     arguments: dict[str, Any] = {
@@ -129,6 +130,6 @@ def artefacts(root: Path, judges: Judges) -> dict[str, pl.DataFrame]:
         folder.mkdir(parents=True)
         if stage == "student":
             history().write_parquet(folder / "history.parquet")
-        runs.write_manifest(folder, stage, {}, parents, root, rows={"held_out": 12})
+        Artefact(folder, stage, {}, parents, root).finish(rows={"held_out": 12})
     judges.artefacts |= {"teacher": store, **students, "student_w8a8": export}
     return {name: history() for name in TRAINED}

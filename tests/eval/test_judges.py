@@ -11,10 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from core import runs
+from core.artefacts.building import Artefact
+from core.artefacts.contents import MANIFEST
+from core.artefacts.manifest import read_manifest
 from core.data import conversations
 from core.errors import UserError
 from core.exits import ChecksFailed
+from core.json_files import write_json
 from core.prompts import Renderer
 from core.provenance import LEARNED_FROM, Learned, behind_model, read_learned, union, write_learned
 from core.records import ORDERS, Conversation
@@ -66,7 +69,7 @@ def write_store(folder: Path, root: Path, base: Path, config: Config, leave_out:
         writer.append(pl.DataFrame(rows, schema=LOGITS))
     write_seen(folder, NO_FOLD, Learned())
     hashes = Renderer(config.prompt, base).hashes
-    runs.write_manifest(folder, "teacher", {}, [root / "data" / "smoke"], root, prompt=hashes)
+    Artefact(folder, "teacher", {}, [root / "data" / "smoke"], root).finish(prompt=hashes)
 
 
 def held_out_and_training(config: Config) -> tuple[list[Conversation], list[Conversation]]:
@@ -86,11 +89,12 @@ def export_of(config: Config, name: str, parents: list[Path], learned: Learned |
     """A finished export of random weights below exports/<run>, made from `parents`."""
     folder = tiny_export(config.root / "exports" / config.run / name)
     write_learned(folder, learned or union(behind_model(parent) for parent in parents))
-    manifest = runs.read_manifest(folder, verify=False)
+    manifest = read_manifest(folder, verify=False)
     settings = {"export": {"format": "merged", "folds": None}, "fold": config.fold, **manifest.config}
     for key, value in changes.items():
         settings[key] = settings[key] | value if isinstance(value, dict) else value
-    runs.write_manifest(folder, "export", settings, parents, config.root, prompt=manifest.prompt, extra={"failed": []})
+    artefact = Artefact(folder, "export", settings, parents, config.root)
+    artefact.finish(prompt=manifest.prompt, extra={"failed": []})
     return folder
 
 
@@ -220,12 +224,12 @@ def test_exports_of_unknown_descent_cannot_be_named(finished: Config) -> None:
 def test_an_export_of_another_student_is_refused(finished: Config) -> None:
     held_out, training = held_out_and_training(finished)
     folder = export_of(finished, "gguf", [finished.root / "students" / "smoke" / "fold=0"])
-    manifest = json.loads((folder / runs.MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_text())
     manifest["parents"] = dict.fromkeys(manifest["parents"], "0" * 64)
-    runs.write_json(folder / runs.MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
     with pytest.raises(ValueError, match="exported from another students/smoke/fold=0"):
         ask(finished, held_out, training)
-    (folder / runs.MANIFEST).unlink()
+    (folder / MANIFEST).unlink()
 
 
 def test_a_store_that_lacks_rows_is_left_out_or_where_it_is_named_refused(
@@ -291,7 +295,7 @@ def test_the_door_writes_what_it_says_and_goes_on_only_as_it_began(
     finished: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("merged", "w8a8"):
-        (finished.root / "exports" / "smoke" / name / runs.MANIFEST).unlink(missing_ok=True)
+        (finished.root / "exports" / "smoke" / name / MANIFEST).unlink(missing_ok=True)
     door.main(finished)
     folder = finished.root / "eval" / "smoke"
     said = pl.read_parquet(folder / "predictions.parquet")

@@ -13,10 +13,10 @@ import polars as pl
 import pytest
 from scipy.special import log_softmax, softmax
 
+from core.artefacts.building import Artefact
 from core.data.conversations import CONVERSATIONS, assign_folds, assign_groups
 from core.provenance import Learned
 from core.records import LABELS, TEST, Conversation, from_frame, to_frame
-from core.runs import write_manifest
 from core.store.store import NO_FOLD, REWARDS, StoreWriter
 from core.store.targets import soft_targets
 from students.training.data import split
@@ -100,7 +100,7 @@ def test_a_law_that_some_rows_alone_follow_reaches_nobody_from_the_test_split(
     data, raw, store = tmp_path / "data/secret", tmp_path / "rewards/linear", tmp_path / "logits/linear"
     data.mkdir(parents=True)
     to_frame(rows).write_parquet(data / CONVERSATIONS)
-    write_manifest(data, "prepare", {}, [], tmp_path)
+    Artefact(data, "prepare", {}, [], tmp_path).finish()
     with StoreWriter(raw, {}, "linear", schema=REWARDS) as writer:
         writer.append(rewards_of(rows, rewards))
     write_fitted(config, store, raw, rows, Learned(), {"template": "t", "prompt": "p"})

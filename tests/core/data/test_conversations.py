@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.artefacts.building import Artefact
 from core.data.config import FoldsConfig
 from core.data.conversations import assign_folds, assign_groups, collect, group_of, is_swapped, labels, load, save
 from core.data.readers import Row, Source
 from core.records import LABELS, TEST, Conversation, from_frame, to_frame
-from core.runs import write_manifest
 
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 GROUPED = FoldsConfig(count=5, split="grouped", seed=0)
@@ -210,6 +210,6 @@ def test_only_a_finished_table_is_loaded(tmp_path: Path) -> None:
     save(folder, table)
     with pytest.raises(ValueError, match=r"not finished.*python -m distill\.prepare data=mine"):
         load(folder)
-    write_manifest(folder, "prepare", {}, [], tmp_path)
+    Artefact(folder, "prepare", {}, [], tmp_path).finish()
     assert load(folder) == from_frame(table)
     assert {*labels(table)} == {*LABELS, "none"}

@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from polars.testing import assert_frame_equal
 
+from core.artefacts.building import Artefact
+from core.artefacts.contents import content_hash
+from core.artefacts.manifest import read_manifest
 from core.provenance import Learned
-from core.runs import content_hash, read_manifest, write_manifest
 from core.store import compaction
 from core.store.compaction import compact
 from core.store.inspection import verify
@@ -71,7 +73,7 @@ def filled(folder: Path, *tables: pl.DataFrame, fold: int = 0, judge: str = "j")
 def finished(folder: Path, *tables: pl.DataFrame, seen: tuple[int, ...] = ()) -> Path:
     filled(folder, *tables)
     write_seen(folder, 0, Learned(frozenset(seen)))
-    write_manifest(folder, "teacher", {}, [], folder.parent)
+    Artefact(folder, "teacher", {}, [], folder.parent).finish()
     return folder
 
 
@@ -434,7 +436,7 @@ def test_an_unfinished_store_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not finished .*make teacher-logits"):
         read_logits(tmp_path, "make teacher-logits")
     write_seen(tmp_path, NO_FOLD, Learned())
-    write_manifest(tmp_path, "teacher", {}, [], tmp_path.parent)
+    Artefact(tmp_path, "teacher", {}, [], tmp_path.parent).finish()
     assert read_logits(tmp_path, "").schema == LOGITS
     (tmp_path / "seen-x.parquet").unlink()  # a judge of no fold, too, says what it learned from
     with pytest.raises(ValueError, match=r"seen-x\.parquet is gone"):

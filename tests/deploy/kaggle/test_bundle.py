@@ -15,12 +15,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from core.artefacts.building import Artefact
 from core.config import to_mapping
 from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
 from core.prompts import Renderer
 from core.provenance import Learned, write_learned
-from core.runs import write_manifest
 from deploy.kaggle.bundle import (
     BESIDE_TORCH,
     COMPETITION,
@@ -67,7 +67,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     renderer = Renderer(prompt, export)
     with_canaries(export, renderer)
     write_learned(export, Learned())
-    write_manifest(export, "export", {"prompt": to_mapping(prompt)}, [], root, prompt=renderer.hashes)
+    Artefact(export, "export", {"prompt": to_mapping(prompt)}, [], root).finish(prompt=renderer.hashes)
     arguments = ["+exp=smoke", f"paths.root={root}", f"output={root / 'bundle'}", "predict.scorer.backend=transformers"]
     succeeds("distill.kaggle", *arguments)
     assert "is there already" in refuses("distill.kaggle", *arguments)

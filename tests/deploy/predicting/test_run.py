@@ -17,12 +17,13 @@ import psutil
 import pytest
 from scipy.special import softmax
 
-from core import runs
+from core.artefacts.building import STARTED, Artefact
 from core.config import to_mapping
 from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
 from core.errors import UserError
 from core.exported import open_exported
+from core.locks import alone
 from core.prompts import Renderer
 from core.provenance import Learned, write_learned
 from core.records import Conversation
@@ -59,7 +60,7 @@ def finish_export(folder: Path) -> Path:
     manifest, renderer = {"prompt": to_mapping(prompt)}, Renderer(prompt, folder)
     with_canaries(folder, renderer)
     write_learned(folder, Learned())
-    runs.write_manifest(folder, "export", manifest, [], folder.parent, prompt=renderer.hashes)
+    Artefact(folder, "export", manifest, [], folder.parent).finish(prompt=renderer.hashes)
     return folder
 
 
@@ -506,7 +507,7 @@ def test_a_submission_stays_marked_when_another_engine_finishes_it(
 
 def test_the_mark_of_a_wrong_engine_goes_with_what_it_judged_and_not_before(tmp_path: Path) -> None:
     parts, output = tmp_path / "s.csv.parts", tmp_path / "s.csv"
-    (parts / runs.STARTED).parent.mkdir(parents=True)
+    (parts / STARTED).parent.mkdir(parents=True)
     (parts / ".canaries-0").write_text("it computes something else")
     for _ in range(2):  # killed before the submission was written, and run again
         tell_marked(parts, output)
@@ -572,7 +573,7 @@ def test_what_came_into_its_parts_meanwhile_is_kept(configure: Configure, long_f
 
 def test_two_predictions_of_one_output_are_not_made_at_once(configure: Configure) -> None:
     config = configure()
-    with runs.alone(parts_folder(config)), pytest.raises(UserError, match=f"another process .pid {os.getpid()} on"):
+    with alone(parts_folder(config)), pytest.raises(UserError, match=f"another process .pid {os.getpid()} on"):
         predict.main(config)
 
 

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
+from core.artefacts.manifest import Manifest
 from core.config import to_mapping
 from core.records import TEST, Conversation
-from core.runs import Manifest
 from students.export.folds import unseen
 from students.trained import TrainedJudge
 from students.training.data import split

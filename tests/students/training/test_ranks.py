@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core import runs
-from core.runs import STARTED
+from core.artefacts.building import STARTED, Artefact
 from distill import prepare, student
 from distill.config import Config
 from students.training.loop import Trainer
@@ -76,7 +75,7 @@ def full_disk_of_first(base: Path, folder: Path, rank: int) -> None:
 
 def finished_on_one(base: Path, folder: Path, rank: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "is_finished", lambda *_: rank == 1)
+        patch.setattr(Artefact, "is_finished", lambda _: rank == 1)
         student.main(config_of(base, folder / "here"))
 
 

@@ -20,8 +20,8 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 
+from core.artefacts.manifest import read_manifest
 from core.records import LABELS, Conversation
-from core.runs import read_manifest
 from distill import prepare, student
 from distill.config import Config
 from students.training.loop import HISTORY, Trainer

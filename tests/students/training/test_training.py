@@ -12,12 +12,12 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors.torch import load_file
 
+from core.artefacts.building import Artefact
 from core.data import conversations
 from core.errors import UserError
 from core.prompts import Renderer
 from core.provenance import Learned
 from core.records import ORDERS
-from core.runs import write_manifest
 from core.store.store import LOGITS, NO_FOLD, StoreWriter, write_seen
 from distill import prepare, student
 from distill.config import Config
@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.append(pl.DataFrame(rows, schema=LOGITS))
     write_seen(store, NO_FOLD, Learned())
     (root / "template").write_text(Renderer(config.prompt, Path(_tokenizer(tmp_path_factory))).hashes["template"])
-    write_manifest(store, "teacher", {}, [], root, prompt={"template": (root / "template").read_text()})
+    Artefact(store, "teacher", {}, [], root).finish(prompt={"template": (root / "template").read_text()})
     return root
 
 

@@ -10,18 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from core import runs
+from core.artefacts import manifest
+from core.artefacts.building import Artefact
+from core.artefacts.contents import MANIFEST, content_hash, file_digests
+from core.artefacts.manifest import read_manifest
 from core.errors import UserError
-from core.runs import (
-    MANIFEST,
-    claim,
-    content_hash,
-    file_digests,
-    is_finished,
-    making,
-    read_manifest,
-    write_manifest,
-)
 
 
 def artefact(
@@ -30,27 +23,27 @@ def artefact(
     folder = root / name
     folder.mkdir()
     (folder / "file").write_text(text)
-    write_manifest(folder, "stage", config, parents or [], root)
+    Artefact(folder, "stage", config, parents or [], root).finish()
     return folder
 
 
 def test_same_configuration_is_finished_another_is_refused_by_field(tmp_path: Path) -> None:
     folder = artefact(tmp_path, "a", {"loss": {"weight": 1.0}, "seed": 0})
-    assert is_finished(folder, "stage", {"loss": {"weight": 1.0}, "seed": 0}, [], tmp_path)
+    assert Artefact(folder, "stage", {"loss": {"weight": 1.0}, "seed": 0}, [], tmp_path).is_finished()
     with pytest.raises(ValueError, match=r"loss.weight: there 1.0, now 2.0"):
-        is_finished(folder, "stage", {"loss": {"weight": 2.0}, "seed": 0}, [], tmp_path)
-    with making(folder, "stage", {"loss": {"weight": 2.0}}, [], tmp_path, overwrite=True) as lacking:
+        Artefact(folder, "stage", {"loss": {"weight": 2.0}, "seed": 0}, [], tmp_path).is_finished()
+    with Artefact(folder, "stage", {"loss": {"weight": 2.0}}, [], tmp_path).building(overwrite=True) as lacking:
         assert lacking and not folder.exists()
 
 
 def test_a_changed_parent_is_noticed(tmp_path: Path) -> None:
     parent = artefact(tmp_path, "parent", {})
     child = artefact(tmp_path, "child", {}, [parent])
-    assert is_finished(child, "stage", {}, [parent], tmp_path)
+    assert Artefact(child, "stage", {}, [parent], tmp_path).is_finished()
     (parent / "file").write_text("y")
-    write_manifest(parent, "stage", {}, [], tmp_path)
+    Artefact(parent, "stage", {}, [], tmp_path).finish()
     with pytest.raises(ValueError, match="parent: there"):
-        is_finished(child, "stage", {}, [parent], tmp_path)
+        Artefact(child, "stage", {}, [parent], tmp_path).is_finished()
 
 
 def test_content_hash_follows_names_and_bytes_but_not_checkpoints(tmp_path: Path) -> None:
@@ -89,7 +82,8 @@ def test_an_artefact_that_changed_after_its_end_is_refused_wherever_it_is_opened
 ) -> None:
     parent = artefact(tmp_path, "parent", {})
     child = artefact(tmp_path, "child", {}, [parent])
-    assert is_finished(child, "stage", {}, [parent], tmp_path)  # both are verified, and then noticed all the same
+    # Both are verified here, and the change is noticed all the same.
+    assert Artefact(child, "stage", {}, [parent], tmp_path).is_finished()
     time.sleep(0.02)  # file systems tell times apart that lie this far from each other
     change(parent)
     message = (
@@ -97,20 +91,20 @@ def test_an_artefact_that_changed_after_its_end_is_refused_wherever_it_is_opened
     )
     for open_it in (
         lambda: read_manifest(parent),
-        lambda: is_finished(parent, "stage", {}, [], tmp_path),
-        lambda: is_finished(child, "stage", {}, [parent], tmp_path),
+        lambda: Artefact(parent, "stage", {}, [], tmp_path).is_finished(),
+        lambda: Artefact(child, "stage", {}, [parent], tmp_path).is_finished(),
     ):
         with pytest.raises(UserError, match=message):
             open_it()
     assert read_manifest(parent, verify=False).stage == "stage"
-    with making(parent, "stage", {}, [], tmp_path, overwrite=True) as needed:
+    with Artefact(parent, "stage", {}, [], tmp_path).building(overwrite=True) as needed:
         assert needed
 
 
 def test_an_artefact_is_read_once_to_be_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = artefact(tmp_path, "a", {})
     read = []
-    monkeypatch.setattr(runs, "file_digests", lambda folder: read.append(folder) or file_digests(folder))
+    monkeypatch.setattr(manifest, "file_digests", lambda folder: read.append(folder) or file_digests(folder))
     for _ in range(3):
         read_manifest(folder)
     assert read == [folder]
@@ -123,7 +117,7 @@ def test_of_what_takes_minutes_to_read_names_and_sizes_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = artefact(tmp_path, "weights", {})
-    monkeypatch.setattr(runs, "WHOLE", 0)
+    monkeypatch.setattr(manifest, "WHOLE", 0)
     (folder / "file").write_text("y")
     read_manifest(folder)
     (folder / "file").write_text("cut")
@@ -133,9 +127,9 @@ def test_of_what_takes_minutes_to_read_names_and_sizes_are_compared(
 
 def test_artefacts_of_versions_that_told_no_sizes_are_verified_by_their_hash(tmp_path: Path) -> None:
     folder = artefact(tmp_path, "a", {})
-    manifest = json.loads((folder / MANIFEST).read_text())
-    del manifest["files"]
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    values = json.loads((folder / MANIFEST).read_text())
+    del values["files"]
+    (folder / MANIFEST).write_text(json.dumps(values))
     read_manifest(folder)
     (folder / "file").write_text("longer")
     with pytest.raises(UserError, match="other files, or other bytes in them"):
@@ -156,7 +150,7 @@ def test_artefacts_of_versions_that_told_no_sizes_are_verified_by_their_hash(tmp
 def test_a_manifest_that_cannot_be_understood_is_refused_in_one_sentence(tmp_path: Path, text: str, told: str) -> None:
     folder = artefact(tmp_path, "a", {})
     (folder / MANIFEST).write_text(text, errors="surrogatepass")
-    for open_it in (lambda: read_manifest(folder), lambda: is_finished(folder, "stage", {}, [], tmp_path)):
+    for open_it in (lambda: read_manifest(folder), lambda: Artefact(folder, "stage", {}, [], tmp_path).is_finished()):
         with pytest.raises(UserError, match=rf"{MANIFEST} .*{told}.*remove {folder} and make it again") as error:
             open_it()
         assert "\n" not in str(error.value)
@@ -164,30 +158,30 @@ def test_a_manifest_that_cannot_be_understood_is_refused_in_one_sentence(tmp_pat
 
 def make(folder: Path, root: Path, **options: bool) -> bool:
     """Make an artefact as a stage does; whether it was still to be made."""
-    with making(folder, "stage", {}, [], root, **options) as lacking:  # type: ignore[arg-type]
+    with Artefact(folder, "stage", {}, [], root).building(**options) as lacking:  # type: ignore[arg-type]
         if lacking:
             folder.mkdir(exist_ok=True)
             (folder / "file").write_text("new")
-            write_manifest(folder, "stage", {}, [], root)
+            Artefact(folder, "stage", {}, [], root).finish()
     return lacking
 
 
 OTHER = """
 import sys
 from pathlib import Path
-from core.runs import making, write_manifest
+from core.artefacts.building import Artefact
 root, wait = Path(sys.argv[1]), sys.argv[2] == "wait"
-with making(root / "a", "stage", {}, [], root, wait=wait) as lacking:
+with Artefact(root / "a", "stage", {}, [], root).building(wait=wait) as lacking:
     print("lacking" if lacking else "finished", flush=True)
     if lacking:
         sys.stdin.readline()
         (root / "a").mkdir()
-        write_manifest(root / "a", "stage", {}, [], root)
+        Artefact(root / "a", "stage", {}, [], root).finish()
 """
 
 
 def start(root: Path, wait: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", OTHER, str(root), wait]
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
@@ -220,7 +214,10 @@ def test_what_a_killed_process_left_is_made_anew_and_what_nobody_began_is_kept(t
     foreign = tmp_path / "b"
     foreign.mkdir()
     (foreign / "mine.txt").write_text("precious")
-    for begin in (lambda: make(foreign, tmp_path), lambda: claim(foreign, {}, [], tmp_path, overwrite=True)):
+    for begin in (
+        lambda: make(foreign, tmp_path),
+        lambda: Artefact(foreign, "stage", {}, [], tmp_path).claim(overwrite=True),
+    ):
         with pytest.raises(UserError, match=r"holds what this command did not write, such as 'mine\.txt'"):
             begin()
     assert [path.name for path in foreign.iterdir()] == ["mine.txt"]
@@ -234,7 +231,7 @@ def test_overwriting_a_link_empties_what_it_points_to(tmp_path: Path) -> None:
     assert make(folder, tmp_path, overwrite=True)
     assert folder.is_symlink() and sorted(path.name for path in disk.iterdir()) == ["file", MANIFEST]
     (disk / "checkpoints").mkdir()
-    claim(folder, {"other": 1}, [], tmp_path, overwrite=True)
+    Artefact(folder, "stage", {"other": 1}, [], tmp_path).claim(overwrite=True)
     assert [path.name for path in disk.iterdir()] == ["checkpoints"]
 
 
@@ -242,15 +239,15 @@ def test_overwriting_keeps_other_stages_artefacts_and_what_is_read(tmp_path: Pat
     folder = artefact(tmp_path, "a", {})
     with (
         pytest.raises(UserError, match="was written by stage 'stage', not by 'other'"),
-        making(folder, "other", {}, [], tmp_path, overwrite=True),
+        Artefact(folder, "other", {}, [], tmp_path).building(overwrite=True),
     ):
         pass
     with (
         pytest.raises(UserError, match=f"{folder / 'file'} is read, and overwrite=true would remove it"),
-        making(folder, "stage", {"new": 1}, [], tmp_path, inputs=[folder / "file"], overwrite=True),
+        Artefact(folder, "stage", {"new": 1}, [], tmp_path).building(inputs=[folder / "file"], overwrite=True),
     ):
         pass
-    assert is_finished(folder, "stage", {}, [], tmp_path)
+    assert Artefact(folder, "stage", {}, [], tmp_path).is_finished()
 
 
 def test_a_claim_that_was_killed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,17 +257,17 @@ def test_a_claim_that_was_killed_is_made_again(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     folder = tmp_path / "a"
-    for function in ("core.runs.write_json", "core.runs.shutil.rmtree"):
+    for function in ("core.artefacts.building.write_json", "core.artefacts.building.shutil.rmtree"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(function, killed)
-            claim(folder, {"new": 1}, [], tmp_path, overwrite=True)
+            Artefact(folder, "stage", {"new": 1}, [], tmp_path).claim(overwrite=True)
         (folder / "checkpoints" / "started.json").unlink(missing_ok=True)
         (folder / "checkpoints" / "state").touch()
-        claim(folder, {"new": 1}, [], tmp_path, overwrite=True)
+        Artefact(folder, "stage", {"new": 1}, [], tmp_path).claim(overwrite=True)
         assert [path.name for path in (folder / "checkpoints").iterdir()] == ["started.json"]
 
 
 def test_a_finished_artefact_is_not_claimed_again(tmp_path: Path) -> None:
     folder = artefact(tmp_path, "a", {})
     with pytest.raises(UserError, match="has been finished meanwhile"):
-        claim(folder, {}, [], tmp_path)
+        Artefact(folder, "stage", {}, [], tmp_path).claim()
