@@ -29,7 +29,7 @@ from gpu_check.bare import stand_in
 from gpu_check.verdicts import Failed, Figures, Skip, need
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("core", "teachers", "students", "distill", "gpu_check", "bench/calibrate.py", "conf")
+CODE = ("core", "teachers", "students", "distill", "gpu_check", "conf")
 PRELOADED = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes")  # where a CPU runs tiny steps one by one
 ENVIRONMENT = {  # nothing is looked up or reported
     "HF_HUB_OFFLINE": "1",
@@ -221,7 +221,11 @@ def run_all(steps: Sequence[Step], record: Record, processes: Processes, dry: bo
 
 def attempt(step: Step, processes: Processes, dry: bool, left_s: float, log: Path) -> dict[str, Any]:
     """Run a step where it can run, with its own limit or what is left of the time for all."""
-    over = {"status": "SKIP", "reason": "the time for all steps is over: the same command goes on", "figures": {}}
+    over = {
+        "status": "SKIP",
+        "reason": "the time for all steps is over: rerun the same command to resume",
+        "figures": {},
+    }
     try:
         if dry and step.gpu_only:
             raise Skip(step.gpu_only)

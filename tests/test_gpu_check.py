@@ -107,7 +107,7 @@ def test_a_step_without_its_packages_its_gpu_or_time_says_so_and_does_not_start(
     assert (found["passes"].status, found["passes"].reason) == ("SKIP", "needs no_such_package, not installed here")
     assert (found["skips"].status, found["skips"].reason) == ("SKIP", "a kernel")
     late = run([step("passes", count=count)], tmp_path, seconds=-1).outcomes["passes"]
-    assert late.status == "SKIP" and "the same command goes on" in late.reason and not Path(count).exists()
+    assert late.status == "SKIP" and "rerun the same command to resume" in late.reason and not Path(count).exists()
 
 
 @pytest.mark.parametrize("one", STEPS, ids=lambda one: one.name)

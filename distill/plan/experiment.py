@@ -1,0 +1,93 @@
+"""The stages of an experiment: the one place here that reads the whole configuration."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core.errors import UserError
+from core.shapes import Shape, folder_of, shape_of
+from distill.config import Config
+from distill.entry_point import CONF, typed
+from distill.plan.scoring import scoring_stage
+from distill.plan.stage import Stage
+from distill.plan.t4 import t4_stage
+from distill.plan.training import Training, training_stage
+from distill.plan.work import Work, work_of
+
+
+def stages_of(config: Config) -> Iterator[Stage]:
+    """The teacher's training and scoring, the student's training, the export on T4s: those that the experiment has."""
+    base = config.student.base
+    if base is None:
+        raise UserError(
+            "student.base=null: name the model to train (hub id, folder, pip:PACKAGE), or give +exp=gemma9b"
+        )
+    if config.role == "teacher":
+        yield from teacher_stages(config, config)
+    elif config.loss.distils:
+        yield from teacher_stages(config, named_teacher(config))
+    if config.role == "student":
+        shape, work = count(config, base), work_for(config, base)
+        yield training_stage("student", training_of(config, base, shape), work, config.plan)
+        yield t4_stage(base, shape, work, config.plan.t4, config.export.format)
+
+
+def teacher_stages(config: Config, trained: Config | None) -> Iterator[Stage]:
+    """Training and scoring where the teacher is `trained` here; scoring alone, or a remedy, where it is not."""
+    if trained is not None and trained.student.base is not None:
+        base = trained.student.base
+        shape, work = count(trained, base), work_for(trained, base)
+        yield training_stage("teacher", training_of(trained, base, shape), work, trained.plan)
+        yield scoring_stage(base, shape, work, config.teacher, trained.plan)
+    elif config.teacher.model is not None:
+        base = config.teacher.model
+        whole = replace(config, student=replace(config.student, layers=None, freeze_layers=0))
+        yield scoring_stage(base, count(whole, base), work_for(config, base), config.teacher, config.plan)
+    else:
+        remedy = "plan each of teacher.mixture.teachers by itself"
+        if config.teacher.kind != "mixture":
+            remedy = f"no conf/exp/{config.teacher.name}.yaml says what it is: give teacher=model teacher.model=..."
+        yield Stage(f"The teacher, {config.teacher.name}", [("not planned", remedy)])
+
+
+def named_teacher(config: Config) -> Config | None:
+    """The experiment in conf/exp that has the name of the fold teachers, on this machine and these data."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    name = config.teacher.name
+    if config.teacher.kind != "folds" or name is None or not Path(CONF, "exp", f"{name}.yaml").is_file():
+        return None
+    composing = GlobalHydra.instance().is_initialized()  # it is in an entry point; not where a program calls this
+    with nullcontext() if composing else initialize_config_dir(CONF, version_base="1.3"):
+        values: Any = OmegaConf.to_container(compose("config", overrides=[f"+exp={name}"]), resolve=True)
+    return replace(typed(values, []), plan=config.plan, paths=config.paths, data=config.data)
+
+
+def count(config: Config, base: str) -> Shape:
+    """What the model `base` consists of, trained as configured."""
+    from students.training.model import with_lora
+
+    return shape_of(base, config.root, config.student, with_lora)
+
+
+def work_for(config: Config, base: str) -> Work:
+    """What there is to do with the model `base`."""
+    return work_of(config.plan, config.prompt, config.root / "data" / config.data.name, folder_of(base, config.root))
+
+
+def training_of(config: Config, base: str, shape: Shape) -> Training:
+    """The configured training, as far as memory and time depend on it."""
+    return Training(
+        base=base,
+        shape=shape,
+        student=config.student,
+        engine=config.engine,
+        masters=config.optimizer.master_weights,
+        longest=config.prompt.max_tokens,
+        folds=config.data.folds.count,
+        test_share=config.data.test_share,
+    )

@@ -1,0 +1,54 @@
+"""The export on T4s: which formats fit, and how long it judges `conversations` in both orders."""
+
+from core.memory import FORMATS, GB, inference_memory
+from core.records import ORDERS
+from core.shapes import Shape
+from distill.plan.stage import Interval, Stage, as_text
+from distill.plan.throughput import scoring_flops
+from distill.plan.work import Work
+from students.export.config import RateConfig, T4Config
+
+
+def t4_stage(base: str, shape: Shape, work: Work, t4: T4Config, exported: str) -> Stage:
+    """The plan of judging with an export; `exported` is its format."""
+    rows = t4.conversations * len(ORDERS)
+    hours = {name: t4_hours(t4, name, rows * scoring_flops(shape, work.lengths)) for name in FORMATS}
+    memory = {name: inference_memory(shape, size, 1, t4.batch_tokens) for name, size in FORMATS.items()}
+    fits = {name: gb <= t4.memory_gb for name, gb in memory.items()}
+
+    def format_line(name: str) -> str:
+        low, high = hours[name]
+        used = f"{memory[name]:.1f} of {t4.memory_gb:g} GB"
+        if not fits[name]:
+            return f"{used}: too much"
+        return f"{used}: {as_text((low, high))} h on one T4, {as_text((low / 2, high / 2))} h on two"
+
+    billions = shape.parameters / GB  # times the bytes of an element: GB
+    lines = [
+        ("rows", f"{rows:,} ({t4.conversations:,} conversations, both orders) of {work.lengths.mean:.0f} tokens"),
+        *((f"{name}, exported" if name == exported else name, format_line(name)) for name in FORMATS),
+        (
+            "disk",
+            f"{4 * billions:.0f} GB merged in fp32, {2 * billions:.0f} in fp16, again where it is rescaled, "
+            "and the format",
+        ),
+        ("rate", rate_text(t4.fp16)),
+        ("rate of w8a8", rate_text(t4.int8)),
+    ]
+    title = f"Judging on T4s, {base}"
+    if not fits[exported]:
+        return Stage(title, lines)
+    low, high = hours[exported]
+    cost = None if t4.price_per_hour is None else (low * t4.price_per_hour, high * t4.price_per_hour)
+    return Stage(title, lines, (low, high), cost)
+
+
+def t4_hours(t4: T4Config, name: str, flops: float) -> Interval:
+    """Hours of one T4 with an export in format `name`; only w8a8 has int8 activations, for which there are cores."""
+    rate = t4.int8 if name == "w8a8" else t4.fp16
+    return flops / (rate.high * 1e12) / 3600, flops / (rate.low * 1e12) / 3600
+
+
+def rate_text(rate: RateConfig) -> str:
+    """Both ends, and the source of each."""
+    return f"{rate.low:g} TFLOPS ({rate.low_source}) to {rate.high:g} ({rate.high_source})"
