@@ -272,7 +272,9 @@ def test_a_slurm_job_whose_time_is_up_is_requeued_and_goes_on(
     assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
     assert pl.read_parquet(run / "history.parquet")["step"].to_list() == list(range(1, 12 * 3 + 1))
     assert read_manifest(run, "student")
-    flags = set(re.findall(r"#SBATCH --(.*)", (tmp_path / "job.sh").read_text()))
+    script = (tmp_path / "job.sh").read_text()
+    assert re.search(r"^srun .*--kill-on-bad-exit=1 ", script, re.MULTILINE), "one dead rank ends the job"
+    flags = set(re.findall(r"#SBATCH --(.*)", script))
     expected = {"gres=gpu:1", "cpus-per-task=8", "time=1440", "signal=USR2@120", "requeue", "job-name=slurm", "nodes=1"}
     assert flags >= expected, flags
 
