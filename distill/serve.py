@@ -14,7 +14,7 @@ def main(config: Config) -> None:
     from deploy.serving.server import serve
 
     folder = Path(config.serve.model) if config.serve.model else export_folder(config)
-    serve(open_exported(folder), config.serve, config.root / "serve" / "jobs", config.canaries)
+    serve(open_exported(folder), config.serve.scorer, config.serve, config.root / "serve" / "jobs", config.canaries)
 
 
 if __name__ == "__main__":

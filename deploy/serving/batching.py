@@ -1,8 +1,8 @@
-"""One scorer for many who ask at once: a thread owns it, and what they ask for becomes its streams.
+"""One scorer for many requests at once: a thread owns it, and prompts from all requests share its streams.
 
-A scorer draws prompts while it works (`core.scoring.Scorer`), so what arrives meanwhile joins the stream that runs:
-as long as prompts wait, batches stay full. A stream ends when none waits, because a scorer that had to wait for the
-next prompt would not hand out what it has finished; the next prompt begins another one.
+A scorer draws prompts while it works (`core.scoring.Scorer`), so a prompt that arrives joins the running stream: as
+long as prompts wait, batches stay full. A stream ends when none waits, because a scorer that waited for the next prompt
+would hold back results that are finished. The next prompt starts a new stream.
 """
 
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Closed(Exception):
-    """The scorer takes no more prompts, or died before it came to this one."""
+    """The scorer takes no more prompts, or died before it reached this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +34,24 @@ class _Waiting:
 class Batcher:
     """Scores prompts that any thread submits.
 
-    `ready` is done when the scorer is open, `ended` when its thread is over; where the scorer could not be opened, or
-    died, both raise the reason.
+    `ready` is done when the scorer is open, `ended` when its thread is over. Where the scorer cannot be opened, or
+    dies, they raise the reason.
     """
 
     def __init__(self, open_scorer: Callable[[], AbstractContextManager[Scorer]], max_wait_ms: float) -> None:
-        """Begin to open the scorer. A prompt that finds it idle waits `max_wait_ms` for others to share its batch."""
+        """Start opening the scorer. A prompt that finds it idle waits `max_wait_ms` for others to share its batch."""
         self.ready: Future[None] = Future()
         self.ended: Future[None] = Future()
         self.tokens_cached = 0
         self._open, self._max_wait = open_scorer, max_wait_ms / 1000
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closed = False
-        self._lock = threading.Lock()  # nothing is put behind the end of the queue
+        self._lock = threading.Lock()  # no prompt is queued behind the end marker
         self._thread = threading.Thread(target=self._run, name="scorer", daemon=True)
         self._thread.start()
 
     def submit(self, ids: Sequence[int]) -> "Future[np.ndarray]":
-        """The logits to come, float32 [3] as shown; a prompt whose future is cancelled in time is not scored.
+        """A future of the logits, float32 [3] as shown; cancelled in time, its prompt is not scored.
 
         Raises `Closed`, now or through the future.
         """
@@ -63,7 +63,7 @@ class Batcher:
         return waiting.logits
 
     def close(self) -> None:
-        """Score what is submitted, unless it is cancelled, and close the scorer; comes back when it is closed."""
+        """Score what was submitted and not cancelled, then close the scorer; returns once it is closed."""
         self._close()
         self._thread.join()
 
@@ -78,13 +78,13 @@ class Batcher:
                 self.ready.set_result(None)
                 while (first := self._queue.get()) is not None:
                     self._score(scorer, first)
-        except Exception as error:  # whatever it is, those who wait have to hear of it
+        except Exception as error:  # whatever it is, all waiting requests must learn of it
             self._end(error)
         else:
             self._end(None)
 
     def _score(self, scorer: Scorer, first: _Waiting) -> None:
-        """One stream, from `first` until the queue is empty."""
+        """Score one stream, from `first` until the queue is empty."""
         drawn: dict[int, Future[np.ndarray]] = {}
         try:
             for position, logits in scorer.stream(self._draw(first, drawn)):
@@ -96,6 +96,7 @@ class Batcher:
             raise
 
     def _draw(self, first: _Waiting, drawn: "dict[int, Future[np.ndarray]]") -> Iterator[Sequence[int]]:
+        """The prompts that wait, and those that arrive in time; `drawn` receives the future of each position."""
         deadline = time.monotonic() + self._max_wait
         waiting: _Waiting | None = first
         position = 0
@@ -108,7 +109,7 @@ class Batcher:
                 waiting = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 return
-        self._queue.put(None)  # the end, which `_run` has to see
+        self._queue.put(None)  # the end marker, for `_run` to see
 
     def _end(self, error: Exception | None) -> None:
         self._close()

@@ -1,10 +1,10 @@
-"""Jobs that a kill does not lose: accepted once they are on disk, results appended as they come.
+"""Jobs that survive a crash: accepted once they are on disk, results appended as they come.
 
-    <id>.jsonl           the job: a line with its orders, then a line a conversation; its presence means accepted
+    <id>.jsonl           the job: a line with its orders, then a line a conversation; it is there once accepted
     <id>.part.jsonl      results so far, as they came, each with its place in the job
-    <id>.results.jsonl   all of them; its presence means done
+    <id>.results.jsonl   all results; it is there once the job is done
 
-A folder holds the jobs of one judge: they go on when that judge is served again.
+A folder holds the jobs of one judge, which resume when that judge is served again.
 """
 
 import asyncio
@@ -24,9 +24,10 @@ from core.records import Order
 from deploy.serving.batching import Closed
 from deploy.serving.schemas import JobState, JudgeRequest, Pair, Result, Unjudged, Verdict
 
-CHUNK, LANES = 8, 8  # conversations that jobs keep in the queue: enough to fill batches, few enough to let others in
+# Jobs keep CHUNK x LANES conversations with the scorer: enough to fill batches, few enough to let requests in.
+CHUNK, LANES = 8, 8
 NAME = re.compile(r"([0-9a-f]{32})\.jsonl")
-Judge = Callable[[Sequence[Pair], Sequence[Order]], Awaitable[list[Result]]]
+JudgePairs = Callable[[Sequence[Pair], Sequence[Order]], Awaitable[list[Result]]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Job:
         return self.folder / f"{self.id}.jsonl"
 
     @property
-    def part(self) -> Path:
+    def so_far(self) -> Path:
         return self.folder / f"{self.id}.part.jsonl"
 
     @property
@@ -59,48 +60,48 @@ class Job:
         _rename(partial, self.accepted)
 
     def read(self) -> JudgeRequest:
-        """Raises `UserError` where the file is damaged."""
+        """The request as it was accepted. Raises `UserError` where the file is damaged."""
         try:
             orders, *conversations = map(json.loads, self.accepted.read_bytes().splitlines())
             return JudgeRequest(conversations=conversations, **orders)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{self.accepted} is not what this server wrote ({error}): remove it") from error
+            raise UserError(f"{self.accepted} is damaged ({error}): remove it, and send the job again") from error
 
     def found(self) -> dict[int, Result]:
-        """Results by place, in the order of the job. A line that a kill left half written counts as not there."""
-        for path in (self.part, self.results):  # in the order in which they exist
+        """Results so far by place, in the order of the job. A line that a crash left half written does not count."""
+        for path in (self.so_far, self.results):  # the first becomes the second once the job is done
             with suppress(FileNotFoundError):
                 whole = path.read_bytes().rpartition(b"\n")[0]
-                rows = sorted(map(json.loads, whole.splitlines()), key=lambda row: row["place"])
-                return {row.pop("place"): Unjudged(**row) if "error" in row else Verdict(**row) for row in rows}
+                found = sorted(map(json.loads, whole.splitlines()), key=lambda each: each["place"])
+                return {each.pop("place"): Unjudged(**each) if "error" in each else Verdict(**each) for each in found}
         return {}
 
     def cut_torn_line(self) -> None:
-        """So that what is appended begins a line of its own."""
-        if self.part.exists():
-            os.truncate(self.part, self.part.read_bytes().rfind(b"\n") + 1)
+        """Remove a half-written last line, so that appended results begin a line of their own."""
+        if self.so_far.exists():
+            os.truncate(self.so_far, self.so_far.read_bytes().rfind(b"\n") + 1)
 
     def finish(self) -> None:
-        """Close the results, once all are there."""
-        with self.part.open("rb") as file:
+        """Mark the job as done, once all results are there."""
+        with self.so_far.open("rb") as file:
             os.fsync(file.fileno())
-        _rename(self.part, self.results)
+        _rename(self.so_far, self.results)
 
 
 class Jobs:
     """The jobs of one judge, done one after the other. `waiting`: ids of those that are not done, oldest first."""
 
-    def __init__(self, folder: Path, judge: Judge, limit: int) -> None:
-        """Take `folder`, as its only server. Raises `UserError` where another one has it."""
+    def __init__(self, folder: Path, judge_pairs: JudgePairs, limit: int) -> None:
+        """Claim `folder`, in which at most `limit` jobs wait. Raises `UserError` where another server has it."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.limit, self._judge = folder, limit, judge
+        self.folder, self.limit, self._judge_pairs = folder, limit, judge_pairs
         self._lock = (folder / ".lock").open("w")
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which engines' processes do not inherit
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # engine processes do not inherit it
         except BlockingIOError as error:
             self._lock.close()
             raise UserError(
-                f"another server works on the jobs in {folder}: give this one its own paths.root"
+                f"another server works on the jobs in {folder}: stop it, or give this one its own paths.root"
             ) from error
         names = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         ids = [match[1] for path in names if (match := NAME.fullmatch(path.name))]
@@ -108,7 +109,7 @@ class Jobs:
         self._news = asyncio.Event()
 
     def close(self) -> None:
-        """Leave the folder to another server."""
+        """Release the folder to another server."""
         self._lock.close()
 
     @property
@@ -124,17 +125,17 @@ class Jobs:
         return job.id
 
     def state(self, id: str, model: str, results: bool) -> JobState | None:
-        """How far a job is, None where there is none of that id."""
+        """How far a job is; None where no job has that id."""
         job = Job(self.folder, id)
         if not job.accepted.exists():
             return None
         with job.accepted.open("rb") as file:
             conversations = sum(1 for _ in file) - 1
         found = job.found()
-        begun = self.waiting[:1] == [id]
+        running = self.waiting[:1] == [id]
         return JobState(
             id=id,
-            state="done" if len(found) == conversations else "running" if begun else "waiting",
+            state="done" if len(found) == conversations else "running" if running else "waiting",
             conversations=conversations,
             finished=len(found),
             results=list(found.values()) if results else [],
@@ -142,7 +143,7 @@ class Jobs:
         )
 
     async def work(self) -> None:
-        """Work on what waits, forever; comes back when the scorer is gone."""
+        """Work on the jobs that wait, forever; returns when the scorer is gone."""
         with suppress(Closed):
             while True:
                 while self.waiting:
@@ -152,17 +153,17 @@ class Jobs:
                 await self._news.wait()
 
     async def _run(self, job: Job) -> None:
-        """Judge what a job lacks, some chunks side by side."""
+        """Judge the conversations of a job that have no result yet, several chunks side by side."""
         request, found = await asyncio.to_thread(lambda: (job.read(), job.found()))
         todo = iter([place for place in range(len(request.conversations)) if place not in found])
         job.cut_torn_line()
-        with job.part.open("a", encoding="utf-8") as part:
+        with job.so_far.open("a", encoding="utf-8") as file:
 
             async def lane() -> None:
                 for places in _chunks(todo):
-                    results = await self._judge([request.conversations[place] for place in places], request.shown)
-                    part.writelines(map(_line, places, results))
-                    part.flush()
+                    results = await self._judge_pairs([request.conversations[place] for place in places], request.shown)
+                    file.writelines(map(_line, places, results))
+                    file.flush()
 
             lanes = [asyncio.create_task(lane()) for _ in range(LANES)]
             try:
@@ -184,7 +185,7 @@ def _line(place: int, result: Result) -> str:
 
 
 def _rename(file: Path, name: Path) -> None:
-    """Give a synced file its name, and have that on disk, too."""
+    """Rename a synced file, and sync its new name."""
     file.replace(name)
     folder = os.open(name.parent, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""What travels over HTTP, and with it the OpenAPI schema: conversations in, verdicts and problems out."""
+"""What travels over HTTP, which is the OpenAPI schema, too: conversations in, verdicts and problems out."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -19,9 +19,9 @@ Orders = Literal["both", "ab"]
 MAX_KEYS = 20
 
 
-def _rounds(texts: Any) -> Any:
+def _turns(texts: Any) -> Any:
     if not isinstance(texts, str | list):
-        raise ValueError("give a text, or a list of texts, one for each round")
+        raise ValueError("give a text, or a list of texts, one for each turn")
     return [texts] if isinstance(texts, str) else texts
 
 
@@ -36,11 +36,14 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
-Texts = Annotated[list[Text], FailFast(), Field(min_length=1), BeforeValidator(_rounds), WithJsonSchema(TEXTS)]
+Texts = Annotated[list[Text], FailFast(), Field(min_length=1), BeforeValidator(_turns), WithJsonSchema(TEXTS)]
 
 
 class Strict(BaseModel):
-    """A body without foreign keys. Few of its faults are told: each costs memory, and a body may hold a million."""
+    """A body without unknown keys.
+
+    Only its first faults are reported: each costs memory, and a body may hold a million.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,24 +51,24 @@ class Strict(BaseModel):
     @classmethod
     def _has_few_keys(cls, value: Any) -> Any:
         if isinstance(value, dict) and len(value) > MAX_KEYS:
-            raise ValueError(f"{len(value)} keys: it can have {', '.join(cls.model_fields)}")
+            raise ValueError(f"{len(value)} keys; known here: {', '.join(cls.model_fields)}")
         return value
 
 
 class Pair(Strict):
-    """A prompt and two responses to it: one text each, or one for each round."""
+    """A prompt and two responses to it: one text each, or one for each turn."""
 
-    id: Text | None = Field(None, max_length=200, description="comes back with the result; null: its place in the list")
+    id: Text | None = Field(None, max_length=200, description="returned with the result; null: its place in the list")
     prompt: Texts
     response_a: Texts
     response_b: Texts
 
     @model_validator(mode="after")
-    def _has_equal_rounds(self) -> Self:
-        rounds = {name: len(getattr(self, name)) for name in ("prompt", "response_a", "response_b")}
-        if len(set(rounds.values())) > 1:
-            counts = ", ".join(f"{name} has {count}" for name, count in rounds.items())
-            raise ValueError(f"each round needs a prompt and two responses, but {counts} (a text alone is one round)")
+    def _has_equal_turns(self) -> Self:
+        turns = {name: len(getattr(self, name)) for name in ("prompt", "response_a", "response_b")}
+        if len(set(turns.values())) > 1:
+            counts = ", ".join(f"{name} has {count}" for name, count in turns.items())
+            raise ValueError(f"each turn needs a prompt and two responses, but {counts} (a single text is one turn)")
         if not any(text.strip() for text in self.prompt):
             raise ValueError("the prompt is empty: give what was asked")
         return self
@@ -102,7 +105,7 @@ class Verdict(BaseModel):
     by_order: dict[Order, Probabilities] = Field(description="ab: a was shown first")
     flips: bool | None = Field(description="whether the verdict depends on the order; null where one was shown")
     prompt_tokens: int = Field(description="of one prompt; both orders have as many")
-    truncated: bool = Field(description="whether something of the conversation had no room in the prompt")
+    truncated: bool = Field(description="whether some of the conversation did not fit into the prompt")
 
 
 class Unjudged(BaseModel):
@@ -122,14 +125,14 @@ class JudgeResponse(BaseModel):
 
 
 class JobAccepted(BaseModel):
-    """A job that is on disk: no kill loses it."""
+    """A job that is on disk, so that no crash loses it."""
 
     id: str
     conversations: int
 
 
 class JobState(BaseModel):
-    """`results`: those there are, in the order of the conversations once the state is `done`."""
+    """`results`: those so far, in the order of the conversations."""
 
     id: str
     state: Literal["waiting", "running", "done"]
@@ -140,9 +143,9 @@ class JobState(BaseModel):
 
 
 class Served(BaseModel):
-    """The judge behind this server, and what it takes. `max_tokens`: of a prompt; what is longer is shortened.
+    """The judge behind this server, and what it takes. `max_tokens`: of a prompt; longer ones are shortened.
 
-    `computes_otherwise`: than was exported, and by how much; null where it does not (or is loading).
+    `computes_otherwise`: how far its answers are from those of the export; null where they agree (or while loading).
     """
 
     model: str
@@ -170,4 +173,4 @@ class Problem(BaseModel):
     status: int
     detail: str
     request_id: str
-    errors: list[FieldProblem] = Field(default=[], description="what is wrong where, for bodies that do not fit")
+    errors: list[FieldProblem] = Field(default=[], description="what is wrong where, for invalid bodies")

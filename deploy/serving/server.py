@@ -14,25 +14,28 @@ from core.config import CanaryMode
 from core.errors import UserError
 from core.exported import ExportedJudge
 from deploy.serving.config import ServeConfig
-from deploy.serving.gate import Gate
+from deploy.serving.middleware import Middleware
 from deploy.serving.routes import create_app
 from deploy.serving.service import Service
+from teachers.scorers.config import ScorerConfig
 
 log = logging.getLogger(__name__)
 
 
-def serve(judge: ExportedJudge, settings: ServeConfig, jobs: Path, canaries: CanaryMode) -> None:
-    """Serve until SIGTERM or Ctrl-C, then finish what was accepted. `jobs` is the folder that jobs are kept in.
+def serve(
+    exported: ExportedJudge, scorer: ScorerConfig, settings: ServeConfig, jobs: Path, canaries: CanaryMode
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, then finish what was accepted. Jobs are kept in the folder `jobs`.
 
-    Raises `UserError` for settings that do not fit, for an address that cannot be had and for a judge that this machine
-    does not compute as it was exported, and what ended the scorer where it died: started again, it goes on with its
+    Raises `UserError` for settings that contradict each other, for an address that is taken, and for a judge that this
+    machine does not compute as it was exported. Where the scorer dies, raises what it died of: a restart resumes its
     jobs.
     """
-    check_settings(settings)
-    key = api_key(settings)
-    with bound_socket(settings) as listening:
-        service = Service(judge, settings, jobs, canaries)
-        app = Gate(create_app(service, with_key=key is not None), service.traffic, key, settings.max_body_bytes)
+    check_queue(settings.max_queue, settings.max_conversations)
+    key = api_key(settings.api_key_variable, settings.host)
+    with bound_socket(settings.host, settings.port) as listening:
+        service = Service(exported, scorer, settings, jobs, canaries)
+        app = Middleware(create_app(service, with_key=key is not None), service.traffic, key, settings.max_body_bytes)
         host, port = listening.getsockname()[:2]
         log.info("serving %s on http://%s:%d", service.model, f"[{host}]" if ":" in host else host, port)
         options: dict[str, Any] = {"lifespan": "on", "log_config": None, "log_level": "warning", "access_log": False}
@@ -43,45 +46,49 @@ def serve(judge: ExportedJudge, settings: ServeConfig, jobs: Path, canaries: Can
 
 
 class Server(uvicorn.Server):
-    """Stops when its service is over: after a signal it answers until what was accepted is done, new work with 503."""
+    """Stops once its service is over.
+
+    After a signal it refuses new work with 503 until all accepted work is answered.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.service.state == "draining":  # told twice: at once
+        if self.service.state == "draining":  # the second signal: stop at once
             self.should_exit = True
         else:
-            log.info("shutting down: %d conversations are waited for", self.service.waiting)
+            log.info("shutting down once %d conversations are judged", self.service.queue.waiting)
             self.service.drain()
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self.service.over
 
 
-def check_settings(settings: ServeConfig) -> None:
+def check_queue(max_queue: int, max_conversations: int) -> None:
     """Raise `UserError` for a queue that the largest request never fits into."""
-    if settings.max_queue < settings.max_conversations:
+    if max_queue < max_conversations:
         raise UserError(
-            f"serve.max_queue={settings.max_queue} is less than serve.max_conversations={settings.max_conversations}: "
-            "a request of that size would never be accepted"
+            f"serve.max_queue={max_queue} is less than serve.max_conversations={max_conversations}: "
+            "a request of that size would never be accepted; raise the one or lower the other"
         )
 
 
-def api_key(settings: ServeConfig) -> str | None:
-    """The key that clients must send. Raises `UserError` where it is empty, and warns where everybody may come in."""
-    if settings.api_key_variable is None:
-        if not is_loopback(settings.host):
+def api_key(variable: str | None, host: str) -> str | None:
+    """The key in the environment `variable`, which clients must send; None where no variable is named.
+
+    Raises `UserError` where the variable is empty. Warns where other machines reach a server without a key.
+    """
+    if variable is None:
+        if not is_loopback(host):
             log.warning(
-                "serve.host=%s without a key: whoever reaches it may use it; set serve.api_key_variable", settings.host
+                "serve.host=%s without a key: anybody who reaches it may use it; set serve.api_key_variable", host
             )
         return None
-    key = os.environ.get(settings.api_key_variable, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not key:
-        raise UserError(
-            f"serve.api_key_variable={settings.api_key_variable}: this environment variable is empty: put the key there"
-        )
+        raise UserError(f"serve.api_key_variable={variable}: this environment variable is empty; put the key there")
     return key
 
 
@@ -92,12 +99,12 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def bound_socket(settings: ServeConfig) -> socket.socket:
-    """A socket that listens there already, so that a port that is taken is told before a model is loaded."""
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens already, so that a taken port is found before a model is loaded."""
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"serve.host={settings.host} serve.port={settings.port} cannot be listened on ({error}): choose others"
+            f"serve.host={host} serve.port={port}: cannot listen there ({error}); choose another address or port"
         ) from error

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from deploy.serving.routes import PAGE, page_and_policy
+from deploy.serving.page import page_and_policy
 from tests.serving import Server, serving
 from tests.tiny_exports import tiny_export
 
@@ -54,7 +54,8 @@ class TestPage:
         playwright.expect(result).to_be_visible()
         shown = [int(text.rstrip("%")) for text in page.locator("#chances .value").all_text_contents()]
         pair = {
-            part: page.locator(f"[data-part={part}]").input_value() for part in ("prompt", "response_a", "response_b")
+            field: page.locator(f"[data-field={field}]").input_value()
+            for field in ("prompt", "response_a", "response_b")
         }
         (answer,) = server.judge(pair)
         assert shown == [round(100 * answer["probabilities"][label]) for label in ("a", "tie", "b")]
@@ -96,18 +97,18 @@ class TestPage:
         playwright.expect(page.get_by_text("Changed since.")).to_be_hidden()
         assert page.locator("#chances .value").all_text_contents() != first
 
-    def test_rounds_come_and_go_and_sides_change_places(self, page: "playwright.Page") -> None:
+    def test_turns_come_and_go_and_sides_change_places(self, page: "playwright.Page") -> None:
         fill(page, "one", "first a", "first b")
-        page.get_by_role("button", name="Add a round").click()
+        page.get_by_role("button", name="Add a turn").click()
         playwright.expect(page.get_by_label("Prompt", exact=True).last).to_be_focused()
         fill(page, "two", "second a", "second b")
         page.get_by_role("button", name="Exchange A and B").click()
         assert [area.input_value() for area in page.get_by_label("Response A").all()] == ["first b", "second b"]
         page.get_by_role("button", name="Judge").click()
         playwright.expect(page.locator("#result")).to_be_visible()
-        page.get_by_role("button", name="Remove round 1").click()
+        page.get_by_role("button", name="Remove turn 1").click()
         assert page.get_by_label("Prompt", exact=True).input_value() == "two"
-        assert page.get_by_role("button", name="Remove").count() == 0, "one round stays"
+        assert page.get_by_role("button", name="Remove").count() == 0, "one turn stays"
 
     def test_what_was_shortened_is_told(self, page: "playwright.Page") -> None:
         fill(page, "Why?", "because " * 400, "so")
@@ -122,7 +123,7 @@ class TestPage:
     def test_a_phone_does_not_scroll_sideways(self, page: "playwright.Page", scheme: Literal["light", "dark"]) -> None:
         page.set_viewport_size(PHONE)  # type: ignore[arg-type]
         page.emulate_media(color_scheme=scheme)
-        page.get_by_role("button", name="Code, two rounds").click()
+        page.get_by_role("button", name="Code, two turns").click()
         fill(page, "x" * 300, "y" * 300, "z")
         page.get_by_role("button", name="Judge").click()
         playwright.expect(page.locator("#result")).to_be_visible()
@@ -166,4 +167,4 @@ def test_the_policy_lets_only_the_pages_own_code_run(server: Server) -> None:
     assert "default-src 'none'" in policy and "unsafe" not in policy
     script = page.partition("<script>")[2].partition("</script>")[0]
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
-    assert not re.findall(r"https?://|innerHTML|\son\w+=|\sstyle=", PAGE.read_text())
+    assert not re.findall(r"https?://|innerHTML|\son\w+=|\sstyle=|<link rel=.stylesheet|<script src", page)

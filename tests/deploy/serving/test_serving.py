@@ -30,8 +30,8 @@ from core.errors import UserError
 from core.exported import open_exported
 from core.records import LABELS, Conversation
 from core.scoring import logits_by_order, score_conversations
-from deploy.serving.gate import Gate
 from deploy.serving.jobs import Job, Jobs
+from deploy.serving.middleware import Middleware
 from deploy.serving.routes import create_app
 from deploy.serving.server import serve
 from deploy.serving.service import Service
@@ -67,10 +67,10 @@ def in_process(
     export: Path, jobs: Path, key: str | None = None, canaries: CanaryMode = "refuse", **changes: Any
 ) -> Iterator[tuple[TestClient, Service]]:
     """The same application without a socket, for what depends on how it is set up."""
-    chosen = replace(configured("+exp=smoke").serve, scorer=scorer("transformers"), **changes)
-    service = Service(open_exported(export), chosen, jobs, canaries)
-    gate = Gate(create_app(service, key is not None), service.traffic, key, chosen.max_body_bytes)
-    with TestClient(gate) as client:  # type: ignore[arg-type]
+    chosen = replace(configured("+exp=smoke").serve, **changes)
+    service = Service(open_exported(export), scorer("transformers"), chosen, jobs, canaries)
+    app = Middleware(create_app(service, key is not None), service.traffic, key, chosen.max_body_bytes)
+    with TestClient(app) as client:  # type: ignore[arg-type]
         while client.get("/health").status_code != 200:
             assert service.failure is None, service.failure
             time.sleep(0.05)
@@ -78,16 +78,16 @@ def in_process(
 
 
 def pairs(count: int, words: int = 12) -> list[dict[str, Any]]:
-    """Conversations that differ, some of two rounds."""
+    """Conversations that differ, some of two turns."""
     rng = np.random.default_rng(count)
     vocabulary = [*LONG.split()[:11], "light", "air", "scattered", "more", "than", "red", "steps", "teacher"]
 
     def text() -> str:
         return " ".join(rng.choice(vocabulary, rng.integers(1, words)))
 
-    rounds = [1 + (place % 4 == 3) for place in range(count)]
-    parts = ("prompt", "response_a", "response_b")
-    return [{"id": f"c{i}", **{part: [text() for _ in range(n)] for part in parts}} for i, n in enumerate(rounds)]
+    turns = [1 + (place % 4 == 3) for place in range(count)]
+    fields = ("prompt", "response_a", "response_b")
+    return [{"id": f"c{i}", **{field: [text() for _ in range(n)] for field in fields}} for i, n in enumerate(turns)]
 
 
 def exchanged(pair: dict[str, Any]) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def test_one_order_says_nothing_of_flips(server: Server) -> None:
 def test_what_does_not_fit_is_shortened_and_says_so(server: Server) -> None:
     short, long = server.judge(PAIR, {**PAIR, "response_b": LONG})
     assert not short["truncated"] and long["truncated"] and short["prompt_tokens"] < long["prompt_tokens"] <= 256
-    as_rounds = {key: [text] for key, text in PAIR.items()}
-    assert server.judge(as_rounds)[0]["prompt_tokens"] == short["prompt_tokens"]
+    as_turns = {key: [text] for key, text in PAIR.items()}
+    assert server.judge(as_turns)[0]["prompt_tokens"] == short["prompt_tokens"]
 
 
 def test_recalibration_beside_the_model_is_applied(export: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_recalibration_beside_the_model_is_applied(export: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
-        ({"conversations": [{**PAIR, "prompt": ["one", "two"]}]}, r"conversations\[0\]: each round .* prompt has 2"),
+        ({"conversations": [{**PAIR, "prompt": ["one", "two"]}]}, r"conversations\[0\]: each turn .* prompt has 2"),
         ({"conversations": [PAIR, {**PAIR, "prompt": " \n"}]}, r"conversations\[1\]: the prompt is empty"),
         ({"conversations": [{**PAIR, "prompt": []}]}, r"conversations\[0\].prompt: .* at least 1 item"),
         ({"conversations": [{**PAIR, "response_b": 3}]}, r"conversations\[0\].response_b: give a text"),
@@ -178,8 +178,11 @@ def test_recalibration_beside_the_model_is_applied(export: Path, tmp_path: Path)
         ({"conversations": [PAIR], "orders": "ba"}, "orders: .*'both' or 'ab'"),
         ({"conversations": [{**PAIR, "prompt": "\ud800"}]}, r"prompt\[0\]: .*surrogate"),
         ({"conversations": [{**PAIR, "\ud800": 1}]}, r"conversations\[0\]: .*unicode"),
-        ({f"key{k}": 1 for k in range(1000)}, "1000 keys: it can have conversations, orders"),
-        ({"conversations": [{f"key{k}": 1 for k in range(1000)}]}, r"conversations\[0\]: 1000 keys"),
+        ({f"key{k}": 1 for k in range(1000)}, "1000 keys; known here: conversations, orders"),
+        (
+            {"conversations": [{f"key{k}": 1 for k in range(1000)}]},
+            r"conversations\[0\]: 1000 keys; known here: id, prompt",
+        ),
         ({"conversations": [{}] * 1000}, r"conversations\[0\].prompt: .*, and 2 more"),
         ({"conversations": [{**PAIR, "prompt": [3] * 1000}]}, r"prompt\[0\]: .*valid string$"),
         ([], "body: "),
@@ -273,15 +276,15 @@ def test_a_judge_that_is_computed_otherwise_is_not_served_or_says_so(export: Pat
     with in_process(export, tmp_path / "jobs") as (client, _):
         assert client.get("/v1/model").json()["computes_otherwise"] is None
     with pytest.raises(UserError, match=r"computes something else .* canaries=warn goes on"):
-        served = replace(configured("+exp=smoke").serve, scorer=scorer("transformers"), port=0)
-        serve(open_exported(swapped), served, tmp_path / "jobs", "refuse")
+        settings_of_serve = replace(configured("+exp=smoke").serve, port=0)
+        serve(open_exported(swapped), scorer("transformers"), settings_of_serve, tmp_path / "jobs", "refuse")
 
 
 @pytest.mark.timeout(200)
-def test_the_door_refuses_what_cannot_be_served(export: Path, tmp_path: Path) -> None:
+def test_the_entry_point_refuses_what_cannot_be_served(export: Path, tmp_path: Path) -> None:
     chosen = ("+exp=smoke", f"paths.root={tmp_path}", f"serve.model={export}", "scorer@serve.scorer=transformers")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "cannot be listened on" in refuses("distill.serve", *chosen, f"serve.port={taken.getsockname()[1]}")
+        assert "cannot listen there" in refuses("distill.serve", *chosen, f"serve.port={taken.getsockname()[1]}")
     assert "NO_SUCH_KEY" in refuses("distill.serve", *chosen, "serve.api_key_variable=NO_SUCH_KEY")
     assert "make export" in refuses("distill.serve", *chosen[:2], "serve.port=0")
     assert "serve.max_queue=3" in refuses("distill.serve", *chosen, "serve.max_queue=3")
@@ -393,7 +396,7 @@ def test_a_job_is_on_disk_before_it_is_accepted(export: Path, tmp_path: Path) ->
 def test_a_damaged_job_is_named(tmp_path: Path) -> None:
     job = Job(tmp_path, "0" * 32)
     job.accepted.write_text('{"orders": "both"}\n{"prompt": "x"}\n')
-    with pytest.raises(ValueError, match=f"{job.accepted} is not what this server wrote"):
+    with pytest.raises(ValueError, match=f"{job.accepted} is damaged"):
         job.read()
 
 
@@ -431,7 +434,7 @@ def test_one_folder_of_jobs_has_one_server(server: Server, export: Path) -> None
     content = open_exported(export).manifest.content[:12]
     (folder,) = server.log.parent.glob(f"serve/jobs/{content}")
     with pytest.raises(ValueError, match="another server works on the jobs"):
-        Jobs(folder, judge=None, limit=1)  # type: ignore[arg-type]
+        Jobs(folder, judge_pairs=None, limit=1)  # type: ignore[arg-type]
 
 
 def test_the_container_gets_what_it_copies() -> None:

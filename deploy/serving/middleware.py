@@ -1,4 +1,4 @@
-"""Around the routes: who may come in, with how much, under which id; and what Prometheus is told of it."""
+"""The ASGI middleware around all routes: keys, limits, request ids, and what Prometheus is told of the traffic."""
 
 import hmac
 import logging
@@ -6,7 +6,6 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -15,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from core.prompts import Rendered
-from deploy.serving.schemas import FieldProblem, Problem
+from deploy.serving.problems import problem
 
 log = logging.getLogger(__name__)
 GUARDED = "/v1/"
@@ -32,33 +31,33 @@ class Traffic:
     """The counters of one server."""
 
     def __init__(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
-        """`gauges`: what to read when asked, as name -> (description, how)."""
+        """`gauges`: name -> (description, function that reads the present value)."""
         self.registry = CollectorRegistry()
-        common: dict[str, Any] = {"registry": self.registry}
-        self._requests = Counter("judge_requests", "HTTP requests", ["route", "status"], **common)
-        self._seconds = Histogram("judge_request_seconds", "of a request", ["route"], buckets=SECONDS, **common)
-        self._conversations = Counter("judge_conversations", "conversations judged, those of jobs included", **common)
-        self._truncated = Counter("judge_truncated_conversations", "of them, those that were shortened", **common)
-        self._tokens = Counter("judge_prompt_tokens", "tokens of the prompts scored", **common)
+        registry: dict[str, Any] = {"registry": self.registry}
+        self._requests = Counter("judge_requests", "HTTP requests", ["route", "status"], **registry)
+        self._seconds = Histogram("judge_request_seconds", "of a request", ["route"], buckets=SECONDS, **registry)
+        self._conversations = Counter("judge_conversations", "conversations judged, those of jobs included", **registry)
+        self._truncated = Counter("judge_truncated_conversations", "of them, those that were shortened", **registry)
+        self._tokens = Counter("judge_prompt_tokens", "tokens of the prompts scored", **registry)
         for name, (description, value) in gauges.items():
-            Gauge(name, description, **common).set_function(value)
+            Gauge(name, description, **registry).set_function(value)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         self._requests.labels(route, status).inc()
         self._seconds.labels(route).observe(seconds)
 
     def judged(self, prompts: Sequence[Rendered], orders: int) -> None:
-        """`prompts` of whole conversations, `orders` of each."""
+        """Count conversations: `prompts` has each in `orders` orders."""
         self._conversations.inc(len(prompts) / orders)
         self._truncated.inc(sum(prompt.truncated for prompt in prompts) / orders)
         self._tokens.inc(sum(len(prompt.ids) for prompt in prompts))
 
 
-class Gate:
-    """ASGI middleware around the whole application.
+class Middleware:
+    """Gives each request an id, asks for the key, limits bodies, and counts.
 
-    Gives each request an id, its client's where that is harmless; asks for the key before anything is read; counts a
-    body's bytes while they arrive, whatever Content-Length says.
+    The id is the client's where that is harmless. The key is asked for before anything is read. A body's bytes are
+    counted while they arrive, whatever Content-Length says.
     """
 
     def __init__(self, app: App, traffic: Traffic, api_key: str | None, max_body_bytes: int) -> None:
@@ -70,9 +69,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         began, headers, status = time.perf_counter(), Headers(scope=scope), 500
-        given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        scope["request_id"] = request_id
+        request_id = scope["request_id"] = request_id_of(headers)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -94,21 +91,27 @@ class Gate:
                 log.info("%s %s %d in %.0f ms, request %s", scope["method"], route, status, 1000 * seconds, request_id)
 
     def _refusal(self, path: str, headers: Headers, request_id: str) -> Response | None:
-        if self._expected is not None and path.startswith(GUARDED):
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            if not hmac.compare_digest(f"{scheme.capitalize()} {key.strip()}".encode("latin-1"), self._expected):
-                told = {"www-authenticate": "Bearer"}
-                return problem(401, "send the server's key as Authorization: Bearer <key>", request_id, told)
+        """The answer to a request without the key, or with too large a body; None for all others."""
+        if path.startswith(GUARDED) and not self._has_key(headers):
+            detail = "send the server's key as Authorization: Bearer <key>"
+            return problem(401, detail, request_id, {"www-authenticate": "Bearer"})
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_body_bytes:
             return problem(413, self._too_large, request_id, {"connection": "close"})
         return None
+
+    def _has_key(self, headers: Headers) -> bool:
+        if self._expected is None:
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        return hmac.compare_digest(f"{scheme.capitalize()} {key.strip()}".encode("latin-1"), self._expected)
 
     @property
     def _too_large(self) -> str:
         return f"the body is larger than {self.max_body_bytes} bytes: send fewer conversations at a time"
 
     def _counted(self, receive: Receive) -> Receive:
+        """`receive`, until a body is too large."""
         read = 0
 
         async def counted() -> Message:
@@ -122,14 +125,7 @@ class Gate:
         return counted
 
 
-def problem(
-    status: int,
-    detail: str,
-    request_id: str,
-    headers: Mapping[str, str] | None = None,
-    errors: Sequence[FieldProblem] = (),
-) -> Response:
-    """An answer with problem details (RFC 9457)."""
-    title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Client gone"
-    body = Problem(title=title, status=status, detail=detail, request_id=request_id, errors=list(errors))
-    return Response(body.model_dump_json(), status, headers, "application/problem+json")
+def request_id_of(headers: Headers) -> str:
+    """The client's own id where it can stand in a log, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
