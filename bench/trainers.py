@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.processes import peak_bytes
 from core.records import LABELS, swap_labels
 from distill.config import Config
 
@@ -62,7 +63,7 @@ class Turns:
         if self.left:
             return
         seconds, busy = time.perf_counter() - self.began, time.process_time() - self.busy
-        self.pipe.send(Turn(self.tokens, self.padded, seconds, busy, peak_mb()))
+        self.pipe.send(Turn(self.tokens, self.padded, seconds, busy, peak_bytes() / 1e6))
         ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system: all sides share the machine's memory
         if not self.pipe.recv():
             raise Finished
@@ -225,12 +226,6 @@ def epoch_plan(task: Task) -> list[list[Any]]:
     student, lengths = task.config.student, [example.length for example in task.examples]
     steps = plan_epoch(lengths, student.batch_conversations, student.length_pool_steps, task.config.seed, 0)
     return [micro_batches(step, lengths, 1, student.micro_batch_tokens)[0] for step in steps]
-
-
-def peak_mb() -> float:
-    """The most memory that this process has held, in MB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 SIDES: dict[str, Callable[[Task, Turns, Path], None]] = {"trainer": trainer, "trl": trl, "bare": bare, "ours": ours}

@@ -17,12 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from scipy.special import softmax
 
-from core.config import from_mapping
-from core.data.config import DataConfig
+from bench.configuration import configured
 from core.data.conversations import BadRow, parse
 from core.data.readers import open_sources
 from core.records import Conversation
@@ -30,7 +27,6 @@ from core.scoring import swap_average
 from core.store.store import read_logits
 from deploy.predicting.config import RulesConfig
 from deploy.predicting.submission import apply_rules
-from distill.entry_point import CONF
 from eval.metrics import log_loss_rows, shares
 
 # Daoyuan Li's notebook for the contest; what is null there is the prior.
@@ -72,10 +68,8 @@ def special(file: str) -> Found:
 
 
 def voted(file: str) -> Iterator[Conversation]:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        values = OmegaConf.to_container(compose("config", overrides=["data=human"]).data, resolve=True)
-    assert isinstance(values, dict)
-    (source,) = open_sources(replace(from_mapping(DataConfig, values), files=[file]))  # type: ignore[arg-type]
+    data = replace(configured(["data=human"]).data, files=[file])
+    (source,) = open_sources(data)
     for row in source.rows():
         try:
             conversation = parse(row, source)

@@ -14,7 +14,7 @@ import pytest
 from tests.composing import configured
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("kaggle/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/kaggle/*.md")])
 STAGES = ("distill.", "eval", "distill.kaggle")
 NOT_COMPOSED = ("distill.store",)  # a command line of its own
 OTHERS = ("pytest", "pip")
