@@ -76,7 +76,12 @@ def is_class(node: ast.AST, name: str) -> bool:
 
 def texts() -> str:
     """All that tells users what to type."""
-    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/kaggle/*.md"), *ROOT.glob("conf/**/*.yaml")]
+    files = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("deploy/kaggle/*.md"),
+        *ROOT.glob("conf/**/*.yaml"),
+    ]
     return "\n".join(file.read_text() for file in files)
 
 
