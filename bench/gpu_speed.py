@@ -1,4 +1,4 @@
-"""What this machine reaches, for distill.plan: python -m bench.gpu_speed, then plan.calibration=<the file it names>
+"""What this machine reaches, for distill.plan: python -m bench.gpu_speed, then plan.measured=<the file it names>
 
 `gpu_check/speed.py` says what is measured and how. On a GPU the defaults are layers of Gemma-2-9b, on a CPU of
 SmolLM2-135M. vLLM is faster than the scorer measured here: `python -m bench.teacher` compares the two.
@@ -25,7 +25,7 @@ def main() -> None:
     config = settings(arguments.model, arguments.layers, not arguments.no_checkpointing)
     found, reached = measure(config, arguments.rows, arguments.tokens, arguments.repeats)
     output = write(reached, arguments.output)
-    print(f"{reached.measured}\nwritten: plan.calibration={output}")
+    print(f"{reached.measured}\nwritten: plan.measured={output}")
     print(json.dumps({"bench": "gpu_speed", "figures": asdict(found)}))
 
 

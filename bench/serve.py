@@ -163,9 +163,11 @@ def engine(judge: ExportedJudge) -> Iterator[Any]:
     """A function that scores conversations in both orders with an engine of the same settings: seconds."""
     from vllm import PoolingParams
 
+    from teachers.scorers.config import VllmConfig
     from teachers.scorers.vllm import VllmScorer
 
-    config = configured(["+exp=demo"]).serve.scorer
+    config = configured(["+exp=demo"]).scorers.exported
+    assert isinstance(config, VllmConfig)
     with VllmScorer(judge.folder, config, judge.max_tokens) as scorer:
 
         def classify(rows: Sequence[Conversation]) -> float:

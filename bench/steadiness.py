@@ -106,20 +106,20 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
     config, device = configs[0], torch.device("cpu")
     rows = conversations.load(config.root / "data" / config.data.name)
     _, scored, _ = scored_and_training(rows, config.eval.split, config.fold)
-    _, validating = split(rows[: config.limit], config.fold, config.student.validation_share)
+    _, validating = split(rows[: config.limit], config.fold, config.train.validation_share)
     targets = None
     if config.loss.distils:
         store = config.root / "logits" / str(config.teacher.name)
         asked = (validating, config.fold, config.teacher.rows, config.teacher.max_entropy)
         targets = soft_targets(store, *asked).logits
-    base = models.resolve(config.student.base, config.root, config.student.layers)
+    base = models.resolve(config.model.base, config.root, config.model.layers)
     renderer = Renderer(config.prompt, base)
     parts = [
         make_examples(part, renderer.render(part), theirs, config.loss.rows)
         for part, theirs in ((validating, targets), (scored, None))
     ]
     votes, objective = np.array([c.votes for c in scored]), Objective(config.loss)
-    judge = build_judge(base, config.student, config.engine, config.seed).eval()
+    judge = build_judge(base, config.model, config.engine, config.seed).eval()
     runs = []
     for run in configs:
         checkpoints = []
@@ -128,7 +128,7 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
             logits = []
             for examples in parts:
                 lengths = [e.length for e in examples]
-                (batches,) = micro_batches(range(len(lengths)), lengths, 1, config.student.micro_batch_tokens)
+                (batches,) = micro_batches(range(len(lengths)), lengths, 1, config.engine.micro_batch_tokens)
                 logits.append(score(judge, examples, batches, device, padding_free=False))
             found = validation(objective, logits[0], parts[0])
             ab, ba = logits[1][:, 0].numpy(), logits[1][:, 1][:, SWAPPED].numpy()

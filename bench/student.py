@@ -44,12 +44,12 @@ TARGETS = {
 TRL = "trl==1.16.0"
 OVERRIDES = (
     "loss=votes",
-    "student.dtype=fp32",
-    f"student.batch_conversations={ROWS // len(ORDERS)}",
-    "student.length_pool_steps=128",  # as many conversations as conf/student/lora.yaml sorts together
+    "model.dtype=fp32",
+    f"train.batch_conversations={ROWS // len(ORDERS)}",
+    "train.length_pool_steps=128",  # as many conversations as conf/model/lora.yaml sorts together
     "prompt.max_tokens=768",  # 97% of the conversations fit; with 1,024 the Trainer takes 16 GB and more
-    "student.micro_batch_tokens=1536",  # both orders of the longest conversation
-    "student.lora={rank: 16, alpha: 32, dropout: 0.0}",  # as the demo's
+    "engine.micro_batch_tokens=1536",  # both orders of the longest conversation
+    "model.lora={rank: 16, alpha: 32, dropout: 0.0}",  # as the demo's
     "engine.checkpoint_minutes=100000",
 )
 
@@ -77,7 +77,7 @@ def make_task(base: Path, conversations: Sequence[Conversation], threads: int) -
     """Render the conversations for all sides."""
     from students.training.data import make_examples
 
-    config = replace(configured([*OVERRIDES, f"student.base={base}"]), run="bench")
+    config = replace(configured([*OVERRIDES, f"model.base={base}"]), run="bench")
     rendered = Renderer(config.prompt, base).render(conversations)
     examples = make_examples(conversations, rendered, None, config.loss.rows)
     pairs = [pair for pair in map(preference, conversations) if pair]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.configuration import file_of
+from bench.configuration import configured, file_of
 from bench.conversations import whole_groups
 from bench.processes import processor_seconds
 from core.config import from_mapping
@@ -33,8 +33,7 @@ from core.records import LABELS, ORDERS, Conversation
 from core.scoring import to_own_order
 from core.store.store import NO_FOLD, StoreWriter, read_parts
 from distill.teacher import Judge, fill_store, prefix_order
-from teachers.config import TeacherConfig
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import VllmConfig
 from teachers.scoring_run import Interrupt, Progress, not_done
 
 TARGETS = {"speedup_vs_transformers": [">=", 1.8], "overhead_vs_engine": ["<=", 1.05]}
@@ -78,7 +77,7 @@ def measure(
 
     from teachers.scorers.vllm import VllmScorer
 
-    config = from_mapping(ScorerConfig, file_of("scorer/vllm") | {"dtype": "fp32"})
+    config = from_mapping(VllmConfig, file_of("scorer/vllm") | {"dtype": "fp32"})
     loop = transformers_loop(model)
     prompts = [rendered.ids for rendered in renderer.render(conversations)]
     tokens = sum(map(len, prompts))
@@ -124,8 +123,7 @@ def measure(
 def stage(scorer: Any, renderer: Renderer, conversations: list[Conversation], store: Path) -> np.ndarray:
     """What the stage does once its engine runs; logits [prompts, 3] as shown, in the order of the conversations."""
     shutil.rmtree(store, ignore_errors=True)
-    teacher = file_of("teacher/default")
-    config = from_mapping(TeacherConfig, teacher | {"scorer": file_of("scorer/vllm")})
+    config = configured([])
     judge = Judge("bench", NO_FOLD, Learned(), renderer, store, lambda: (store, None))
     with StoreWriter(store, {}, judge.name) as writer, Interrupt() as interrupt:
         todo, done = not_done(sorted(conversations, key=prefix_order), writer, ORDERS)

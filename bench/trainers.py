@@ -96,7 +96,7 @@ def ours(task: Task, turns: Turns, folder: Path) -> None:
 
     config = task.config
     with process_group():
-        judge = build_judge(task.base, config.student, config.engine, config.seed)
+        judge = build_judge(task.base, config.model, config.engine, config.seed)
         Trainer(config, judge, task.examples, task.examples[:1], folder, Timer()).train()
 
 
@@ -109,7 +109,7 @@ def bare(task: Task, turns: Turns, folder: Path) -> None:
     from students.training.model import build_judge
 
     config = task.config
-    judge = build_judge(task.base, config.student, config.engine, config.seed).train()
+    judge = build_judge(task.base, config.model, config.engine, config.seed).train()
     trained = [p for part in judge.trainable() for p in part]
     first, second = config.optimizer.betas
     optimizer = torch.optim.AdamW(trained, lr=config.optimizer.lr, betas=(first, second), weight_decay=0.0)
@@ -199,7 +199,7 @@ def classifier(task: Task, labels: int, pad: int) -> Any:
     model = AutoModelForSequenceClassification.from_pretrained(
         task.base, num_labels=labels, pad_token_id=pad, dtype=torch.float32
     )
-    return with_lora(model, task.config.student)
+    return with_lora(model, task.config.model)
 
 
 def step_callback(turns: Turns) -> Any:
@@ -223,9 +223,9 @@ def epoch_plan(task: Task) -> list[list[Any]]:
     """The micro-batches [step][piece][row] that the student stage trains in its first epoch."""
     from students.training.data import micro_batches, plan_epoch
 
-    student, lengths = task.config.student, [example.length for example in task.examples]
-    steps = plan_epoch(lengths, student.batch_conversations, student.length_pool_steps, task.config.seed, 0)
-    return [micro_batches(step, lengths, 1, student.micro_batch_tokens)[0] for step in steps]
+    train, lengths = task.config.train, [example.length for example in task.examples]
+    steps = plan_epoch(lengths, train.batch_conversations, train.length_pool_steps, task.config.seed, 0)
+    return [micro_batches(step, lengths, 1, task.config.engine.micro_batch_tokens)[0] for step in steps]
 
 
 SIDES: dict[str, Callable[[Task, Turns, Path], None]] = {"trainer": trainer, "trl": trl, "bare": bare, "ours": ours}

@@ -1,4 +1,4 @@
-"""The typed configuration: Hydra's DictConfig becomes these frozen dataclasses at the door and goes no further.
+"""The typed configuration: Hydra's DictConfig becomes these frozen dataclasses at the entry point and goes no further.
 
 Every number lives in `conf/`; nothing here has a default. A key that is unknown, missing, of the wrong type or out of
 its bounds (`core/bounds.py`) is an error, and all errors of a configuration are reported at once.
@@ -13,9 +13,9 @@ from core.bounds import (
     is_finite,
 )
 from core.errors import UserError
+from core.renamed import new_name
 
 C = TypeVar("C")
-CanaryMode = Literal["refuse", "warn"]
 
 
 def from_mapping(kind: type[C], values: Mapping[str, Any], at: str = "") -> C:
@@ -44,7 +44,9 @@ def _dataclass(kind: Any, values: Any, at: str, problems: list[str]) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in hints:
-            problems.append(f"{_join(at, key)}={values[key]!r}: unknown key; known here: {', '.join(hints)}")
+            now = new_name(_join(at, key))
+            advice = f"it is called {now} now" if now else f"known here: {', '.join(hints)}"
+            problems.append(f"{_join(at, key)}={values[key]!r}: unknown key; {advice}")
     for key in hints:
         if key not in values:
             problems.append(f"{_join(at, key)}: missing; set it in conf/ or on the command line")
@@ -60,6 +62,8 @@ def _value(hint: Any, value: Any, at: str, problems: list[str], otherwise: str =
         if value is None and type(None) in arguments:
             return None
         options = [a for a in arguments if a is not type(None)]
+        if len(options) > 1 and all(map(is_dataclass, options)):
+            return _tagged(options, value, at, problems)
         fitting = [a for a in options if _fits(a, value)]
         null = ", or null" if type(None) in arguments else ""
         return _value(fitting[0] if fitting else options[0], value, at, problems, null)
@@ -84,6 +88,21 @@ def _value(hint: Any, value: Any, at: str, problems: list[str], otherwise: str =
         kind = dict[str, Any] if isinstance(value, Mapping) else list[Any] if isinstance(value, list) else None
         return value if kind is None else _value(kind, value, at, problems)
     return float(value) if hint is float else value
+
+
+def _tagged(options: list[Any], value: Any, at: str, problems: list[str]) -> Any:
+    """One of several dataclasses, told apart by the only value that each allows for a common field."""
+    tags = [
+        {f: get_args(h)[0] for f, h in get_type_hints(o).items() if get_origin(h) is Literal and len(get_args(h)) == 1}
+        for o in options
+    ]
+    (tag,) = set.intersection(*map(set, tags))
+    names = {each[tag]: option for each, option in zip(tags, options, strict=True)}
+    found = value.get(tag) if isinstance(value, Mapping) else None
+    if found not in names:
+        problems.append(f"{_join(at, tag)}={found!r}: expected one of {', '.join(names)}")
+        return None
+    return _dataclass(names[found], value, at, problems)
 
 
 def _fits(hint: Any, value: Any) -> bool:

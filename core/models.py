@@ -36,7 +36,7 @@ TOKENIZER_FILES = (
 WEIGHTS = (LEARNED_FROM, "*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.jinja")
 
 
-def resolve(base: str | None, root: Path, layers: int | None = None, key: str = "student.base") -> Path:
+def resolve(base: str | None, root: Path, layers: int | None = None, key: str = "model.base") -> Path:
     """The folder of the model that `base` names, with only its first `layers` decoder layers where that is set.
 
     `base` is a local folder, a hub id (`google/gemma-2-9b-it`) or `pip:PACKAGE` for a package that carries a GGUF file;
@@ -120,7 +120,7 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
 
     whole = json.loads((base / "config.json").read_text())
     if not 0 < layers <= whole["num_hidden_layers"]:
-        raise UserError(f"student.layers={layers}: {base} has {whole['num_hidden_layers']} layers")
+        raise UserError(f"model.layers={layers}: {base} has {whole['num_hidden_layers']} layers")
     config = whole | {"num_hidden_layers": layers}
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]

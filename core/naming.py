@@ -20,13 +20,13 @@ from core.errors import UserError
 
 # Overrides below these keys make another model, so they become part of the run's name; all others do not.
 NAMING = (
-    *("seed", "loss", "student", "optimizer", "prompt"),
+    *("seed", "loss", "model", "train", "optimizer", "prompt"),
     *("teacher.name", "teacher.rows", "teacher.max_entropy"),
 )
 NAMES = ("name", "data.name", "teacher.name", "teacher.mixture.teachers")
 PATHS = (
     *("paths.root", "input", "output", "check", "data.files", "data.hub", "engine.nvme_path", "eval.judges"),
-    *("student.base", "teacher.path", "teacher.model", "predict.model", "serve.model", "plan.calibration"),
+    *("model.base", "teacher.path", "teacher.model", "predict.model", "serve.model", "plan.measured"),
 )
 NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 INERT = re.compile("[A-Za-z0-9_.+-]{1,64}")
@@ -86,7 +86,7 @@ def spelled(value: str) -> str:
 
 
 def split_overrides(text: str) -> list[str]:
-    """Overrides that are joined by commas: `loss=kl,student.lora.targets=[q_proj,v_proj]` are two."""
+    """Overrides that are joined by commas: `loss=kl,model.lora.targets=[q_proj,v_proj]` are two."""
     return OVERRIDE.split(text)
 
 

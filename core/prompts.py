@@ -60,7 +60,7 @@ class PromptConfig:
     """`show_models` tells the judge who wrote each response: for teachers, whose student need not know."""
 
     max_tokens: Count
-    min_round_tokens: Natural
+    min_turn_tokens: Natural
     show_models: bool
     template: TemplateConfig
 
@@ -126,7 +126,7 @@ class Renderer:
         names = {name: texts.pop(name) for name in ("model_a", "model_b")}
         template = _digest([LAYOUT_VERSION, texts])
         tokenizer = json.loads(self._tokenizer.to_str())
-        parts = [template, self.config.max_tokens, self.config.min_round_tokens, tokenizer, *self._frame]
+        parts = [template, self.config.max_tokens, self.config.min_turn_tokens, tokenizer, *self._frame]
         return {"template": template, "prompt": _digest([*parts, names] if self.config.show_models else parts)}
 
     def render(self, conversations: Iterable[Conversation], orders: Sequence[Order] = ORDERS) -> Iterator[Rendered]:
@@ -182,7 +182,7 @@ class Renderer:
         kept: list[tuple[int, int, int]] = []
         for size in reversed(sizes):
             room = budget - self._round_overhead
-            if kept and room < min(self.config.min_round_tokens, sum(size)):
+            if kept and room < min(self.config.min_turn_tokens, sum(size)):
                 break
             kept.append(share_room(*size, room))
             budget = room - sum(kept[-1])

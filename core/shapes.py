@@ -12,7 +12,7 @@ from typing import Any
 from core.errors import UserError
 from core.models import PIP
 from core.records import LABELS
-from students.training.config import StudentConfig
+from students.training.config import ModelConfig
 
 SHAPES = Path(__file__).resolve().parent.parent / "conf" / "plan" / "models" / "shapes.yaml"
 HUB_TIMEOUT_S = 5.0  # for a file of a kilobyte
@@ -52,8 +52,8 @@ class Shape:
         return self.tuned if method == "full" else self.adapters
 
 
-def shape_of(base: str, root: Path, student: StudentConfig, with_lora: Callable[[Any, StudentConfig], Any]) -> Shape:
-    """Count `base` as `student` would train it; `with_lora` is `students.training.model`'s.
+def shape_of(base: str, root: Path, model: ModelConfig, with_lora: Callable[[Any, ModelConfig], Any]) -> Shape:
+    """Count `base` as a training with `model` would see it; `with_lora` is `students.training.model`'s.
 
     Raises `UserError` where its configuration cannot be had.
     """
@@ -62,19 +62,19 @@ def shape_of(base: str, root: Path, student: StudentConfig, with_lora: Callable[
 
     config = model_config(base, root)
     config.num_labels = len(LABELS)
-    if student.layers is not None:
-        if not 0 < student.layers <= config.num_hidden_layers:
-            raise UserError(f"student.layers={student.layers}: {base} has {config.num_hidden_layers} layers")
-        config.num_hidden_layers = student.layers
+    if model.layers is not None:
+        if not 0 < model.layers <= config.num_hidden_layers:
+            raise UserError(f"model.layers={model.layers}: {base} has {config.num_hidden_layers} layers")
+        config.num_hidden_layers = model.layers
         if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: student.layers]
+            config.layer_types = config.layer_types[: model.layers]
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
-        sizes = {name: p.numel() for name, p in model.named_parameters()}
-        linear = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "score"}
-        norms = sum("norm" in name for name, _ in model.base_model.layers[0].named_children())
-        adapted = with_lora(model, student)
-    frozen = [f"layers.{i}." for i in range(student.freeze_layers)] + ["embed_tokens"] * bool(student.freeze_layers)
+        empty = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+        sizes = {name: p.numel() for name, p in empty.named_parameters()}
+        linear = {name for name, m in empty.named_modules() if isinstance(m, torch.nn.Linear) and name != "score"}
+        norms = sum("norm" in name for name, _ in empty.base_model.layers[0].named_children())
+        adapted = with_lora(empty, model)
+    frozen = [f"layers.{i}." for i in range(model.freeze_layers)] + ["embed_tokens"] * bool(model.freeze_layers)
     heads, types = config.num_attention_heads, getattr(config, "layer_types", None) or []
     return Shape(
         layers=config.num_hidden_layers,
@@ -85,14 +85,14 @@ def shape_of(base: str, root: Path, student: StudentConfig, with_lora: Callable[
         mlp=config.intermediate_size,
         window=getattr(config, "sliding_window", None),
         windowed=types.count("sliding_attention"),
-        capped=bool(getattr(config, "attn_logit_softcapping", None)) and student.softcapping,
+        capped=bool(getattr(config, "attn_logit_softcapping", None)) and model.softcapping,
         norms=norms,
         wide_gains=config.model_type.startswith("gemma"),
         parameters=sum(sizes.values()),
         matrices=sum(sizes[f"{name}.weight"] for name in linear),
         adapters=sum(p.numel() for p in adapted.parameters() if p.requires_grad),
         tuned=sum(size for name, size in sizes.items() if not any(part in name for part in frozen)),
-        rank=student.lora.rank,
+        rank=model.lora.rank,
         largest=max(sizes.values()),
         language_head=0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size,
     )

@@ -5,23 +5,24 @@ from pathlib import Path
 from typing import Literal
 
 from core.bounds import Count, Natural, Seed
-from core.config import CanaryMode
 from core.data.config import DataConfig
 from core.prompts import PromptConfig
 from deploy.predicting.config import PredictConfig
 from deploy.serving.config import ServeConfig
 from distill.plan.config import PlanConfig
-from eval.config import EvalConfig
-from students.export.config import ExportConfig
+from eval.config import CanariesConfig, EvalConfig, FidelityConfig
+from students.export.config import ExportConfig, T4Config
 from students.training.config import (
     EngineConfig,
     LossConfig,
+    ModelConfig,
     OptimizerConfig,
-    StudentConfig,
     SweepConfig,
     TrackerConfig,
+    TrainConfig,
 )
 from teachers.config import TeacherConfig
+from teachers.scorers.config import ScorersConfig
 
 
 @dataclass(frozen=True)
@@ -47,19 +48,23 @@ class Config:
     input: str | None
     output: str | None
     check: str | None
-    canaries: CanaryMode
     data: DataConfig
     prompt: PromptConfig
-    student: StudentConfig
+    model: ModelConfig
+    train: TrainConfig
     loss: LossConfig
     optimizer: OptimizerConfig
     engine: EngineConfig
     teacher: TeacherConfig
+    scorers: ScorersConfig
     export: ExportConfig
+    fidelity: FidelityConfig
+    canaries: CanariesConfig
     eval: EvalConfig
     predict: PredictConfig
     serve: ServeConfig
     plan: PlanConfig
+    t4: T4Config
     tracker: TrackerConfig
     sweep: SweepConfig
     paths: PathsConfig

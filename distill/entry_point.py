@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from core.config import from_mapping
 from core.errors import UserError
 from core.exits import ChecksFailed, plain_ends, refuse, surroundings_explained
 from core.naming import check_names, expanded, run_name
+from core.renamed import new_name
 from distill.config import Config
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def entry_point(stage: Callable[[Config], Any]) -> Callable[[], Any]:
 
             from core.naming import home
 
+            refuse_old_keys(sys.argv[1:])
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors rise to here
             OmegaConf.register_new_resolver("home", home, replace=True)
             try:
@@ -66,6 +69,14 @@ def entry_point(stage: Callable[[Config], Any]) -> Callable[[], Any]:
                 refuse(error)
 
     return main
+
+
+def refuse_old_keys(arguments: Iterable[str]) -> None:
+    """Name the new key for an override whose key earlier versions knew: Hydra would only say that there is none."""
+    keys = [argument.split("=")[0].lstrip("+~") for argument in arguments if "=" in argument]
+    old = {key: new_name(key.rpartition("@")[2]) for key in keys}
+    if found := [f"{key} is called {new} now" for key, new in old.items() if new]:
+        refuse(UserError("; ".join(found)))
 
 
 def typed(values: Mapping[str, Any], overrides: Iterable[str]) -> Config:

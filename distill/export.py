@@ -6,14 +6,14 @@
     compare    with the unquantised student, on conversations that it was not trained on: fidelity.json
     check      whether T4s can run the folder: t4.json
 
-What is done already is not done again. An export that surely loses more than `export.fidelity` allows, or that T4s
+What is done already is not done again. An export that surely loses more than `fidelity` allows, or that T4s
 cannot run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
 """
 
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from core.exits import ChecksFailed
 from distill.config import Config
 from distill.entry_point import entry_point
 from students.export.config import T4Config
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import ScorerConfig, through_transformers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,8 @@ def main(config: Config) -> None:
     from core.exported import export_folder
 
     if config.check is not None:
-        failed = broken_rules(examine(Path(config.check), config.plan.t4, config.export.scorer.load_in_8bit))
+        in_8bit = through_transformers(config.scorers.check).load_in_8bit
+        failed = broken_rules(examine(Path(config.check), config.t4, in_8bit))
     else:
         judge, rows = folds_average(config) if config.export.folds else one_fold(config)
         folder = export_folder(config)
@@ -64,7 +65,10 @@ def main(config: Config) -> None:
             "export": to_mapping(config.export),
             "fold": config.fold,
             "prompt": judge.manifest.config["prompt"],
-            "t4": {"memory_gb": config.plan.t4.memory_gb, "batch_tokens": config.plan.t4.batch_tokens},
+            "fidelity": to_mapping(config.fidelity),
+            "canaries": {**to_mapping(config.canaries), "on_failure": None},
+            "scorer": config.scorers.check.identity,
+            "t4": {"memory_gb": config.t4.memory_gb, "batch_tokens": config.t4.batch_tokens},
         }
         artefact = Artefact(folder, "export", settings, [judge.folder], config.root)
         with artefact.building(overwrite=config.overwrite) as lacking:
@@ -125,7 +129,7 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
             averages = {f"average, {name}": average(folds, name, config.root) for name in methods(folds)}
             judges = {**dict(zip(fold_names, folds, strict=True)), **averages}
             logits = {
-                name: logits_of(config, judge, unquantised(judge, config.root), config.export.reference, rows)
+                name: logits_of(config, judge, unquantised(judge, config.root), reference(config), rows)
                 for name, judge in judges.items()
             }
             folder.mkdir(parents=True, exist_ok=True)
@@ -151,16 +155,25 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "A
     folder = artefact.folder
     model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
     copy_linked(model, folder)
-    make_canaries(folder, readable, judge.renderer, config.export, rows.training, config.seed)
-    compared = sample(rows.compared, config.export.fidelity.rows, config.seed)
+    make_canaries(
+        folder,
+        readable,
+        judge.renderer,
+        config.scorers.check,
+        config.export.dtype,
+        config.canaries,
+        rows.training,
+        config.seed,
+    )
+    compared = sample(rows.compared, config.fidelity.rows, config.seed)
     votes, groups = votes_of(compared)
     found = fidelity(
-        logits_of(config, judge, unquantised(judge, config.root), config.export.reference, compared),
-        logits_of(config, judge, readable, config.export.scorer, compared),
+        logits_of(config, judge, unquantised(judge, config.root), reference(config), compared),
+        logits_of(config, judge, readable, config.scorers.check, compared),
         [c.id for c in compared],
         votes,
         groups,
-        config.export.fidelity,
+        config.fidelity,
         draws=config.eval.bootstrap,
         bins=config.eval.ece_bins,
         seed=config.seed,
@@ -172,10 +185,10 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "A
     found["taught"] = sum(c.fingerprint() in learned.through_teachers for c in compared)
     write_json(folder / "fidelity.json", found)
     write_learned(folder, learned)
-    if config.export.calibration != "none":
+    if config.export.scaling != "none":
         recalibrate(config, judge, readable, folder, rows.validation)
     # The model's manifest holds its fp16 margin already.
-    findings = examine(model, config.plan.t4, config.export.scorer.load_in_8bit)
+    findings = examine(model, config.t4, through_transformers(config.scorers.check).load_in_8bit)
     write_json(folder / "t4.json", [asdict(finding) for finding in findings])
     if config.export.dtype == "fp16":  # else it is meant for other GPUs
         failed += broken_rules(findings)
@@ -202,9 +215,9 @@ def recalibrate(
 
     from eval.recalibration import fit_recalibration, write_recalibration
 
-    pair = logits_of(config, judge, model, config.export.scorer, validation)
-    recalibration = fit_recalibration(np.mean(pair, axis=0), votes_of(validation)[0], config.export.calibration)
-    write_recalibration(folder, recalibration, {"kind": config.export.calibration, "rows": len(validation)})
+    pair = logits_of(config, judge, model, config.scorers.check, validation)
+    recalibration = fit_recalibration(np.mean(pair, axis=0), votes_of(validation)[0], config.export.scaling)
+    write_recalibration(folder, recalibration, {"kind": config.export.scaling, "rows": len(validation)})
 
 
 def examine(model: Path, t4: T4Config, load_in_8bit: bool) -> "list[Finding]":
@@ -240,6 +253,11 @@ def trained_fold(config: Config, fold: int) -> "TrainedJudge":
             "what is held out from it: prepare the data as they were, or train it again with overwrite=true"
         )
     return judge
+
+
+def reference(config: Config) -> ScorerConfig:
+    """What an export is compared with computes in fp32."""
+    return replace(config.scorers.student, dtype="fp32")
 
 
 def unquantised(judge: "TrainedJudge", root: Path) -> Path:

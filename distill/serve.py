@@ -14,7 +14,8 @@ def main(config: Config) -> None:
     from deploy.serving.server import serve
 
     folder = Path(config.serve.model) if config.serve.model else export_folder(config)
-    serve(open_exported(folder), config.serve.scorer, config.serve, config.root / "serve" / "jobs", config.canaries)
+    jobs = config.root / "serve" / "jobs"
+    serve(open_exported(folder), config.scorers.exported, config.serve, jobs, config.canaries.on_failure)
 
 
 if __name__ == "__main__":

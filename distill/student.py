@@ -67,7 +67,7 @@ def train(config: Config) -> float:
             raise UserError(
                 "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes"
             )
-        training, validation = split(rows, config.fold, config.student.validation_share)
+        training, validation = split(rows, config.fold, config.train.validation_share)
         if distils:
             both = [*training, *validation]
             targets = soft_targets(store, both, config.fold, config.teacher.rows, config.teacher.max_entropy)
@@ -83,7 +83,7 @@ def train(config: Config) -> float:
 
     with process_group() as (rank, world), ExitStack() as held_open:
         with together():
-            base = models.resolve(config.student.base, config.root, config.student.layers)
+            base = models.resolve(config.model.base, config.root, config.model.layers)
             renderer = Renderer(config.prompt, base)
             check_template(config, renderer.hashes["template"]) if distils else None
             learned = provenance.Learned.of([*training, *validation]) | provenance.behind_model(base)
@@ -101,7 +101,7 @@ def train(config: Config) -> float:
         )
         with together():
             tracker = open_tracker(config, folder, rank, validation)
-            judge = build_judge(base, config.student, config.engine, config.seed)
+            judge = build_judge(base, config.model, config.engine, config.seed)
         progress = Trainer(config, judge, examples, held, folder, tracker).train()
         with together():
             if rank == 0:
@@ -137,7 +137,7 @@ def run_folder(config: Config) -> Path:
 def run_identity(config: Config) -> dict[str, object]:
     """The part of the configuration that decides what is trained; a finished run with another one is refused."""
     values = to_mapping(config)
-    kept = ("role", "fold", "seed", "limit", "prompt", "student", "loss", "optimizer")
+    kept = ("role", "fold", "seed", "limit", "prompt", "model", "train", "loss", "optimizer")
     teacher = {name: values["teacher"][name] for name in ("name", "rows", "max_entropy")}
     distils = config.role == "student" and config.loss.distils
     return {

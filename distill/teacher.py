@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from core.errors import UserError
 from distill.config import Config
 from distill.entry_point import entry_point
-from teachers.config import TeacherConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,9 +106,9 @@ def ready_made_judge(config: Config) -> Judge:
 
     folder = models.resolve(config.teacher.model, config.root, key="teacher.model")
     renderer = Renderer(config.prompt, folder)
-    if config.teacher.scorer.method == "label_tokens" and renderer.closed:
+    if config.teacher.method == "label_tokens" and renderer.closed:
         raise UserError(
-            f"teacher.scorer.method=label_tokens with {folder}: its tokenizer puts an end-of-text token after every "
+            f"teacher.method=label_tokens with {folder}: its tokenizer puts an end-of-text token after every "
             "prompt, where the verdict should follow; take out its post-processor's end, or another model"
         )
     learned = behind_model(folder)
@@ -150,8 +149,8 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
                     write_seen(store, judge.fold, judge.learned)
                     who = "the teacher" if judge.fold == NO_FOLD else f"the teacher of fold {judge.fold}"
                     log.info("%s scores %d conversations", who, len(todo))
-                    with open_judge(config.teacher, judge) as scorer:
-                        fill_store(config.teacher, judge, writer, scorer, todo, done, progress, interrupt)
+                    with open_judge(config, judge) as scorer:
+                        fill_store(config, judge, writer, scorer, todo, done, progress, interrupt)
         rows_there = {"logits": sum(len(writer.done) for _, writer, *_ in work)}
     artefact = Artefact(store, "teacher", identity, parents, config.root)
     artefact.finish(rows=rows_there, prompt=judges[0].renderer.hashes)
@@ -181,17 +180,25 @@ def prefix_order(conversation: "Conversation") -> tuple[object, ...]:
     return conversation.group, conversation.prompt, conversation.id
 
 
-def open_judge(config: TeacherConfig, judge: Judge) -> "AbstractContextManager[Scorer]":
+def open_judge(config: Config, judge: Judge) -> "AbstractContextManager[Scorer]":
     """The scorer of one judge, with its model made ready first."""
+    from teachers.scorers.config import ServerConfig
     from teachers.scorers.opening import open_scorer
 
-    model, adapter = (judge.tokenizer, None) if config.scorer.backend == "server" else judge.model()
+    model, adapter = (judge.tokenizer, None) if isinstance(config.scorers.teacher, ServerConfig) else judge.model()
     fold = judge.fold if judge.fold >= 0 else None
-    return open_scorer(model, config.scorer, judge.renderer.config.max_tokens, adapter=adapter, fold=fold)
+    return open_scorer(
+        model,
+        config.scorers.teacher,
+        judge.renderer.config.max_tokens,
+        label_tokens=config.teacher.labels if config.teacher.method == "label_tokens" else None,
+        adapter=adapter,
+        fold=fold,
+    )
 
 
 def fill_store(
-    config: TeacherConfig,
+    config: Config,
     judge: Judge,
     writer: "StoreWriter",
     scorer: "Scorer",
@@ -204,10 +211,11 @@ def fill_store(
     import numpy as np
 
     from core.scoring import scored_row
+    from teachers.scorers.config import RayConfig
     from teachers.scoring_run import fill
 
     by_id = {c.id: c for c in todo}
-    labelled = config.scorer.method == "label_tokens"
+    labelled = config.teacher.method == "label_tokens"
 
     def row(prompt: "Rendered", logits: "np.ndarray") -> dict[str, Any]:
         conversation = by_id[prompt.id]
@@ -221,7 +229,16 @@ def fill_store(
         }
 
     prompts = (p for p in judge.renderer.render(todo) if (p.id, p.order) not in done)
-    fill(writer, scorer, prompts, row, config, progress, interrupt)
+    fill(
+        writer,
+        scorer,
+        prompts,
+        row,
+        config.teacher.rows_per_part,
+        progress,
+        interrupt,
+        isinstance(config.scorers.teacher, RayConfig),
+    )
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ import polars as pl
 from core.artefacts.building import Artefact
 from core.artefacts.identity import hashed
 from core.artefacts.manifest import read_manifest
-from core.config import CanaryMode, to_mapping
 from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import score_conversations
 from core.tables import read_parquet
 from eval.canary_check import check_canaries
+from eval.config import CanaryMode
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
 
@@ -37,7 +37,7 @@ def answers(
     shown = [[c.id, c.model_a, c.model_b, c.prompt, c.response_a, c.response_b] for c in conversations]
     identity = {
         "content": content,
-        "scorer": to_mapping(scorer),
+        "scorer": scorer.identity,
         "prompt": renderer.hashes,
         "conversations": hashed(shown),
         "canaries": canaries,

@@ -24,7 +24,7 @@ from core.scoring import check_finite, score
 from eval.canary_check import Differences, write_canaries
 from eval.config import CanariesConfig
 from students.export.calibration_rows import canary_prompts
-from students.export.config import ExportConfig
+from teachers.scorers.config import Dtype, ScorerConfig, through_transformers
 from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer
 
@@ -35,7 +35,9 @@ def make_canaries(
     folder: Path,
     model: Path,
     renderer: Renderer,
-    export: ExportConfig,
+    scorer: ScorerConfig,
+    dtype: Dtype,
+    canaries: CanariesConfig,
     training: Sequence[Conversation],
     seed: int,
 ) -> None:
@@ -43,27 +45,29 @@ def make_canaries(
 
     Raises `UserError` where the exported model gives logits that are not finite.
     """
-    shown = canary_prompts(training, renderer, export.canaries, seed)
+    shown = canary_prompts(training, renderer, canaries, seed)
     prompts = [prompt.ids for _, prompt in shown]
-    exact, *moved = answer(model, export, prompts, renderer.config.max_tokens)
+    exact, *moved = answer(model, scorer, dtype, canaries.repeats, prompts, renderer.config.max_tokens)
     answers = np.stack(moved)
     check_finite(answers.mean(axis=0), [c.id for c, _ in shown])
-    write_canaries(folder, shown, answers.mean(axis=0), tolerance(answers, exact, export.canaries))
+    write_canaries(folder, shown, answers.mean(axis=0), tolerance(answers, exact, canaries))
 
 
-def answer(model: Path, export: ExportConfig, prompts: Prompts, max_tokens: int) -> Iterator[np.ndarray]:
+def answer(
+    model: Path, scorer: ScorerConfig, dtype: Dtype, repeats: int, prompts: Prompts, max_tokens: int
+) -> Iterator[np.ndarray]:
     """Logits [prompts, 3] of the exported model: the exact ones, then those of several engines that are all right."""
-    exact = replace(export.scorer, backend="transformers", dtype="fp32")
+    exact = replace(through_transformers(scorer), dtype="fp32")
     if (model / GGUF_BACKBONE).exists():
-        for scorer in (exact, exact, replace(exact, dtype="auto")):
-            with open_scorer(model, scorer, max_tokens) as llama_cpp:
+        for each in (exact, exact, replace(exact, dtype="auto")):
+            with open_scorer(model, each, max_tokens) as llama_cpp:
                 yield score(llama_cpp, prompts)
         return
     with open_scorer(model, exact, max_tokens) as opened:
         assert isinstance(opened, TransformersScorer)
         yield score(opened, prompts)
-        for seed in range(export.canaries.repeats):
-            with opened.rounding(torch.bfloat16 if export.dtype == "bf16" else torch.float16, seed):
+        for seed in range(repeats):
+            with opened.rounding(torch.bfloat16 if dtype == "bf16" else torch.float16, seed):
                 yield score(opened, prompts)
 
 

@@ -15,12 +15,12 @@ from typing import Self
 import numpy as np
 import polars as pl
 
-from core.config import CanaryMode
 from core.errors import UserError
 from core.prompts import Rendered, Renderer
 from core.records import LABELS, Conversation
 from core.scoring import Scorer, score
 from core.tables import parquet_metadata, read_parquet
+from eval.config import CanaryMode
 
 log = logging.getLogger(__name__)
 CANARIES = "canaries.parquet"
@@ -75,14 +75,14 @@ def write_canaries(
 def check_canaries(folder: Path, renderer: Renderer, scorer: Scorer, canaries: CanaryMode) -> str | None:
     """Have `scorer` score the canaries of the export in `folder`; None where it computes what was exported.
 
-    Where it does not, a sentence says by how much: raised as `UserError`, or with canaries=warn logged and returned,
+    Where it does not, a sentence says by how much: raised as `UserError`, or with "warn" logged and returned,
     for the output to be marked with.
     """
     problem = _problem(folder, renderer, scorer)
     if problem is None:
         return None
     if canaries == "refuse":
-        raise UserError(f"{problem}. canaries=warn goes on all the same, and marks what it writes")
+        raise UserError(f"{problem}. canaries.on_failure=warn goes on all the same, and marks what it writes")
     log.warning("%s", problem)
     return problem
 

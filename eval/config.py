@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from core.bounds import Count, NonNegative, PartialShare, Positive, Seed, at_least
-from teachers.scorers.config import ScorerConfig
+
+CanaryMode = Literal["refuse", "warn"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class CanaryFactors:
 
 @dataclass(frozen=True)
 class CanariesConfig:
-    """`rows` prompts, of `tokens` together, that every engine scores first (`eval/canary_check.py`). It may differ by
+    """`on_failure`: what becomes of an export that this machine computes differently than it was made.
+
+    `rows` prompts, of `tokens` together, that every engine scores first (`eval/canary_check.py`). It may differ by
     `factors` times what `repeats` answers of the export differ by that are all right, and always by `floor`.
     """
 
+    on_failure: CanaryMode
     rows: Count
     tokens: Count
     repeats: Annotated[int, at_least(2)]
@@ -55,7 +59,7 @@ class EvalConfig:
     """`split`: which rows are scored, the locked test split or the fold that the student holds out.
 
     `judges`: further ones by name, each a folder or a predictions.parquet; `own`: the model family of a judge, by name.
-    `bias_level`: how often an interval of a bias may miss the truth. `student` reads trained runs, `exported` exports.
+    `bias_level`: how often an interval of a bias may miss the truth.
     """
 
     split: Literal["test", "fold"]
@@ -66,5 +70,3 @@ class EvalConfig:
     own: dict[str, str]
     seeds: list[Seed]
     variants: list[str]
-    student: ScorerConfig
-    exported: ScorerConfig

@@ -151,7 +151,7 @@ def _interval(name: str, estimate: Estimate) -> tuple[float, float]:
 
 def _words(name: str, of: Mapping[str, Any]) -> str:
     low, high = of["ci"]
-    return f"{name} differs by {of['difference']:.3g} ({low:.3g} to {high:.3g}), export.fidelity.{name}={of['limit']:g}"
+    return f"{name} differs by {of['difference']:.3g} ({low:.3g} to {high:.3g}), fidelity.{name}={of['limit']:g}"
 
 
 def _needed(rows: int | None) -> str:

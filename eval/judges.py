@@ -10,7 +10,7 @@ them out: how many its teachers have seen stands beside its figures.
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ from eval.leaderboard import bradley_terry
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
 from eval.seeds import STUDENT
 from students.trained import open_trained
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import ScorerConfig, VllmConfig, through_transformers
 
 log = logging.getLogger(__name__)
 NO_TEACHER = "loss=votes"
@@ -232,7 +232,7 @@ def _trained(candidate: Candidate, config: Config, scored: Sequence[Conversation
     judge = open_trained(candidate.path, config.root, candidate.remedy)
     taught = _taught(candidate.path, scored)
     model = judge.merged(config.root)
-    said, _ = answers(model, judge.manifest.content, judge.renderer, config.eval.student, scored, config.root)
+    said, _ = answers(model, judge.manifest.content, judge.renderer, config.scorers.student, scored, config.root)
     return Said(said, taught, count_alike(judge.renderer, scored))
 
 
@@ -247,9 +247,9 @@ def _exported(candidate: Candidate, config: Config, scored: Sequence[Conversatio
             raise UserError(f"{path} was exported from another {changed[0]}: export it with overwrite=true")
         renderer = renderer_of(manifest, path, path)
     taught = _taught(path, scored)
-    scorer = _engine(manifest.config["export"]["format"], config.eval.exported)
+    scorer = _engine(manifest.config["export"]["format"], config.scorers.exported)
     try:
-        said, failed = answers(path, manifest.content, renderer, scorer, scored, root, config.canaries)
+        said, failed = answers(path, manifest.content, renderer, scorer, scored, root, config.canaries.on_failure)
     except UserError as error:
         raise Unanswered(str(error)) from error
     return Said(said, taught, count_alike(renderer, scored), failed)
@@ -283,11 +283,11 @@ def _engine(format: str, scorer: ScorerConfig) -> ScorerConfig:
     """The scorer for a format: without a GPU vLLM runs w8a8 alone, and transformers the others."""
     import torch
 
-    if scorer.backend != "vllm" or format == "w8a8" or torch.cuda.is_available():
+    if not isinstance(scorer, VllmConfig) or format == "w8a8" or torch.cuda.is_available():
         return scorer
     if format == "gptq":
         raise Unfit("without a GPU nothing reads the GPTQ layout; w8a16 has the same weights")
-    return replace(scorer, backend="transformers")
+    return through_transformers(scorer)
 
 
 def count_alike(renderer: Renderer, conversations: Sequence[Conversation]) -> int:

@@ -65,8 +65,8 @@ def differentiable(implementation: str) -> bool:
 
 def open_judge(base: Path, dtype: str, *overrides: str) -> Judge:
     """All weights of it trained, so nothing but transformers is needed."""
-    config = configured(base, "student=full", f"student.dtype={dtype}", "engine.attention=eager", *overrides)
-    return build_judge(base, config.student, config.engine, config.seed).to(device())
+    config = configured(base, "model=full", f"model.dtype={dtype}", "engine.attention=eager", *overrides)
+    return build_judge(base, config.model, config.engine, config.seed).to(device())
 
 
 def outcome(judge: Judge, examples: Sequence[Example], padding_free: bool, backward: bool) -> dict[str, torch.Tensor]:

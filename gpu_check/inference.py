@@ -17,7 +17,7 @@ from gpu_check.bare import composed
 from gpu_check.judges import TINY, WIDTHS, conversations, random_judge
 from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, alike, relative
 from students.export.half_precision import Range, fit_into_fp16
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import VllmConfig, through_transformers
 from teachers.scorers.transformers import LARGEST_INT8, TransformersScorer
 
 MAX_TOKENS = 256
@@ -110,7 +110,7 @@ def prompts() -> list[list[int]]:
 
 def in_transformers(model: Path, dtype: str) -> np.ndarray:
     """Logits [prompts, 3]; the device's memory is free again afterwards."""
-    logits = score(TransformersScorer(model, scorer(dtype)), prompts())
+    logits = score(TransformersScorer(model, through_transformers(scorer(dtype))), prompts())
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -121,9 +121,10 @@ def in_vllm(model: Path, dtype: str) -> np.ndarray:
     from teachers.scorers.vllm import VllmScorer
 
     config = scorer(dtype)
-    with VllmScorer(model, replace(config, vllm={**config.vllm, "gpu_memory_utilization": 0.5}), MAX_TOKENS) as engine:
+    half = replace(config, engine_args={**config.engine_args, "gpu_memory_utilization": 0.5})
+    with VllmScorer(model, half, MAX_TOKENS) as engine:
         return score(engine, prompts())
 
 
-def scorer(dtype: str) -> ScorerConfig:
-    return from_mapping(ScorerConfig, {**composed()["teacher"]["scorer"], "dtype": dtype})
+def scorer(dtype: str) -> VllmConfig:
+    return from_mapping(VllmConfig, {**composed()["scorers"]["teacher"], "dtype": dtype})

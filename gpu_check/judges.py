@@ -134,12 +134,12 @@ def configured(base: Path, *overrides: str) -> Config:
     values = composed(
         "engine=zero0",
         "engine.liger=false",
-        "student.lora.dropout=0",  # the same steps on any device
-        "student.epochs=2",
+        "model.lora.dropout=0",  # the same steps on any device
+        "train.epochs=2",
         "optimizer.warmup=0",
         "optimizer.decay=constant",
         "tracker=none",
         *overrides,
     )
-    values["student"]["base"] = str(base)
+    values["model"]["base"] = str(base)
     return from_mapping(Config, {**values, "run": "gpu-check"})

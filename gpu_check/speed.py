@@ -34,6 +34,7 @@ from gpu_check.verdicts import Figures
 from students.training.collectives import process_group
 from students.training.engine import open_engine
 from students.training.model import build_judge, with_lora
+from teachers.scorers.config import through_transformers
 from teachers.scorers.transformers import TransformersScorer
 
 CUDA = torch.cuda.is_available()
@@ -91,14 +92,14 @@ def write(reached: MeasuredSpeed, output: Path | None = None) -> Path:
 
 def settings(model: str, layers: int, checkpointing: bool) -> Config:
     """The configuration of the measured training: LoRA as conf/ has it, on one rank without ZeRO."""
-    chosen = [f"student.base={model}", f"student.layers={layers}", f"student.gradient_checkpointing={checkpointing}"]
-    values = composed(*chosen, "student.head=new", "engine=zero0")
+    chosen = [f"model.base={model}", f"model.layers={layers}", f"engine.gradient_checkpointing={checkpointing}"]
+    values = composed(*chosen, "model.head=new", "engine=zero0")
     return from_mapping(Config, {**values, "run": "speed"})
 
 
 def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[Measurement, MeasuredSpeed]:
     """What was measured beside what the formulas say, and the speed that follows."""
-    shape = shape_of(str(config.student.base), config.root, config.student, with_lora)
+    shape = shape_of(str(config.model.base), config.root, config.model, with_lora)
     batch, lengths = batch_of(config, shape, rows, tokens), Lengths.alike(tokens)
     ids = torch.randint(3, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
@@ -116,19 +117,18 @@ def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[Measu
         held_gb=training_memory(shape, "lora", Sharding(0, False, 1), batch, 0.0, 0.0).total,
         activations_gb=activation_bytes(shape, "lora", batch) / GB,
     )
-    return found, reached_in(found, f"{shape.layers} layers of {config.student.base}, {rows} rows of {tokens} tokens")
+    return found, reached_in(found, f"{shape.layers} layers of {config.model.base}, {rows} rows of {tokens} tokens")
 
 
 def batch_of(config: Config, shape: Shape, rows: int, tokens: int) -> Batch:
     """The micro-batch that is trained."""
-    student = config.student
     return Batch(
         tokens=rows * tokens,
         longest=tokens,
         bytes=2 if BF16 else 4,
-        dropout=student.lora.dropout > 0,
-        checkpointing=student.gradient_checkpointing,
-        eager=stores_scores(config.engine.attention, student.dtype, shape.capped, on_gpu=BF16),
+        dropout=config.model.lora.dropout > 0,
+        checkpointing=config.engine.gradient_checkpointing,
+        eager=stores_scores(config.engine.attention, config.model.dtype, shape.capped, on_gpu=BF16),
         mask_bytes=1 if CUDA else 4,
     )
 
@@ -151,10 +151,10 @@ def save_random(config: Config, folder: Path) -> None:
     """The model, its weights drawn at random: what they are changes neither time nor memory."""
     from transformers import AutoModelForSequenceClassification
 
-    shape = model_config(str(config.student.base), config.root)
-    shape.num_hidden_layers, shape.num_labels = config.student.layers, 3
+    shape = model_config(str(config.model.base), config.root)
+    shape.num_hidden_layers, shape.num_labels = config.model.layers, 3
     if getattr(shape, "layer_types", None):
-        shape.layer_types = shape.layer_types[: config.student.layers]
+        shape.layer_types = shape.layer_types[: config.model.layers]
     with torch.device("cuda" if CUDA else "cpu"):
         model = AutoModelForSequenceClassification.from_config(shape, dtype=torch.bfloat16 if BF16 else torch.float32)
     model.save_pretrained(folder)
@@ -181,15 +181,15 @@ def opened(folder: Path, config: Config) -> Iterator[Any]:
     """The training's engine over the judge in `folder`: DeepSpeed's, or where that is not installed PyTorch's."""
     if find_spec("deepspeed"):
         with process_group():
-            yield open_engine(build_judge(folder, config.student, config.engine, seed=0), config)
+            yield open_engine(build_judge(folder, config.model, config.engine, seed=0), config)
     else:
         device = torch.device("cuda" if CUDA else "cpu")
-        yield PlainEngine(build_judge(folder, config.student, config.engine, seed=0), config, device)
+        yield PlainEngine(build_judge(folder, config.model, config.engine, seed=0), config, device)
 
 
 def score(config: Config, folder: Path, ids: torch.Tensor, repeats: int) -> float:
     """Seconds of one forward pass over all rows."""
-    scorer = TransformersScorer(folder, replace(config.teacher.scorer, batch_tokens=ids.numel()))
+    scorer = TransformersScorer(folder, replace(through_transformers(config.scorers.student), batch_tokens=ids.numel()))
     prompts = ids.tolist()
     timed(lambda: list(scorer.stream(prompts)))
     return min(timed(lambda: list(scorer.stream(prompts))) for _ in range(repeats))

@@ -21,8 +21,8 @@ from students.training.validation import score, validation
 
 METHODS: dict[str, tuple[str, ...]] = {
     "lora": (),
-    "qlora": ("student.load_in_4bit=true", "student.gradient_checkpointing=true"),
-    "full": ("student=full", "student.dtype=bf16", "optimizer.master_weights=kahan"),
+    "qlora": ("model.load_in_4bit=true", "engine.gradient_checkpointing=true"),
+    "full": ("model=full", "model.dtype=bf16", "optimizer.master_weights=kahan"),
 }
 CPU = torch.device("cpu")
 ROUNDED = 0.15  # of a weight, by nf4, root mean square
@@ -107,7 +107,7 @@ def rates(family: Family, dry: bool) -> tuple[str, str]:
 
 def prepared(base: Path, config: Config) -> Judge:
     """The judge as the student stage builds it, its LoRA matrices drawn by name: the same on any device."""
-    judge = build_judge(base, config.student, config.engine, config.seed)
+    judge = build_judge(base, config.model, config.engine, config.seed)
     with torch.no_grad():
         for i, (name, parameter) in enumerate(judge.named_parameters()):
             if "lora_" in name:
@@ -120,7 +120,7 @@ def in_fp32(config: Config) -> Config:
     """The same training without what is there for the sake of speed or memory."""
     return replace(
         config,
-        student=replace(config.student, dtype="fp32", load_in_4bit=False, gradient_checkpointing=False),
+        model=replace(config.model, dtype="fp32", load_in_4bit=False),
         engine=replace(config.engine, zero_stage=0, attention="eager"),
     )
 
@@ -130,7 +130,7 @@ def reference_of(judge: Judge, base: Path, config: Config) -> Judge:
     nf4's rounding.
     """
     reference = prepared(base, in_fp32(config)).to("cpu")
-    if config.student.load_in_4bit:
+    if config.model.load_in_4bit:
         from bitsandbytes.functional import dequantize_4bit
         from bitsandbytes.nn import Linear4bit
 

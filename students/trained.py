@@ -37,13 +37,13 @@ class TrainedJudge:
     @property
     def settings(self) -> dict[str, None]:
         """What its config.json says otherwise than its base's."""
-        if self.manifest.config["student"]["softcapping"]:
+        if self.manifest.config["model"]["softcapping"]:
             return {}
         return caps_off(json.loads((self.base / "config.json").read_text()))
 
     @property
     def tuned_whole(self) -> bool:
-        return bool(self.manifest.config["student"]["tuning"] == "full")
+        return bool(self.manifest.config["model"]["tuning"] == "full")
 
     def merged(self, root: Path, dtype: torch.dtype | None = None) -> Path:
         """Base and adapter as one sequence classifier below `root`/models, made once; a full tuning is one already.
@@ -110,6 +110,6 @@ def open_trained(folder: Path, root: Path, remedy: str, stage: str = "student") 
     Raises `UserError` where it is missing or was trained on other prompts than would be rendered now.
     """
     manifest = read_manifest(folder, stage, remedy)
-    student: dict[str, Any] = manifest.config["student"]
-    base = models.resolve(student["base"], root, student["layers"])
+    model: dict[str, Any] = manifest.config["model"]
+    base = models.resolve(model["base"], root, model["layers"])
     return TrainedJudge(folder, manifest, base, renderer_of(manifest, folder, base))

@@ -157,5 +157,5 @@ def reward_differences(rewards: pl.DataFrame, ids: Sequence[str]) -> np.ndarray:
     )
     broken = [i for i, row in zip(ids, a - b, strict=True) if not np.isfinite(row).all()]
     if broken:
-        raise UserError(f"rewards that are not finite for {broken[:3]}: use teacher.scorer.dtype=fp32 or bf16")
+        raise UserError(f"rewards that are not finite for {broken[:3]}: use scorers.teacher.dtype=fp32 or bf16")
     return np.asarray(a - b)

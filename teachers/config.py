@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.bounds import Count, Natural, NonNegative, Positive
-from teachers.scorers.config import ScorerConfig
 
 
 @dataclass(frozen=True)
@@ -14,7 +13,7 @@ class MixtureConfig:
     teachers: list[str]
     weights: list[Positive] | None
     space: Literal["logits", "probabilities"]
-    calibrate: bool
+    temperature_scaling: bool
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class TeacherConfig:
 
     `folds`: fine-tuned fold teachers below `path`; `model`: one ready-made `model` that saw none of the rows; `reward`:
     a reward model, which scores each response alone; `mixture`: other teachers' stored logits.
+
+    `method`: `classify` reads a score head; `label_tokens` the log-probabilities of `labels` as the next token.
     """
 
     name: str | None
@@ -38,4 +39,5 @@ class TeacherConfig:
     reward_l2: NonNegative
     price_per_hour: NonNegative | None
     mixture: MixtureConfig
-    scorer: ScorerConfig
+    method: Literal["classify", "label_tokens"]
+    labels: list[str]

@@ -56,7 +56,7 @@ def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> n
         others = voted & (folds != fold) & (folds != TEST)
         if not others.any():
             raise UserError(
-                f"teacher.mixture.calibrate=true: no votes outside fold {fold} to calibrate on; "
+                f"teacher.mixture.temperature_scaling=true: no votes outside fold {fold} to calibrate on; "
                 "switch it off, or prepare the data with more folds"
             )
         found[folds == fold] = fit_temperature(logits[others], votes[others])
@@ -81,7 +81,7 @@ def mix(
             raise UserError(f"teacher {name!r} of the mixture: {error}") from error
         assert orders.shape == (len(ids), len(ORDERS), 3), orders.shape
         temperature = np.ones(len(ids))
-        if config.calibrate:
+        if config.temperature_scaling:
             temperature = temperatures(orders.mean(1), conversations)
         fitted[name] = [float(temperature[folds == fold][0]) for fold in np.unique(folds)]
         logs = log_softmax(orders / temperature[:, None, None], axis=2)
@@ -111,10 +111,11 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
     """
     mixture, in_fold = config.teacher.mixture, config.teacher.rows == "in_fold"
     shares(mixture)
-    if in_fold and mixture.calibrate:
+    if in_fold and mixture.temperature_scaling:
         raise UserError(
-            "teacher.rows=in_fold with teacher.mixture.calibrate=true: a temperature fitted to rows that the teacher "
-            "was trained on says nothing; set teacher.mixture.calibrate=false"
+            "teacher.rows=in_fold with teacher.mixture.temperature_scaling=true: a temperature fitted to rows that the "
+            "teacher "
+            "was trained on says nothing; set teacher.mixture.temperature_scaling=false"
         )
     folders = {name: config.root / "logits" / name for name in mixture.teachers}
     stored = {}
@@ -141,7 +142,7 @@ def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> 
         table, temperatures = mixed_table(stored, rows, mixture)
         judges = judges_of(rows)
         table = table.with_columns(judge_fold=pl.col("id").replace_strict(judges, return_dtype=pl.Int32))
-        fitted = [c for c in rows if c.votes and c.fold != TEST] if mixture.calibrate else []
+        fitted = [c for c in rows if c.votes and c.fold != TEST] if mixture.temperature_scaling else []
         seen = {}
         for fold in sorted({*judges.values()}):
             others = [c for c in fitted if judges[c.id] != fold]  # the temperatures are fitted to what was said of them

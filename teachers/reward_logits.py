@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +16,7 @@ from distill.config import Config
 from teachers.bradley_terry import cross_fit
 from teachers.derived import write_derived
 from teachers.rewards import RESPONSES, RewardRenderer, as_classifier
+from teachers.scorers.config import RayConfig
 from teachers.scorers.opening import open_scorer
 from teachers.scoring_run import fill, not_done, open_writer, scoring_run
 
@@ -36,8 +36,7 @@ def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> 
         with scoring_run(config, raw, count, len(rows) * len(RESPONSES)) as (progress, interrupt):
             if todo:
                 model = as_classifier(source, config.root / "models" / f"reward-{judge[:16]}")
-                scorer_config = replace(config.teacher.scorer, method="classify")
-                with open_scorer(model, scorer_config, config.prompt.max_tokens, labels=None) as scorer:
+                with open_scorer(model, config.scorers.teacher, config.prompt.max_tokens, labels=None) as scorer:
                     prompts = (p for p in renderer.render(todo) if (p.id, p.response) not in done)
                     fill(
                         writer,
@@ -52,9 +51,10 @@ def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> 
                             "judge_fold": NO_FOLD,
                             "fingerprint": by_id[p.id].sided_fingerprint(),
                         },
-                        config.teacher,
+                        config.teacher.rows_per_part,
                         progress,
                         interrupt,
+                        isinstance(config.scorers.teacher, RayConfig),
                     )
     write_fitted(config, store, raw, limited, behind_model(source), renderer.hashes)
 

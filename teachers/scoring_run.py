@@ -27,7 +27,7 @@ from core.records import Conversation
 from core.scoring import Scorer, check_finite
 from core.store.store import StoreWriter
 from distill.config import Config
-from teachers.config import TeacherConfig
+from teachers.scorers.config import precision
 
 log = logging.getLogger(__name__)
 PROMPTS_AHEAD = 2048  # rendered and waiting: some megabytes, seconds of a large engine's work
@@ -125,13 +125,13 @@ def open_writer(
     config: Config, folder: Path, hashes: Mapping[str, str], judge: str, fold: int, schema: pl.Schema
 ) -> StoreWriter:
     """The store's writer for one judge; what the identity names may not differ within a store."""
-    scorer = config.teacher.scorer
+    teacher, dtype, quantization = config.teacher, *precision(config.scorers.teacher)
     identity = {
         "prompt": hashes["prompt"],
-        "method": scorer.method,
-        "labels": " ".join(map(repr, scorer.labels)) if scorer.method == "label_tokens" else "",
-        "dtype": scorer.dtype,
-        "quantization": str(scorer.vllm.get("quantization", "")),
+        "method": teacher.method,
+        "labels": " ".join(map(repr, teacher.labels)) if teacher.method == "label_tokens" else "",
+        "dtype": dtype,
+        "quantization": quantization,
     }
     return StoreWriter(folder, identity, judge, fold, schema)
 
@@ -187,13 +187,15 @@ def fill(
     scorer: Scorer,
     rendered: Iterable[Any],
     row: Callable[[Any, np.ndarray], dict[str, Any]],
-    config: TeacherConfig,
+    rows_per_part: int,
     progress: Progress,
     interrupt: Interrupt,
+    draws_all: bool = False,
 ) -> None:
     """Score `rendered` and append `row(rendered, logits as shown)` of each to the store.
 
-    Whatever happens (an engine that dies, a full disk, a Ctrl-C), rows that are finished are written.
+    `draws_all`: the scorer draws all prompts before it answers, so a Ctrl-C does not wait for them. Whatever happens
+    (an engine that dies, a full disk, a Ctrl-C), rows that are finished are written.
     """
     held: dict[int, Any] = {}
     finished: list[dict[str, Any]] = []
@@ -220,10 +222,10 @@ def fill(
             check_finite(output[None], [item.id])
             finished.append(row(item, output))
             progress.advance(len(item.ids), scorer.tokens_cached, time.perf_counter() - began)
-            if len(finished) >= config.rows_per_part:
+            if len(finished) >= rows_per_part:
                 write()
-            if interrupt.asked and config.scorer.backend == "ray":
-                break  # Ray has drawn all prompts already
+            if interrupt.asked and draws_all:
+                break  # it has drawn all prompts already
     finally:
         progress.running(time.perf_counter() - began)
         progress.cached += scorer.tokens_cached

@@ -10,7 +10,7 @@ from core.naming import run_name
 from core.prompts import TemplateConfig
 from distill.config import Config
 from distill.entry_point import CONF, typed
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import RayConfig, ServerConfig, TransformersConfig, VllmConfig
 
 TEMPLATE = TemplateConfig(
     instruction="Which is better?",
@@ -23,6 +23,13 @@ TEMPLATE = TemplateConfig(
     model_a="\nA by ",
     model_b="\nB by ",
 )
+
+KINDS: dict[str, Any] = {
+    "vllm": VllmConfig,
+    "transformers": TransformersConfig,
+    "server": ServerConfig,
+    "ray": RayConfig,
+}
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -44,9 +51,9 @@ def configured(*overrides: str) -> Config:
     return typed(composed(*overrides), overrides)
 
 
-def scorer(backend: str, **changes: Any) -> ScorerConfig:
+def scorer(backend: str, **changes: Any) -> Any:
     """The configuration of a scorer as `conf/` has it, with `changes`."""
     with initialize_config_dir(CONF, version_base="1.3"):
         values = OmegaConf.to_container(compose(f"scorer/{backend}")["scorer"], resolve=True)
     assert isinstance(values, dict)
-    return from_mapping(ScorerConfig, {**values, **changes})
+    return from_mapping(KINDS[backend], {**values, **changes})

@@ -86,8 +86,8 @@ def texts() -> str:
 
 
 def test_every_engine_argument_that_we_name_is_there(vllm: Path) -> None:
-    named = {match for match in re.findall(r"scorer\.vllm\.(\w+)", texts()) if match != "server"}
-    named |= {str(key) for key in OmegaConf.load(ROOT / "conf" / "scorer" / "vllm.yaml").vllm}
+    named = {match for match in re.findall(r"engine_args\.(\w+)", texts())}
+    named |= {str(key) for key in OmegaConf.load(ROOT / "conf" / "scorer" / "vllm.yaml").engine_args}
     for node in ast.walk(ast.parse((ROOT / "teachers" / "scorers" / "vllm.py").read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "LLM":
             named |= {keyword.arg for keyword in node.keywords if keyword.arg}
@@ -99,7 +99,7 @@ def test_every_engine_argument_that_we_name_is_there(vllm: Path) -> None:
 def test_every_quantisation_that_we_name_is_there(vllm: Path) -> None:
     literal = assigned(vllm / "model_executor/layers/quantization/__init__.py", "QuantizationMethods")
     known = {node.value for node in ast.walk(literal) if isinstance(node, ast.Constant)}
-    named = {*re.findall(r"vllm\.quantization=([\w-]+)", texts())}
+    named = {*re.findall(r"engine_args\.quantization=([\w-]+)", texts())}
     assert named and named <= known, named - known
     assert {"compressed-tensors", "gptq"} <= known  # what exports are in
     assert "bitsandbytes" not in known  # as docs/teacher.md says

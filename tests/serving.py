@@ -63,7 +63,12 @@ def serving(
 ) -> Iterator[Server]:
     """`python -m distill.serve` on a free port, once it is ready; killed at the end if it still runs."""
     port = free_port()
-    settings = [f"serve.model={export}", f"paths.root={root}", f"serve.port={port}", f"scorer@serve.scorer={backend}"]
+    settings = [
+        f"serve.model={export}",
+        f"paths.root={root}",
+        f"serve.port={port}",
+        f"scorer@scorers.exported={backend}",
+    ]
     root.mkdir(parents=True, exist_ok=True)
     log = root / f"serve-{port}.log"
     with log.open("wb") as output:

@@ -124,8 +124,8 @@ def test_names_are_unique() -> None:
     "overrides",
     [
         (),
-        ("student=full", "optimizer.master_weights=kahan", "engine=zero3_cpu"),
-        ("loss=wsdm3", "plan=h100", "tracker=none", "student.lora.dropout=0", "optimizer.lr=1.0e-3"),
+        ("model=full", "optimizer.master_weights=kahan", "engine=zero3_cpu"),
+        ("loss=wsdm3", "plan=h100", "tracker=none", "model.lora.dropout=0", "optimizer.lr=1.0e-3"),
     ],
 )
 def test_conf_is_composed_as_hydra_composes_it(overrides: tuple[str, ...]) -> None:

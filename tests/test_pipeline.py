@@ -111,9 +111,9 @@ def test_in_fold_targets_are_taken_only_when_asked_for(finished: tuple[Path, lis
 
 def test_an_export_that_loses_too_much_is_kept_and_marked(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
-    lossy = ("export.format=merged", "export.dtype=bf16", "export.fidelity.kl=0")  # and so every row differs
+    lossy = ("export.format=merged", "export.dtype=bf16", "fidelity.kl=0")  # and so every row differs
     done = run_door("distill.export", *common, *lossy)
-    assert done.returncode == 1 and "kl differs by" in done.stderr and "export.fidelity.kl=0" in done.stderr
+    assert done.returncode == 1 and "kl differs by" in done.stderr and "fidelity.kl=0" in done.stderr
     folder = root / "exports/tiny/merged"
     assert (folder / "model.safetensors").exists() and "kl differs" in read_manifest(folder).extra["failed"][0]
     with pytest.raises(ValueError, match="failed its checks"):
@@ -129,7 +129,7 @@ def test_an_export_for_other_gpus_is_told_from_one_for_t4s(finished: tuple[Path,
     with pytest.raises(ValueError, match=r"does not run on T4s: .*bfloat16"):
         check_runs_there(folder)
     check_runs_there(root / "exports/tiny/w8a8")
-    message = refuses("distill.export", *common, "plan.t4.memory_gb=1")
+    message = refuses("distill.export", *common, "t4.memory_gb=1")
     assert "t4.memory_gb" in message and "overwrite=true" in message
 
 
@@ -184,7 +184,7 @@ def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[
         ("distill.student", ["loss.soft_weigth=1"], "loss.soft_weigth"),
         ("distill.student", ["loss.kl.weight=high"], "loss.kl.weight='high': expected float"),
         ("distill.student", ["data=nothing"], "data/nothing"),
-        ("distill.student", ["student.base=null"], "data/lmsys does not exist"),
+        ("distill.student", ["model.base=null"], "data/lmsys does not exist"),
         ("distill.teacher", ["data.name=smoke"], "teacher.name=null"),
         ("distill.export", ["+exp=smoke", "name=nobody"], "train the student first"),
         ("eval", ["+exp=smoke", "name=nobody", "data.name=nothing"], "python -m distill.prepare"),
@@ -200,4 +200,4 @@ def test_a_model_without_tokenizer_is_refused_before_training(
 ) -> None:
     _, common = finished
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
-    assert "has no tokenizer.json" in refuses("distill.student", *common, f"student.base={tmp_path}", "loss=votes")
+    assert "has no tokenizer.json" in refuses("distill.student", *common, f"model.base={tmp_path}", "loss=votes")

@@ -14,7 +14,7 @@ from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned, write_learned
 from eval.canaries import make_canaries
 from tests.artefacts import finish_again
-from tests.composing import composed, configured
+from tests.composing import composed, configured, scorer
 from tests.tiny_models import Family, tiny_judge
 
 
@@ -33,7 +33,8 @@ def tiny_export(folder: Path, family: Family = "llama", max_tokens: int = 256) -
 def with_canaries(folder: Path, renderer: Renderer, conversations: int = 12) -> None:
     """Add canaries to the judge in `folder`, as `distill.export` does."""
     rows = simulate(SimulateConfig(conversations, seed=1))[0]
-    make_canaries(folder, folder, renderer, configured("+exp=smoke").export, rows, seed=0)
+    canaries = configured("+exp=smoke").canaries
+    make_canaries(folder, folder, renderer, scorer("transformers"), "fp16", canaries, rows, seed=0)
 
 
 def with_swapped_labels(source: Path, folder: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 from core.artefacts.contents import MANIFEST, content_of, counted_files, file_digests
 from core.errors import UserError
 from core.json_files import read_json
+from core.renamed import with_new_names
 
 WHOLE = 32 * 2**30
 COMPACTING = "compacting"  # in `extra` while a store's parts are merged: until that is done nobody compares its files
@@ -79,7 +80,7 @@ def _parsed(path: Path, remedy: str) -> Manifest:
             f"{path} is of another version of this project (unknown keys {unknown}, missing keys {missing}): use that "
             f"version, or remove {path.parent} and make it again{': ' + remedy if remedy else ''}"
         )
-    return Manifest(**stated)
+    return Manifest(**{**stated, "config": with_new_names(stated["config"])})
 
 
 def _changes(folder: Path, manifest: Manifest) -> list[str]:

@@ -24,6 +24,7 @@ from core.errors import UserError
 from core.exported import GGUF_BACKBONE
 from core.json_files import write_json
 from distill.config import Config
+from teachers.scorers.config import through_transformers
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,13 +80,13 @@ def backends_for(export: Path, config: Config, overrides: Iterable[str]) -> list
     from core.shapes import shape_of
     from students.training.model import with_lora
 
-    backend = config.predict.scorer.backend
-    asked = backend != "vllm" or any(override.startswith("predict.scorer.backend=") for override in overrides)
+    backend = config.scorers.exported.backend
+    asked = backend != "vllm" or any(override.startswith("scorer@scorers.exported=") for override in overrides)
     if backend not in DRIVERS:
-        raise UserError(f"predict.scorer.backend={backend}: the notebook can have {' or '.join(DRIVERS)}")
-    whole = replace(config.student, layers=None, freeze_layers=0)  # as the export is
+        raise UserError(f"scorer@scorers.exported={backend}: the notebook can have {' or '.join(DRIVERS)}")
+    whole = replace(config.model, layers=None, freeze_layers=0)  # as the export is
     weights = 2 * shape_of(str(export), config.root, whole, with_lora).parameters / GB
-    fits = config.predict.scorer.load_in_8bit or weights < config.plan.t4.memory_gb
+    fits = through_transformers(config.scorers.exported).load_in_8bit or weights < config.t4.memory_gb
     if not fits and not (asked and backend == "vllm"):
         log.warning(
             "through transformers a T4 would need %.1f GB for fp16 weights: see deploy/kaggle/README.md", weights

@@ -1,12 +1,12 @@
-"""With canaries=warn alone: a submission says that its engine computes something else than was exported."""
+"""With canaries.on_failure=warn alone: a submission says that its engine computes something else than was exported."""
 
 import logging
 from pathlib import Path
 
-from core.config import CanaryMode
 from core.exported import ExportedJudge
 from core.scoring import Scorer
 from eval.canary_check import check_canaries
+from eval.config import CanaryMode
 
 log = logging.getLogger(__name__)
 HEADER = "not computed as exported"  # first line of the note beside a submission

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from core.bounds import Count, Natural, Positive, Probabilities, Share
-from teachers.scorers.config import ScorerConfig
 
 
 @dataclass(frozen=True)
@@ -33,4 +32,3 @@ class PredictConfig:
     minutes: Positive | None
     rows_per_part: Count
     rules: RulesConfig
-    scorer: ScorerConfig

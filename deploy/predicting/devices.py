@@ -15,7 +15,7 @@ from typing import Any
 from core.errors import UserError
 from core.exits import surroundings_explained
 from core.scoring import given_threads
-from deploy.predicting.config import PredictConfig
+from teachers.scorers.config import ScorerConfig, TransformersConfig, VllmConfig
 from teachers.scorers.engines import engine_gpus
 from teachers.scoring_run import STOPPED, Interrupt
 
@@ -25,25 +25,25 @@ WELL = (0, STOPPED, -signal.SIGTERM)  # the last, where it was asked to stop bef
 POLL_SECONDS = 0.2
 
 
-def count_devices(settings: PredictConfig) -> int:
-    """How many processes to run: `predict.devices`, else one for each GPU, or for as many as an engine spans.
+def count_devices(wanted: int | None, scorer: ScorerConfig) -> int:
+    """How many processes to run: `wanted`, else one for each GPU, or for as many as an engine spans.
 
     Raises `UserError` for more than there are GPUs; a machine without one runs any number.
     """
     import torch
 
-    gpus, wanted = torch.cuda.device_count(), settings.devices
-    engines = gpus // gpus_per_engine(settings)
+    gpus, span = torch.cuda.device_count(), gpus_per_engine(scorer)
+    engines = gpus // span
     if wanted is None:
-        return max(1, engines if settings.scorer.backend in ("vllm", "transformers") else 1)
+        return max(1, engines if isinstance(scorer, VllmConfig | TransformersConfig) else 1)
     if gpus and wanted > engines:
-        raise UserError(f"predict.devices={wanted}: there are {gpus} GPUs, {gpus_per_engine(settings)} to an engine")
+        raise UserError(f"predict.devices={wanted}: there are {gpus} GPUs, {span} to an engine")
     return wanted
 
 
-def gpus_per_engine(settings: PredictConfig) -> int:
+def gpus_per_engine(scorer: ScorerConfig) -> int:
     """How many GPUs one engine spans."""
-    return engine_gpus(settings.scorer.vllm) if settings.scorer.backend == "vllm" else 1
+    return engine_gpus(scorer.engine_args) if isinstance(scorer, VllmConfig) else 1
 
 
 def side_by_side(work: Callable[..., None], count: int, config: Any, *arguments: Any) -> None:
@@ -55,7 +55,7 @@ def side_by_side(work: Callable[..., None], count: int, config: Any, *arguments:
     if count == 1:
         work(0, 1, config, *arguments)
         return
-    span = gpus_per_engine(config.predict)
+    span = gpus_per_engine(config.scorers.exported)
     processes = []
     for number in range(count):
         with environment(environment_of(number, count, span)):

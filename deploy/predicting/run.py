@@ -57,9 +57,8 @@ def predict(config: Config) -> None:
     parts = parts_folder(config)
     with_rules = f", {len(rows.ruled)} by rule" if rows.ruled else ""
     log.info("%s: %d rows, %d for the judge%s", config.input, len(rows.ids), len(rows.conversations), with_rules)
-    scorer = config.predict.scorer
-    how = {name: getattr(scorer, name) for name in ("method", "labels", "dtype", "load_in_8bit")}
-    identity = {"input": rows.identity, "model": judge.manifest.content, "scorer": how}
+    scorer = config.scorers.exported
+    identity = {"input": rows.identity, "model": judge.manifest.content, "scorer": scorer.identity}
     judgements = Artefact(parts, "submission", identity, [], config.root)
     with alone(parts):
         tell_unreadable(rows, config.predict.max_unreadable, output)
@@ -72,7 +71,7 @@ def predict(config: Config) -> None:
         if rows.conversations:
             minutes = config.predict.minutes
             deadline = None if minutes is None else began + 60 * minutes
-            side_by_side(judge_share, count_devices(config.predict), config, deadline)
+            side_by_side(judge_share, count_devices(config.predict.devices, scorer), config, deadline)
         scores = read_scores(parts)
         tell_left_out(rows, scores, output)
         tell_marked(parts, output)
@@ -180,16 +179,16 @@ def judge_share(number: int, count: int, config: Config, deadline: float | None)
     """
     judge = open_exported(model_folder(config))
     parts, share = parts_folder(config), take_share(config, number, count)
-    teacher = replace(config.teacher, scorer=config.predict.scorer, rows_per_part=config.predict.rows_per_part)
-    filling = replace(config, limit=None, teacher=teacher)
+    scorers = replace(config.scorers, teacher=config.scorers.exported)
+    filling = replace(config, limit=None, scorers=scorers)
     waiting = share.waiting()
     with (
         open_writer(filling, parts, judge.renderer.hashes, judge.manifest.content, number, JUDGED) as writer,
         scoring_run(filling, parts, waiting, waiting) as (progress, interrupt),
     ):
         if waiting:
-            with open_scorer(judge.folder, config.predict.scorer, judge.max_tokens) as scorer:
-                check_engine(judge, scorer, config.canaries, parts, number)
+            with open_scorer(judge.folder, config.scorers.exported, judge.max_tokens) as scorer:
+                check_engine(judge, scorer, config.canaries.on_failure, parts, number)
                 work = Work(filling, judge, share, writer, scorer, progress, interrupt)
                 if share.quota == len(share.conversations) and deadline is None:
                     work.score(share.conversations, ORDERS)  # side by side the two share their question in the cache
@@ -224,7 +223,7 @@ class Work:
 
         done = frozenset(there)  # the renderer's thread reads it while rows are added
         rendered = (p for p in self.judge.renderer.render(conversations, orders) if (p.id, p.order) not in done)
-        fill(self.writer, self.scorer, rendered, row, self.config.teacher, self.progress, self.interrupt)
+        fill(self.writer, self.scorer, rendered, row, self.config.predict.rows_per_part, self.progress, self.interrupt)
 
     def second_orders(self, pilot: int, deadline: float | None) -> None:
         """Judge up to the share's quota in the other order: a pilot, then those that it says need it most."""

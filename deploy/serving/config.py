@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from core.bounds import Count, NonNegative, Port
-from teachers.scorers.config import ScorerConfig
 
 
 @dataclass(frozen=True)
@@ -23,4 +22,3 @@ class ServeConfig:
     max_jobs: Count
     max_wait_ms: NonNegative
     shutdown_seconds: NonNegative
-    scorer: ScorerConfig

@@ -10,13 +10,13 @@ from typing import Any
 
 import uvicorn
 
-from core.config import CanaryMode
 from core.errors import UserError
 from core.exported import ExportedJudge
 from deploy.serving.config import ServeConfig
 from deploy.serving.middleware import Middleware
 from deploy.serving.routes import create_app
 from deploy.serving.service import Service
+from eval.config import CanaryMode
 from teachers.scorers.config import ScorerConfig
 
 log = logging.getLogger(__name__)

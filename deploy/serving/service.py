@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 
-from core.config import CanaryMode
 from core.exported import ExportedJudge
 from core.records import Order
 from core.scoring import Scorer, to_own_order
@@ -26,6 +25,7 @@ from deploy.serving.problems import Unavailable
 from deploy.serving.schemas import Pair, Result
 from deploy.serving.verdicts import result
 from eval.canary_check import check_canaries
+from eval.config import CanaryMode
 from eval.recalibration import read_recalibration
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer

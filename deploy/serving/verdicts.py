@@ -21,7 +21,7 @@ def result(
 ) -> Result:
     """From `logits` [orders, 3], in the conversation's own a and b; `prompt` is that of the first order."""
     if not np.isfinite(logits).all():
-        return Unjudged(id=id, error="its logits are not finite: serve the judge with serve.scorer.dtype=fp32")
+        return Unjudged(id=id, error="its logits are not finite: serve the judge with scorers.exported.dtype=fp32")
     # Recalibration is affine: the mean of recalibrated logits is the recalibrated mean.
     recalibrated = recalibrate(logits)
     mean = recalibrated.mean(axis=0)

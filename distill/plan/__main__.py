@@ -2,7 +2,7 @@
 
 Parameters are counted on meta tensors; memory, time and cost follow from the formulas of `core/memory.py` and
 `throughput.py`. The rates are assumptions of `conf/plan` until `python -m bench.gpu_speed` has measured them
-(`plan.calibration=FILE`). No weights are read. Nothing is downloaded but a config.json that is not here.
+(`plan.measured=FILE`). No weights are read. Nothing is downloaded but a config.json that is not here.
 """
 
 from dataclasses import replace
@@ -53,9 +53,9 @@ def summary(stages: list["Stage"], plan: PlanConfig) -> str:
     """Hours and cost of all stages, and where the rates are from."""
     from distill.plan.stage import as_text, total
 
-    rates = "assumed" if plan.calibration is None else f"measured by {plan.calibration}"
+    rates = "assumed" if plan.measured is None else f"measured by {plan.measured}"
     hours, costs = total(stage.hours for stage in stages), total(stage.cost for stage in stages)
-    cost = "for the cost, give plan.price_per_gpu_hour, plan.t4.price_per_hour"
+    cost = "for the cost, give plan.price_per_gpu_hour, t4.price_per_hour"
     if any(stage.cost is not None for stage in stages):
         cost = f"cost {as_text(costs, 0)}"
     return f"Computed, not measured; rates {rates}. All stages: {as_text(hours)} h; {cost}."

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from core.bounds import Count, NonNegative, Positive, PositiveShare, ShareBelowOne
-from students.export.config import T4Config
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class AssumedConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """The machine and the work that `distill.plan` reckons with; `calibration`: a file that `bench.gpu_speed` wrote.
+    """The machine and the work that `distill.plan` reckons with; `measured`: a file that `bench.gpu_speed` wrote.
 
     `memory_overhead`: activations over the formula's; `reserve_gb`: what context and libraries hold. Bandwidths are of
     one GPU, in GB/s, within a node of `gpus_per_node` and between nodes.
@@ -44,8 +43,7 @@ class PlanConfig:
     node_bandwidth: Positive
     network_bandwidth: Positive
     price_per_gpu_hour: NonNegative | None
-    calibration: str | None
+    measured: str | None
     conversations: Count | None
     tokens: Count | None
     assumed: AssumedConfig
-    t4: T4Config

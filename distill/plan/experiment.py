@@ -15,15 +15,14 @@ from distill.plan.stage import Stage
 from distill.plan.t4 import t4_stage
 from distill.plan.training import Training, training_stage
 from distill.plan.work import Work, work_of
+from teachers.scorers.config import memory_share
 
 
 def stages_of(config: Config) -> Iterator[Stage]:
     """The teacher's training and scoring, the student's training, the export on T4s: those that the experiment has."""
-    base = config.student.base
+    base = config.model.base
     if base is None:
-        raise UserError(
-            "student.base=null: name the model to train (hub id, folder, pip:PACKAGE), or give +exp=gemma9b"
-        )
+        raise UserError("model.base=null: name the model to train (hub id, folder, pip:PACKAGE), or give +exp=gemma9b")
     if config.role == "teacher":
         yield from teacher_stages(config, config)
     elif config.loss.distils:
@@ -31,20 +30,27 @@ def stages_of(config: Config) -> Iterator[Stage]:
     if config.role == "student":
         shape, work = count(config, base), work_for(config, base)
         yield training_stage("student", training_of(config, base, shape), work, config.plan)
-        yield t4_stage(base, shape, work, config.plan.t4, config.export.format)
+        yield t4_stage(base, shape, work, config.t4, config.export.format)
 
 
 def teacher_stages(config: Config, trained: Config | None) -> Iterator[Stage]:
     """Training and scoring where the teacher is `trained` here; scoring alone, or a remedy, where it is not."""
-    if trained is not None and trained.student.base is not None:
-        base = trained.student.base
+    if trained is not None and trained.model.base is not None:
+        base = trained.model.base
         shape, work = count(trained, base), work_for(trained, base)
         yield training_stage("teacher", training_of(trained, base, shape), work, trained.plan)
-        yield scoring_stage(base, shape, work, config.teacher, trained.plan)
+        yield scoring_stage(base, shape, work, config.teacher, memory_share(config.scorers.teacher), trained.plan)
     elif config.teacher.model is not None:
         base = config.teacher.model
-        whole = replace(config, student=replace(config.student, layers=None, freeze_layers=0))
-        yield scoring_stage(base, count(whole, base), work_for(config, base), config.teacher, config.plan)
+        whole = replace(config, model=replace(config.model, layers=None, freeze_layers=0))
+        yield scoring_stage(
+            base,
+            count(whole, base),
+            work_for(config, base),
+            config.teacher,
+            memory_share(config.scorers.teacher),
+            config.plan,
+        )
     else:
         remedy = "plan each of teacher.mixture.teachers by itself"
         if config.teacher.kind != "mixture":
@@ -71,7 +77,7 @@ def count(config: Config, base: str) -> Shape:
     """What the model `base` consists of, trained as configured."""
     from students.training.model import with_lora
 
-    return shape_of(base, config.root, config.student, with_lora)
+    return shape_of(base, config.root, config.model, with_lora)
 
 
 def work_for(config: Config, base: str) -> Work:
@@ -84,7 +90,8 @@ def training_of(config: Config, base: str, shape: Shape) -> Training:
     return Training(
         base=base,
         shape=shape,
-        student=config.student,
+        model=config.model,
+        train=config.train,
         engine=config.engine,
         masters=config.optimizer.master_weights,
         longest=config.prompt.max_tokens,

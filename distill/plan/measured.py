@@ -28,11 +28,11 @@ class MeasuredSpeed:
 def read_measured(path: Path) -> MeasuredSpeed:
     """Raises `UserError` where the file is missing or is something else."""
     if not path.is_file():
-        raise UserError(f"plan.calibration={path}: no such file; python -m bench.gpu_speed writes one")
+        raise UserError(f"plan.measured={path}: no such file; python -m bench.gpu_speed writes one")
     try:
         return from_mapping(MeasuredSpeed, json.loads(path.read_text()))
     except (UserError, json.JSONDecodeError) as error:
-        raise UserError(f"plan.calibration={path} was not written by bench.gpu_speed: {error}") from error
+        raise UserError(f"plan.measured={path} was not written by bench.gpu_speed: {error}") from error
 
 
 def with_measured(plan: PlanConfig) -> PlanConfig:
@@ -40,9 +40,9 @@ def with_measured(plan: PlanConfig) -> PlanConfig:
 
     Training with 4-bit weights is not measured: it keeps its assumed ratio to training without.
     """
-    if plan.calibration is None:
+    if plan.measured is None:
         return plan
-    found = read_measured(Path(plan.calibration))
+    found = read_measured(Path(plan.measured))
     training = found.training_tflops / plan.peak_tflops
     assumed = plan.utilisation
     utilisation = replace(

@@ -13,8 +13,8 @@ TOKENS_IN_FLIGHT = 16384  # that vLLM holds at a time, at least
 LARGEST = 64  # GPUs that one engine is spread over
 
 
-def scoring_stage(base: str, shape: Shape, work: Work, teacher: TeacherConfig, plan: PlanConfig) -> Stage:
-    """The plan of scoring with `teacher`, whose model is `base`."""
+def scoring_stage(base: str, shape: Shape, work: Work, teacher: TeacherConfig, share: float, plan: PlanConfig) -> Stage:
+    """The plan of scoring with `teacher`, whose model is `base`, by engines that take a `share` of a GPU's memory."""
     # Rows: each teacher scores all of them where in-fold logits are asked for.
     times = len(teacher.folds) if teacher.kind == "folds" and teacher.rows == "in_fold" else 1
     rows = work.conversations * len(ORDERS) * times
@@ -28,22 +28,22 @@ def scoring_stage(base: str, shape: Shape, work: Work, teacher: TeacherConfig, p
     hours = rows / rate / 3600
 
     weights = shape.parameters * 2 / GB
-    share = f"{plan.utilisation.scoring:.0%} of {plan.peak_tflops:g} TFLOPS"
+    rates = f"{plan.utilisation.scoring:.0%} of {plan.peak_tflops:g} TFLOPS"
     teachers = f", {times} teachers" if times > 1 else ""
     lines = [
-        ("memory", f"{weights:.1f} GB of weights in bf16: {parallel_size(shape, teacher, plan)}"),
+        ("memory", f"{weights:.1f} GB of weights in bf16: {parallel_size(shape, share, plan)}"),
         ("disk", f"{weights:.0f} GB of base in the hub's cache{merged_teachers(teacher, weights)}"),
         ("a row", f"{lengths.mean:.0f} tokens ({work.source}), {cached:.0%} from the prefix cache"),
         ("rows", f"{rows:,} ({work.conversations:,} conversations, both orders{teachers})"),
-        ("rate", f"{rate:.1f} rows/s: {plan.gpus} x {plan.gpu} at {share}"),
+        ("rate", f"{rate:.1f} rows/s: {plan.gpus} x {plan.gpu} at {rates}"),
         ("time", f"{hours:.1f} h"),
     ]
     return Stage(f"Scoring with {base}", lines, (hours, hours), cost_of(plan, hours))
 
 
-def parallel_size(shape: Shape, teacher: TeacherConfig, plan: PlanConfig) -> str:
+def parallel_size(shape: Shape, share: float, plan: PlanConfig) -> str:
     """Over how many GPUs vLLM has to spread the model."""
-    room = teacher.scorer.vllm.get("gpu_memory_utilization", 0.9) * plan.memory_gb - plan.reserve_gb
+    room = share * plan.memory_gb - plan.reserve_gb
     least = smallest(lambda n: inference_memory(shape, FORMATS["merged"], n, TOKENS_IN_FLIGHT) <= room, LARGEST)
     return f"tensor_parallel_size={least} or more" if least else f"too much for {LARGEST} GPUs"
 

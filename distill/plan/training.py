@@ -9,7 +9,7 @@ from distill.plan.config import PlanConfig
 from distill.plan.stage import Stage, cost_of
 from distill.plan.throughput import scoring_flops, step_traffic, training_flops
 from distill.plan.work import Work
-from students.training.config import EngineConfig, StudentConfig
+from students.training.config import EngineConfig, ModelConfig, TrainConfig
 
 GPU_COUNTS = (1, 2, 8, 16)  # in the memory table
 ZERO_STAGES = ((0, False), (1, False), (2, False), (3, False), (3, True))  # stage, offloaded to CPU memory
@@ -25,7 +25,8 @@ class Training:
 
     base: str
     shape: Shape
-    student: StudentConfig
+    model: ModelConfig
+    train: TrainConfig
     engine: EngineConfig
     masters: str
     longest: int
@@ -35,21 +36,21 @@ class Training:
     @property
     def method(self) -> Method:
         """How the weights are tuned, as the formulas call it."""
-        if self.student.tuning == "full":
+        if self.model.tuning == "full":
             return "full"
-        return "qlora" if self.student.load_in_4bit else "lora"
+        return "qlora" if self.model.load_in_4bit else "lora"
 
     @property
     def batch(self) -> Batch:
         """The largest micro-batch: it holds at least both orders of the longest conversation."""
-        student = self.student
+        model, engine = self.model, self.engine
         return Batch(
-            tokens=max(student.micro_batch_tokens, len(ORDERS) * self.longest),
+            tokens=max(engine.micro_batch_tokens, len(ORDERS) * self.longest),
             longest=self.longest,
-            bytes=4 if student.dtype == "fp32" else 2,
-            dropout=student.lora.dropout > 0,
-            checkpointing=student.gradient_checkpointing,
-            eager=stores_scores(self.engine.attention, student.dtype, self.shape.capped),
+            bytes=4 if model.dtype == "fp32" else 2,
+            dropout=model.lora.dropout > 0,
+            checkpointing=engine.gradient_checkpointing,
+            eager=stores_scores(self.engine.attention, model.dtype, self.shape.capped),
         )
 
     def sharding(self, gpus: int) -> Sharding:
@@ -95,7 +96,7 @@ def training_stage(role: str, training: Training, work: Work, plan: PlanConfig) 
         ("a row", f"{work.lengths.mean:.0f} tokens ({work.source})"),
         (
             "a fold",
-            f"{fold.rows:,.0f} rows in {training.student.epochs} epochs, {fold.flops / 1e18:.1f} EFLOP with validation",
+            f"{fold.rows:,.0f} rows in {training.train.epochs} epochs, {fold.flops / 1e18:.1f} EFLOP with validation",
         ),
         ("rate", f"{plan.gpus} x {plan.gpu} at {share:.0%} of {plan.peak_tflops:g} TFLOPS"),
         (
@@ -116,7 +117,7 @@ def fold_time(training: Training, work: Work, plan: PlanConfig) -> FoldTime:
     """Computing and communication of one fold, which do not overlap."""
     rows, flops = fold_work(training, work, plan.assumed.padding)
     computing = flops / (plan.gpus * plan.peak_tflops * 1e12 * utilisation(training.method, plan)) / 3600
-    conversations = training.student.batch_conversations
+    conversations = training.train.batch_conversations
     steps = rows / len(ORDERS) / conversations
     tokens = conversations * len(ORDERS) * work.lengths.mean
     micro_batches = max(1.0, tokens / training.batch.tokens / plan.gpus)
@@ -127,12 +128,12 @@ def fold_time(training: Training, work: Work, plan: PlanConfig) -> FoldTime:
 
 def fold_work(training: Training, work: Work, padding: float) -> tuple[float, float]:
     """(rows trained on, FLOPs with validation and padding) of one fold."""
-    student, folds, batch = training.student, training.folds, training.batch
+    train, folds, batch = training.train, training.folds, training.batch
     rest = work.conversations * (1 - training.test_share) * (folds - 1) / folds
-    trained, validated = rest * (1 - student.validation_share), rest * student.validation_share
-    rows = len(ORDERS) * student.epochs * trained
-    steps = student.epochs * trained / student.batch_conversations
-    validations = steps / student.validate_every if student.validate_every else student.epochs
+    trained, validated = rest * (1 - train.validation_share), rest * train.validation_share
+    rows = len(ORDERS) * train.epochs * trained
+    steps = train.epochs * trained / train.batch_conversations
+    validations = steps / train.validate_every if train.validate_every else train.epochs
     flops = rows * training_flops(training.shape, training.method, work.lengths, batch.checkpointing, batch.eager)
     flops += validations * len(ORDERS) * validated * scoring_flops(training.shape, work.lengths)
     return rows, flops / (1 - padding)
@@ -172,7 +173,7 @@ def breakdown(memory: Memory) -> str:
 def host_memory(training: Training, plan: PlanConfig) -> float:
     """GB: every rank of a node loads the whole model; 4-bit weights are made on the GPU, one tensor at a time."""
     ranks = min(plan.gpus, plan.gpus_per_node)
-    return 0.0 if training.student.load_in_4bit else ranks * training.shape.parameters * 2 / GB
+    return 0.0 if training.model.load_in_4bit else ranks * training.shape.parameters * 2 / GB
 
 
 def disk(training: Training, sharding: Sharding) -> str:

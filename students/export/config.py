@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.bounds import Count, Natural, NonNegative, Positive, Share
-from eval.config import CanariesConfig, FidelityConfig
-from teachers.scorers.config import ScorerConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class ExportConfig:
     that costs.
 
     `margin`: how many times the largest activation must fit into fp16, found on `calibration_rows` training
-    conversations, which quantisation sees, too. `scorer` reads the export, `reference` the unquantised student.
+    conversations, which quantisation sees, too. `scaling`: of the export's logits, fitted to validation rows.
     """
 
     folds: list[Natural] | None
@@ -37,11 +35,7 @@ class ExportConfig:
     calibration_rows: Count
     margin: Positive
     quantisation: QuantisationConfig
-    calibration: Literal["none", "temperature", "vector"]
-    fidelity: FidelityConfig
-    canaries: CanariesConfig
-    scorer: ScorerConfig
-    reference: ScorerConfig
+    scaling: Literal["none", "temperature", "vector"]
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,12 @@ from pathlib import Path
 
 from core.artefacts.building import Artefact
 from core.artefacts.identity import hashed
-from core.config import from_mapping
 from core.errors import UserError
 from core.provenance import union, write_learned
 from core.records import Conversation
 from students.export.averaging import average_adapters, write_adapter
 from students.merging import read_adapter
 from students.trained import TrainedJudge, open_trained
-from students.training.config import StudentConfig
 from students.training.data import split
 
 METHODS = ("factors", "delta", "svd")
@@ -21,8 +19,7 @@ METHODS = ("factors", "delta", "svd")
 def parts(judge: TrainedJudge, conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
     """What trained the judge of the prepared `conversations`, and what chose its checkpoint."""
     config = judge.manifest.config
-    student = from_mapping(StudentConfig, config["student"])
-    return split(conversations[: config["limit"]], config["fold"], student.validation_share)
+    return split(conversations[: config["limit"]], config["fold"], config["train"]["validation_share"])
 
 
 def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation]) -> list[Conversation]:
@@ -39,7 +36,7 @@ def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation])
     if not left:
         raise UserError(
             f"export.folds: each voted conversation trained one of the {len(folds)} folds, so nothing is left to "
-            "compare their average on; train them with a larger student.validation_share"
+            "compare their average on; train them with a larger train.validation_share"
         )
     return left
 
@@ -59,7 +56,7 @@ def check_alike(folds: Sequence[TrainedJudge]) -> None:
 
 def methods(folds: Sequence[TrainedJudge]) -> tuple[str, ...]:
     """How `folds` can be averaged: DoRA's magnitudes have a mean, its changes of the weights have none."""
-    dora = folds[0].manifest.config["student"]["lora"]["method"] == "dora"
+    dora = folds[0].manifest.config["model"]["lora"]["method"] == "dora"
     return METHODS[:1] if dora else METHODS
 
 

@@ -315,7 +315,7 @@ def _memory(config: Mapping[str, Any], weight_bytes: int, t4: T4Config) -> Findi
         f"{cache:.2f} of keys and values and {working:.2f} of work for {tokens} tokens"
     )
     if held > t4.memory_gb:
-        return Finding("memory", False, f"{detail}; export as w8a8 or w4a16, or lower plan.t4.batch_tokens")
+        return Finding("memory", False, f"{detail}; export as w8a8 or w4a16, or lower t4.batch_tokens")
     return Finding("memory", True, detail)
 
 

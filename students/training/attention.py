@@ -31,7 +31,7 @@ def choose_attention(settings: Any, wanted: str, dtype: torch.dtype) -> str:
     if wanted == "sdpa" and served == "eager":
         raise UserError(
             "engine.attention=sdpa leaves out the softcapping of attention scores, which the finished judge is served "
-            "with: take auto, or train and serve without, by student.softcapping=false"
+            "with: take auto, or train and serve without, by model.softcapping=false"
         )
     if wanted == "flash_attention_2" and not find_spec("flash_attn"):
         raise UserError("engine.attention=flash_attention_2 needs flash-attn: pip install flash-attn, or take auto")

@@ -21,11 +21,12 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
-class StudentConfig:
-    """The judge that `distill.student` trains; a teacher is the same thing with `role=teacher`.
+class ModelConfig:
+    """The judge that `distill.student` trains, and which of its weights.
 
-    `tuning`: `lora` trains matrices beside the weights, `full` the weights. `head`: `auto` goes on from a base that is
-    a judge already. `softcapping` false: Gemma-2's caps are off, in this judge and in all that is made of it.
+    `tuning`: `lora` trains matrices beside the weights, `full` the weights. `head`: `auto` continues from the score
+    head of a base that is a judge already. `softcapping` false: Gemma-2's caps are off, in this judge and in all that
+    is made of it.
     """
 
     base: str | None
@@ -37,12 +38,16 @@ class StudentConfig:
     load_in_4bit: bool
     tuning: Literal["lora", "full"]
     lora: LoraConfig
-    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """On how much it is trained, in which steps, and what chooses the checkpoint."""
+
     epochs: Count
     schedule_epochs: Count | None
     batch_conversations: Count
     length_pool_steps: Count
-    micro_batch_tokens: Count
     validation_share: PartialShare
     validate_every: Count | None
 
@@ -116,6 +121,8 @@ class EngineConfig:
     `offload`: where optimiser states (and, with zero_stage 3, parameters) are kept.
     """
 
+    micro_batch_tokens: Count
+    gradient_checkpointing: bool
     zero_stage: Literal[0, 1, 2, 3]
     offload: Literal["none", "cpu", "nvme"]
     nvme_path: str | None

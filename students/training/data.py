@@ -159,7 +159,7 @@ def split(
     validation = [c for c in rest if c.group in chosen and c.votes]
     if not validation:
         raise UserError(
-            f"the validation part of fold={fold} has no votes: raise student.validation_share or check the data"
+            f"the validation part of fold={fold} has no votes: raise train.validation_share or check the data"
         )
     return training, validation
 

@@ -24,8 +24,8 @@ def open_engine(judge: Judge, config: Config) -> Any:
     kept_in_bf16 = bf16 and config.optimizer.master_weights != "fp32"
     if config.optimizer.master_weights != "fp32" and (not bf16 or config.engine.zero_stage == 0):
         raise UserError(
-            f"optimizer.master_weights={config.optimizer.master_weights} is for a full tuning in bf16 (student=full "
-            "student.dtype=bf16) with engine=zero1 or higher: LoRA matrices and fp32 weights lose no small steps"
+            f"optimizer.master_weights={config.optimizer.master_weights} is for a full tuning in bf16 (model=full "
+            "model.dtype=bf16) with engine=zero1 or higher: LoRA matrices and fp32 weights lose no small steps"
         )
     settings = {
         "train_micro_batch_size_per_gpu": 1,  # nominal: micro-batches are cut by tokens

@@ -71,14 +71,14 @@ class Trainer:
         self.engine = open_engine(judge, config)
         self.device = self.engine.device
         self.lengths = [example.length for example in training]
-        self.steps_per_epoch = math.ceil(len(training) / config.student.batch_conversations)
-        self.total_steps = self.steps_per_epoch * config.student.epochs
-        self.scheduled_steps = self.steps_per_epoch * (config.student.schedule_epochs or config.student.epochs)
+        self.steps_per_epoch = math.ceil(len(training) / config.train.batch_conversations)
+        self.total_steps = self.steps_per_epoch * config.train.epochs
+        self.scheduled_steps = self.steps_per_epoch * (config.train.schedule_epochs or config.train.epochs)
         if self.scheduled_steps < self.total_steps:
             agree(
                 UserError(
-                    f"student.schedule_epochs={config.student.schedule_epochs} ends before student.epochs="
-                    f"{config.student.epochs}: give it as many or more, or null"
+                    f"train.schedule_epochs={config.train.schedule_epochs} ends before train.epochs="
+                    f"{config.train.epochs}: give it as many or more, or null"
                 )
             )
         self.progress = load_checkpoint(self.engine, folder / "checkpoints")
@@ -90,19 +90,19 @@ class Trainer:
 
         A SIGTERM or Ctrl-C ends it after the step, with a checkpoint, by `SystemExit`.
         """
-        student, progress = self.config.student, self.progress
+        train, progress = self.config.train, self.progress
         bar = tqdm(
             total=self.total_steps, initial=progress.step, unit="step", disable=self.rank > 0, dynamic_ncols=True
         )
         with StopRequest() as stop:
-            for epoch in range(progress.step // self.steps_per_epoch, student.epochs):
+            for epoch in range(progress.step // self.steps_per_epoch, train.epochs):
                 steps = plan_epoch(
-                    self.lengths, student.batch_conversations, student.length_pool_steps, self.config.seed, epoch
+                    self.lengths, train.batch_conversations, train.length_pool_steps, self.config.seed, epoch
                 )
                 for step in steps[progress.step - epoch * self.steps_per_epoch :]:
                     record = self.take_step(step, epoch)
                     end_of_epoch = progress.step % self.steps_per_epoch == 0
-                    if end_of_epoch or (student.validate_every and progress.step % student.validate_every == 0):
+                    if end_of_epoch or (train.validate_every and progress.step % train.validate_every == 0):
                         found = self.validate()
                         record |= found.record() | {"validation_kept": self.keep_best(found.objective)}
                     progress.history.append(record)
@@ -128,7 +128,7 @@ class Trainer:
         self.set_rates(self.progress.step)
         # Dropout depends on the step and the rank alone, so a resumed run draws what the uninterrupted one would have.
         torch.manual_seed((self.config.seed * self.total_steps + self.progress.step) * self.world + self.rank)
-        pieces = micro_batches(step, self.lengths, self.world, self.config.student.micro_batch_tokens)
+        pieces = micro_batches(step, self.lengths, self.world, self.config.engine.micro_batch_tokens)
         examples = [self.training[i] for i in step]
         voted = len(ORDERS) * sum(example.vote_weight for example in examples)
         taught = len(ORDERS) * sum(example.teacher_weight for example in examples)
@@ -184,8 +184,8 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             raise kind(
                 f"out of memory at step {self.progress.step}: "
-                f"lower student.micro_batch_tokens={self.config.student.micro_batch_tokens}, set "
-                "student.gradient_checkpointing=true, or spread the model with engine=zero3"
+                f"lower engine.micro_batch_tokens={self.config.engine.micro_batch_tokens}, set "
+                "engine.gradient_checkpointing=true, or spread the model with engine=zero3"
             ) from error
 
     def width(self, rows: list[Row]) -> int:
@@ -199,8 +199,10 @@ class Trainer:
         Raises `UserError` naming conversations whose logits are not finite.
         """
         self.engine.eval()
-        lengths, student = [example.length for example in self.validation], self.config.student
-        pieces = micro_batches(range(len(lengths)), lengths, self.world, student.micro_batch_tokens)[self.rank]
+        lengths = [example.length for example in self.validation]
+        pieces = micro_batches(range(len(lengths)), lengths, self.world, self.config.engine.micro_batch_tokens)[
+            self.rank
+        ]
         own = score(self.engine, self.validation, pieces, self.device, self.config.engine.padding_free)
         logits = total(own)  # each conversation is whole on one rank and zero on the others
         if broken := [e for e, row in zip(self.validation, logits, strict=True) if not torch.isfinite(row).all()]:

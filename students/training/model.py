@@ -18,7 +18,7 @@ from core.shards import DTYPES
 from students.merging import SCORE, caps_off, stored_head
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.collectives import take_device
-from students.training.config import EngineConfig, StudentConfig
+from students.training.config import EngineConfig, ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -98,15 +98,13 @@ def whole(parameter: nn.Parameter) -> Any:
     return deepspeed.zero.GatheredParameters([parameter])
 
 
-def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: int) -> Judge:
+def build_judge(base: Path, config: ModelConfig, engine: EngineConfig, seed: int) -> Judge:
     """Load `base` for training; what is new (LoRA matrices, a score head) is drawn from `seed`."""
     from transformers import AutoModelForSequenceClassification
     from transformers import logging as transformers_logging
 
     if config.load_in_4bit and config.tuning == "full":
-        raise UserError(
-            "student.tuning=full with student.load_in_4bit=true: 4-bit weights cannot be trained; choose one"
-        )
+        raise UserError("model.tuning=full with model.load_in_4bit=true: 4-bit weights cannot be trained; choose one")
     device = take_device()
     transformers_logging.set_verbosity_error()  # it reports the score head as missing, which it is meant to be
     transformers_logging.disable_progress_bar()
@@ -124,7 +122,7 @@ def build_judge(base: Path, config: StudentConfig, engine: EngineConfig, seed: i
         ignore_mismatched_sizes=True,  # the head of a reward model
     )
     model.score = start_head(model.score.weight, base, config.head)
-    if config.gradient_checkpointing:
+    if engine.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if engine.liger and device.type == "cuda":
         fuse(model)
@@ -150,7 +148,7 @@ def fuse(model: Any) -> None:
     log.info("with Liger's fused kernels")
 
 
-def classifier_settings(base: Path, config: StudentConfig) -> Any:
+def classifier_settings(base: Path, config: ModelConfig) -> Any:
     """transformers' configuration of a classifier over `LABELS` from `base`, without caps where they are off."""
     from transformers import AutoConfig
 
@@ -164,7 +162,7 @@ def classifier_settings(base: Path, config: StudentConfig) -> Any:
     return settings
 
 
-def with_lora(model: Any, config: StudentConfig) -> Any:
+def with_lora(model: Any, config: ModelConfig) -> Any:
     """PEFT's model around the classifier: LoRA matrices in fp32, its head trained in full and in fp32."""
     from peft import LoraConfig, get_peft_model
 
@@ -172,9 +170,7 @@ def with_lora(model: Any, config: StudentConfig) -> Any:
     if config.freeze_layers:
         layers = list(range(config.freeze_layers, depth))
         if not layers:
-            raise UserError(
-                f"student.freeze_layers={config.freeze_layers}: the base has {depth} layers, leave some free"
-            )
+            raise UserError(f"model.freeze_layers={config.freeze_layers}: the base has {depth} layers, leave some free")
         if targets == "all-linear":  # PEFT chooses layers only for targets that are named
             linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != SCORE]
             targets = sorted({name.split(".")[-1] for name in linears})
@@ -200,7 +196,7 @@ def start_head(drawn: nn.Parameter, base: Path, wanted: str) -> Head:
         log.info("the score head is the base's: %s", reason)
         head.weight = nn.Parameter(rows.float())
         return head
-    log.info("the score head is drawn anew: %s", reason if rows is None else "student.head=new")
+    log.info("the score head is drawn anew: %s", reason if rows is None else "model.head=new")
     head.weight = nn.Parameter(drawn.detach().float())
     if rows is not None:  # transformers has loaded it
         nn.init.normal_(head.weight, std=rows.std().item())
@@ -220,11 +216,11 @@ def four_bits(dtype: torch.dtype) -> Any:
     )
 
 
-def training_dtype(config: StudentConfig) -> torch.dtype:
+def training_dtype(config: ModelConfig) -> torch.dtype:
     """fp32 or bf16 for `auto`: bf16 only where the accelerator computes in it (most CPUs, and T4s, only emulate it)."""
     if config.dtype != "auto":
         return DTYPES[config.dtype]
     in_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.bfloat16 if in_bf16 else torch.float32
-    log.info("student.dtype=auto: training in %s", str(dtype).removeprefix("torch."))
+    log.info("model.dtype=auto: training in %s", str(dtype).removeprefix("torch."))
     return dtype

@@ -13,14 +13,14 @@ from core.device import free_device
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE
 from core.scoring import Scorer
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import TransformersConfig, VllmConfig, through_transformers
 from teachers.scorers.int8 import saturates
 
 
 @contextmanager
 def open_engine(
     model: Path,
-    config: ScorerConfig,
+    config: VllmConfig | TransformersConfig,
     max_tokens: int,
     label_ids: Sequence[int] | None = None,
     adapter: Path | None = None,
@@ -40,30 +40,34 @@ def open_engine(
 
 
 def _engine(
-    model: Path, config: ScorerConfig, max_tokens: int, label_ids: Sequence[int] | None, adapter: Path | None
+    model: Path,
+    config: VllmConfig | TransformersConfig,
+    max_tokens: int,
+    label_ids: Sequence[int] | None,
+    adapter: Path | None,
 ) -> AbstractContextManager[Scorer]:
     if (model / GGUF_BACKBONE).exists():
         from teachers.scorers.llama_cpp import GgufScorer
 
         if label_ids is not None or adapter is not None:
-            raise UserError(f"{model} is GGUF with a score head: set scorer.method=classify, teacher.merge=true")
-        return GgufScorer(model, config, max_tokens)
-    if config.backend == "vllm" and not saturates(model):
+            raise UserError(f"{model} is GGUF with a score head: set teacher.method=classify, teacher.merge=true")
+        return GgufScorer(model, config.dtype, max_tokens)
+    if isinstance(config, VllmConfig) and not saturates(model):
         from teachers.scorers.vllm import VllmScorer
 
-        engine_gpus(config.vllm)
+        engine_gpus(config.engine_args)
         return VllmScorer(model, config, max_tokens, label_ids, adapter)
     from teachers.scorers.transformers import TransformersScorer
 
     if adapter is not None:
         raise UserError("teacher.merge=false: only the vllm backend serves an adapter beside its base; merge it")
-    return TransformersScorer(model, config, label_ids)
+    return TransformersScorer(model, through_transformers(config), label_ids)
 
 
-def engine_gpus(vllm: Mapping[str, Any]) -> int:
+def engine_gpus(engine_args: Mapping[str, Any]) -> int:
     """How many GPUs a vLLM engine with these arguments spans. Raises `UserError` where that is no number of GPUs."""
-    sizes = {name: vllm.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
+    sizes = {name: engine_args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise UserError(f"scorer.vllm.{name}={size}: give a number of GPUs, 1 or more")
+            raise UserError(f"scorer.engine_args.{name}={size}: give a number of GPUs, 1 or more")
     return math.prod(sizes.values())

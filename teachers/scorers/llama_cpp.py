@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE, GGUF_HEAD
 from core.scoring import check_length, given_threads
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import BATCH_TOKENS, Dtype
 
 log = logging.getLogger(__name__)
 AS_IS, ALL_CORES = -1, -1  # llama.cpp's words for an embedding that is not normalised, and for as many threads as cores
@@ -27,13 +27,13 @@ AS_IS, ALL_CORES = -1, -1  # llama.cpp's words for an embedding that is not norm
 class GgufScorer:
     """Scores with llama.cpp, on GPUs where its build has a backend for them. It keeps no prefixes.
 
-    The file says in what the weights are stored, `config.dtype` in what keys and values are: fp32, else fp16.
+    The file says in what the weights are stored, `dtype` in what keys and values are: fp32, else fp16.
     """
 
     tokens_cached = 0
 
-    def __init__(self, folder: Path, config: ScorerConfig, max_tokens: int) -> None:
-        """Load the backbone. `config.batch_tokens` bounds the prompts in flight, `max_tokens` each of them.
+    def __init__(self, folder: Path, dtype: Dtype, max_tokens: int) -> None:
+        """Load the backbone. `max_tokens` bounds each prompt, `BATCH_TOKENS` those in flight together.
 
         Raises `UserError` where the folder holds no such export, and where xllamacpp is not installed.
         """
@@ -45,10 +45,10 @@ class GgufScorer:
         except ImportError as error:
             raise UserError(f"scoring {folder / GGUF_BACKBONE} needs llama.cpp: pip install xllamacpp") from error
         self.max_tokens = max_tokens
-        self.slots = max(1, config.batch_tokens // max_tokens)
+        self.slots = max(1, BATCH_TOKENS // max_tokens)
         self.head = load_file(folder / GGUF_HEAD)["score.weight"]
         log.info("scoring with %s through llama.cpp, %d prompts at a time", folder, self.slots)
-        self._server: Any = xllamacpp.Server(self._parameters(folder / GGUF_BACKBONE, config))
+        self._server: Any = xllamacpp.Server(self._parameters(folder / GGUF_BACKBONE, dtype))
 
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
         """As `core.scoring.Scorer` says, in the order of `prompts`, as many at a time as there are slots."""
@@ -80,7 +80,7 @@ class GgufScorer:
         rows = sorted(reply["data"], key=lambda row: row["index"])
         return np.array([row["embedding"] for row in rows], np.float32)
 
-    def _parameters(self, backbone: Path, config: ScorerConfig) -> Any:
+    def _parameters(self, backbone: Path, dtype: Dtype) -> Any:
         import xllamacpp
 
         parameters = xllamacpp.CommonParams()
@@ -98,7 +98,7 @@ class GgufScorer:
         parameters.cache_ram_mib = 0
         parameters.warmup = False
         parameters.verbosity = 0
-        if config.dtype == "fp32":
+        if dtype == "fp32":
             parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
             # On CPUs this kernel rounds to fp16 between.
             parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED

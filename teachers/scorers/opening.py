@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from core.errors import UserError
 from core.records import LABELS
 from core.scoring import Scorer
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import RayConfig, ScorerConfig, ServerConfig
 from teachers.scorers.engines import open_engine
 
 
@@ -22,25 +22,27 @@ def open_scorer(
     max_tokens: int,
     *,
     labels: Sequence[str] | None = LABELS,
+    label_tokens: Sequence[str] | None = None,
     adapter: Path | None = None,
     fold: int | None = None,
 ) -> Iterator[Scorer]:
     """The scorer of a model's folder, closed at the end.
 
     `max_tokens` is the longest prompt in tokens. `labels` are the outputs that a classifier must have (None: any).
+    With `label_tokens`, one text a label, a language model is asked for these next tokens instead.
     `adapter` is a LoRA folder that vLLM serves beside `model`, `fold` fills a server's URL. Raises `UserError` where
     the folder or the servers do not hold such a model.
     """
     label_ids = None
-    if config.method == "label_tokens":
-        label_ids = label_token_ids(config.labels, model)
-    elif config.backend != "server":
+    if label_tokens is not None:
+        label_ids = label_token_ids(label_tokens, model)
+    elif not isinstance(config, ServerConfig):
         check_classifier(model, labels)
-    if config.backend == "server":
+    if isinstance(config, ServerConfig):
         from teachers.scorers.server import ServerScorer
 
         yield ServerScorer(config, max_tokens, fold, label_ids, None if labels is None else len(labels))
-    elif config.backend == "ray":
+    elif isinstance(config, RayConfig):
         from teachers.scorers.ray import RayScorer
 
         with RayScorer(model, config, max_tokens, label_ids) as scorer:
@@ -56,18 +58,18 @@ def label_token_ids(labels: Sequence[str], model: Path) -> list[int]:
     Raises `UserError` for a label that is more than one token, or two labels that are the same.
     """
     if len(labels) != len(LABELS):
-        raise UserError(f"scorer.labels={list(labels)}: give one text for each of {list(LABELS)}, in this order")
+        raise UserError(f"teacher.labels={list(labels)}: give one text for each of {list(LABELS)}, in this order")
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     pieces = [tokenizer.encode(label, add_special_tokens=False) for label in labels]
     problems = [f"{label!r} is {p.tokens}" for label, p in zip(labels, pieces, strict=True) if len(p.ids) != 1]
     if problems:
         raise UserError(
-            f"scorer.labels must be one token each for {model}, but {'; '.join(problems)}: "
+            f"teacher.labels must be one token each for {model}, but {'; '.join(problems)}: "
             "choose other texts, with or without their leading space, as prompt.template.verdict ends"
         )
     ids = [p.ids[0] for p in pieces]
     if len(set(ids)) != len(ids):
-        raise UserError(f"scorer.labels={list(labels)}: two of them are the same token of {model}")
+        raise UserError(f"teacher.labels={list(labels)}: two of them are the same token of {model}")
     return ids
 
 
@@ -81,7 +83,7 @@ def check_classifier(model: Path, labels: Sequence[str] | None = LABELS) -> None
     if not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise UserError(
             f"{model} is not a judge: its architectures {architectures} hold no ...ForSequenceClassification; "
-            "a language model without a score head is asked with scorer.method=label_tokens"
+            "a language model without a score head is asked with teacher.method=label_tokens"
         )
     found = [name for _, name in sorted(config.get("id2label", {}).items(), key=lambda item: int(item[0]))]
     if labels is not None and found not in ([*labels], [f"LABEL_{i}" for i in range(len(labels))]):

@@ -27,7 +27,7 @@ import ray.data.exceptions
 
 from core.errors import UserError
 from core.scoring import check_length
-from teachers.scorers.config import RayConfig, ScorerConfig
+from teachers.scorers.config import RayConfig, TransformersConfig, VllmConfig
 from teachers.scorers.engines import engine_gpus, open_engine
 
 log = logging.getLogger(__name__)
@@ -61,28 +61,26 @@ class RayScorer:
     the first result.
     """
 
-    def __init__(
-        self, model: Path, config: ScorerConfig, max_tokens: int, label_ids: Sequence[int] | None = None
-    ) -> None:
-        """Connect to `config.ray.address`, where null starts Ray here: some seconds.
+    def __init__(self, model: Path, config: RayConfig, max_tokens: int, label_ids: Sequence[int] | None = None) -> None:
+        """Connect to `config.address`, where null starts Ray here: some seconds.
 
         `max_tokens` is the longest prompt in tokens. Raises `UserError` for an address where no Ray answers and for
         workers that fit on no node which is there now.
         """
-        self.settings, self.max_tokens, self.tokens_cached = config.ray, max_tokens, 0
+        self.settings, self.max_tokens, self.tokens_cached = config, max_tokens, 0
         _check(config)
-        engine = replace(config, backend=config.ray.backend)
-        if config.ray.backend == "vllm" and config.ray.gpus > 1:
+        engine = config.worker
+        if isinstance(engine, VllmConfig) and config.gpus > 1:
             # Ray has given the worker its GPUs. vLLM's ray executor would ask Ray for as many again.
-            engine = replace(engine, vllm={"distributed_executor_backend": "mp", **config.vllm})
+            engine = replace(engine, engine_args={"distributed_executor_backend": "mp", **engine.engine_args})
         self._worker = (model.resolve(), engine, max_tokens, None if label_ids is None else list(label_ids))
         self._results: Any = None
         self._environment = dict(os.environ)
         self._started = not ray.is_initialized()
         if self._started:
-            _start(config.ray)
+            _start(config)
         try:
-            self._room = _room(config.ray)
+            self._room = _room(config)
         except UserError:
             self.close()
             raise
@@ -162,7 +160,9 @@ class Worker:
     worker.
     """
 
-    def __init__(self, model: Path, config: ScorerConfig, max_tokens: int, label_ids: list[int] | None) -> None:
+    def __init__(
+        self, model: Path, config: VllmConfig | TransformersConfig, max_tokens: int, label_ids: list[int] | None
+    ) -> None:
         self.error: str | None = None
         self._open = ExitStack()
         self._config = config
@@ -220,14 +220,15 @@ def _local_workers() -> list[psutil.Process]:
     return found
 
 
-def _check(config: ScorerConfig) -> None:
-    settings = config.ray
+def _check(settings: RayConfig) -> None:
     if settings.gpus > 1 and settings.gpus % 1:
-        raise UserError(f"scorer.ray.gpus={settings.gpus:g}: give GPUs as a whole number or a share of one")
-    shards = engine_gpus(config.vllm)
-    if settings.backend == "vllm" and settings.gpus and math.ceil(settings.gpus) != shards:
+        raise UserError(f"scorer.gpus={settings.gpus:g}: give GPUs as a whole number or a share of one")
+    if not isinstance(settings.worker, VllmConfig):
+        return
+    shards = engine_gpus(settings.worker.engine_args)
+    if settings.gpus and math.ceil(settings.gpus) != shards:
         raise UserError(
-            f"scorer.ray.gpus={settings.gpus:g}, but scorer.vllm spreads the model over {shards}: "
+            f"scorer.gpus={settings.gpus:g}, but scorer.worker.engine_args spreads the model over {shards}: "
             "set gpus to tensor_parallel_size x pipeline_parallel_size"
         )
 
@@ -240,12 +241,12 @@ def _room(settings: RayConfig) -> float:
     if not room:
         there = "; ".join(f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes)
         raise UserError(
-            f"scorer.ray: a worker with gpus={settings.gpus:g}, cpus={settings.cpus:g} fits on no node of the cluster, "
+            f"scorer: a worker with gpus={settings.gpus:g}, cpus={settings.cpus:g} fits on no node of the cluster, "
             f"whose nodes have {there}: ask for less, or add nodes first"
         )
     if room < settings.workers:
         more = "the others start when nodes come"
-        log.warning("scorer.ray.workers=%d: the cluster has room for %d now; %s", settings.workers, room, more)
+        log.warning("scorer.workers=%d: the cluster has room for %d now; %s", settings.workers, room, more)
     return room
 
 
@@ -268,7 +269,7 @@ def _start(settings: RayConfig) -> None:
         if settings.address is None:
             raise
         raise UserError(
-            f"scorer.ray.address={settings.address}: no Ray cluster lets us in there ({error}); start it, set "
+            f"scorer.address={settings.address}: no Ray cluster lets us in there ({error}); start it, set "
             "RAY_AUTH_MODE=token if it asks for a token, or set the address to null for this machine alone"
         ) from error
     finally:

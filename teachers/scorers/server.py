@@ -24,7 +24,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.scoring import check_length
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import ServerConfig
 
 log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 1.0
@@ -35,9 +35,9 @@ RUNNERS = {"classify": "pooling", "label_tokens": "generate"}
 
 
 class ServerScorer:
-    """Scores with the vLLM servers at `config.server.urls`, all of the same model.
+    """Scores with the vLLM servers at `config.urls`, all of the same model.
 
-    With `config.method=classify` a score head gives raw logits; with `label_tokens` it is the log-probabilities of
+    With no `label_ids` a score head gives raw logits; else it is the log-probabilities of
     `label_ids` as the next token, over the whole vocabulary. `tokens_cached` is what the servers tell of their prefix
     caches: nothing unless they run with `--enable-prompt-tokens-details`, and vLLM 0.32 counts a request's last prompt
     alone.
@@ -45,7 +45,7 @@ class ServerScorer:
 
     def __init__(
         self,
-        config: ScorerConfig,
+        config: ServerConfig,
         max_tokens: int,
         fold: int | None = None,
         label_ids: Sequence[int] | None = None,
@@ -57,22 +57,22 @@ class ServerScorer:
         prompt must get (None: as many as the first gets). Raises `UserError` for settings, URLs and servers that do
         not fit.
         """
-        assert (config.method == "label_tokens") == (label_ids is not None)
-        self.server, self.method, self.max_tokens = config.server, config.method, max_tokens
+        self.server, self.max_tokens = config, max_tokens
+        self.method = "classify" if label_ids is None else "label_tokens"
         self.label_ids = None if label_ids is None else list(label_ids)
         self.outputs = outputs if label_ids is None else len(label_ids)
         self.tokens_cached = 0
-        self.urls = _urls(config.server.urls, fold)
+        self.urls = _urls(config.urls, fold)
         self._options: dict[str, Any] = {
-            "headers": _headers(config.server.api_key_variable),
-            "timeout": httpx.Timeout(config.server.timeout_s, connect=min(CONNECT_SECONDS, config.server.timeout_s)),
+            "headers": _headers(config.api_key_variable),
+            "timeout": httpx.Timeout(config.timeout_s, connect=min(CONNECT_SECONDS, config.timeout_s)),
             "limits": httpx.Limits(max_connections=None),  # the slots are the limit
             "verify": httpx.create_ssl_context(),  # reading the certificates takes longer than most requests
         }
         self._seen_raw: set[str] = set()
         # The token that is asked for has to fit in as well.
         self.model = _common_model(
-            {url: self._cards(url) for url in self.urls}, config.server.model, max_tokens + (label_ids is not None)
+            {url: self._cards(url) for url in self.urls}, config.model, max_tokens + (label_ids is not None)
         )
 
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
@@ -150,7 +150,7 @@ class ServerScorer:
             body |= {"return_tokens_as_token_ids": True}
         with _transport_errors():
             response = await client.post(url + path, json=body)
-        reply = _reply(response, f"; scorer.method={self.method} needs vllm serve --runner {RUNNERS[self.method]}")
+        reply = _reply(response, f"; teacher.method={self.method} needs vllm serve --runner {RUNNERS[self.method]}")
         try:
             if self.label_ids is None:
                 rows = {item["index"]: item["probs"] for item in reply["data"]}
@@ -208,12 +208,12 @@ class ServerScorer:
                     pause = max(_pause(attempt + 1), failure.after)
                     log.warning("%s: %s; asking again in %.1f s", url, failure, pause)
                     time.sleep(pause)
-        raise AssertionError(f"scorer.server.retries={self.server.retries}")
+        raise AssertionError(f"scorer.retries={self.server.retries}")
 
     def _given_up(self, url: str, failure: "_TryAgain") -> UserError:
         return UserError(
             f"{url} still fails after {self.server.retries} retries: {failure}. What is written stays: the same "
-            "command goes on when the server answers; for a server that needs longer raise scorer.server.timeout_s"
+            "command goes on when the server answers; for a server that needs longer raise scorer.timeout_s"
         )
 
 
@@ -327,7 +327,7 @@ def _seconds(retry_after: str) -> float:
 def _urls(templates: Sequence[str], fold: int | None) -> list[str]:
     """The servers' addresses, {fold} filled in, without a trailing slash or /v1, which clients of OpenAI write."""
     if not templates:
-        raise UserError("scorer.server.urls=[]: give the URL of each vLLM server, such as [http://localhost:8000]")
+        raise UserError("scorer.urls=[]: give the URL of each vLLM server, such as [http://localhost:8000]")
     urls: list[str] = []
     for template in templates:
         try:
@@ -342,11 +342,11 @@ def _urls(templates: Sequence[str], fold: int | None) -> list[str]:
                 raise UserError("no http:// or https:// address")
         except (ValueError, httpx.InvalidURL) as error:
             raise UserError(
-                f"scorer.server.urls: {template!r}: {error}; write http://host:port, with {{fold}} where each fold's "
+                f"scorer.urls: {template!r}: {error}; write http://host:port, with {{fold}} where each fold's "
                 "teacher has a server of its own"
             ) from error
         if url in urls:
-            raise UserError(f"scorer.server.urls: {url} is there twice; raise scorer.server.requests_in_flight")
+            raise UserError(f"scorer.urls: {url} is there twice; raise scorer.requests_in_flight")
         urls.append(url)
     return urls
 
@@ -356,9 +356,7 @@ def _headers(api_key_variable: str | None) -> dict[str, str]:
         return {}
     key = os.environ.get(api_key_variable, "").strip()
     if not key or not (key.isascii() and key.isprintable()):
-        raise UserError(
-            f"scorer.server.api_key_variable={api_key_variable}: the environment has no such key; set it, or null"
-        )
+        raise UserError(f"scorer.api_key_variable={api_key_variable}: the environment has no such key; set it, or null")
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -370,10 +368,10 @@ def _common_model(cards: dict[str, dict[str, dict[str, Any]]], wanted: str | Non
     chosen: dict[str, str] = {}
     for url, served in cards.items():
         if wanted is None and len(served) != 1:
-            raise UserError(f"{url} serves {sorted(served)}: choose one with scorer.server.model")
+            raise UserError(f"{url} serves {sorted(served)}: choose one with scorer.model")
         chosen[url] = name = next(iter(served)) if wanted is None else wanted
         if name not in served:
-            raise UserError(f"scorer.server.model={name}: {url} serves {sorted(served)}")
+            raise UserError(f"scorer.model={name}: {url} serves {sorted(served)}")
         room = served[name].get("max_model_len")
         if room is not None and room < tokens:
             raise UserError(

@@ -19,7 +19,7 @@ from transformers import logging as transformers_logging
 
 from core.errors import UserError
 from core.models import attention_for
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import TransformersConfig
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,7 +36,7 @@ class TransformersScorer:
 
     tokens_cached = 0
 
-    def __init__(self, model: Path, config: ScorerConfig, label_ids: Sequence[int] | None = None) -> None:
+    def __init__(self, model: Path, config: TransformersConfig, label_ids: Sequence[int] | None = None) -> None:
         """`config.batch_tokens` bounds the padded tokens of one forward pass."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         settings = AutoConfig.from_pretrained(model)

@@ -25,7 +25,7 @@ import numpy as np
 from core.errors import UserError
 from core.naming import inert
 from core.scoring import check_length
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import VllmConfig
 
 log = logging.getLogger(__name__)
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -44,7 +44,7 @@ class VllmScorer:
     def __init__(
         self,
         model: Path,
-        config: ScorerConfig,
+        config: VllmConfig,
         max_tokens: int,
         label_ids: Sequence[int] | None = None,
         adapter: Path | None = None,
@@ -63,7 +63,7 @@ class VllmScorer:
         from vllm.lora.request import LoRARequest
         from vllm.platforms import current_platform
 
-        check_arguments(config.vllm)
+        check_arguments(config.engine_args)
         arguments: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
         if current_platform.is_cpu():
             arguments |= _cpu_arguments(config)
@@ -80,10 +80,10 @@ class VllmScorer:
                     max_model_len=max_tokens + (label_ids is not None),  # room for the token that it is asked for
                     skip_tokenizer_init=True,
                     use_tqdm_on_load=False,
-                    **arguments | config.vllm,
+                    **arguments | config.engine_args,
                 )
             except ValueError as error:  # how vLLM says that model and arguments do not go together
-                raise UserError(f"vLLM does not take {model} with scorer.vllm={config.vllm}: {error}") from error
+                raise UserError(f"vLLM does not take {model} with engine_args={config.engine_args}: {error}") from error
         self._watch()
         self._guard = _kill_if_orphaned([process.pid for process in self._processes()])
         log.info("vLLM is ready to score with %s after %.0f s", model, time.perf_counter() - began)
@@ -124,7 +124,7 @@ class VllmScorer:
             held.clear()  # whoever meets the death first says so in its own way, vLLM's closed sockets among them
             raise UserError(
                 "vLLM's engine died (its own message is above). What is written stays: the same command goes on. Where "
-                "memory was short, lower scorer.vllm.gpu_memory_utilization or set scorer.vllm.max_num_seqs"
+                "memory was short, lower engine_args.gpu_memory_utilization or set engine_args.max_num_seqs"
             ) from error
         finally:
             if held and self._alive():  # the consumer stopped, or something broke
@@ -223,11 +223,13 @@ def check_arguments(given: Mapping[str, Any]) -> None:
 
     kinds = {field.name: field.type for field in fields(EngineArgs)}
     if unknown := sorted(set(given) - {*inspect.signature(LLM).parameters, *kinds}):
-        raise UserError(f"scorer.vllm: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs")
+        raise UserError(
+            f"scorer.engine_args: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs"
+        )
     for name, value in given.items():
         listed = QUANTIZATION_METHODS if name == "quantization" else _listed(kinds.get(name))
         if listed and value is not None and _spelt(value) not in map(_spelt, listed):
-            raise UserError(f"scorer.vllm.{name}={value}: vLLM {__version__} has {', '.join(map(str, listed))}")
+            raise UserError(f"scorer.engine_args.{name}={value}: vLLM {__version__} has {', '.join(map(str, listed))}")
 
 
 def _spelt(value: Any) -> Any:
@@ -244,7 +246,7 @@ def _listed(kind: Any) -> list[Any]:
     return [value for member in members for value in get_args(member)] if literal else []
 
 
-def _cpu_arguments(config: ScorerConfig) -> dict[str, Any]:
+def _cpu_arguments(config: VllmConfig) -> dict[str, Any]:
     # On a CPU gpu_memory_utilization means that share of the RAM, and vLLM would keep one core for itself.
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_CACHE_GIB))
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -13,6 +13,7 @@ from core.config import from_mapping, to_mapping
 from core.naming import run_name, variant
 from distill.config import Config
 from tests.composing import composed
+from tests.running import refuses
 
 
 def test_round_trip() -> None:
@@ -26,7 +27,7 @@ def test_all_problems_are_reported_at_once() -> None:
     values["loss"]["kl"]["weight"] = "high"
     values["data"]["folds"]["split"] = "random"
     values["engine"]["zero_stage"] = True
-    del values["student"]["lora"]["rank"]
+    del values["model"]["lora"]["rank"]
     with pytest.raises(ValueError) as error:
         from_mapping(Config, values)
     message = str(error.value)
@@ -34,7 +35,7 @@ def test_all_problems_are_reported_at_once() -> None:
     assert "loss.kl.weight='high': expected float" in message
     assert "data.folds.split='random': expected one of grouped, blackpearl" in message
     assert "engine.zero_stage=True" in message
-    assert "student.lora.rank: missing" in message
+    assert "model.lora.rank: missing" in message
 
 
 def numbers(hint: Any, at: tuple[str, ...] = (), bounds: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -74,9 +75,22 @@ def set_all(values: dict[str, Any], numbers: dict[tuple[str, ...], float]) -> di
     return changed
 
 
-@pytest.fixture(scope="module")
-def values() -> dict[str, Any]:
-    return {**composed(), "data": composed("data=arena_sim")["data"]}  # there the simulated arena has its keys
+@pytest.fixture(scope="module", params=["vllm", "transformers", "server", "ray"])
+def values(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """With the keys of the simulated arena, and of one backend of scorers."""
+    return {**composed(f"scorer@scorers.teacher={request.param}"), "data": composed("data=arena_sim")["data"]}
+
+
+def reached(values: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """The numbers that a configuration has: of the scorers, those of the backends that it names."""
+    found = []
+    for place, kind, bounds in NUMBERS:
+        group: Any = values
+        for key in place[: -2 if place[-1] in ("[]", "{}") else -1]:
+            group = group.get(key, {})
+        if place[0] != "scorers" or place[-1] in group:
+            found.append((place, kind, bounds))
+    return found
 
 
 def test_every_number_has_bounds() -> None:
@@ -87,7 +101,7 @@ def test_every_number_has_bounds() -> None:
 @pytest.mark.parametrize("side", ["low", "high", "nan", "inf"])
 def test_just_outside_of_its_bounds_a_number_is_refused(side: str, values: dict[str, Any]) -> None:
     outside: dict[tuple[str, ...], float] = {}
-    for place, kind, bounds in NUMBERS:
+    for place, kind, bounds in reached(values):
         step = 1 if kind is int else 1e-9
         for bound in bounds:
             if not isinstance(bound, Range):
@@ -108,7 +122,7 @@ def test_just_outside_of_its_bounds_a_number_is_refused(side: str, values: dict[
 def test_numbers_at_their_bounds_are_taken(values: dict[str, Any]) -> None:
     least = {
         place: kind(bound.low)
-        for place, kind, bounds in NUMBERS
+        for place, kind, bounds in reached(values)
         for bound in bounds
         if isinstance(bound, Range) and not bound.open_low and place[-1] not in ("[]", "{}")
     }
@@ -117,28 +131,53 @@ def test_numbers_at_their_bounds_are_taken(values: dict[str, Any]) -> None:
 
 def test_a_bound_is_told_with_its_key_value_and_remedy(values: dict[str, Any]) -> None:
     values = deepcopy(values)
-    values["student"].update(batch_conversations=0, epochs=-1, validation_share=1)
+    values["train"].update(batch_conversations=0, epochs=-1, validation_share=1)
     values["optimizer"].update(betas=[0.9], warmup=2, lr="fast")
     values["predict"].update(minutes=math.nan, rules={"identical": [0.5, 0.6, 0.1], "one_empty": None, "both_empty": 1})
-    values["predict"]["scorer"]["vllm"]["swap_space"] = math.inf
+    values["scorers"]["exported"]["engine_args"]["swap_space"] = math.inf
     values.update(limit=-1, seed=10**400)
     with pytest.raises(ValueError) as error:
         from_mapping(Config, values)
     problems = [line.removeprefix("  - ") for line in str(error.value).splitlines()[1:]]
     assert {problem if len(problem) < 120 else problem[:6] for problem in problems} == {
-        "student.batch_conversations=0: give 1 or more",
-        "student.epochs=-1: give 1 or more",
-        "student.validation_share=1: give more than 0, less than 1",
+        "train.batch_conversations=0: give 1 or more",
+        "train.epochs=-1: give 1 or more",
+        "train.validation_share=1: give more than 0, less than 1",
         "optimizer.betas=[0.9]: give a list of 2 numbers",
         "optimizer.warmup=2: give 0 to 1",
         "optimizer.lr='fast': expected float, got str",
         "predict.minutes=nan: give a finite number, or null",
         "predict.rules.identical=[0.5, 0.6, 0.1]: give numbers that sum to 1, or null",
         "predict.rules.both_empty=1: expected list[float], got int",
-        "predict.scorer.vllm.swap_space=inf: give a finite number",
+        "scorers.exported.engine_args.swap_space=inf: give a finite number",
         "limit=-1: give 1 or more, or null",
         "seed=1",
     }
+
+
+def test_a_scorer_is_known_by_its_backend(values: dict[str, Any]) -> None:
+    assert {place[2] for place, *_ in NUMBERS if place[0] == "scorers"} >= {"batch_tokens", "retries", "workers"}
+    values = deepcopy(values)
+    backend = values["scorers"]["teacher"]["backend"]
+    assert from_mapping(Config, values).scorers.teacher.backend == backend
+    values["scorers"]["teacher"]["backend"] = "tgi"
+    refused = r"scorers\.teacher\.backend='tgi': expected one of vllm, transformers, server, ray"
+    with pytest.raises(ValueError, match=refused):
+        from_mapping(Config, values)
+
+
+def test_a_key_of_before_is_refused_with_its_new_name() -> None:
+    values = composed()
+    values["student"] = {"base": "x"}
+    values["export"]["calibration"] = "temperature"
+    refused = r"student=.*it is called model now\n.*export\.calibration=.* export\.scaling now"
+    with pytest.raises(ValueError, match=refused):
+        from_mapping(Config, values)
+    told = refuses("distill.plan", "student.lora.rank=8", "scorer@teacher.scorer=ray", "teacher.scorer.vllm.x=1")
+    assert told.splitlines()[-1] == (
+        "error: student.lora.rank is called model.lora.rank now; scorer@teacher.scorer is called scorers.teacher now; "
+        "teacher.scorer.vllm.x is called scorers.teacher.engine_args.x now"
+    )
 
 
 def test_overrides_that_change_the_model_name_the_run() -> None:

@@ -19,7 +19,7 @@ from core.memory import (
     training_memory,
 )
 from core.shapes import Shape, shape_of
-from students.training.config import StudentConfig
+from students.training.config import ModelConfig
 from students.training.model import with_lora
 from tests.composing import configured
 
@@ -27,13 +27,13 @@ DTYPES = {2: torch.bfloat16, 4: torch.float32}
 ROWS, TOKENS = 8, 60  # within the tiny Gemma-2's window of 64: beyond it there is a mask as well
 
 
-def student(**changes: object) -> StudentConfig:
-    lora = replace(configured().student.lora, rank=4)
-    return replace(configured().student, lora=lora, **changes)  # type: ignore[arg-type]
+def judge(**changes: object) -> ModelConfig:
+    lora = replace(configured().model.lora, rank=4)
+    return replace(configured().model, lora=lora, **changes)  # type: ignore[arg-type]
 
 
 def counted(base: str | Path, **changes: object) -> Shape:
-    return shape_of(str(base), Path("artifacts"), student(**changes), with_lora)
+    return shape_of(str(base), Path("artifacts"), judge(**changes), with_lora)
 
 
 def saved_by_autograd(folder: Path, layers: int, method: Method, batch: Batch) -> float:
@@ -47,8 +47,8 @@ def saved_by_autograd(folder: Path, layers: int, method: Method, batch: Batch) -
     )
     if method == "lora":
         dropout = 0.1 if batch.dropout else 0.0
-        lora = replace(student().lora, dropout=dropout)
-        model = with_lora(model, replace(student(), lora=lora)).get_base_model()
+        lora = replace(judge().lora, dropout=dropout)
+        model = with_lora(model, replace(judge(), lora=lora)).get_base_model()
     model.train()
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     found: dict[int, torch.UntypedStorage] = {}  # which keeps them alive: an address is not used twice
@@ -99,7 +99,7 @@ def test_a_layer_saves_what_the_formula_says(family: str, size: int, request: py
     ],
 )
 def test_parameters_are_the_published_ones(name: str, billions: float, tmp_path: Path) -> None:
-    shape = shape_of(name, tmp_path, student(), with_lora)
+    shape = shape_of(name, tmp_path, judge(), with_lora)
     published = shape.parameters - 3 * shape.width + shape.language_head  # a judge has a head of three rows instead
     assert published / 1e9 == pytest.approx(billions, rel=1e-3)
     assert shape.matrices < shape.parameters
@@ -157,11 +157,11 @@ def test_frozen_layers_and_fewer_layers_are_counted(tiny_llama: Path) -> None:
     layer = whole.parameters - one.parameters
     assert whole.tuned == whole.parameters and frozen.tuned == whole.parameters - layer - 640 * 64
     assert frozen.adapters - 3 * 64 == (whole.adapters - 3 * 64) / 2
-    with pytest.raises(ValueError, match=r"student\.layers=9"):
+    with pytest.raises(ValueError, match=r"model\.layers=9"):
         counted(tiny_llama, layers=9)
 
 
 def test_a_model_that_nobody_knows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=r"nobody/nothing.*shapes\.yaml"):
-        shape_of("nobody/nothing", tmp_path, student(), with_lora)
+        shape_of("nobody/nothing", tmp_path, judge(), with_lora)

@@ -44,13 +44,13 @@ def _rotary(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, object]:
 
 
 def test_impossible_names_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"student.base=null"):
+    with pytest.raises(ValueError, match=r"model.base=null"):
         models.resolve(None, tmp_path)
     with pytest.raises(ValueError, match="no-such-package: the package is not installed"):
         models.resolve("pip:no-such-package", tmp_path)
     with pytest.raises(ValueError, match=r"expected one \.gguf file in the package, found 0"):
         models.resolve("pip:pytest", tmp_path)
-    with pytest.raises(ValueError, match=r"student.layers=9: .* has 2 layers"):
+    with pytest.raises(ValueError, match=r"model.layers=9: .* has 2 layers"):
         models.resolve(str(tiny_llama), tmp_path, layers=9)
     folder = tmp_path / "without-tokenizer"
     shutil.copytree(tiny_llama, folder)

@@ -46,10 +46,10 @@ def smoke() -> dict[str, Any]:
 
 @pytest.mark.parametrize("value", ODD)
 def test_whatever_is_overridden_the_run_is_named_by_inert_characters(value: str) -> None:
-    name = run_name("demo", [f"student.base={value}", "seed=1"])
+    name = run_name("demo", [f"model.base={value}", "seed=1"])
     assert FOLDER.fullmatch(name) and len(name.encode()) <= LONGEST
-    assert name.startswith("demo,seed=1,student.base=") and name.count(",") == 2
-    assert variant("demo,seed=1", f"student.base={value}") == name  # as another entry point comes by it
+    assert name.startswith("demo,model.base=") and name.endswith(",seed=1") and name.count(",") == 2
+    assert variant("demo,seed=1", f"model.base={value}") == name  # as another entry point comes by it
     assert variant(name, "seed=1") == name
 
 
@@ -68,12 +68,12 @@ def test_one_value_has_one_name_and_two_have_two() -> None:
 
 def test_a_name_that_no_folder_can_have_is_refused() -> None:
     with pytest.raises(UserError, match=r"conf/exp/NAME\.yaml"):
-        run_name("demo", [f"student.lora.key{i}=a_value_of_some_length" for i in range(8)])
+        run_name("demo", [f"model.lora.key{i}=a_value_of_some_length" for i in range(8)])
 
 
 def test_overrides_of_a_variant_are_split_between_overrides_alone() -> None:
-    assert split_overrides("loss=kl,student.lora.targets=[q_proj,v_proj],+seed=1") == [
-        *("loss=kl", "student.lora.targets=[q_proj,v_proj]", "+seed=1")
+    assert split_overrides("loss=kl,model.lora.targets=[q_proj,v_proj],+seed=1") == [
+        *("loss=kl", "model.lora.targets=[q_proj,v_proj]", "+seed=1")
     ]
     assert split_overrides("loss=votes") == ["loss=votes"]
 

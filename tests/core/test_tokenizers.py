@@ -18,7 +18,7 @@ from tests.tiny_models import BOS, EOS, TEXT
 
 USER, END = "<|user|>", "<|end|>"
 TURNS = replace(TEMPLATE, question=f"\n{USER}", verdict=f"{END}\nBest:", model_a=f"\n{USER}A by ")
-CONFIG = PromptConfig(max_tokens=400, min_round_tokens=20, show_models=False, template=TEMPLATE)
+CONFIG = PromptConfig(max_tokens=400, min_turn_tokens=20, show_models=False, template=TEMPLATE)
 POST_PROCESSORS = ("$A", f"{BOS} $A", f"$A {EOS}", f"{BOS} $A {EOS}")
 
 
@@ -136,7 +136,7 @@ def test_the_hash_changes_where_the_ids_do_and_nowhere_else(byte_level: Tokenize
         folder = written(tmp_path, with_turns(byte_level, special=False), post_processor)
         config = replace(CONFIG, template=replace(TEMPLATE, **texts))
         hashes, tokenizer = Renderer(config, folder).hashes, json.loads((folder / "tokenizer.json").read_text())
-        parts = [hashes["template"], config.max_tokens, config.min_round_tokens, tokenizer]
+        parts = [hashes["template"], config.max_tokens, config.min_turn_tokens, tokenizer]
         return hashes["prompt"] == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     assert is_as_ever("$A") and is_as_ever(f"{BOS} $A") and is_as_ever("$A", instruction=f"{BOS}Which?")
@@ -166,6 +166,6 @@ def test_texts_are_tokenised_apart_each_with_its_own_space(kind: str, tmp_path: 
 def test_no_verdict_is_asked_for_after_the_end_of_the_text(byte_level: Tokenizer, tmp_path: Path) -> None:
     folder = written(tmp_path / "model", byte_level, f"$A {EOS}")
     (folder / "config.json").write_text("{}")
-    config = configured("teacher.kind=model", f"teacher.model={folder}", "teacher.scorer.method=label_tokens")
+    config = configured("teacher.kind=model", f"teacher.model={folder}", "teacher.method=label_tokens")
     with pytest.raises(ValueError, match="puts an end-of-text token after every prompt"):
         ready_made_judge(config)

@@ -24,7 +24,7 @@ FAMILY = {
 def test_experiment_composes(name: str) -> None:
     config = configured(f"+exp={name}")  # all doors read this one configuration
     assert config.name == config.run == name
-    assert config.student.base
+    assert config.model.base
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -36,7 +36,7 @@ def test_data_set_composes_and_has_one_source(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [("tracker", "none"), ("engine", "zero3"), ("prompt", "compact"), ("scorer@teacher.scorer", "transformers")],
+    [("tracker", "none"), ("engine", "zero3"), ("prompt", "compact"), ("scorer@scorers.teacher", "transformers")],
 )
 def test_alternative_composes(group: str, option: str) -> None:
     assert isinstance(configured(f"{group}={option}"), Config)
@@ -53,9 +53,9 @@ def test_experiment_files_hold_deltas_and_their_command() -> None:
 @pytest.mark.parametrize(("name", "family"), FAMILY.items())
 def test_preset_builds_on_a_tiny_stand_in(name: str, family: str, request: pytest.FixtureRequest) -> None:
     config = configured(f"+exp={name}")
-    preset = config.student
-    student = replace(preset, dtype="fp32")  # most CPUs only emulate bf16
-    judge = build_judge(request.getfixturevalue(family), student, config.engine, seed=0)
+    preset = config.model
+    model = replace(preset, dtype="fp32")  # most CPUs only emulate bf16
+    judge = build_judge(request.getfixturevalue(family), model, config.engine, seed=0)
     logits = judge(torch.tensor([[5, 6, 7, 0], [5, 6, 7, 8]]), None, torch.tensor([2, 7]))
     logits.sum().backward()
     weights, head = judge.trainable()

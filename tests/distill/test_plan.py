@@ -92,7 +92,7 @@ YI_34B = {
 
 def hours_on_two(base: str, most: int, name: str, conversations: int = 25_000) -> tuple[float, float]:
     flops = conversations * scoring_flops(count(GEMMA, base), Lengths.cut(GEMMA.plan.assumed.tokens, most))
-    low, high = t4_hours(GEMMA.plan.t4, name, flops)
+    low, high = t4_hours(GEMMA.t4, name, flops)
     return low / 2, high / 2
 
 
@@ -107,7 +107,7 @@ def test_published_hours_lie_between_those_of_both_rates(tmp_path: Path) -> None
 
 def test_the_table_names_both_ends_and_whose_they_are() -> None:
     stage = [*stages_of(configured("+exp=gemma9b", "loss=votes"))][-1]
-    lines, t4 = dict(stage.lines), GEMMA.plan.t4
+    lines, t4 = dict(stage.lines), GEMMA.t4
     for rate, told in ((t4.fp16, lines["rate"]), (t4.int8, lines["rate of w8a8"])):
         assert rate.low < rate.high and all(f"{end:g}" in told for end in (rate.low, rate.high))
         assert rate.low_source in told and rate.high_source in told
@@ -148,7 +148,7 @@ def test_every_stage_of_an_experiment_is_planned() -> None:
 
 def test_money_follows_hours_and_price() -> None:
     free = list(stages_of(GEMMA))
-    priced = list(stages_of(configured("+exp=gemma9b", "plan.price_per_gpu_hour=2", "plan.t4.price_per_hour=0.5")))
+    priced = list(stages_of(configured("+exp=gemma9b", "plan.price_per_gpu_hour=2", "t4.price_per_hour=0.5")))
     assert all(stage.cost is None for stage in free)
     for stage, rate in zip(priced, (16, 16, 16, 0.5), strict=True):
         assert stage.hours is not None and stage.cost == pytest.approx([rate * hours for hours in stage.hours])
@@ -157,22 +157,22 @@ def test_money_follows_hours_and_price() -> None:
 def test_lengths_are_those_of_the_prepared_data(tmp_path: Path, tiny_llama: Path) -> None:
     root = f"paths.root={tmp_path}"
     succeeds("distill.prepare", "+exp=smoke", root)
-    table = succeeds("distill.plan", "+exp=smoke", "loss=votes", root, f"student.base={tiny_llama}", "student.layers=1")
+    table = succeeds("distill.plan", "+exp=smoke", "loss=votes", root, f"model.base={tiny_llama}", "model.layers=1")
     assert "rendered conversations" in table and "Judging on T4s" in table
 
 
 def test_the_entry_point_names_what_it_cannot_know(tmp_path: Path) -> None:
-    assert "student.base=null" in refuses("distill.plan")
-    missing = refuses("distill.plan", "+exp=gemma9b", f"plan.calibration={tmp_path}/none.json")
+    assert "model.base=null" in refuses("distill.plan")
+    missing = refuses("distill.plan", "+exp=gemma9b", f"plan.measured={tmp_path}/none.json")
     assert "none.json: no such file" in missing and "bench.gpu_speed" in missing
     (tmp_path / "bad.json").write_text('{"device": 1}')
-    assert "scoring_tflops: missing" in refuses("distill.plan", "+exp=gemma9b", f"plan.calibration={tmp_path}/bad.json")
+    assert "scoring_tflops: missing" in refuses("distill.plan", "+exp=gemma9b", f"plan.measured={tmp_path}/bad.json")
 
 
 def test_a_measured_speed_replaces_the_assumptions(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(asdict(MeasuredSpeed("X", 40.0, 156.0, 31.2, 1.5, "by hand"))))
-    plan = with_measured(replace(GEMMA.plan, calibration=str(path)))
+    plan = with_measured(replace(GEMMA.plan, measured=str(path)))
     assert (plan.gpu, plan.memory_gb, plan.memory_overhead) == ("X", 40.0, 1.5)
     assert (plan.utilisation.scoring, plan.utilisation.training) == pytest.approx((0.5, 0.1))
     assert with_measured(GEMMA.plan) == GEMMA.plan

@@ -41,9 +41,9 @@ Sweep = Callable[..., int]
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> list[str]:
     """The overrides that all trainings share; their data are prepared."""
     root = tmp_path_factory.mktemp("artifacts")
-    base = ["+exp=smoke", f"paths.root={root}", f"student.base={tiny_llama}", "student.layers=null", "loss=votes"]
+    base = ["+exp=smoke", f"paths.root={root}", f"model.base={tiny_llama}", "model.layers=null", "loss=votes"]
     prepare.main(configured(*base, "data.test_share=0"))
-    return [*base, "student.epochs=3", "student.batch_conversations=16"]
+    return [*base, "train.epochs=3", "train.batch_conversations=16"]
 
 
 @pytest.fixture
@@ -177,15 +177,15 @@ def test_numbers_of_the_sweeper_have_bounds(sweep: Sweep, base: list[str], capsy
 
 def test_a_trial_that_fails_does_not_end_the_search(sweep: Sweep, base: list[str]) -> None:
     assert (
-        sweep(*searching("failing", "student.lora.rank=choice(4,0)", trials=2)) == STEPS
+        sweep(*searching("failing", "model.lora.rank=choice(4,0)", trials=2)) == STEPS
     )  # twice the same: trained once
     assert [state.name for _, state, _ in told(base, "failing")] == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
 def test_the_first_trial_to_fail_ends_it(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        sweep(*searching("misspelt", "student.lora.method=choice(lora,rola)", "hydra.sweeper.seed=0"))
-    assert "student.lora.method='rola': expected one of lora" in capsys.readouterr().err
+        sweep(*searching("misspelt", "model.lora.method=choice(lora,rola)", "hydra.sweeper.seed=0"))
+    assert "model.lora.method='rola': expected one of lora" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["fold=0,1", "engine=zero0,zero2", "limit=choice(20,30)"])
@@ -257,7 +257,7 @@ def test_a_slurm_job_whose_time_is_up_is_requeued_and_goes_on(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("CLUSTER", str(tmp_path))
-    run = folder(base, "slurm", "student.epochs=12")
+    run = folder(base, "slurm", "train.epochs=12")
 
     def time_is_up() -> None:
         while not (run / "checkpoints" / LATEST).exists():
@@ -267,7 +267,7 @@ def test_a_slurm_job_whose_time_is_up_is_requeued_and_goes_on(
     watcher = threading.Thread(target=time_is_up, daemon=True)
     watcher.start()
     job = ["hydra/launcher=slurm", "hydra.launcher.tasks_per_node=1", "hydra.launcher.gres=gpu:1"]
-    succeeds("distill.student", "-m", *base, "name=slurm", "student.epochs=12", *job)
+    succeeds("distill.student", "-m", *base, "name=slurm", "train.epochs=12", *job)
     watcher.join()
     assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
     assert pl.read_parquet(run / "history.parquet")["step"].to_list() == list(range(1, 12 * 3 + 1))
@@ -293,7 +293,7 @@ def test_the_search_that_ships_composes_and_names_keys_that_exist() -> None:
         check=True,
     ).stdout
     ranges = dict(re.findall(r"^ +([a-z_.]+): ((?:interval|tag|choice)\(.*\))$", output, re.MULTILINE))
-    assert set(ranges) == {"loss.kl.temperature", "loss.kl.weight", "optimizer.lr", "student.lora.rank"}
+    assert set(ranges) == {"loss.kl.temperature", "loss.kl.weight", "optimizer.lr", "model.lora.rank"}
     configured("+exp=gemma9b", *(f"{key}={re.findall(r'[0-9][0-9.e-]*', text)[0]}" for key, text in ranges.items()))
 
 

@@ -50,15 +50,15 @@ def overrides(root: Path, base: Path, *more: str) -> list[str]:
     return [
         "+exp=smoke",
         f"paths.root={root}",
-        f"student.base={base}",
-        "student.layers=null",
+        f"model.base={base}",
+        "model.layers=null",
         f"data.simulate.conversations={CONVERSATIONS}",
         "data.folds.count=3",
         f"teacher.folds={FOLDS}",
         "teacher.rows=out_of_fold",
         "teacher.rows_per_part=5",
-        "teacher.scorer.batch_tokens=512",
-        "teacher.scorer.backend=transformers",
+        "scorers.teacher.batch_tokens=512",
+        "scorer@scorers.teacher=transformers",
         *more,
     ]
 
@@ -315,9 +315,9 @@ def test_teachers_of_one_fold_are_mixed_with_each_other(configure: Configure, st
     for name in names:
         teacher.main(replace_name(configure("teacher.rows=in_fold"), name, "smoke"))
     mixture = ["teacher.kind=mixture", f"teacher.mixture.teachers=[{','.join(names)}]", "teacher.rows=in_fold"]
-    with pytest.raises(ValueError, match=r"set teacher.mixture.calibrate=false"):
+    with pytest.raises(ValueError, match=r"set teacher.mixture.temperature_scaling=false"):
         teacher.main(configure("teacher.name=in_fold_mixed", *mixture))
-    config = configure("teacher.name=in_fold_mixed", "teacher.mixture.calibrate=false", *mixture)
+    config = configure("teacher.name=in_fold_mixed", "teacher.mixture.temperature_scaling=false", *mixture)
     teacher.main(config)
     mixed = read_logits(teacher.logits_folder(config), "").sort("judge_fold", "id", "order")
     single = read_logits(config.root / "logits" / names[0], "").sort("judge_fold", "id", "order")
@@ -354,8 +354,8 @@ def test_a_language_model_labels_without_any_fine_tuning(configure: Configure, t
         "teacher.kind=model",
         "teacher.name=zero_shot",
         f"teacher.model={tiny_llama}",
-        "teacher.scorer.method=label_tokens",
-        "teacher.scorer.labels=[A,B,C]",
+        "teacher.method=label_tokens",
+        "teacher.labels=[A,B,C]",
     )
     teacher.main(config)
     logits = read_logits(teacher.logits_folder(config), "")
@@ -392,15 +392,19 @@ def test_a_reward_model_is_a_teacher_like_any_other(configure: Configure, tmp_pa
 
 
 def replace_labels(config: Config, labels: list[str]) -> Config:
-    scorer = replace(config.teacher.scorer, labels=labels)
+    scorer = replace(config.scorers.teacher, labels=labels)
     return replace(config, teacher=replace(config.teacher, name="other_labels", scorer=scorer))
 
 
 def vllm_stage(configure: Configure, tiny_llama: Path, root: Path, name: str) -> tuple[Any, list[str]]:
     """The stage as a command with the real engine, in a process group of its own, as a terminal would start it."""
     command = [sys.executable, "-m", "distill.teacher", *overrides(root, tiny_llama, f"teacher.name={name}")]
-    command += ["teacher.scorer.backend=vllm", "teacher.folds=[0]", "+teacher.scorer.vllm.max_num_batched_tokens=256"]
-    command += ["+teacher.scorer.vllm.max_num_seqs=2", f"teacher.path={root}/teachers/smoke"]
+    command += [
+        "scorer@scorers.teacher=vllm",
+        "teacher.folds=[0]",
+        "+scorers.teacher.engine_args.max_num_batched_tokens=256",
+    ]
+    command += ["+scorers.teacher.engine_args.max_num_seqs=2", f"teacher.path={root}/teachers/smoke"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     run = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0

@@ -80,7 +80,7 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
     judges.taught |= dict.fromkeys(judges.predictions, 0) | {"student_no_teacher": 40, "other.one": None}
     judges.alike["student"] = 3
     judges.recalibrations["student_w8a8"] = Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1))
-    judges.failed["student_w8a8"] = ["verdicts differs by 0.2000, export.fidelity.verdicts=0.03"]
+    judges.failed["student_w8a8"] = ["verdicts differs by 0.2000, fidelity.verdicts=0.03"]
     histories = artefacts(root, judges)
     settings = configured("+eval.own.teacher=gpt-4", "eval.bootstrap=200")
     config = settings.eval
@@ -92,7 +92,7 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         ids,
         np.array([c.votes for c in held_out]),
         [c.group for c in held_out],
-        settings.export.fidelity,
+        settings.fidelity,
         draws=config.bootstrap,
         bins=config.ece_bins,
         seed=0,

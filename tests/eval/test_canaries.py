@@ -28,7 +28,7 @@ from tests.students.export.overflows import STREAM, blown_up
 from tests.tiny_exports import with_swapped_labels
 
 pytestmark = pytest.mark.timeout(300)
-EXPORT = configured("+exp=smoke").export
+CANARY = configured("+exp=smoke").canaries
 CONVERSATIONS = simulate(SimulateConfig(80, seed=1))[0]
 EXACT = scorer("transformers", batch_tokens=1024)  # padded, several prompts at a time
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -41,7 +41,7 @@ def renderer_of(folder: Path) -> Renderer:
 def with_canaries(source: Path, folder: Path) -> Path:
     """A copy of a judge, with canaries."""
     shutil.copytree(source, folder)
-    make_canaries(folder, folder, renderer_of(folder), EXPORT, CONVERSATIONS, seed=0)
+    make_canaries(folder, folder, renderer_of(folder), scorer("transformers"), "fp16", CANARY, CONVERSATIONS, seed=0)
     return folder
 
 
@@ -79,7 +79,7 @@ def test_engines_that_are_right_are_let_through(name: str, config: ScorerConfig,
 
 def test_canaries_are_of_both_orders_and_what_the_model_says(exports: dict[str, Path]) -> None:
     table = pl.read_parquet(exports["merged"] / CANARIES)
-    assert len(table) == EXPORT.canaries.rows == 64 and table["id"].is_unique().all()
+    assert len(table) == CANARY.rows == 64 and table["id"].is_unique().all()
     assert table["order"].value_counts().sort("order").rows() == [(order, 32) for order in ORDERS]
     assert table["ids"].list.len().n_unique() > 10
     assert set(table["id"]) <= {c.id for c in CONVERSATIONS}
@@ -135,7 +135,9 @@ def test_an_engine_that_computes_something_else_is_refused(
     name: str, plant: Plant, exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    with pytest.raises(UserError, match=r"computes something else here .* 64 canaries differ by .* rms.*canaries=warn"):
+    with pytest.raises(
+        UserError, match=r"computes something else here .* 64 canaries differ by .* rms.*canaries.on_failure=warn"
+    ):
         check(exports[name])
 
 

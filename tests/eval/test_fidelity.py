@@ -67,7 +67,7 @@ def test_figures_are_those_of_their_definitions() -> None:
 def test_each_loss_is_named_with_its_limit(change: Any, broken: set[str]) -> None:
     reasons = exceeded(compared(change(*STUDENT)))
     assert {reason.split()[0] for reason in reasons} >= broken
-    assert all(f"export.fidelity.{reason.split()[0]}=" in reason for reason in reasons)
+    assert all(f"fidelity.{reason.split()[0]}=" in reason for reason in reasons)
 
 
 def test_a_limit_that_is_null_allows_all() -> None:
@@ -90,7 +90,7 @@ def test_few_rows_do_not_fail_an_export_for_a_loss_that_chance_explains() -> Non
     assert flips["difference"] == pytest.approx(5 / 241) and flips["difference"] > 0.015 > flips["ci"][0]
     assert flips["verdict"] == CANNOT_TELL and exceeded(found) == []
     (words,) = untold(found)
-    assert "export.fidelity.flip_rate=0.015" in words and f"about {flips['rows_needed']:,} could" in words
+    assert "fidelity.flip_rate=0.015" in words and f"about {flips['rows_needed']:,} could" in words
     more = [np.tile(of, (100, 1)) for of in (ab, before, after)]
     names = [f"{i}" for i in range(24100)]
     pairs = (more[0], more[1]), (more[0], more[2])
@@ -120,7 +120,7 @@ def test_on_a_limit_no_number_of_rows_tells() -> None:
     assert found["verdict"] == CANNOT_TELL and found["rows_needed"] is None
     words = untold({"rows": 1000, "differences": {"log_loss": found}})
     assert words == [
-        "log_loss differs by 0.01 (0.00607 to 0.0139), export.fidelity.log_loss=0.01: "
+        "log_loss differs by 0.01 (0.00607 to 0.0139), fidelity.log_loss=0.01: "
         "1000 conversations cannot tell, and no number could"
     ]
 

@@ -41,8 +41,8 @@ pytestmark = pytest.mark.timeout(300)
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Config:
     """A student, distilled from a store that holds the simulated law itself."""
     root = tmp_path_factory.mktemp("artifacts")
-    base = f"student.base={tiny_llama}"
-    config = configured("+exp=smoke", f"paths.root={root}", base, "student.layers=null", "student.epochs=1")
+    base = f"model.base={tiny_llama}"
+    config = configured("+exp=smoke", f"paths.root={root}", base, "model.layers=null", "train.epochs=1")
     config = replace(config, run="smoke")
     prepare.main(config)
     write_store(root / "logits" / "smoke", root, tiny_llama, config)
@@ -131,7 +131,7 @@ def test_an_export_that_is_computed_otherwise_is_refused_or_marked(finished: Con
     plain = export_of(replace(finished, run="plain"), "merged", [finished.root / "students" / "smoke" / "fold=0"])
     named = naming(finished, mine=with_swapped_labels(plain, tmp_path / "swapped"))
     (mine,) = [c for c in candidates(named) if c.name == "mine"]
-    with pytest.raises(UserError, match=r"computes something else here .* canaries=warn goes on"):
+    with pytest.raises(UserError, match=r"computes something else here .* canaries.on_failure=warn goes on"):
         add(Judges(), mine, named, held_out)
     judges = Judges()
     add(judges, mine, replace(named, canaries="warn"), held_out)

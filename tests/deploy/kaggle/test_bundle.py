@@ -68,7 +68,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with_canaries(export, renderer)
     write_learned(export, Learned())
     Artefact(export, "export", {"prompt": to_mapping(prompt)}, [], root).finish(prompt=renderer.hashes)
-    arguments = ["+exp=smoke", f"paths.root={root}", f"output={root / 'bundle'}", "predict.scorer.backend=transformers"]
+    arguments = [
+        "+exp=smoke",
+        f"paths.root={root}",
+        f"output={root / 'bundle'}",
+        "scorer@scorers.exported=transformers",
+    ]
     succeeds("distill.kaggle", *arguments)
     assert "is there already" in refuses("distill.kaggle", *arguments)
     mine = root / "mine"
@@ -154,11 +159,11 @@ def test_a_backend_s_wheels_are_all_that_it_takes_beside_kaggle_s_image() -> Non
 def test_transformers_is_left_out_where_fp16_weights_do_not_fit(bundle: Path) -> None:
     """It has no kernels for quantised weights."""
     export = bundle / "dataset" / "model"
-    small, large = configured("+exp=smoke"), configured("+exp=smoke", "plan.t4.memory_gb=1e-6")
+    small, large = configured("+exp=smoke"), configured("+exp=smoke", "t4.memory_gb=1e-6")
     assert backends_for(export, small, []) == ["vllm", "transformers"]
     assert backends_for(export, large, []) == ["vllm"]
-    assert backends_for(export, small, ["predict.scorer.backend=vllm"]) == ["vllm"]
-    chosen = "predict.scorer.backend=transformers"
+    assert backends_for(export, small, ["scorer@scorers.exported=vllm"]) == ["vllm"]
+    chosen = "scorer@scorers.exported=transformers"
     assert backends_for(export, configured("+exp=smoke", chosen), [chosen]) == ["transformers"]
 
 
@@ -211,7 +216,7 @@ def test_the_notebook_takes_the_backend_that_driver_and_python_allow(
     assert (done.returncode == 0) == (chosen is not None)
     installed = {path.name.split("-")[0] for path in (tmp_path / "site").glob("*.dist-info")}
     if chosen is not None:
-        assert done.stdout.splitlines()[-1] == f"predict.scorer.backend={chosen}"
+        assert done.stdout.splitlines()[-1] == f"scorer@scorers.exported={chosen}"
         assert installed == {f"for_{chosen}"} | ({"judge_distillation"} if chosen == "vllm" else set())
 
 
@@ -226,6 +231,13 @@ def test_the_plugin_s_wheel_is_taken_by_each_python(bundle: Path, python: str, t
 
 def test_names_and_overrides_are_the_notebooks() -> None:
     assert slug_of("judge-demo,loss=wsdm3/x") == "judge-demo-loss-wsdm3-x"
-    assert len(slug_of("judge-" + "gemma9b,student.lora.rank=64," * 9)) <= LONGEST_SLUG
-    given = ["+exp=gemma9b", "output=x", "predict.model=y", "predict.second_order=0.5", "canaries=warn", "check=z"]
-    assert own_overrides(given) == ["+exp=gemma9b", "predict.second_order=0.5", "canaries=warn"]
+    assert len(slug_of("judge-" + "gemma9b,model.lora.rank=64," * 9)) <= LONGEST_SLUG
+    given = [
+        "+exp=gemma9b",
+        "output=x",
+        "predict.model=y",
+        "predict.second_order=0.5",
+        "canaries.on_failure=warn",
+        "check=z",
+    ]
+    assert own_overrides(given) == ["+exp=gemma9b", "predict.second_order=0.5", "canaries.on_failure=warn"]

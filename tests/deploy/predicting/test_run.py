@@ -113,7 +113,7 @@ def configure(export: Path, file: Path, tmp_path: Path) -> Configure:
     return build
 
 
-FAST = ("predict.scorer.backend=transformers", "predict.rows_per_part=3", "predict.devices=1")
+FAST = ("scorer@scorers.exported=transformers", "predict.rows_per_part=3", "predict.devices=1")
 
 
 def answers(config: Config) -> tuple[list[str], np.ndarray]:
@@ -308,7 +308,7 @@ def test_the_judge_leaves_the_device_free(configure: Configure, device: Device) 
 
 
 def test_an_engine_on_no_gpu_is_refused(configure: Configure) -> None:
-    sizes = ("predict.scorer.backend=vllm", "predict.scorer.vllm.tensor_parallel_size=0")
+    sizes = ("scorer@scorers.exported=vllm", "scorers.exported.engine_args.tensor_parallel_size=0")
     with pytest.raises(UserError, match="tensor_parallel_size=0: give a number of GPUs, 1 or more"):
         predict.main(configure("predict.devices=null", *sizes))
 
@@ -366,7 +366,7 @@ def test_with_the_first_order_there_the_budget_goes_to_the_second(configure: Con
 def test_interrupted_it_finishes_what_is_in_hand_and_goes_on_later(
     configure: Configure, long_file: Path, judged: pl.DataFrame, devices: int
 ) -> None:
-    settings = ("predict.minutes=60", "predict.scorer.batch_tokens=300")
+    settings = ("predict.minutes=60", "scorers.exported.batch_tokens=300")
     config = configure(f"input={long_file}", f"predict.devices={devices}", *settings)
     assert killed_after(config, 1, signal.SIGTERM) == STOPPED
     assert 0 < len(read_scores(parts_folder(config))) < 2 * TIMES * ROWS
@@ -398,7 +398,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
 def test_a_device_that_dies_is_told_of_and_costs_nothing_that_is_written(
     configure: Configure, long_file: Path, judged: pl.DataFrame, tmp_path: Path
 ) -> None:
-    config = configure(f"input={long_file}", "predict.devices=2", "predict.scorer.batch_tokens=300")
+    config = configure(f"input={long_file}", "predict.devices=2", "scorers.exported.batch_tokens=300")
     message = tmp_path / "message"
     process = own_process(failing_predict, config, message)
     wait_until(lambda: len(part_files(parts_folder(config))) >= 2)
@@ -481,10 +481,10 @@ def test_an_engine_that_computes_something_else_judges_only_what_says_so(
 ) -> None:
     model = with_swapped_labels(export, tmp_path / "swapped")
     swapped, note = (f"predict.model={model}", "predict.minutes=60"), tmp_path / "submission.canaries.txt"
-    with pytest.raises(UserError, match=r"computes something else here .* rms.*canaries=warn goes on"):
+    with pytest.raises(UserError, match=r"computes something else here .* rms.*canaries.on_failure=warn goes on"):
         predict.main(configure(*swapped))
     assert not (tmp_path / "submission.csv").exists() and not read_scores(parts_folder(configure())).height
-    predict.main(configure(*swapped, "canaries=warn"))  # goes on with the parts of the refused run
+    predict.main(configure(*swapped, "canaries.on_failure=warn"))  # goes on with the parts of the refused run
     assert "computes something else here" in note.read_text()
     predict.main(configure("overwrite=true"))
     assert not note.exists()
@@ -500,7 +500,7 @@ def test_a_submission_stays_marked_when_another_engine_finishes_it(
     configure: Configure, long_file: Path, tmp_path: Path
 ) -> None:
     given = (f"input={long_file}", "predict.second_order=0")
-    killed_after(configure(*given, "canaries=warn"), 2, run=predict_with_swapped_labels)
+    killed_after(configure(*given, "canaries.on_failure=warn"), 2, run=predict_with_swapped_labels)
     predict.main(configure(*given))
     assert "computes something else here" in (tmp_path / "submission.canaries.txt").read_text()
 

@@ -25,7 +25,6 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 from starlette.testclient import TestClient
 
-from core.config import CanaryMode
 from core.errors import UserError
 from core.exported import open_exported
 from core.records import LABELS, Conversation
@@ -35,6 +34,7 @@ from deploy.serving.middleware import Middleware
 from deploy.serving.routes import create_app
 from deploy.serving.server import serve
 from deploy.serving.service import Service
+from eval.config import CanaryMode
 from eval.metrics import predict
 from eval.recalibration import Recalibration, write_recalibration
 from teachers.scorers.transformers import TransformersScorer
@@ -275,14 +275,14 @@ def test_a_judge_that_is_computed_otherwise_is_not_served_or_says_so(export: Pat
         assert client.post("/v1/judge", json={"conversations": [PAIR]}).is_success
     with in_process(export, tmp_path / "jobs") as (client, _):
         assert client.get("/v1/model").json()["computes_otherwise"] is None
-    with pytest.raises(UserError, match=r"computes something else .* canaries=warn goes on"):
+    with pytest.raises(UserError, match=r"computes something else .* canaries.on_failure=warn goes on"):
         settings_of_serve = replace(configured("+exp=smoke").serve, port=0)
         serve(open_exported(swapped), scorer("transformers"), settings_of_serve, tmp_path / "jobs", "refuse")
 
 
 @pytest.mark.timeout(200)
 def test_the_entry_point_refuses_what_cannot_be_served(export: Path, tmp_path: Path) -> None:
-    chosen = ("+exp=smoke", f"paths.root={tmp_path}", f"serve.model={export}", "scorer@serve.scorer=transformers")
+    chosen = ("+exp=smoke", f"paths.root={tmp_path}", f"serve.model={export}", "scorer@scorers.exported=transformers")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "cannot listen there" in refuses("distill.serve", *chosen, f"serve.port={taken.getsockname()[1]}")
     assert "NO_SUCH_KEY" in refuses("distill.serve", *chosen, "serve.api_key_variable=NO_SUCH_KEY")

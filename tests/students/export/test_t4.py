@@ -30,7 +30,7 @@ from tests.composing import configured
 from tests.tiny_models import Family, tiny_judge
 
 pytestmark = pytest.mark.timeout(300)
-T4 = configured().plan.t4
+T4 = configured().t4
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -203,7 +203,7 @@ def test_memory_is_what_the_plan_expects(family: Family, tmp_path: Path) -> None
 
 def test_an_engine_is_granted_what_vllm_takes_of_a_t4() -> None:
     """vLLM refuses a model beyond its share of the card, of whose memory torch reports 14.56 GiB."""
-    share = configured().predict.scorer.vllm["gpu_memory_utilization"]
+    share = configured().scorers.exported.vllm["gpu_memory_utilization"]
     assert 0.97 < T4.memory_gb / (share * 14.56 * 2**30 / 1e9) <= 1
 
 

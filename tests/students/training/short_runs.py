@@ -34,7 +34,7 @@ class Run:
 def train(base: Path, stage: int, folder: Path, dies_in: int | None = None, overrides: Sequence[str] = ()) -> Run:
     """Train with dropout, Adam and a schedule, and a checkpoint after each step."""
     config = configured(
-        *("+exp=smoke", "loss=votes", "student.layers=null", "student.batch_conversations=4", "student.epochs=2"),
+        *("+exp=smoke", "loss=votes", "model.layers=null", "train.batch_conversations=4", "train.epochs=2"),
         *("optimizer.lr=0.01", "optimizer.head_lr=0.01", "optimizer.warmup=0.25", "engine.checkpoint_minutes=0"),
         *(f"engine=zero{stage}", *overrides),
     )

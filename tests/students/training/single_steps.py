@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 CE, KL, TEMPERATURE = 0.3, 0.7, 3.0
 STEP = [
-    *("+exp=smoke", "student.layers=null", "student.lora.dropout=0", "engine=zero0"),
+    *("+exp=smoke", "model.layers=null", "model.lora.dropout=0", "engine=zero0"),
     *(f"loss.cross_entropy.weight={CE}", f"loss.kl.weight={KL}", f"loss.kl.temperature={TEMPERATURE}"),
     *("optimizer.lr=1", "optimizer.head_lr=1", "optimizer.clip=0", "optimizer.warmup=0", "optimizer.decay=constant"),
 ]
-ONE_BATCH, ONE_EACH = "student.micro_batch_tokens=100000", "student.micro_batch_tokens=1"
+ONE_BATCH, ONE_EACH = "engine.micro_batch_tokens=100000", "engine.micro_batch_tokens=1"
 WEIGHTS = ("vote_weight", "teacher_weight")
 HEAD = "base_model.model.score.weight"
 SPECIAL = (0, 1, 2)  # <|bos|> (also the id of our pads), <|eos|> and <|pad|> stand in the middle of texts, too
@@ -55,7 +55,7 @@ class Step:
 
 def step_config(base: Path, *overrides: str) -> Config:
     config = from_mapping(Config, {**plain(*STEP, *overrides), "run": "step"})
-    return replace(config, student=replace(config.student, base=str(base)))
+    return replace(config, model=replace(config.model, base=str(base)))
 
 
 def make_conversations(count: int, seed: int = 0) -> list[Example]:
@@ -96,7 +96,7 @@ def with_small_cap(gemma2: Path, folder: Path) -> Path:
 
 def make_judge(config: Config) -> Judge:
     """A judge whose LoRA factors are both away from zero, so that all gradients are."""
-    judge = build_judge(Path(str(config.student.base)), config.student, config.engine, config.seed)
+    judge = build_judge(Path(str(config.model.base)), config.student, config.engine, config.seed)
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in judge.named_parameters():
@@ -217,7 +217,7 @@ def everything(trainer: "Trainer") -> list[Row]:
 
 def own_pieces(trainer: "Trainer") -> list[list[Row]]:
     """The micro-batches of this rank in such a step."""
-    budget = trainer.config.student.micro_batch_tokens
+    budget = trainer.config.engine.micro_batch_tokens
     return micro_batches(range(len(trainer.training)), trainer.lengths, trainer.world, budget)[trainer.rank]
 
 

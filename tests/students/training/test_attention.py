@@ -128,7 +128,7 @@ class TestFlex:
     def test_gradients_are_those_of_eager_when_activations_are_checkpointed(self, tiny_gemma2: Path) -> None:
         steps = []
         for name, padding_free in (("eager", False), ("flex_attention", False), ("flex_attention", True)):
-            judge = judge_with(name, tiny_gemma2, "student.gradient_checkpointing=true").train()
+            judge = judge_with(name, tiny_gemma2, "engine.gradient_checkpointing=true").train()
             logits_of(judge, [1, 3], padding_free).square().sum().backward()
             gradients = {name_in_file(n): p.grad for n, p in judge.named_parameters() if p.grad is not None}
             steps.append(Step({}, gradients))

@@ -19,7 +19,7 @@ from tests.students.training.short_runs import PROMPTS, STEPS, Run, train
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(300)
-FOUR_BITS = ("student.load_in_4bit=true", "student.gradient_checkpointing=true")
+FOUR_BITS = ("model.load_in_4bit=true", "engine.gradient_checkpointing=true")
 LAYERS, LINEARS = 2, 7  # of a tiny model, of each of its layers
 
 
@@ -37,7 +37,7 @@ def logits_of(model: Any) -> np.ndarray:
 
 
 def test_only_the_base_is_stored_in_four_bits(base: Path) -> None:
-    student = configured("+exp=smoke", "student.layers=null", *FOUR_BITS).student
+    student = configured("+exp=smoke", "model.layers=null", *FOUR_BITS).student
     judge = build_judge(base, student, configured("+exp=smoke").engine, 0)
     stored = [m for m in judge.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert len(stored) == LAYERS * LINEARS and {m.weight.dtype for m in stored} == {torch.uint8}
@@ -45,13 +45,13 @@ def test_only_the_base_is_stored_in_four_bits(base: Path) -> None:
     weights, head = judge.trainable()
     assert len(weights) == 2 * len(stored) and {p.dtype for p in [*weights, *head]} == {torch.float32}
     with pytest.raises(UserError, match="4-bit weights cannot be trained"):
-        full = configured("+exp=smoke", "student=full", *FOUR_BITS).student
+        full = configured("+exp=smoke", "model=full", *FOUR_BITS).student
         build_judge(base, full, configured("+exp=smoke").engine, 0)
 
 
 def test_each_rank_loads_onto_its_own_gpu(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "5")
-    config = configured("+exp=smoke", "student.layers=null", "student.dtype=bf16", *FOUR_BITS)
+    config = configured("+exp=smoke", "model.layers=null", "model.dtype=bf16", *FOUR_BITS)
     gpus = PretendedGpus(monkeypatch)
     gpus.note_loading(monkeypatch)
     with pytest.raises(Loaded):

@@ -35,7 +35,7 @@ PRESETS = {"gemma9b": 9.2e9, "teacher_llama70b": 70e9}
 
 def judge_of(config: Config, layers: int | None = None) -> Judge:
     """As `build_judge` makes it of a base's weights, which nobody needs here."""
-    settings = model_config(str(config.student.base), Path("nowhere"))
+    settings = model_config(str(config.model.base), Path("nowhere"))
     settings.num_labels, settings.num_hidden_layers = len(LABELS), layers or settings.num_hidden_layers
     attention = "eager" if settings.model_type == "gemma2" else "sdpa"
     with torch.device("meta"):

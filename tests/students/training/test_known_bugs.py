@@ -230,7 +230,7 @@ def expected(tiny_llama: Path, tiny_qwen2: Path, capped: Path) -> dict[Path, Ste
     return {base: by_definition(step_config(base), EIGHT) for base in (tiny_llama, tiny_qwen2, capped)}
 
 
-@pytest.mark.parametrize("way", [ONE_BATCH, ONE_EACH, FREE, "student.gradient_checkpointing=true"])
+@pytest.mark.parametrize("way", [ONE_BATCH, ONE_EACH, FREE, "engine.gradient_checkpointing=true"])
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "capped"])
 def test_a_step_is_the_one_by_definition(
     family: str, way: str, expected: dict[Path, Step], request: pytest.FixtureRequest, tmp_path: Path

@@ -132,7 +132,7 @@ def test_an_adapter_saved_in_partitions_is_seen(two_ranks: dict[str, Step], expe
         assert_saved(step.saved, step.values)
 
 
-@pytest.mark.parametrize("budget", ["student.micro_batch_tokens=100000", ONE_EACH])
+@pytest.mark.parametrize("budget", ["engine.micro_batch_tokens=100000", ONE_EACH])
 @pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "zero3_cpu"])
 def test_zero_takes_the_step_by_definition(
     engine: str, budget: str, tiny_llama: Path, expected: dict[int, Step], tmp_path: Path
@@ -142,7 +142,7 @@ def test_zero_takes_the_step_by_definition(
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
-@pytest.mark.parametrize("tuning", ["student=full", "student.lora.method=dora"])
+@pytest.mark.parametrize("tuning", ["model=full", "model.lora.method=dora"])
 def test_zero_takes_the_step_of_other_tunings(tuning: str, engine: str, tiny_gemma2: Path, tmp_path: Path) -> None:
     by_hand = by_definition(step_config(tiny_gemma2, tuning), THREE)
     assert_same_step(

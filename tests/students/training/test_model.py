@@ -47,9 +47,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def configure(root: Path, tiny_llama: Path) -> Configure:
     def build(name: str, *overrides: str, base: Path = tiny_llama) -> Config:
-        fixed = ["+exp=smoke", f"paths.root={root}", "student.layers=null", "loss=votes", "student.lora.dropout=0"]
+        fixed = ["+exp=smoke", f"paths.root={root}", "model.layers=null", "loss=votes", "model.lora.dropout=0"]
         config = configured(*fixed, *overrides)
-        return replace(config, run=name, student=replace(config.student, base=str(base)))
+        return replace(config, run=name, model=replace(config.model, base=str(base)))
 
     return build
 
@@ -58,7 +58,7 @@ def configure(root: Path, tiny_llama: Path) -> Configure:
 def judge_of(configure: Configure) -> Callable[..., Judge]:
     def build(*overrides: str, base: Path | None = None) -> Judge:
         config = configure("unused", *overrides, **({} if base is None else {"base": base}))
-        return build_judge(Path(str(config.student.base)), config.student, config.engine, config.seed)
+        return build_judge(Path(str(config.model.base)), config.student, config.engine, config.seed)
 
     return build
 
@@ -71,7 +71,7 @@ def served_log_loss(config: Config) -> float:
     """The validation log loss of what the run left behind, merged, in an engine that did not train it."""
     trained = open_trained(student.run_folder(config), config.root, "train it")
     rows = conversations.load(config.root / "data" / config.data.name)
-    _, held = split(rows, config.fold, config.student.validation_share)
+    _, held = split(rows, config.fold, config.train.validation_share)
     scores = score_conversations(TransformersScorer(trained.merged(config.root), REFERENCE), trained.renderer, held)
     probabilities = predict(*logits_by_order(scores, [c.id for c in held]))
     return float(log_loss_rows(probabilities, np.array([c.votes for c in held])).mean())
@@ -79,11 +79,11 @@ def served_log_loss(config: Config) -> float:
 
 TUNINGS = {
     "lora": (),
-    "rslora": ("student.lora.method=rslora",),
-    "dora": ("student.lora.method=dora",),
-    "full": ("student=full", "student.lora.rank=4"),
-    "frozen": ("student.freeze_layers=1",),
-    "uncapped": ("student.softcapping=false",),
+    "rslora": ("model.lora.method=rslora",),
+    "dora": ("model.lora.method=dora",),
+    "full": ("model=full", "model.lora.rank=4"),
+    "frozen": ("model.freeze_layers=1",),
+    "uncapped": ("model.softcapping=false",),
 }
 
 
@@ -105,7 +105,7 @@ def test_what_was_trained_is_what_is_served(
 
 
 def test_full_tuning_is_the_same_on_all_stages_of_zero(configure: Configure) -> None:
-    configs = [configure(f"full-{stage}", "student=full", f"engine={stage}") for stage in ("zero0", "zero2", "zero3")]
+    configs = [configure(f"full-{stage}", "model=full", f"engine={stage}") for stage in ("zero0", "zero2", "zero3")]
     for config in configs:
         student.main(config)
     first, *others = (load_file(student.run_folder(c) / "model" / "model.safetensors") for c in configs)
@@ -117,18 +117,18 @@ def test_full_tuning_is_the_same_on_all_stages_of_zero(configure: Configure) -> 
 
 
 def test_frozen_layers_stay_and_the_others_learn(judge_of: Callable[..., Judge], tiny_llama: Path) -> None:
-    for overrides in (("student=full", "student.freeze_layers=1"), ("student.freeze_layers=1",)):
+    for overrides in (("model=full", "model.freeze_layers=1"), ("model.freeze_layers=1",)):
         names = {name for name, p in judge_of(*overrides).named_parameters() if p.requires_grad}
         assert any("layers.1." in name for name in names) and any("score" in name for name in names)
         assert not any("layers.0." in name or "embed_tokens" in name for name in names)
-    with pytest.raises(ValueError, match=r"student.freeze_layers=2: the base has 2 layers"):
-        judge_of("student.freeze_layers=2")
+    with pytest.raises(ValueError, match=r"model.freeze_layers=2: the base has 2 layers"):
+        judge_of("model.freeze_layers=2")
 
 
 def test_gradient_checkpointing_changes_no_gradient(judge_of: Callable[..., Judge]) -> None:
     gradients = []
     for flag in ("false", "true"):
-        judge = judge_of(f"student.gradient_checkpointing={flag}").train()
+        judge = judge_of(f"engine.gradient_checkpointing={flag}").train()
         torch.manual_seed(0)
         for name, parameter in judge.named_parameters():
             if "lora_B" in name:
@@ -167,8 +167,8 @@ class TestStart:
         stored = load_file(base / "model.safetensors")["score.weight"]
         assert torch.equal(judge_of(base=base).trainable()[1][0], stored[[1, 2, 0]])
         assert "the score head is the base's" in caplog.text
-        fresh = judge_of("student.head=new", base=base).trainable()[1][0]
-        assert not torch.isclose(fresh, stored).any() and "drawn anew: student.head=new" in caplog.text
+        fresh = judge_of("model.head=new", base=base).trainable()[1][0]
+        assert not torch.isclose(fresh, stored).any() and "drawn anew: model.head=new" in caplog.text
 
     @pytest.mark.parametrize("names", [["LABEL_0"], ["x", "y", "z"]])
     def test_a_reward_model_and_another_classifier_get_a_new_head(
@@ -181,7 +181,7 @@ class TestStart:
         caplog.set_level(logging.INFO)
         config = configure(f"from-{len(names)}", base=own_judge(names))
         assert student.main(config) == pytest.approx(served_log_loss(config), abs=1e-5)
-        assert f"drawn anew: that of {config.student.base} has {len(names)} outputs, named {names}" in caplog.text
+        assert f"drawn anew: that of {config.model.base} has {len(names)} outputs, named {names}" in caplog.text
 
     def test_armorm_leaves_its_own_outputs_behind(
         self, configure: Configure, own_judge: Callable[[list[str]], Path]
@@ -206,7 +206,7 @@ class TestSoftcapping:
     ) -> None:
         capped = judge_of(base=tiny_gemma2)(IDS, None, ENDS)
         eager = judge_of("engine.attention=eager", base=tiny_gemma2)(IDS, None, ENDS)
-        uncapped = judge_of("student.softcapping=false", base=tiny_gemma2)(IDS, None, ENDS)
+        uncapped = judge_of("model.softcapping=false", base=tiny_gemma2)(IDS, None, ENDS)
         torch.testing.assert_close(capped, eager)
         assert (capped - uncapped).abs().max() > 1e-3
         with pytest.raises(ValueError, match=r"engine.attention=sdpa leaves out the softcapping"):
@@ -218,7 +218,7 @@ class TestSoftcapping:
             judge_of("engine.attention=flash_attention_2")
 
     def test_an_uncapped_judge_says_so_to_whoever_loads_it(self, configure: Configure, tiny_gemma2: Path) -> None:
-        config = configure("said", "student.softcapping=false", base=tiny_gemma2)
+        config = configure("said", "model.softcapping=false", base=tiny_gemma2)
         student.main(config)
         trained = open_trained(student.run_folder(config), config.root, "")
         for folder in (trained.merged(config.root), trained.unmerged(config.root)[0]):
@@ -227,7 +227,7 @@ class TestSoftcapping:
 
 class TestLowPrecision:
     def test_what_lora_trains_stays_in_fp32_over_a_base_in_bf16(self, configure: Configure) -> None:
-        config = configure("bf16", "student.dtype=bf16", "optimizer.lr=0.01")
+        config = configure("bf16", "model.dtype=bf16", "optimizer.lr=0.01")
         student.main(config)
         adapter = load_file(student.run_folder(config) / "adapter" / "adapter_model.safetensors")
         assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
@@ -253,18 +253,18 @@ class TestLowPrecision:
         gpus = PretendedGpus(monkeypatch, in_bf16=in_bf16)
         gpus.note_loading(monkeypatch)
         with pytest.raises(Loaded):
-            judge_of(f"student.dtype={dtype}")
+            judge_of(f"model.dtype={dtype}")
         assert (gpus.events[-1]["dtype"], gpus.precision) == (loaded, precision)
 
     def test_kahan_learns_where_plain_bf16_stalls(self, configure: Configure) -> None:
         """Steps of 2e-5 on weights of 0.1, whose neighbours in bf16 are 4e-4 away: rounded to nearest, all are lost."""
-        common = ("student=full", "optimizer.lr=2e-5", "optimizer.head_lr=2e-5", "optimizer.decay=constant")
-        common += ("student.epochs=12", "student.head=new", "engine=zero1")
+        common = ("model=full", "optimizer.lr=2e-5", "optimizer.head_lr=2e-5", "optimizer.decay=constant")
+        common += ("train.epochs=12", "model.head=new", "engine=zero1")
         exact = configure("exact", *common)
         student.main(exact)
         ends = {}
         for kind in ("fp32", "kahan", "none"):
-            config = configure(f"master-{kind}", *common, "student.dtype=bf16", f"optimizer.master_weights={kind}")
+            config = configure(f"master-{kind}", *common, "model.dtype=bf16", f"optimizer.master_weights={kind}")
             student.main(config)
             ends[kind] = losses(config)[-5:].mean()
         learnt = losses(exact)[:5].mean() - losses(exact)[-5:].mean()
@@ -273,15 +273,15 @@ class TestLowPrecision:
         assert ends["none"] - losses(exact)[-5:].mean() > 0.5 * learnt
 
     def test_kahan_is_refused_where_it_does_nothing(self, configure: Configure) -> None:
-        for overrides in ((), ("student=full",), ("student=full", "student.dtype=bf16", "engine=zero0")):
+        for overrides in ((), ("model=full",), ("model=full", "model.dtype=bf16", "engine=zero0")):
             config = configure("refused", "optimizer.master_weights=kahan", *overrides)
-            judge = build_judge(Path(str(config.student.base)), config.student, config.engine, 0)
+            judge = build_judge(Path(str(config.model.base)), config.student, config.engine, 0)
             with process_group(), pytest.raises(ValueError, match="master_weights=kahan is for a full tuning in bf16"):
                 open_engine(judge, config)
 
 
 def test_a_full_tuning_has_no_adapter_to_serve(configure: Configure) -> None:
-    config = configure("whole", "student=full")
+    config = configure("whole", "model=full")
     student.main(config)
     trained = open_trained(student.run_folder(config), config.root, "")
     with pytest.raises(ValueError, match="is a full tuning and has no adapter"):

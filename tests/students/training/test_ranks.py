@@ -23,8 +23,8 @@ Said = list[str]  # by rank: the kind of error that ended it, and its message
 
 
 def config_of(base: Path, root: Path, *overrides: str) -> Config:
-    fixed = ["+exp=smoke", f"paths.root={root}", "student.layers=null", "loss=votes", "student.validate_every=2"]
-    return replace(configured(*fixed, f"student.base={base}", *overrides), run="run")
+    fixed = ["+exp=smoke", f"paths.root={root}", "model.layers=null", "loss=votes", "train.validate_every=2"]
+    return replace(configured(*fixed, f"model.base={base}", *overrides), run="run")
 
 
 def without_data(base: Path, folder: Path, rank: int) -> None:

@@ -32,8 +32,8 @@ COLUMNS = [name for name in HISTORY if name != "seconds"]
 @pytest.fixture(scope="module")
 def configure(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Configure:
     root = tmp_path_factory.mktemp("artifacts") / "root[1]"  # DeepSpeed takes a folder's name for a pattern
-    base = ["+exp=smoke", f"paths.root='{root}'", f"student.base={tiny_llama}", "student.layers=null", "loss=votes"]
-    base += ["student.epochs=4", "student.validate_every=7", "engine.checkpoint_minutes=0"]
+    base = ["+exp=smoke", f"paths.root='{root}'", f"model.base={tiny_llama}", "model.layers=null", "loss=votes"]
+    base += ["train.epochs=4", "train.validate_every=7", "engine.checkpoint_minutes=0"]
     prepare.main(configured(*base, "data.test_share=0"))
 
     def build(run: str, *overrides: str) -> Config:

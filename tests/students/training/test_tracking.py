@@ -41,8 +41,8 @@ HOSTILE = "<script>alert(1)</script> | a | ![x](http://x/y.png)\n\n# **b** `c` &
 @pytest.fixture(scope="module")
 def configure(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Configure:
     root = tmp_path_factory.mktemp("artifacts")
-    base = ["+exp=smoke", f"paths.root={root}", f"student.base={tiny_llama}", "student.layers=null", "loss=votes"]
-    base += ["student.epochs=2", "student.validate_every=3", "engine.checkpoint_minutes=1000", "tracker.samples=6"]
+    base = ["+exp=smoke", f"paths.root={root}", f"model.base={tiny_llama}", "model.layers=null", "loss=votes"]
+    base += ["train.epochs=2", "train.validate_every=3", "engine.checkpoint_minutes=1000", "tracker.samples=6"]
     prepare.main(configured(*base, "data.test_share=0"))
 
     def build(run: str, *overrides: str) -> Config:

@@ -70,8 +70,8 @@ def _tokenizer(factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def configure(root: Path, tiny_llama: Path) -> Configure:
     def build(name: str, *overrides: str, base: Path = tiny_llama) -> Config:
-        config = configured("+exp=smoke", f"name={name}", f"paths.root={root}", "student.layers=null", *overrides)
-        return replace(config, run=name, student=replace(config.student, base=str(base)))
+        config = configured("+exp=smoke", f"name={name}", f"paths.root={root}", "model.layers=null", *overrides)
+        return replace(config, run=name, model=replace(config.model, base=str(base)))
 
     return build
 
@@ -86,7 +86,7 @@ def losses(config: Config) -> torch.Tensor:
 
 @pytest.fixture
 def straight(configure: Configure) -> Config:
-    config = configure("straight", "student.epochs=2", "loss.kl.temperature=2")
+    config = configure("straight", "train.epochs=2", "loss.kl.temperature=2")
     student.main(config)
     return config
 
@@ -111,7 +111,7 @@ def test_a_run_writes_what_the_contract_says(straight: Config, configure: Config
         assert metrics[name] == kept[name] > 0
     assert student.main(straight) == metrics["validation_log_loss"]  # finished: nothing is trained again
     with pytest.raises(ValueError, match=r"loss.kl.temperature: there 2.0, now 3.0"):
-        student.main(configure("straight", "student.epochs=2", "loss.kl.temperature=3"))
+        student.main(configure("straight", "train.epochs=2", "loss.kl.temperature=3"))
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
@@ -120,7 +120,7 @@ def test_micro_batches_do_not_change_the_result(
 ) -> None:
     base = request.getfixturevalue(family)
     large, small = (
-        configure(f"{family}-{tokens}", "student.lora.dropout=0", f"student.micro_batch_tokens={tokens}", base=base)
+        configure(f"{family}-{tokens}", "model.lora.dropout=0", f"engine.micro_batch_tokens={tokens}", base=base)
         for tokens in (8192, 100)
     )
     for config in (large, small):
@@ -132,7 +132,7 @@ def test_micro_batches_do_not_change_the_result(
 def test_padding_free_equals_padded(configure: Configure, family: str, request: pytest.FixtureRequest) -> None:
     base = request.getfixturevalue(family)
     padded, free = (
-        configure(f"{family}-{flag}", "student.lora.dropout=0", f"engine.padding_free={flag}", base=base)
+        configure(f"{family}-{flag}", "model.lora.dropout=0", f"engine.padding_free={flag}", base=base)
         for flag in ("false", "true")
     )
     for config in (padded, free):
@@ -147,14 +147,14 @@ def test_padding_free_equals_padded(configure: Configure, family: str, request: 
     "overrides",
     [
         ("loss=blackpearl",),
-        ("loss=wsdm3", "student.lora.method=rslora", "optimizer.decay=linear"),
+        ("loss=wsdm3", "model.lora.method=rslora", "optimizer.decay=linear"),
         ("loss.swap_consistency.weight=0.5", "loss.rows.confidence=1", "loss.kl.final_weight=0.2"),
         ("loss.reverse_kl.weight=1", "loss.squared_error.weight=0.1", "loss.skew_kl.weight=1", "optimizer.clip=0"),
         ("loss=kl", "loss.kl.temperature=5", "loss.kl.final_temperature=1", "optimizer.decay=constant"),
     ],
 )
 def test_recipes_train(configure: Configure, overrides: tuple[str, ...]) -> None:
-    config = configure(f"recipe-{abs(hash(overrides))}", "student.epochs=2", *overrides)
+    config = configure(f"recipe-{abs(hash(overrides))}", "train.epochs=2", *overrides)
     student.main(config)
     curve = losses(config)
     assert torch.isfinite(curve).all() and curve[-3:].mean() < curve[:3].mean()
@@ -162,7 +162,7 @@ def test_recipes_train(configure: Configure, overrides: tuple[str, ...]) -> None
 
 def test_zero_stages_agree(configure: Configure) -> None:
     engines = ["zero0", "zero1", "zero2", "zero3", "zero3_cpu"]
-    configs = [configure(engine, "student.lora.dropout=0", f"engine={engine}") for engine in engines]
+    configs = [configure(engine, "model.lora.dropout=0", f"engine={engine}") for engine in engines]
     for config in configs:
         student.main(config)
     for config in configs[1:]:
@@ -175,15 +175,15 @@ def test_zero_stages_agree(configure: Configure) -> None:
 
 
 def test_two_ranks_train_as_one(configure: Configure, root: Path, tiny_llama: Path) -> None:
-    one = configure("one-rank", "student.lora.dropout=0")
+    one = configure("one-rank", "model.lora.dropout=0")
     student.main(one)
     overrides = [
         "+exp=smoke",
         "name=two-ranks",
         f"paths.root={root}",
-        "student.layers=null",
-        f"student.base={tiny_llama}",
-        "student.lora.dropout=0",
+        "model.layers=null",
+        f"model.base={tiny_llama}",
+        "model.lora.dropout=0",
     ]
     ranks = ("--num_accelerators", "2", "--master_port", str(free_port()))
     launcher = ("-m", "deepspeed.launcher.runner", *ranks, "--module", "--no_local_rank")
@@ -200,7 +200,7 @@ def test_two_ranks_train_as_one(configure: Configure, root: Path, tiny_llama: Pa
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     configure: Configure, straight: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = configure("killed", "student.epochs=2", "loss.kl.temperature=2")
+    killed = configure("killed", "train.epochs=2", "loss.kl.temperature=2")
     steps_taken, take_step = 0, Trainer.take_step
 
     def dies_at_step_eight(self: Trainer, step: list[int], epoch: int) -> dict[str, object]:
@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     with pytest.raises(
         ValueError, match=r"started differently:\n  - loss.kl.temperature: there 2.0, now 3.0\n.*overwrite=true"
     ):
-        student.main(configure("killed", "student.epochs=2", "loss.kl.temperature=3"))
+        student.main(configure("killed", "train.epochs=2", "loss.kl.temperature=3"))
     student.main(killed)
     assert steps_taken == 8 + 5  # it went on from the checkpoint after the first epoch
     assert history(killed).drop("seconds").equals(history(straight).drop("seconds"))
@@ -231,7 +231,7 @@ def test_running_out_of_memory_says_what_to_change(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(DeepSpeedEngine, place, full)
-    with pytest.raises(UserError, match=r"out of memory at step 0: lower student.micro_batch_tokens=\d+"):
+    with pytest.raises(UserError, match=r"out of memory at step 0: lower engine.micro_batch_tokens=\d+"):
         student.main(configure(f"full-{place}"))
 
 
@@ -262,8 +262,8 @@ def test_a_sweep_trains_each_job_with_a_fresh_engine(root: Path, tiny_llama: Pat
         "+exp=smoke",
         "name=sweep",
         f"paths.root={root}",
-        f"student.base={tiny_llama}",
-        "student.layers=null",
+        f"model.base={tiny_llama}",
+        "model.layers=null",
         "loss=votes,distill,wsdm3",
     )
     assert len(list(root.glob("students/sweep,*loss=*/fold=0/manifest.json"))) == 3, output
@@ -283,9 +283,9 @@ def test_rates_warm_up_and_fall() -> None:
 
 def test_a_training_may_end_before_its_schedule(configure: Configure) -> None:
     """As the LMSYS winner's teacher: one epoch of a cosine over two."""
-    whole, half = configure("whole", "student.epochs=2"), configure("half", "student.schedule_epochs=2")
+    whole, half = configure("whole", "train.epochs=2"), configure("half", "train.schedule_epochs=2")
     for config in (whole, half):
         student.main(config)
     assert history(half)["lr"].equals(history(whole)["lr"].head(len(history(half))))
-    with pytest.raises(ValueError, match=r"student.schedule_epochs=1 ends before student.epochs=2"):
-        student.main(configure("short", "student.epochs=2", "student.schedule_epochs=1"))
+    with pytest.raises(ValueError, match=r"train.schedule_epochs=1 ends before train.epochs=2"):
+        student.main(configure("short", "train.epochs=2", "train.schedule_epochs=1"))

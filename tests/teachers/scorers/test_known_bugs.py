@@ -55,7 +55,7 @@ def unturned_validation(patch: pytest.MonkeyPatch) -> None:
 def test_validation_is_the_mean_log_loss_of_swap_averaged_logits(
     plant: Plant | None, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = step_config(tiny_llama, "student.micro_batch_tokens=200")
+    config = step_config(tiny_llama, "engine.micro_batch_tokens=200")
     judge, voted = make_judge(config), [c for c in CONVERSATIONS if c.votes]
     with torch.no_grad():
         alone = [[judge(torch.tensor([x]), None, torch.tensor([len(x) - 1]))[0] for x in c.ids] for c in voted]

@@ -1,0 +1,84 @@
+"""Keys of `conf/` that earlier versions called otherwise: refused on the command line, understood in old manifests."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+MODEL = ("base", "layers", "freeze_layers", "head", "softcapping", "dtype", "load_in_4bit", "tuning", "lora")
+TRAIN = ("epochs", "schedule_epochs", "batch_conversations", "length_pool_steps", "validation_share", "validate_every")
+ENGINE = ("micro_batch_tokens", "gradient_checkpointing")
+SCORERS = {
+    "teacher.scorer": "scorers.teacher",
+    "export.scorer": "scorers.check",
+    "export.reference": "scorers.student",
+    "eval.student": "scorers.student",
+    "eval.exported": "scorers.exported",
+    "predict.scorer": "scorers.exported",
+    "serve.scorer": "scorers.exported",
+}
+# Old key -> new key. What stands further up is tried first, so the narrower key stands before the wider.
+RENAMED = {
+    **{f"student.{key}": f"model.{key}" for key in MODEL},
+    **{f"student.{key}": f"train.{key}" for key in TRAIN},
+    **{f"student.{key}": f"engine.{key}" for key in ENGINE},
+    "student": "model",
+    "teacher.scorer.method": "teacher.method",
+    "teacher.scorer.labels": "teacher.labels",
+    **{f"{old}.vllm": f"{new}.engine_args" for old, new in SCORERS.items()},
+    **{f"{old}.server": new for old, new in SCORERS.items()},
+    **{f"{old}.ray": new for old, new in SCORERS.items()},
+    **{f"{old}.backend": f"scorer@{new}" for old, new in SCORERS.items()},
+    **SCORERS,
+    "teacher.mixture.calibrate": "teacher.mixture.temperature_scaling",
+    "export.calibration": "export.scaling",
+    "export.fidelity": "fidelity",
+    "export.canaries": "canaries",
+    "canaries": "canaries.on_failure",
+    "plan.t4": "t4",
+    "plan.calibration": "plan.measured",
+    "prompt.min_round_tokens": "prompt.min_turn_tokens",
+}
+UNCHANGED = {"canaries": ("on_failure", "rows", "tokens", "repeats", "factors", "floor")}  # names that are groups now
+
+
+def new_name(key: str) -> str | None:
+    """What a key of an earlier version is called now; None for a key that is not one."""
+    for old, new in RENAMED.items():
+        rest = key.removeprefix(old)
+        if rest == "" or (
+            rest != key and rest.startswith(".") and rest[1:].split(".")[0] not in UNCHANGED.get(old, ())
+        ):
+            return new + rest
+    return None
+
+
+def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration in a manifest, its keys as they are called now."""
+    found = deepcopy(dict(config))
+    for old, new in RENAMED.items():
+        *groups, last = old.split(".")
+        group = _at(found, groups)
+        if group is None or last not in group or "@" in new:
+            continue
+        if isinstance(group[last], Mapping) and (old == "student" or old in UNCHANGED):
+            continue
+        value = group.pop(last)
+        if new.startswith("engine."):
+            continue  # it says how, not what, and left the identity
+        *groups, last = new.split(".")
+        target = found
+        for name in groups:
+            target = target.setdefault(name, {})
+        target[last] = value
+    if found.get("student") == {}:
+        del found["student"]
+    return found
+
+
+def _at(config: dict[str, Any], groups: list[str]) -> dict[str, Any] | None:
+    for name in groups:
+        inner = config.get(name)
+        if not isinstance(inner, dict):
+            return None
+        config = inner
+    return config
