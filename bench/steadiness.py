@@ -20,7 +20,8 @@ import numpy as np
 
 from bench.configuration import configured
 from distill.config import Config
-from distill.student import run_folder, train
+from distill.student import train
+from distill.training_run import run_folder
 
 TARGETS = {"log_loss_sd_ratio": ["<=", 0.33], "flip_rate_sd_ratio": ["<=", 0.33]}
 APART = 5e-7  # relative difference of the learning rates of two runs

@@ -9,13 +9,12 @@ was killed goes on from its last checkpoint. Returns the kept judge's validation
 import logging
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.config import to_mapping
 from core.errors import UserError
 from distill.config import Config
 from distill.entry_point import entry_point
+from distill.training_run import run_folder, run_identity
 from students.training.config import LossConfig
 
 if TYPE_CHECKING:
@@ -127,24 +126,6 @@ def votes_alone(loss: LossConfig) -> LossConfig:
     terms: dict[str, Any] = {name: replace(term, weight=0.0, final_weight=None) for name, term in loss.terms.items()}
     terms["cross_entropy"] = replace(loss.cross_entropy, weight=1.0, final_weight=None)
     return replace(loss, **terms)
-
-
-def run_folder(config: Config) -> Path:
-    """Where the configured run lives: students/<run>/fold=<k> or teachers/<run>/fold=<k>."""
-    return config.root / f"{config.role}s" / config.run / f"fold={config.fold}"
-
-
-def run_identity(config: Config) -> dict[str, object]:
-    """The part of the configuration that decides what is trained; a finished run with another one is refused."""
-    values = to_mapping(config)
-    kept = ("role", "fold", "seed", "limit", "prompt", "model", "train", "loss", "optimizer")
-    teacher = {name: values["teacher"][name] for name in ("name", "rows", "max_entropy")}
-    distils = config.role == "student" and config.loss.distils
-    return {
-        **{name: values[name] for name in kept},
-        "data": config.data.name,
-        **({"teacher": teacher} if distils else {}),
-    }
 
 
 def check_template(config: Config, template: str) -> None:

@@ -28,6 +28,7 @@ from core.errors import UserError
 from core.naming import names_a_run
 from distill.config import Config
 from distill.entry_point import launched_ranks, typed
+from distill.training_run import run_identity
 from students.training.studies import PRUNED, STUDY, open_journal, open_pruner
 
 if TYPE_CHECKING:
@@ -205,8 +206,6 @@ def shared(config: DictConfig, fixed: Sequence[str]) -> Config:
 
 def identity(config: Config, searched: Mapping[str, "BaseDistribution"]) -> dict[str, Any]:
     """What makes trials comparable: what is trained but for the searched keys, and the ranges."""
-    from distill.student import run_identity
-
     ranges = {key: repr(found) for key, found in searched.items()}
     return json.loads(json.dumps({**run_identity(config), "searched": ranges}))
 

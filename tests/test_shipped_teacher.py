@@ -7,7 +7,7 @@ from typing import Any
 from core.artefacts.contents import content_hash
 from core.artefacts.manifest import read_manifest
 from core.provenance import read_learned
-from distill.student import run_identity
+from distill.training_run import run_identity
 from tests.composing import configured
 
 SHIPPED = Path(__file__).resolve().parent.parent / "teachers" / "demo" / "fold=0"
