@@ -110,7 +110,7 @@ bench: ## Side-by-side measurements; each prints one JSON line last
 	$(PY) -m bench.eval
 	$(PY) -m bench.serve
 
-gpu-check: ## On a GPU: prove what no CPU can, and measure what distill.plan assumes; DRY=1: what a CPU can, in tiny
+gpu-check: ## On a GPU: check what no CPU can show, and measure what distill.plan assumes; DRY=1: what a CPU can, with tiny models
 	$(PY) -m gpu_check $(if $(DRY),--dry) $(ARGS)
 
 ablation: ## Losses against each other on real votes, three seeds (an hour and a half after make human)

@@ -1,1 +1,1 @@
-"""Proves on one GPU what a CPU cannot: `make gpu-check`. Needs torch and transformers alone; see docs/gpu.md."""
+"""Checks on a GPU what a CPU cannot show: `make gpu-check`. Needs torch and transformers alone; see docs/gpu.md."""

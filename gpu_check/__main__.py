@@ -1,4 +1,4 @@
-"""Proves on a GPU what a CPU cannot, in at most 12 minutes; no network: python -m gpu_check, or make gpu-check
+"""Checks on a GPU what a CPU cannot show, in at most 12 minutes and offline: python -m gpu_check, or make gpu-check
 
 Each step says PASS, FAIL or SKIP with the reason; exit code 1 where one failed. Rerun the same command to resume.
 Results: artifacts/gpu_check/<device>-<environment>.json; what a step printed: the folder of that name.
@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from gpu_check.runner import Processes, Record, machine, run_all, table
+from gpu_check.machine import this_machine
+from gpu_check.processes import Processes
+from gpu_check.runner import Record, run_all, table
 from gpu_check.steps import STEPS
 from gpu_check.verdicts import Failed
 
@@ -18,11 +20,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dry", action="store_true", help="what a CPU can, with tiny models; the rest says SKIP")
+    parser.add_argument("--dry", action="store_true", help="run what a CPU can, with tiny models; the rest is skipped")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="run these, whether they have passed or not")
-    parser.add_argument("--again", action="store_true", help="run those that have passed, too")
+    parser.add_argument("--again", action="store_true", help="also run those that have passed")
     parser.add_argument("--list", action="store_true", help="name the steps and run none")
-    parser.add_argument("--minutes", type=float, default=12, help="for all steps; what is left then says SKIP")
+    parser.add_argument("--minutes", type=float, default=12, help="for all steps; the rest is skipped")
     parser.add_argument("--output", type=Path, default=Path("artifacts/gpu_check"), help="folder of the results")
     arguments = parser.parse_args()
     if arguments.list:
@@ -33,7 +35,7 @@ def main() -> int:
     until = time.monotonic() + 60 * arguments.minutes
     processes = Processes(arguments.dry)
     try:
-        here = machine(processes, arguments.dry, arguments.output)
+        here = this_machine(processes, arguments.dry, arguments.output)
     except Failed as reason:
         parser.error(str(reason))
     name = f"{here.slug}-dry" if arguments.dry else here.slug
