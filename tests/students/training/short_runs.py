@@ -40,7 +40,7 @@ def train(base: Path, stage: int, folder: Path, dies_in: int | None = None, over
     )
     with process_group(), pytest.MonkeyPatch.context() as patch:
         partition_all(patch)
-        judge = build_judge(base, config.student, config.engine, config.seed)
+        judge = build_judge(base, config.model, config.engine, config.seed)
         trainer = Trainer(config, judge, CONVERSATIONS, CONVERSATIONS, folder, Tracker())
         take_step = trainer.take_step
 

@@ -96,7 +96,7 @@ def with_small_cap(gemma2: Path, folder: Path) -> Path:
 
 def make_judge(config: Config) -> Judge:
     """A judge whose LoRA factors are both away from zero, so that all gradients are."""
-    judge = build_judge(Path(str(config.model.base)), config.student, config.engine, config.seed)
+    judge = build_judge(Path(str(config.model.base)), config.model, config.engine, config.seed)
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in judge.named_parameters():

@@ -37,7 +37,7 @@ def logits_of(model: Any) -> np.ndarray:
 
 
 def test_only_the_base_is_stored_in_four_bits(base: Path) -> None:
-    student = configured("+exp=smoke", "model.layers=null", *FOUR_BITS).student
+    student = configured("+exp=smoke", "model.layers=null", *FOUR_BITS).model
     judge = build_judge(base, student, configured("+exp=smoke").engine, 0)
     stored = [m for m in judge.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert len(stored) == LAYERS * LINEARS and {m.weight.dtype for m in stored} == {torch.uint8}
@@ -45,7 +45,7 @@ def test_only_the_base_is_stored_in_four_bits(base: Path) -> None:
     weights, head = judge.trainable()
     assert len(weights) == 2 * len(stored) and {p.dtype for p in [*weights, *head]} == {torch.float32}
     with pytest.raises(UserError, match="4-bit weights cannot be trained"):
-        full = configured("+exp=smoke", "model=full", *FOUR_BITS).student
+        full = configured("+exp=smoke", "model=full", *FOUR_BITS).model
         build_judge(base, full, configured("+exp=smoke").engine, 0)
 
 
@@ -55,7 +55,7 @@ def test_each_rank_loads_onto_its_own_gpu(base: Path, monkeypatch: pytest.Monkey
     gpus = PretendedGpus(monkeypatch)
     gpus.note_loading(monkeypatch)
     with pytest.raises(Loaded):
-        build_judge(base, config.student, config.engine, 0)
+        build_judge(base, config.model, config.engine, 0)
     assert gpus.events[0] == "current cuda:5"
     assert gpus.events[1]["device_map"] == {"": "cuda:5"}
 

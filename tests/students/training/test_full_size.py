@@ -43,7 +43,7 @@ def judge_of(config: Config, layers: int | None = None) -> Judge:
             settings, dtype=torch.bfloat16, attn_implementation=attention
         )
         model.score = Head(settings.hidden_size, len(LABELS), bias=False)
-        return Judge(with_lora(model, config.student), Path("nowhere")).train()
+        return Judge(with_lora(model, config.model), Path("nowhere")).train()
 
 
 def put_on_gpu(judge: Judge) -> None:

@@ -100,7 +100,7 @@ def test_what_a_resumed_run_forgets_is_seen(
 def assert_all_trained(run: Run, base: Path) -> None:
     """LoRA's B, which starts at zero, and the head, as drawn for this seed, have both moved in every element."""
     config = configured("+exp=smoke", "model.layers=null")
-    drawn = build_judge(base, config.student, config.engine, config.seed)
+    drawn = build_judge(base, config.model, config.engine, config.seed)
     start = trained_values(drawn, partitioned=False)
     assert all((run.values[name] != start[name]).all() for name in start if "lora_B" in name or name == HEAD)
     assert {name.rsplit(".", 2)[1] for name in start} == {"lora_A", "lora_B", "score"}

@@ -58,7 +58,7 @@ def configure(root: Path, tiny_llama: Path) -> Configure:
 def judge_of(configure: Configure) -> Callable[..., Judge]:
     def build(*overrides: str, base: Path | None = None) -> Judge:
         config = configure("unused", *overrides, **({} if base is None else {"base": base}))
-        return build_judge(Path(str(config.model.base)), config.student, config.engine, config.seed)
+        return build_judge(Path(str(config.model.base)), config.model, config.engine, config.seed)
 
     return build
 
@@ -275,7 +275,7 @@ class TestLowPrecision:
     def test_kahan_is_refused_where_it_does_nothing(self, configure: Configure) -> None:
         for overrides in ((), ("model=full",), ("model=full", "model.dtype=bf16", "engine=zero0")):
             config = configure("refused", "optimizer.master_weights=kahan", *overrides)
-            judge = build_judge(Path(str(config.model.base)), config.student, config.engine, 0)
+            judge = build_judge(Path(str(config.model.base)), config.model, config.engine, 0)
             with process_group(), pytest.raises(ValueError, match="master_weights=kahan is for a full tuning in bf16"):
                 open_engine(judge, config)
 

@@ -30,7 +30,7 @@ LOSS = ("loss.swap_consistency.weight=0.3", "loss.kl.temperature=3", "loss.kl.fi
 def trainer_of(base: Path, folder: Path, *overrides: str) -> Trainer:
     """Two epochs of two steps, a validation and a checkpoint after each; within a process group."""
     config = configured("+exp=smoke", "model.layers=null", "train.batch_conversations=4", "train.epochs=2", *overrides)
-    judge = build_judge(base, config.student, config.engine, config.seed)
+    judge = build_judge(base, config.model, config.engine, config.seed)
     with pytest.MonkeyPatch.context() as patch:
         partition_all(patch)
         return Trainer(config, judge, EIGHT, EIGHT, folder, Tracker())
