@@ -164,7 +164,7 @@ def quantise_judge(folder: Path) -> dict[str, float]:
     from students.export.quantising import quantise
 
     with measured() as found:
-        quantise(folder / "judge", folder / "w8a8", "w8a8", QuantisationConfig(None, None, 0.01), [])
+        quantise(folder / "judge", folder / "w8a8", "w8a8", QuantisationConfig(smoothing=None, group=None), [])
     return found
 
 

@@ -30,7 +30,7 @@ from deploy.predicting.submission import apply_rules
 from eval.metrics import log_loss_rows, shares
 
 # Daoyuan Li's notebook for the contest; what is null there is the prior.
-FOURTH_PLACE = {"identical": [0.06, 0.06, 0.88], "one_empty": [0.04, 0.88, 0.08], "both_empty": None}
+FOURTH_PLACE = {"identical": [0.06, 0.06, 0.88], "one_empty": [0.04, 0.88, 0.08]}
 KINDS = {name: [0.5, 0.3, 0.2] for name in FOURTH_PLACE}  # any three numbers that tell first from second
 Found = dict[str, list[tuple[Conversation, list[float]]]]  # kind -> rows, their vote shares with the empty one first
 

@@ -13,7 +13,6 @@ class RulesConfig:
 
     identical: Probabilities | None
     one_empty: Probabilities | None
-    both_empty: Probabilities | None
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,11 @@ def read_id(row: Row, path: str) -> str:
 def apply_rules(conversation: Conversation, rules: RulesConfig) -> Sequence[float] | None:
     """What people vote for a conversation of this kind, in the order of `LABELS`; None: that is for the judge to say.
 
-    Spacing does not count. Where both responses are empty they are also identical, but `rules.both_empty` alone speaks.
+    Spacing does not count. Where both responses are empty, the judge decides.
     """
     a, b = ([text.split() for text in side] for side in (conversation.response_a, conversation.response_b))
     if not any(a) and not any(b):
-        return rules.both_empty
+        return None
     if not any(a) or not any(b):
         empty_first = rules.one_empty
         return empty_first if empty_first is None or any(b) else swap_labels(empty_first)

@@ -44,6 +44,4 @@ class PlanConfig:
     network_bandwidth: Positive
     price_per_gpu_hour: NonNegative | None
     measured: str | None
-    conversations: Count | None
-    tokens: Count | None
     assumed: AssumedConfig

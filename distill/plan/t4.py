@@ -51,4 +51,4 @@ def t4_hours(t4: T4Config, name: str, flops: float) -> Interval:
 
 def rate_text(rate: RateConfig) -> str:
     """Both ends, and the source of each."""
-    return f"{rate.low:g} TFLOPS ({rate.low_source}) to {rate.high:g} ({rate.high_source})"
+    return f"{rate.low:g} to {rate.high:g} TFLOPS ({rate.sources})"

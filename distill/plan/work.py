@@ -25,10 +25,7 @@ def work_of(plan: PlanConfig, prompt: PromptConfig, data: Path, model: Path | No
     from core.artefacts.manifest import read_manifest
 
     prepared = (data / MANIFEST).is_file()
-    kept = read_manifest(data, "prepare").rows["kept"] if prepared else plan.assumed.conversations
-    count = kept if plan.conversations is None else plan.conversations
-    if plan.tokens is not None:
-        return Work(count, Lengths.alike(min(plan.tokens, prompt.max_tokens)), "plan.tokens")
+    count = read_manifest(data, "prepare").rows["kept"] if prepared else plan.assumed.conversations
     if prepared and model is not None and (model / "tokenizer.json").is_file():
         lengths, rendered = rendered_lengths(prompt, data, model)
         return Work(count, lengths, f"the mean of {rendered} rendered conversations")

@@ -15,7 +15,6 @@ class QuantisationConfig:
 
     smoothing: Share | None
     group: Literal[-1, 32, 64, 128] | None
-    damping: Positive
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,11 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class RateConfig:
-    """TFLOPS that whole judges reach: in the slowest and the fastest report that can be had, and whose these are."""
+    """TFLOPS that whole judges reach in the slowest and the fastest report known; `sources` names both."""
 
     low: Positive
-    low_source: str
     high: Positive
-    high_source: str
+    sources: str
 
 
 @dataclass(frozen=True)

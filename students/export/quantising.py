@@ -30,6 +30,7 @@ from students.merging import SCORE
 
 log = logging.getLogger(__name__)
 UNTOUCHED = (SCORE, "re:.*embed_tokens$")  # in llm-compressor's notation; norms and biases are left alone anyway
+DAMPING = 0.01  # added to the Hessian's diagonal, as a share of its mean: GPTQ's own default
 BITS = {"w8a16": 8, "w4a16": 4}
 GROUPS, WHOLE_ROW = (128, 64, 32), -1  # what Marlin, the kernel for T4s, knows
 PACKED = ("weight_packed", "weight_scale", "weight_shape")
@@ -55,7 +56,7 @@ def quantise(
             "an output channel" if group == WHOLE_ROW else f"{group} weights",
         )
         with _quiet():
-            _gptq(model, partial, BITS[format], group, settings.damping, prompts)
+            _gptq(model, partial, BITS[format], group, prompts)
     elif settings.smoothing is None:
         with _quiet():
             _round(model, partial)
@@ -130,7 +131,7 @@ def _round(model: Path, out: Path) -> None:
     (out / MANIFEST).unlink(missing_ok=True)  # it copies every file of `model`, and that one tells of another artefact
 
 
-def _gptq(model: Path, out: Path, bits: int, group: int, damping: float, prompts: Sequence[Sequence[int]]) -> None:
+def _gptq(model: Path, out: Path, bits: int, group: int, prompts: Sequence[Sequence[int]]) -> None:
     from compressed_tensors import ModelCompressor
     from llmcompressor import oneshot, reset_session
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -142,7 +143,7 @@ def _gptq(model: Path, out: Path, bits: int, group: int, damping: float, prompts
         config_groups={"linears": {"targets": ["Linear"], "weights": weights}},
         ignore=[*UNTOUCHED],
         actorder=None,
-        dampening_frac=damping,
+        dampening_frac=DAMPING,
     )
     rows: Any = [
         {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}

@@ -133,7 +133,7 @@ def test_a_bound_is_told_with_its_key_value_and_remedy(values: dict[str, Any]) -
     values = deepcopy(values)
     values["train"].update(batch_conversations=0, epochs=-1, validation_share=1)
     values["optimizer"].update(betas=[0.9], warmup=2, lr="fast")
-    values["predict"].update(minutes=math.nan, rules={"identical": [0.5, 0.6, 0.1], "one_empty": None, "both_empty": 1})
+    values["predict"].update(minutes=math.nan, rules={"identical": [0.5, 0.6, 0.1], "one_empty": 1})
     values["scorers"]["exported"]["engine_args"]["swap_space"] = math.inf
     values.update(limit=-1, seed=10**400)
     with pytest.raises(ValueError) as error:
@@ -148,7 +148,7 @@ def test_a_bound_is_told_with_its_key_value_and_remedy(values: dict[str, Any]) -
         "optimizer.lr='fast': expected float, got str",
         "predict.minutes=nan: give a finite number, or null",
         "predict.rules.identical=[0.5, 0.6, 0.1]: give numbers that sum to 1, or null",
-        "predict.rules.both_empty=1: expected list[float], got int",
+        "predict.rules.one_empty=1: expected list[float], got int",
         "scorers.exported.engine_args.swap_space=inf: give a finite number",
         "limit=-1: give 1 or more, or null",
         "seed=1",

@@ -19,7 +19,7 @@ from students.export.smoothing import load_judge, smooth
 from tests.tiny_models import FAMILIES, Family, tiny_judge
 
 pytestmark = pytest.mark.timeout(300)
-PLAIN = QuantisationConfig(smoothing=None, group=None, damping=0.01)
+PLAIN = QuantisationConfig(smoothing=None, group=None)
 SMOOTHED = replace(PLAIN, smoothing=0.5)
 STEPS = torch.Generator().manual_seed(1)
 PROMPTS = [torch.randint(0, 560, (length,), generator=STEPS).tolist() for length in (7, 90, 33, 120, 61, 80)]
@@ -196,7 +196,7 @@ from pathlib import Path
 from students.export.config import QuantisationConfig
 from students.export.quantising import quantise
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-settings = QuantisationConfig(smoothing={smoothing}, group=None, damping=0.01)
+settings = QuantisationConfig(smoothing={smoothing}, group=None)
 quantise(Path("{judge}"), Path("{tmp_path}/out"), "{format}", settings, {PROMPTS[:2]})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -45,7 +45,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Good exports by format, of a judge with the layout of a Llama."""
     root = tmp_path_factory.mktemp("exports")
     convert(tiny_judge(root / "judge", "llama"), root / "merged", torch.float16)
-    settings = QuantisationConfig(smoothing=None, group=None, damping=0.01)
+    settings = QuantisationConfig(smoothing=None, group=None)
     for format in ("w8a8", "w4a16"):
         quantise(root / "merged", root / format, format, settings, [[*range(3, 40)], [*range(50, 70)]])
     return {format: root / format for format in ("judge", "merged", "w8a8", "w4a16")}
