@@ -61,6 +61,14 @@ class Source:
     identity: dict[str, Any]
 
 
+def check_origin(data: DataConfig) -> None:
+    """Exactly one of files, hub and simulate says where the data come from."""
+    origins = {"data.files": data.files, "data.hub": data.hub, "data.simulate": data.simulate}
+    given = [f"{name}={value}" for name, value in origins.items() if value is not None]
+    if len(given) != 1:
+        raise UserError(f"set exactly one of {', '.join(origins)}, the others to null; now {given or 'none'} is set")
+
+
 def open_sources(data: DataConfig) -> list[Source]:
     """The sources of `data.files` or `data.hub`, checked as far as that goes without reading all rows.
 

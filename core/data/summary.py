@@ -1,0 +1,56 @@
+"""What preparing the data tells its user: what was read, kept and rejected, what was joined, how the folds came out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from core.data.conversations import UNVOTED, Tally, joined_prompts, kinds, labels
+from core.data.readers import shown
+from core.errors import UserError
+from core.records import LABELS, TEST
+
+ROWS = ("read", "kept", "duplicates", "rejected")  # the counts of a `Tally`
+
+
+def check_rejected(rejected: pl.DataFrame, tallies: Sequence[Tally], most: float, file: Path) -> None:
+    """Raise `UserError` for a source of which a larger share than `most`, or every row, cannot be used, saying why."""
+    for tally in tallies:
+        if tally.rejected and (tally.rejected > most * tally.read or tally.rejected == tally.read):
+            own = rejected.filter(source=tally.source)
+            first = own.row(0, named=True)
+            raise UserError(
+                f"{tally.source}: {tally.rejected:,} of {tally.read:,} rows cannot be used, data.max_rejected={most:g}"
+                f": {kinds(own)}, such as line {first['line']}: {first['reason']}; mend them or the layout "
+                f"(docs/data.md), or allow more. All are in {file}"
+            )
+
+
+def summarise(table: pl.DataFrame, rejected: pl.DataFrame, tallies: Sequence[Tally], folder: Path, file: Path) -> None:
+    """Print what was read, kept, dropped and rejected and why, what was joined, and how the folds came out."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    sources = Table(Column("source", overflow="fold"), *ROWS, box=None)
+    for tally in tallies:
+        sources.add_row(tally.source, *(f"{getattr(tally, what):,}" for what in ROWS))
+    folds = Table("fold", "conversations", "groups", *LABELS, UNVOTED, box=None)
+    for (fold,), part in sorted(table.with_columns(labels(table)).partition_by("fold", as_dict=True).items()):
+        shares = [f"{100 * part['label'].eq(name).sum() / len(part):.1f}%" for name in (*LABELS, UNVOTED)]
+        folds.add_row("test" if fold == TEST else str(fold), f"{len(part):,}", f"{part['group'].n_unique():,}", *shares)
+    console.print(sources)
+    for (source, kind), count in Counter((s, r.split(": ")[0]) for s, _, _, r in rejected.iter_rows()).items():
+        console.print(f"rejected from {source}: {count:,} x {kind}; see {file}")
+    console.print(folds)
+    if TEST not in table["fold"]:
+        console.print("no test split: figures will be cross-validated ones, of judges whose teachers saw the votes")
+    if joined := joined_prompts(table):
+        shortest = min(joined, key=lambda prompts: sum(map(len, prompts[:2])))
+        pair = " and ".join(map(shown, shortest[:2]))
+        console.print(
+            f"near-duplicates: {sum(map(len, joined)):,} first prompts joined into {len(joined):,} groups, "
+            f"the largest of {len(joined[0]):,}; for example {pair}"
+        )
+    console.print(f"{len(table):,} conversations, {table['group'].n_unique():,} groups of first prompts: {folder}")
