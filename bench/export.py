@@ -34,8 +34,8 @@ import torch
 from safetensors.torch import save_file
 
 from bench.processes import peak_bytes, resident
+from core.models.shards import locate, read_tensor, write_weights
 from core.records import LABELS
-from core.shards import locate, read_tensor, write_weights
 from students.export.config import QuantisationConfig
 from students.merging import PEFT_PREFIX, SCORE, merge_adapter
 

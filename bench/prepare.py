@@ -30,7 +30,7 @@ from bench.processes import timed
 from core.config import from_mapping
 from core.data.config import DataConfig
 from core.data.conversations import assign_groups, load
-from core.models import resolve
+from core.models.resolving import resolve
 from core.prompts import PromptConfig, Renderer
 from core.records import ORDERS, Conversation
 

@@ -93,8 +93,8 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from core import models
     from core.data import conversations
+    from core.models.resolving import resolve
     from core.prompts import Renderer
     from core.store.targets import soft_targets
     from eval.metrics import flip_rate, log_loss_rows, predict
@@ -113,7 +113,7 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
         store = config.root / "logits" / str(config.teacher.name)
         asked = (validating, config.fold, config.teacher.rows, config.teacher.max_entropy)
         targets = soft_targets(store, *asked).logits
-    base = models.resolve(config.model.base, config.root, config.model.layers)
+    base = resolve(config.model.base, config.root, config.model.layers)
     renderer = Renderer(config.prompt, base)
     parts = [
         make_examples(part, renderer.render(part), theirs, config.loss.rows)

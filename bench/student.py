@@ -31,7 +31,7 @@ from typing import Any
 from bench.configuration import configured
 from bench.conversations import whole_groups
 from bench.trainers import ROWS, SIDES, Task, Turn, epoch_plan, run_side
-from core.models import resolve
+from core.models.resolving import resolve
 from core.prompts import Renderer
 from core.records import ORDERS, Conversation
 

@@ -26,7 +26,7 @@ from bench.configuration import configured, file_of
 from bench.conversations import whole_groups
 from bench.processes import processor_seconds
 from core.config import from_mapping
-from core.models import resolve
+from core.models.resolving import resolve
 from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned
 from core.records import LABELS, ORDERS, Conversation

@@ -37,11 +37,12 @@ def train(config: Config) -> float:
     import json
     from contextlib import ExitStack
 
-    from core import models, provenance
+    from core import provenance
     from core.artefacts.building import Artefact
     from core.data import conversations
     from core.json_files import write_json
     from core.locks import alone
+    from core.models.resolving import resolve
     from core.prompts import Renderer
     from core.store.targets import soft_targets
     from students.training.collectives import process_group
@@ -82,7 +83,7 @@ def train(config: Config) -> float:
 
     with process_group() as (rank, world), ExitStack() as held_open:
         with together():
-            base = models.resolve(config.model.base, config.root, config.model.layers)
+            base = resolve(config.model.base, config.root, config.model.layers)
             renderer = Renderer(config.prompt, base)
             check_template(config, renderer.hashes["template"]) if distils else None
             learned = provenance.Learned.of([*training, *validation]) | provenance.behind_model(base)

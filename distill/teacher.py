@@ -99,12 +99,13 @@ def fold_judges(config: Config) -> list[Judge]:
 
 def ready_made_judge(config: Config) -> Judge:
     """`teacher.model`: a language model, or a judge with a score head. One from elsewhere has seen none of the rows."""
-    from core import models
+    from core.models.folders import digest
+    from core.models.resolving import resolve
     from core.prompts import Renderer
     from core.provenance import behind_model
     from core.store.store import NO_FOLD
 
-    folder = models.resolve(config.teacher.model, config.root, key="teacher.model")
+    folder = resolve(config.teacher.model, config.root, key="teacher.model")
     renderer = Renderer(config.prompt, folder)
     if config.teacher.method == "label_tokens" and renderer.closed:
         raise UserError(
@@ -112,7 +113,7 @@ def ready_made_judge(config: Config) -> Judge:
             "prompt, where the verdict should follow; take out its post-processor's end, or another model"
         )
     learned = behind_model(folder)
-    return Judge(models.digest(folder), NO_FOLD, learned, renderer, folder, lambda: (folder, None))
+    return Judge(digest(folder), NO_FOLD, learned, renderer, folder, lambda: (folder, None))
 
 
 def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows: "Sequence[Conversation]") -> None:

@@ -22,8 +22,8 @@ import torch
 
 from core.config import from_mapping
 from core.json_files import write_json
-from core.memory import GB, Batch, Sharding, activation_bytes, training_memory
-from core.shapes import Shape, model_config, shape_of
+from core.models.memory import GB, Batch, Sharding, activation_bytes, training_memory
+from core.models.shapes import Shape, model_config
 from distill.config import Config
 from distill.plan.measured import MeasuredSpeed
 from distill.plan.throughput import Lengths, scoring_flops, training_flops
@@ -33,7 +33,8 @@ from gpu_check.training import PlainEngine
 from gpu_check.verdicts import Figures
 from students.training.collectives import process_group
 from students.training.engine import open_engine
-from students.training.model import build_judge, with_lora
+from students.training.model import build_judge
+from students.training.shape import trained_shape
 from teachers.scorers.config import through_transformers
 from teachers.scorers.transformers import TransformersScorer
 
@@ -99,7 +100,7 @@ def settings(model: str, layers: int, checkpointing: bool) -> Config:
 
 def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[Measurement, MeasuredSpeed]:
     """What was measured beside what the formulas say, and the speed that follows."""
-    shape = shape_of(str(config.model.base), config.root, config.model, with_lora)
+    shape = trained_shape(str(config.model.base), config.root, config.model)
     batch, lengths = batch_of(config, shape, rows, tokens), Lengths.alike(tokens)
     ids = torch.randint(3, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:

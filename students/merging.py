@@ -1,6 +1,6 @@
 """Merging a LoRA adapter and its score head into the base's weights: one classifier folder that any engine loads.
 
-Tensors stream through `core.shards`, one in memory at a time.
+Tensors stream through `core.models.shards`, one in memory at a time.
 """
 
 import json
@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import UserError
-from core.models import HEADS, begin, copy_tokenizer, linked_classifier, put
+from core.models.architecture import HEADS
+from core.models.folders import new_model
+from core.models.linking import linked_classifier
+from core.models.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
 from core.records import LABELS
-from core.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
 
 PEFT_PREFIX = "base_model.model."
 SCORE = "score"
@@ -79,11 +81,8 @@ def merge_adapter(
         module = name.removesuffix(".weight")
         return lora.merge(module, weight) if module in lora.factors else weight
 
-    partial = begin(out)
-    write_weights(partial, layout, merged, dtype, shard_bytes)
-    copy_tokenizer(base, partial)
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    put(partial, out)
+    with new_model(out, base, config) as partial:
+        write_weights(partial, layout, merged, dtype, shard_bytes)
 
 
 def unmerge_adapter(

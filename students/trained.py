@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from core import models
 from core.artefacts.building import Artefact
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
+from core.models.folders import digest, new_model
+from core.models.resolving import resolve
+from core.models.shards import locate, read_shapes, read_tensor, write_weights
 from core.prompts import Renderer, renderer_of
 from core.provenance import Learned, read_learned, write_learned
-from core.shards import locate, read_shapes, read_tensor, write_weights
 from students.merging import caps_off, merge_adapter, unmerge_adapter
 
 
@@ -55,7 +56,7 @@ class TrainedJudge:
         if self.tuned_whole and dtype == stored:
             return self.folder / "model"
         name = f"merged-{self.manifest.content[:16]}" + ("" if dtype == stored else f"-{str(dtype).split('.')[1]}")
-        identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
+        identity = {"adapter": self.manifest.content, "base": digest(self.base)}
         folder = root / "models" / name
         artefact = Artefact(folder, "merge", identity, [], root)
         with artefact.building(wait=True) as lacking:
@@ -75,7 +76,7 @@ class TrainedJudge:
                 f"{self.folder} is a full tuning and has no adapter to serve beside: set teacher.merge=true"
             )
         folder = root / "models" / f"unmerged-{self.manifest.content[:16]}"
-        identity = {"adapter": self.manifest.content, "base": models.digest(self.base)}
+        identity = {"adapter": self.manifest.content, "base": digest(self.base)}
         artefact = Artefact(folder, "merge", identity, [], root)
         with artefact.building(wait=True) as lacking:
             if lacking:
@@ -95,13 +96,11 @@ def stored_dtype(base: Path) -> torch.dtype:
 
 def convert(model: Path, out: Path, dtype: torch.dtype) -> None:
     """Write `out`: the model in `model` with its weights stored as `dtype`."""
-    partial, sources = models.begin(out), locate(model)
-    write_weights(partial, read_shapes(model, sources), lambda name: read_tensor(sources, name), dtype)
     config = json.loads((model / "config.json").read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
     config.pop("torch_dtype", None)
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    models.copy_tokenizer(model, partial)
-    models.put(partial, out)
+    sources = locate(model)
+    with new_model(out, model, config) as partial:
+        write_weights(partial, read_shapes(model, sources), lambda name: read_tensor(sources, name), dtype)
 
 
 def open_trained(folder: Path, root: Path, remedy: str, stage: str = "student") -> TrainedJudge:
@@ -111,5 +110,5 @@ def open_trained(folder: Path, root: Path, remedy: str, stage: str = "student") 
     """
     manifest = read_manifest(folder, stage, remedy)
     model: dict[str, Any] = manifest.config["model"]
-    base = models.resolve(model["base"], root, model["layers"])
+    base = resolve(model["base"], root, model["layers"])
     return TrainedJudge(folder, manifest, base, renderer_of(manifest, folder, base))

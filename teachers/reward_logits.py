@@ -6,9 +6,10 @@ from pathlib import Path
 
 import polars as pl
 
-from core import models
 from core.artefacts.building import Artefact
 from core.artefacts.contents import content_hash
+from core.models.folders import digest
+from core.models.resolving import resolve
 from core.provenance import Learned, behind_model
 from core.records import ORDERS, TEST, Conversation
 from core.store.store import NO_FOLD, REWARDS, read_parts
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 
 def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> None:
     """Score each response alone into rewards/<name>; map that to logits by a model fitted on the other folds' votes."""
-    source = models.resolve(config.teacher.model, config.root, key="teacher.model")
-    judge, renderer = models.digest(source), RewardRenderer(source, config.prompt.max_tokens)
+    source = resolve(config.teacher.model, config.root, key="teacher.model")
+    judge, renderer = digest(source), RewardRenderer(source, config.prompt.max_tokens)
     raw = config.root / "rewards" / store.name
     limited = rows[: config.limit]
     with open_writer(config, raw, renderer.hashes, judge, NO_FOLD, REWARDS) as writer:

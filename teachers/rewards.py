@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 
 from core.errors import UserError
 from core.locks import alone
-from core.models import layer_of, linked_classifier
+from core.models.architecture import layer_of
+from core.models.linking import linked_classifier
 from core.prompts import CHUNK, share_room, shorten, without_markers
 from core.records import Conversation
 

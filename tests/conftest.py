@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-from core.models import resolve
+from core.models.resolving import resolve
 from tests.composing import configured
 from tests.device import Device
 from tests.tiny_models import tiny_causal, tiny_judge, tiny_tokenizer

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -48,7 +47,7 @@ LONGEST_SLUG = 50
 
 def write_bundle(config: Config) -> None:
     from core.exported import open_exported
-    from core.models import begin, put
+    from core.folders import new_folder
     from deploy.predicting.run import model_folder
 
     if config.output is None:
@@ -63,11 +62,10 @@ def write_bundle(config: Config) -> None:
     overrides = [*BUDGET, *own_overrides(HydraConfig.get().overrides.task)]
     backends = backends_for(judge.folder, config, overrides)
     slug, owner = slug_of(f"judge-{config.run}"), os.environ.get("KAGGLE_USERNAME", USERNAME)
-    partial = begin(folder)
-    dataset, notebook = (partial / name for name in PARTS)
-    write_dataset(dataset, judge.folder, owner, slug, backends)
-    write_notebook(notebook, owner, slug, overrides, backends)
-    put(partial, folder)
+    with new_folder(folder) as partial:
+        dataset, notebook = (partial / name for name in PARTS)
+        write_dataset(dataset, judge.folder, owner, slug, backends)
+        write_notebook(notebook, owner, slug, overrides, backends)
     log.info("%s is written, for %s; fetch the wheels and upload it as deploy/kaggle/README.md tells", folder, backends)
 
 
@@ -76,16 +74,14 @@ def backends_for(export: Path, config: Config, overrides: Iterable[str]) -> list
 
     transformers has no kernels for quantised weights: it makes them fp16, which may be more than a T4 has.
     """
-    from core.memory import GB
-    from core.shapes import shape_of
-    from students.training.model import with_lora
+    from core.models.memory import GB
+    from core.models.shapes import meta_classifier, shape_of
 
     backend = config.scorers.exported.backend
     asked = backend != "vllm" or any(override.startswith("scorer@scorers.exported=") for override in overrides)
     if backend not in DRIVERS:
         raise UserError(f"scorer@scorers.exported={backend}: the notebook can have {' or '.join(DRIVERS)}")
-    whole = replace(config.model, layers=None, freeze_layers=0)  # as the export is
-    weights = 2 * shape_of(str(export), config.root, whole, with_lora).parameters / GB
+    weights = 2 * shape_of(meta_classifier(str(export), config.root)).parameters / GB
     fits = through_transformers(config.scorers.exported).load_in_8bit or weights < config.t4.memory_gb
     if not fits and not (asked and backend == "vllm"):
         log.warning(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.shapes import Shape, folder_of, shape_of
+from core.models.shapes import Shape, folder_of
 from distill.config import Config
 from distill.entry_point import CONF, typed
 from distill.plan.scoring import scoring_stage
@@ -75,9 +75,9 @@ def named_teacher(config: Config) -> Config | None:
 
 def count(config: Config, base: str) -> Shape:
     """What the model `base` consists of, trained as configured."""
-    from students.training.model import with_lora
+    from students.training.shape import trained_shape
 
-    return shape_of(base, config.root, config.model, with_lora)
+    return trained_shape(base, config.root, config.model)
 
 
 def work_for(config: Config, base: str) -> Work:

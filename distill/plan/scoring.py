@@ -1,8 +1,8 @@
 """A teacher's soft logits for all conversations in both orders."""
 
-from core.memory import FORMATS, GB, inference_memory, smallest
+from core.models.memory import FORMATS, GB, inference_memory, smallest
+from core.models.shapes import Shape
 from core.records import ORDERS
-from core.shapes import Shape
 from distill.plan.config import PlanConfig
 from distill.plan.stage import Stage, cost_of
 from distill.plan.throughput import Lengths, scoring_flops

@@ -1,8 +1,8 @@
 """The export on T4s: which formats fit, and how long it judges `conversations` in both orders."""
 
-from core.memory import FORMATS, GB, inference_memory
+from core.models.memory import FORMATS, GB, inference_memory
+from core.models.shapes import Shape
 from core.records import ORDERS
-from core.shapes import Shape
 from distill.plan.stage import Interval, Stage, as_text
 from distill.plan.throughput import scoring_flops
 from distill.plan.work import Work

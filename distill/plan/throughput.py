@@ -18,8 +18,8 @@ parameters once a step; ZeRO-3 gathers all parameters in each pass over a micro-
 import math
 from dataclasses import dataclass
 
-from core.memory import GB, Batch, Method, Sharding
-from core.shapes import Shape
+from core.models.memory import GB, Batch, Method, Sharding
+from core.models.shapes import Shape
 
 
 @dataclass(frozen=True)

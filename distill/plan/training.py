@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from core.memory import GB, METHODS, Batch, Memory, Method, Sharding, checkpoint_gb, training_memory
+from core.models.memory import GB, METHODS, Batch, Memory, Method, Sharding, checkpoint_gb, training_memory
+from core.models.shapes import Shape
 from core.records import ORDERS
-from core.shapes import Shape
 from distill.plan.config import PlanConfig
 from distill.plan.stage import Stage, cost_of
 from distill.plan.throughput import scoring_flops, step_traffic, training_flops

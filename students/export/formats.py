@@ -17,10 +17,11 @@ from core.artefacts.contents import MANIFEST
 from core.artefacts.identity import hashed
 from core.artefacts.manifest import read_manifest
 from core.config import to_mapping
-from core.models import begin, digest, put
+from core.folders import new_folder
+from core.models.folders import digest
+from core.models.shards import DTYPES
 from core.provenance import write_learned
 from core.records import Conversation
-from core.shards import DTYPES
 from students.export.calibration_rows import calibration_prompts
 from students.export.config import ExportConfig, QuantisationConfig
 from students.export.gguf import write_gguf
@@ -108,7 +109,6 @@ def copy_linked(source: Path, target: Path) -> None:
         except OSError:
             shutil.copy2(file, copy)
 
-    partial = begin(target)
-    ignored = shutil.ignore_patterns(MANIFEST)
-    shutil.copytree(source, partial, copy_function=linked, ignore=ignored, dirs_exist_ok=True)
-    put(partial, target)
+    with new_folder(target) as partial:
+        ignored = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(source, partial, copy_function=linked, ignore=ignored, dirs_exist_ok=True)

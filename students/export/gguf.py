@@ -31,8 +31,9 @@ from safetensors.torch import save_file
 
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE, GGUF_HEAD
-from core.models import begin, copy_tokenizer, head_dim, put
-from core.shards import locate, read_shapes, read_tensor
+from core.models.architecture import head_dim
+from core.models.folders import new_model
+from core.models.shards import locate, read_shapes, read_tensor
 from students.merging import SCORE
 
 Matrices = Literal["Q8_0", "F16", "F32"]
@@ -58,13 +59,10 @@ def write_gguf(model: Path, out: Path, matrices: Matrices = "Q8_0") -> None:
     """
     config = json.loads((model / "config.json").read_text())
     _refuse_variants(model, config)
-    partial = begin(out)
-    _write_backbone(model, config, partial / GGUF_BACKBONE, GGMLQuantizationType[matrices])
-    head = read_tensor(locate(model), f"{SCORE}.weight").float()
-    save_file({f"{SCORE}.weight": head}, partial / GGUF_HEAD, metadata={"format": "pt"})
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    copy_tokenizer(model, partial)
-    put(partial, out)
+    with new_model(out, model, config) as partial:
+        _write_backbone(model, config, partial / GGUF_BACKBONE, GGMLQuantizationType[matrices])
+        head = read_tensor(locate(model), f"{SCORE}.weight").float()
+        save_file({f"{SCORE}.weight": head}, partial / GGUF_HEAD, metadata={"format": "pt"})
 
 
 def as_llama_cpp(config: Mapping[str, Any], name: str, tensor: torch.Tensor) -> torch.Tensor:

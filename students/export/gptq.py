@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from core.errors import UserError
-from core.models import begin, copy_tokenizer, put
-from core.shards import rewrite
+from core.models.folders import new_model
+from core.models.shards import rewrite
 from students.merging import SCORE
 
 WORD = 32
@@ -35,12 +35,9 @@ def repack_gptq(quantised: Path, out: Path) -> None:
     config = json.loads((quantised / "config.json").read_text())
     weights = _packed_weights(quantised, config)
     bits, group = weights["num_bits"], weights["group_size"] if weights["strategy"] == "group" else -1
-    partial = begin(out)
-    rewrite(quantised, partial, lambda tensors: dict(_repacked(tensors, bits, group)))
     config["quantization_config"] = _description(bits, group)
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    copy_tokenizer(quantised, partial)
-    put(partial, out)
+    with new_model(out, quantised, config) as partial:
+        rewrite(quantised, partial, lambda tensors: dict(_repacked(tensors, bits, group)))
 
 
 def gptq_layer(packed: torch.Tensor, scale: torch.Tensor, bits: int, group: int) -> dict[str, torch.Tensor]:

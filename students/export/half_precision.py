@@ -15,7 +15,6 @@ s * 2^-12 of itself.
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from torch import nn
 
 from core.device import free_device
 from core.errors import UserError
-from core.models import attention_for, begin, copy_tokenizer, put
-from core.shards import locate, read_shapes, read_tensor, stored_dtypes, write_weights
+from core.models.architecture import attention_for
+from core.models.folders import new_model
+from core.models.shards import locate, read_shapes, read_tensor, stored_dtypes, write_weights
 
 LARGEST = torch.finfo(torch.float16).max
 FAMILIES = ("gemma2", "gemma3_text")
@@ -88,11 +88,9 @@ def fit_into_fp16(model: Path, out: Path, prompts: Sequence[Sequence[int]], marg
     _check_weights(model, weight_ranges(model, factors))
     if not factors:
         return found
-    partial = begin(out)
-    rescale(model, partial, factors)
-    found = _fitting(model, activation_ranges(partial, prompts), margin, factors)
-    put(partial, out)
-    return found
+    with new_model(out, model) as partial:
+        rescale(model, partial, factors)
+        return _fitting(model, activation_ranges(partial, prompts), margin, factors)
 
 
 def activation_ranges(model: Path, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
@@ -170,7 +168,7 @@ def smallest_factors(ranges: Mapping[str, float], margin: float) -> dict[str, in
 
 
 def rescale(model: Path, out: Path, factors: Mapping[str, int]) -> None:
-    """Fill the folder `out` with the Gemma judge in `model`, its residual stream and branches divided by `factors`.
+    """Write into `out` the weights of the Gemma judge in `model`, residual stream and branches divided by `factors`.
 
     Tensor by tensor, each in its own type, but for the gains that end a branch, which are stored in fp32: see above.
     """
@@ -179,8 +177,6 @@ def rescale(model: Path, out: Path, factors: Mapping[str, int]) -> None:
         dtypes |= {name: torch.float32 for name in dtypes if _layer(name).endswith(ENDS_OF_BRANCHES)}
     shapes = read_shapes(model, sources)
     write_weights(out, shapes, lambda name: _rescaled(name, read_tensor(sources, name), factors), dtypes)
-    shutil.copy(model / "config.json", out)
-    copy_tokenizer(model, out)
 
 
 def _rescaled(name: str, tensor: torch.Tensor, factors: Mapping[str, int]) -> torch.Tensor:

@@ -22,8 +22,9 @@ import torch
 
 from core.artefacts.contents import MANIFEST
 from core.errors import UserError
-from core.models import begin, copy_tokenizer, put
-from core.shards import rewrite, stored
+from core.folders import new_folder
+from core.models.folders import copy_tokenizer
+from core.models.shards import rewrite, stored
 from students.export.config import QuantisationConfig
 from students.export.smoothing import load_judge, smooth
 from students.merging import SCORE
@@ -46,28 +47,27 @@ def quantise(
     Raises `UserError` where `model` is quantised already, and for settings that do not fit it or the format.
     """
     _check_settings(model, format, settings)
-    partial = begin(out)
-    if format in BITS:
-        group = choose_group(model, settings.group)
-        log.info(
-            "%s: GPTQ on %d prompts, one scale for %s",
-            format,
-            len(prompts),
-            "an output channel" if group == WHOLE_ROW else f"{group} weights",
-        )
-        with _quiet():
-            _gptq(model, partial, BITS[format], group, prompts)
-    elif settings.smoothing is None:
-        with _quiet():
-            _round(model, partial)
-    else:
-        log.info("%s: SmoothQuant on %d prompts", format, len(prompts))
-        with _quiet():
-            smoothed = smooth(model, out.with_name(f".{out.name}-smoothed"), settings.smoothing, prompts)
-            _round(smoothed, partial)
-        shutil.rmtree(smoothed)
-    check_quantised(model, partial)
-    put(partial, out)
+    with new_folder(out) as partial:
+        if format in BITS:
+            group = choose_group(model, settings.group)
+            log.info(
+                "%s: GPTQ on %d prompts, one scale for %s",
+                format,
+                len(prompts),
+                "an output channel" if group == WHOLE_ROW else f"{group} weights",
+            )
+            with _quiet():
+                _gptq(model, partial, BITS[format], group, prompts)
+        elif settings.smoothing is None:
+            with _quiet():
+                _round(model, partial)
+        else:
+            log.info("%s: SmoothQuant on %d prompts", format, len(prompts))
+            with _quiet():
+                smoothed = smooth(model, out.with_name(f".{out.name}-smoothed"), settings.smoothing, prompts)
+                _round(smoothed, partial)
+            shutil.rmtree(smoothed)
+        check_quantised(model, partial)
 
 
 def choose_group(model: Path, group: int | None) -> int:

@@ -5,7 +5,6 @@ by channel, and the weights that read it, whose scales are their own, are multip
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import torch
 
 from core.errors import UserError
-from core.models import attention_for, begin, copy_tokenizer, put
-from core.shards import locate, read_shapes, read_tensor, stored_dtypes, write_weights
+from core.models.architecture import attention_for
+from core.models.folders import new_model
+from core.models.shards import locate, read_shapes, read_tensor, stored_dtypes, write_weights
 
 # Family -> norm -> the linear layers that read it, and nothing else does. llm-compressor's own table is wrong for
 # Gemma-2, whose post_attention_layernorm ends a branch.
@@ -59,19 +59,17 @@ def smooth(model: Path, out: Path, strength: float, prompts: Sequence[Sequence[i
             return (1 + tensor.float()) * factors[name] - 1
         return tensor * factors[name] if name in factors else tensor
 
-    partial = begin(out)
     dtypes = stored_dtypes(model) | dict.fromkeys(gains, torch.float32)
-    write_weights(partial, read_shapes(model, sources), smoothed, dtypes)
-    shutil.copy(model / "config.json", partial)
-    copy_tokenizer(model, partial)
-    judge = load_judge(partial)
-    moved = (_logits(judge, prompts[-1]) - expected).abs().max().item()
-    if not moved < TOLERANCE[judge.dtype]:
-        raise UserError(
-            f"export.quantisation.smoothing={strength}: smoothing moved a logit of {model} by {moved:.2g}, and it must "
-            "leave them: other layers read its norms than those of its family; set it to null"
-        )
-    return put(partial, out)
+    with new_model(out, model) as partial:
+        write_weights(partial, read_shapes(model, sources), smoothed, dtypes)
+        judge = load_judge(partial)
+        moved = (_logits(judge, prompts[-1]) - expected).abs().max().item()
+        if not moved < TOLERANCE[judge.dtype]:
+            raise UserError(
+                f"export.quantisation.smoothing={strength}: smoothing moved a logit of {model} by {moved:.2g}, and it "
+                "must leave them: other layers read its norms than those of its family; set it to null"
+            )
+    return out
 
 
 def load_judge(model: Path) -> Any:

@@ -19,10 +19,10 @@ from typing import Any
 from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE
-from core.memory import GB, work_per_token
-from core.models import head_dim
+from core.models.architecture import head_dim
+from core.models.memory import GB, work_per_token
+from core.models.shards import stored
 from core.records import LABELS
-from core.shards import stored
 from students.export.config import T4Config
 from students.merging import SCORE
 
@@ -304,7 +304,7 @@ def _range(config: Mapping[str, Any], margin: float | None) -> Finding:
 
 
 def _memory(config: Mapping[str, Any], weight_bytes: int, t4: T4Config) -> Finding:
-    """Weights as they are held; keys, values and one layer's work by the formula of `core.memory`."""
+    """Weights as they are held; keys, values and one layer's work by the formula of `core.models.memory`."""
     tokens, keys = t4.batch_tokens, config["num_key_value_heads"] * head_dim(config)
     sizes = config["num_hidden_layers"], keys, config["intermediate_size"], config["hidden_size"]
     cache, working = (tokens * each / GB for each in work_per_token(*sizes, BYTES.get(_stored(config), 2)))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from core.errors import UserError
-from core.models import attention_for
+from core.models.architecture import attention_for
 
 log = logging.getLogger(__name__)
 # flex_attention is compiled anew for kinds of layers, for training or not, and for kinds of shapes. At torch's own

@@ -12,9 +12,11 @@ from torch import nn
 from torch.nn import functional
 
 from core.errors import UserError
-from core.models import begin, copy_tokenizer, layer_of, put
+from core.folders import new_folder
+from core.models.architecture import layer_of
+from core.models.folders import copy_tokenizer
+from core.models.shards import DTYPES
 from core.records import LABELS
-from core.shards import DTYPES
 from students.merging import SCORE, caps_off, stored_head
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.collectives import take_device
@@ -72,14 +74,13 @@ class Judge(nn.Module):
         if not write:
             return
         name = "adapter" if adapted else "model"
-        partial = begin(folder / name)
-        if adapted:
-            self.model.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
-            (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
-        else:
-            self.model.save_pretrained(str(partial), state_dict=state)
-            copy_tokenizer(self.base, partial)
-        put(partial, folder / name)
+        with new_folder(folder / name) as partial:
+            if adapted:
+                self.model.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
+                (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
+            else:
+                self.model.save_pretrained(str(partial), state_dict=state)
+                copy_tokenizer(self.base, partial)
 
     def _trained(self, gathered: bool, adapted: bool, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and whole values of the trained parameters, of a full tuning's frozen ones, too."""

@@ -18,7 +18,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from core.errors import UserError
-from core.models import attention_for
+from core.models.architecture import attention_for
 from teachers.scorers.config import TransformersConfig
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.artefacts.contents import content_hash
-from core.models import first_layers
+from core.models.first_layers import first_layers
 from core.provenance import (
     LEARNED_FROM,
     Learned,

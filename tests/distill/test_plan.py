@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from core.memory import Batch, Sharding
-from core.shapes import Shape
+from core.models.memory import Batch, Sharding
+from core.models.shapes import Shape
 from distill.plan.experiment import count, stages_of, training_of
 from distill.plan.measured import MeasuredSpeed, with_measured
 from distill.plan.stage import as_text, total

@@ -18,14 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from core.errors import UserError
-from core.memory import inference_memory
-from core.shapes import shape_of
+from core.models.memory import inference_memory
+from core.models.shapes import meta_classifier, shape_of
 from students.export.config import QuantisationConfig
 from students.export.gguf import write_gguf
 from students.export.quantising import quantise
 from students.export.t4 import check_t4, sm75_kernels
 from students.trained import convert
-from students.training.model import with_lora
 from tests.composing import configured
 from tests.tiny_models import Family, tiny_judge
 
@@ -196,7 +195,7 @@ def test_another_family_is_only_asked_for_its_margin(exports: dict[str, Path], t
 def test_memory_is_what_the_plan_expects(family: Family, tmp_path: Path) -> None:
     folder, tokens = tmp_path / "merged", 20_000
     convert(tiny_judge(tmp_path / "judge", family), folder, torch.float16)
-    expected = inference_memory(shape_of(str(folder), tmp_path, configured().student, with_lora), 2.0, 1, tokens)
+    expected = inference_memory(shape_of(meta_classifier(str(folder), tmp_path)), 2.0, 1, tokens)
     assert "memory" not in failing(folder, batch_tokens=tokens, memory_gb=1.01 * expected)
     assert "memory" in failing(folder, batch_tokens=tokens, memory_gb=0.99 * expected)
 

@@ -16,8 +16,8 @@ from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForSequenceClassification
 
+from core.models.shapes import model_config
 from core.records import LABELS, ORDERS
-from core.shapes import model_config
 from distill.config import Config
 from students.training.data import Batch, collate
 from students.training.losses import Objective

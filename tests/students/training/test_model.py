@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from core.data import conversations
 from core.errors import UserError
+from core.models.shards import locate
 from core.records import LABELS
 from core.scoring import logits_by_order, score_conversations
-from core.shards import locate
 from distill import prepare, student
 from distill.config import Config
 from eval.metrics import log_loss_rows, predict

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from core.shapes import Shape
+from core.models.shapes import Shape
 
 Method = Literal["lora", "qlora", "full"]
 METHODS: tuple[Method, ...] = ("lora", "qlora", "full")
@@ -155,7 +155,7 @@ def saved_bytes(shape: Shape, method: Method, batch: Batch) -> float:
                     none. Adapters over bf16 have a copy in fp32 for each of the seven maps, 5 h + q + f
         dropout     a mask for each adapter, 5 h + q + f; and a copy of each input, where there was none
 
-    `tests/core/test_memory.py` compares it with what autograd saves. Liger's kernels save less.
+    `tests/core/models/test_memory.py` compares it with what autograd saves. Liger's kernels save less.
     """
     e, h, f, a = batch.bytes, shape.width, shape.mlp, shape.heads
     q, k = a * shape.head_dim, shape.kv_heads * shape.head_dim

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from core.shards import INDEX, PIECE, SINGLE, locate, read_shapes, read_tensor, write_weights
+from core.models.shards import INDEX, PIECE, SINGLE, locate, read_shapes, read_tensor, write_weights
 
 WEIGHTS = {f"layers.{i}.weight": torch.randn(3 + i, 5, generator=torch.Generator().manual_seed(i)) for i in range(4)}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from core.memory import (
+from core.models.memory import (
     FORMATS,
     Batch,
     Method,
@@ -18,9 +18,10 @@ from core.memory import (
     saved_bytes,
     training_memory,
 )
-from core.shapes import Shape, shape_of
+from core.models.shapes import Shape
 from students.training.config import ModelConfig
 from students.training.model import with_lora
+from students.training.shape import trained_shape
 from tests.composing import configured
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -33,7 +34,7 @@ def judge(**changes: object) -> ModelConfig:
 
 
 def counted(base: str | Path, **changes: object) -> Shape:
-    return shape_of(str(base), Path("artifacts"), judge(**changes), with_lora)
+    return trained_shape(str(base), Path("artifacts"), judge(**changes))
 
 
 def saved_by_autograd(folder: Path, layers: int, method: Method, batch: Batch) -> float:
@@ -99,7 +100,7 @@ def test_a_layer_saves_what_the_formula_says(family: str, size: int, request: py
     ],
 )
 def test_parameters_are_the_published_ones(name: str, billions: float, tmp_path: Path) -> None:
-    shape = shape_of(name, tmp_path, judge(), with_lora)
+    shape = trained_shape(name, tmp_path, judge())
     published = shape.parameters - 3 * shape.width + shape.language_head  # a judge has a head of three rows instead
     assert published / 1e9 == pytest.approx(billions, rel=1e-3)
     assert shape.matrices < shape.parameters
@@ -164,4 +165,4 @@ def test_frozen_layers_and_fewer_layers_are_counted(tiny_llama: Path) -> None:
 def test_a_model_that_nobody_knows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=r"nobody/nothing.*shapes\.yaml"):
-        shape_of("nobody/nothing", tmp_path, judge(), with_lora)
+        trained_shape("nobody/nothing", tmp_path, judge())

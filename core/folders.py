@@ -1,0 +1,26 @@
+"""Folders that appear whole or not at all: a kill leaves nothing half made in their place."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when the block ends.
+
+    Where `folder` is a link, as to a larger disk, the link stays and what it points to is replaced. A block that fails
+    leaves the older folder as it was.
+    """
+    place = folder.resolve() if folder.is_symlink() else folder
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)

