@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.composing import configured
+from tests.test_architecture import PACKAGES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/kaggle/*.md")])
@@ -118,11 +119,14 @@ def test_commands_and_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
-def test_the_tour_names_every_source_file() -> None:
+def test_the_tour_names_every_folder_and_files_that_are_there() -> None:
     tour = (ROOT / "CONTRIBUTING.md").read_text()
-    for package in ("distill", "teachers", "students", "eval"):
-        for path in (ROOT / package).rglob("*.py"):
-            assert path.name in tour or path.name == "__init__.py", path
+    for package in PACKAGES:
+        for path in (ROOT / package, *(ROOT / package).iterdir()):
+            code = path.is_dir() and (path / "__init__.py").exists()
+            assert not code or f"{path.name}/" in tour, path
+    for named in re.findall(r"`([\w/]+/[\w.]*)`", tour):
+        assert (ROOT / named).exists() or "NAME" in named, named
 
 
 def test_the_documentation_speaks_of_this_project_alone() -> None:
