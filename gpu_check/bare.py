@@ -25,33 +25,43 @@ def composed(*overrides: str) -> dict[str, Any]:
     changed: dict[str, str] = {}
     for override in overrides:
         key, _, value = override.partition("=")
-        (chosen if (CONF / key).is_dir() else changed)[key] = value
+        (chosen if (CONF / key.partition("@")[0]).is_dir() else changed)[key] = value
     root = _read(CONF / "config.yaml")
-    groups = {group: name for entry in root.pop("defaults") if entry != OWN for group, name in entry.items()}
-    own = {key: value for key, value in root.items() if key != "hydra"}
-    files = {group: name for group, name in (groups | chosen).items() if not group.startswith("override ")}
-    values = {group: _group(group, name) for group, name in files.items()} | own
+    defaults = [entry for entry in root.pop("defaults") if entry != OWN]
+    groups = {key: name for entry in defaults for key, name in entry.items() if not key.startswith("override ")}
+    values: dict[str, Any] = {}
+    for key, name in (groups | chosen).items():
+        values = _merged(values, _placed(key, name))
+    values |= {key: value for key, value in root.items() if key != "hydra"}
     for key, value in changed.items():
-        *path, last = key.split(".")
-        place = values
-        for part in path:
-            place = place[part]
-        place[last] = yaml.safe_load(value)
+        values = _merged(values, _at(key, yaml.safe_load(value)))
     return values
 
 
-def _group(group: str, name: str) -> dict[str, Any]:
-    """One file of a group, over the files that its own defaults name: `zero0`, or `/scorer@scorer: vllm`."""
+def _placed(entry: str, name: str) -> dict[str, Any]:
+    """What an entry of defaults chooses, at its place: `engine`, or `/scorer@scorers.teacher`."""
+    group, _, place = entry.removeprefix("/").partition("@")
+    return _at(place or group, _file(group, name))
+
+
+def _file(group: str, name: str) -> dict[str, Any]:
+    """One file of a group, over the files that its own defaults name."""
     own = _read(CONF / group / f"{name}.yaml")
     values: dict[str, Any] = {}
     for entry in own.pop("defaults", []):
         if isinstance(entry, Mapping):
-            ((place, other),) = entry.items()
-            source, _, key = place.removeprefix("/").partition("@")
-            values = _merged(values, {key: _group(source, other)})
+            for other, chosen in entry.items():
+                values = _merged(values, _placed(other, chosen))
         elif entry != OWN:
-            values = _merged(values, _group(group, entry))
+            values = _merged(values, _file(group, entry))
     return _merged(values, own)
+
+
+def _at(key: str, value: Any) -> dict[str, Any]:
+    """`value` below the parts of a dotted key."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class AssumedConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """The machine and the work that `distill.plan` reckons with; `measured`: a file that `bench.gpu_speed` wrote.
+    """The machine and the work that `distill.plan` assumes; `measured`: a file that `bench.gpu_speed` wrote.
 
     `memory_overhead`: activations over the formula's; `reserve_gb`: what context and libraries hold. Bandwidths are of
     one GPU, in GB/s, within a node of `gpus_per_node` and between nodes.
