@@ -392,8 +392,7 @@ def test_a_reward_model_is_a_teacher_like_any_other(configure: Configure, tmp_pa
 
 
 def replace_labels(config: Config, labels: list[str]) -> Config:
-    scorer = replace(config.scorers.teacher, labels=labels)
-    return replace(config, teacher=replace(config.teacher, name="other_labels", scorer=scorer))
+    return replace(config, teacher=replace(config.teacher, name="other_labels", labels=labels))
 
 
 def vllm_stage(configure: Configure, tiny_llama: Path, root: Path, name: str) -> tuple[Any, list[str]]:

@@ -12,7 +12,7 @@ from core.store.store import NO_FOLD
 from teachers.config import MixtureConfig
 from teachers.mixtures import fit_temperature, judges_of, mix, shares, temperatures
 
-PLAIN = MixtureConfig(teachers=["one", "two"], weights=[3.0, 1.0], space="logits", calibrate=False)
+PLAIN = MixtureConfig(teachers=["one", "two"], weights=[3.0, 1.0], space="logits", temperature_scaling=False)
 
 
 def voted(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +83,7 @@ def test_calibration_makes_a_mixture_of_an_overconfident_teacher_better() -> Non
     def loss(config: MixtureConfig) -> float:
         return float(-(votes * mix(teachers, rows, config)[0][:, 0]).sum(1).mean())
 
-    assert loss(replace(PLAIN, calibrate=True)) < loss(PLAIN) - 0.02
+    assert loss(replace(PLAIN, temperature_scaling=True)) < loss(PLAIN) - 0.02
 
 
 def test_a_teacher_that_does_not_cover_all_is_named() -> None:

@@ -16,10 +16,9 @@ import pytest
 from core.records import Conversation
 from core.store.store import LOGITS, NO_FOLD, StoreWriter
 from teachers.scoring_run import Interrupt, Progress, ahead, duration, fill, not_done
-from tests.composing import configured
 
 pytestmark = pytest.mark.timeout(60)
-CONFIG = replace(configured().teacher, rows_per_part=10)
+ROWS_PER_PART = 10
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def row(prompt: Prompt, logits: np.ndarray) -> dict[str, Any]:
 
 def run(folder: Path, scorer: Arithmetic, prompts: Iterable[Prompt], interrupt: Interrupt | None = None) -> None:
     with StoreWriter(folder, {}, "judge") as writer:
-        fill(writer, scorer, prompts, row, CONFIG, Progress(35, None), interrupt or Interrupt())
+        fill(writer, scorer, prompts, row, ROWS_PER_PART, Progress(35, None), interrupt or Interrupt())
 
 
 def stored(folder: Path) -> dict[str, float]:

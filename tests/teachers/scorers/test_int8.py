@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from teachers.scorers import int8
 from teachers.scorers.int8 import has_int8_activations, multiplies_exactly, saturates
-from teachers.scorers.opening import int8, open_scorer
+from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer
 from tests.composing import scorer
 

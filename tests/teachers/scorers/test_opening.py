@@ -45,7 +45,7 @@ def test_an_engine_spans_the_product_of_its_parallel_sizes(arguments: dict[str, 
 
 @pytest.mark.parametrize("size", [0, -1, None, "two", 1.5])
 def test_an_engine_on_no_gpu_is_refused(size: object, tiny_judge_llama: Path) -> None:
-    config = scorer("vllm", vllm={"tensor_parallel_size": size})
+    config = scorer("vllm", engine_args={"tensor_parallel_size": size})
     refused = pytest.raises(UserError, match=rf"tensor_parallel_size={size}: give a number of GPUs, 1 or more")
     with refused, open_scorer(tiny_judge_llama, config, 64):
         pass

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from core.scoring import score
-from teachers.scorers.config import ScorerConfig
+from teachers.scorers.config import RayConfig
 from teachers.scorers.opening import open_scorer
 from teachers.scorers.ray import RayScorer, _local_workers
 from teachers.scorers.transformers import TransformersScorer
@@ -28,11 +28,14 @@ MAX_TOKENS = 256
 REFERENCE = scorer("transformers", batch_tokens=1024)
 
 
-def on_ray(vllm: dict[str, Any] | None = None, **changes: Any) -> ScorerConfig:
-    """Two workers with transformers that share a core, as `conf/scorer/ray.yaml` has them but for `changes`."""
-    config = scorer("ray", batch_tokens=1024, **({} if vllm is None else {"vllm": vllm}))
-    tiny: dict[str, Any] = {"backend": "transformers", "workers": 2, "gpus": 0.0, "cpus": 0.5, "prompts_per_task": 16}
-    return replace(config, ray=replace(config.ray, **tiny | changes))
+def on_ray(engine_args: dict[str, Any] | None = None, **changes: Any) -> RayConfig:
+    """Two workers that share a core, with transformers, or vLLM where there are `engine_args`; else as `conf/` has it
+    but for `changes`.
+    """
+    worker = REFERENCE if engine_args is None else scorer("vllm", engine_args=engine_args)
+    tiny = {"worker": asdict(worker), "workers": 2, "gpus": 0.0, "cpus": 0.5, "prompts_per_task": 16}
+    config: RayConfig = scorer("ray", **tiny | changes)
+    return config
 
 
 def random_prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -69,11 +72,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_joins_a_running_cluster(cluster: str, tiny_llama: Path) -> None:
     prompts = random_prompts(64)
-    labelled: dict[str, Any] = {"method": "label_tokens", "labels": ["A", "B", "?"]}
-    config = replace(on_ray(address=cluster, gpus=1.0), **labelled)  # of the two GPUs that it believes it has
-    with open_scorer(tiny_llama, config, MAX_TOKENS) as judge:
+    labels = ["A", "B", "?"]
+    config = on_ray(address=cluster, gpus=1.0)  # of the two GPUs that it believes it has
+    with open_scorer(tiny_llama, config, MAX_TOKENS, label_tokens=labels) as judge:
         found = score(judge, prompts)
-    with open_scorer(tiny_llama, replace(REFERENCE, **labelled), MAX_TOKENS) as reference:
+    with open_scorer(tiny_llama, REFERENCE, MAX_TOKENS, label_tokens=labels) as reference:
         assert np.abs(found - score(reference, prompts)).max() < 1e-5
     with socket.create_connection(("127.0.0.1", int(cluster.rpartition(":")[2])), timeout=10):
         pass  # the cluster is still there
@@ -82,7 +85,7 @@ def test_joins_a_running_cluster(cluster: str, tiny_llama: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_an_address_where_nothing_answers(tiny_judge_llama: Path) -> None:
-    with pytest.raises(ValueError, match=r"scorer\.ray\.address=127\.0\.0\.1:9: no Ray cluster"):
+    with pytest.raises(ValueError, match=r"scorer\.address=127\.0\.0\.1:9: no Ray cluster"):
         RayScorer(tiny_judge_llama, on_ray(address="127.0.0.1:9"), MAX_TOKENS)
 
 
@@ -168,8 +171,8 @@ def test_workers_that_fit_nowhere_are_refused_at_once(judge: RayScorer, tiny_jud
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gpus": 1.5}, "scorer.ray.gpus=1.5"),
-        ({"gpus": 1.0, "backend": "vllm", "vllm": {"tensor_parallel_size": 8}}, "over 8: set gpus to tensor_"),
+        ({"gpus": 1.5}, "scorer.gpus=1.5"),
+        ({"gpus": 1.0, "engine_args": {"tensor_parallel_size": 8}}, "over 8: set gpus to tensor_"),
     ],
 )
 def test_refuses_settings_that_cannot_be_meant(changes: dict[str, Any], message: str) -> None:
@@ -181,7 +184,7 @@ def test_refuses_settings_that_cannot_be_meant(changes: dict[str, Any], message:
 def test_vllm_on_a_worker_equals_transformers(judge: RayScorer, tiny_judge_llama: Path) -> None:
     stem = random_prompts(1)[0] + random_prompts(1, seed=1)[0]
     prompts = [stem[:200] + tail[:50] for tail in random_prompts(40, seed=2)]
-    config = on_ray(backend="vllm", workers=1, vllm={"enable_prefix_caching": True})
+    config = on_ray(engine_args={"enable_prefix_caching": True}, workers=1)
     with open_scorer(tiny_judge_llama, config, MAX_TOKENS) as engine:
         found = score(engine, prompts)
         assert engine.tokens_cached > 100 * len(prompts) / 2  # the shared beginning, in later tasks at least

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain, repeat
 from pathlib import Path
@@ -22,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from core.scoring import score
-from teachers.scorers.config import ScorerConfig
-from teachers.scorers.opening import server as module
+from teachers.scorers import server as module
+from teachers.scorers.config import ServerConfig
 from teachers.scorers.server import ServerScorer
 from tests.composing import scorer
 from tests.running import free_port
@@ -33,9 +32,9 @@ PATIENCE = 0.05  # the first pause of the tests that do not measure it
 ONE_REQUEST: dict[str, Any] = {"prompts_per_request": 1, "requests_in_flight": 1}
 
 
-def configured(*urls: str, method: str = "classify", **changes: Any) -> ScorerConfig:
-    server = asdict(scorer("server").server) | {"urls": list(urls), "timeout_s": 30, **changes}
-    return scorer("server", method=method, server=server)
+def configured(*urls: str, **changes: Any) -> ServerConfig:
+    config: ServerConfig = scorer("server", **{"urls": list(urls), "timeout_s": 30, **changes})
+    return config
 
 
 # Real servers.
@@ -114,9 +113,9 @@ class TestJudge:
     def test_refuses_what_the_server_does_not_serve(self, judge_server: str, tiny_judge_llama: Path) -> None:
         with pytest.raises(ValueError, match=rf"takes {MAX_TOKENS} tokens, {MAX_TOKENS + 1} are needed.*--max-model-l"):
             ServerScorer(configured(judge_server), MAX_TOKENS + 1)
-        with pytest.raises(ValueError, match=rf"scorer.server.model=other: .* serves \['{tiny_judge_llama}'\]"):
+        with pytest.raises(ValueError, match=rf"scorer.model=other: .* serves \['{tiny_judge_llama}'\]"):
             ServerScorer(configured(judge_server, model="other"), MAX_TOKENS)
-        asked = ServerScorer(configured(judge_server, method="label_tokens"), MAX_TOKENS - 1, label_ids=[5, 6, 7])
+        asked = ServerScorer(configured(judge_server), MAX_TOKENS - 1, label_ids=[5, 6, 7])
         with pytest.raises(ValueError, match=r"/v1/completions answered 404.*--runner generate"):
             score(asked, [[5]])
 
@@ -143,7 +142,7 @@ class TestLabelTokens:
             expected = torch.stack([model(torch.tensor([p])).logits[0, -1].log_softmax(-1) for p in prompts])
         # The likeliest token of one prompt, two bytes that both decode to the replacement character, and one more.
         labels = [int(expected[0].argmax()), 200, 201, 40]
-        config = configured(language_server, method="label_tokens", model="causal", prompts_per_request=5)
+        config = configured(language_server, model="causal", prompts_per_request=5)
         judge = ServerScorer(config, MAX_TOKENS, label_ids=labels)
         found = score(judge, prompts)
         assert found.dtype == np.float32 and np.abs(found - expected[:, labels].numpy()).max() < 1e-3
@@ -151,14 +150,14 @@ class TestLabelTokens:
         assert np.abs(score(reversed_labels, prompts)[:, ::-1] - found).max() < 1e-4
 
     def test_counts_cached_tokens(self, language_server: str) -> None:
-        config = configured(language_server, method="label_tokens", **ONE_REQUEST)
+        config = configured(language_server, **ONE_REQUEST)
         judge = ServerScorer(config, MAX_TOKENS, label_ids=[5, 6, 7])
         score(judge, [[9] * 50, [9] * 50, [9] * 50])
         assert judge.tokens_cached >= 2 * 32
 
     def test_there_must_be_room_for_the_asked_token(self, language_server: str) -> None:
         with pytest.raises(ValueError, match=f"takes {MAX_TOKENS + 1} tokens, {MAX_TOKENS + 2} are needed"):
-            config = configured(language_server, method="label_tokens")
+            config = configured(language_server)
             ServerScorer(config, MAX_TOKENS + 1, label_ids=[5, 6, 7])
 
 
@@ -484,7 +483,7 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("urls", "fold", "message"),
         [
-            ([], 0, r"scorer.server.urls=\[\]"),
+            ([], 0, r"scorer.urls=\[\]"),
             (["http://host{fold}:1"], None, "belongs to no fold"),
             (["http://host{fold"], 0, "'http://host{fold'"),
             (["http://host{number}"], 0, "unknown {number}"),
@@ -499,11 +498,11 @@ class TestConfiguration:
 
     def test_servers_must_agree_on_one_model(self, fakes: Callable[..., Fake]) -> None:
         one, other, both = fakes("one"), fakes("other"), fakes("one", "other")
-        with pytest.raises(ValueError, match=r"serves \['one', 'other'\]: choose one with scorer.server.model"):
+        with pytest.raises(ValueError, match=r"serves \['one', 'other'\]: choose one with scorer.model"):
             ServerScorer(configured(both.url), MAX_TOKENS)
         with pytest.raises(ValueError, match="different models"):
             ServerScorer(configured(one.url, other.url), MAX_TOKENS)
-        with pytest.raises(ValueError, match=rf"scorer.server.model=other: {one.url} serves \['one'\]"):
+        with pytest.raises(ValueError, match=rf"scorer.model=other: {one.url} serves \['one'\]"):
             ServerScorer(configured(both.url, one.url, model="other"), MAX_TOKENS)
         assert ServerScorer(configured(both.url, other.url, model="other"), MAX_TOKENS).model == "other"
 
@@ -512,7 +511,7 @@ class TestConfiguration:
     ) -> None:
         fake = fakes()
         config = configured(fake.url, api_key_variable="JUDGE_SERVER_KEY")
-        with pytest.raises(ValueError, match=r"scorer.server.api_key_variable=JUDGE_SERVER_KEY"):
+        with pytest.raises(ValueError, match=r"scorer.api_key_variable=JUDGE_SERVER_KEY"):
             ServerScorer(config, MAX_TOKENS)
         monkeypatch.setenv("JUDGE_SERVER_KEY", "secret\n")
         score(ServerScorer(config, MAX_TOKENS), PROMPTS[:1])

@@ -30,7 +30,7 @@ from tests.running import own_process
 from tests.tiny_exports import with_canaries
 
 MAX_TOKENS = 256
-VLLM = scorer("vllm", vllm={"enable_prefix_caching": True})
+VLLM = scorer("vllm", engine_args={"enable_prefix_caching": True})
 REFERENCE = scorer("transformers", batch_tokens=512)
 
 
@@ -102,7 +102,7 @@ def test_int8_engine_computes_what_was_exported_where_the_cpu_can(
 
 @pytest.mark.timeout(300)
 def test_names_engine_arguments_that_vllm_does_not_have(tiny_judge_llama: Path) -> None:
-    config = scorer("vllm", vllm={"gpu_memory": 0.9})
+    config = scorer("vllm", engine_args={"gpu_memory": 0.9})
     with pytest.raises(ValueError, match="gpu_memory"), open_scorer(tiny_judge_llama, config, MAX_TOKENS):
         pass
 
@@ -111,8 +111,8 @@ def test_names_engine_arguments_that_vllm_does_not_have(tiny_judge_llama: Path) 
     ("name", "value", "listed"), [("quantization", "bitsandbytes", "fp8"), ("runner", "score", "pooling")]
 )
 def test_names_values_that_vllm_does_not_have_before_it_reads_the_model(name: str, value: str, listed: str) -> None:
-    with pytest.raises(UserError, match=rf"scorer\.vllm\.{name}={value}: vLLM [\d.]+ has .*{listed}"):
-        VllmScorer(Path("nowhere"), scorer("vllm", vllm={name: value}), MAX_TOKENS)
+    with pytest.raises(UserError, match=rf"scorer\.engine_args\.{name}={value}: vLLM [\d.]+ has .*{listed}"):
+        VllmScorer(Path("nowhere"), scorer("vllm", engine_args={name: value}), MAX_TOKENS)
     check_arguments({"quantization": "FP8", "enable_prefix_caching": True, name: None})
 
 
@@ -124,15 +124,15 @@ def test_label_tokens_of_a_real_language_model_equal_transformers(smollm2: Path)
         Conversation("y", ["Say hello."], ["No."], ["Hello! How can I help you today?"]),
     ]
     prompts = [p.ids for p in Renderer(prompt, smollm2).render(rows)]
-    labelled = {"method": "label_tokens", "labels": [" A", " B", " C"]}
-    with open_scorer(smollm2, scorer("transformers", **labelled), prompt.max_tokens) as reference:
+    labels = [" A", " B", " C"]
+    with open_scorer(smollm2, scorer("transformers"), prompt.max_tokens, label_tokens=labels) as reference:
         expected = score(reference, prompts)
-    ids = label_token_ids([" A", " B", " C"], smollm2)
+    ids = label_token_ids(labels, smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     with torch.inference_mode():
         plain = torch.stack([model(torch.tensor([p])).logits[0, -1].log_softmax(-1)[ids] for p in prompts]).numpy()
     assert np.abs(expected - plain).max() < 1e-3
-    with open_scorer(smollm2, scorer("vllm", vllm=VLLM.vllm, **labelled), prompt.max_tokens) as engine:
+    with open_scorer(smollm2, VLLM, prompt.max_tokens, label_tokens=labels) as engine:
         found = score(engine, prompts)
     assert np.abs(found - plain).max() < 1e-3
     assert (np.exp(found).sum(1) < 1).all()  # log-probabilities over the whole vocabulary, not over the three
