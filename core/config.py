@@ -13,7 +13,7 @@ from core.bounds import (
     is_finite,
 )
 from core.errors import UserError
-from core.renamed import new_name
+from core.renamed import advice
 
 C = TypeVar("C")
 
@@ -44,9 +44,8 @@ def _dataclass(kind: Any, values: Any, at: str, problems: list[str]) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in hints:
-            now = new_name(_join(at, key))
-            advice = f"it is called {now} now" if now else f"known here: {', '.join(hints)}"
-            problems.append(f"{_join(at, key)}={values[key]!r}: unknown key; {advice}")
+            remedy = advice(_join(at, key)) or f"known here: {', '.join(hints)}"
+            problems.append(f"{_join(at, key)}={values[key]!r}: unknown key; {remedy}")
     for key in hints:
         if key not in values:
             problems.append(f"{_join(at, key)}: missing; set it in conf/ or on the command line")

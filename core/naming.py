@@ -25,7 +25,7 @@ NAMING = (
 )
 NAMES = ("name", "data.name", "teacher.name", "teacher.mixture.teachers")
 PATHS = (
-    *("paths.root", "input", "output", "check", "data.files", "data.hub", "engine.nvme_path", "eval.judges"),
+    *("paths.root", "input", "output", "check", "data.files", "data.hub", "engine.offload", "eval.judges"),
     *("model.base", "teacher.path", "teacher.model", "predict.model", "serve.model", "plan.measured"),
 )
 NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")

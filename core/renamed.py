@@ -1,4 +1,4 @@
-"""Keys of `conf/` that earlier versions called otherwise: refused on the command line, understood in old manifests."""
+"""Keys of `conf/` that earlier versions had: refused with what to do instead, understood in old manifests."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -37,8 +37,30 @@ RENAMED = {
     "plan.t4": "t4",
     "plan.calibration": "plan.measured",
     "prompt.min_round_tokens": "prompt.min_turn_tokens",
+    "optimizer.warmup_steps": "optimizer.warmup",
+    "engine.nvme_path": "engine.offload",
+}
+TERMS = ("reverse_kl", "jensen_shannon", "skew_kl", "squared_error", "swap_consistency")
+# Old key -> why there is none in its place.
+REMOVED = {
+    **{f"loss.{term}": "no preset used it; the losses are cross_entropy, kl and cosine" for term in TERMS},
+    **{
+        f"loss.{term}.final_{what}": f"a {what} stays what it is for the whole training"
+        for term in ("cross_entropy", "kl", "cosine")
+        for what in ("weight", "temperature")
+    },
+    "loss.cross_entropy.temperature": "the cross-entropy with votes has no temperature",
+    "tracker.sample_characters": "samples show 500 characters of a text",
 }
 UNCHANGED = {"canaries": ("on_failure", "rows", "tokens", "repeats", "factors", "floor")}  # names that are groups now
+
+
+def advice(key: str) -> str | None:
+    """What to do about a key of an earlier version; None for a key that is not one."""
+    if new := new_name(key):
+        return f"it is called {new} now"
+    why = [why for old, why in REMOVED.items() if key == old or key.startswith(f"{old}.")]
+    return f"it was removed: {why[0]}" if why else None
 
 
 def new_name(key: str) -> str | None:
@@ -65,14 +87,28 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
         value = group.pop(last)
         if new.startswith("engine."):
             continue  # it says how, not what, and left the identity
+        if old == "optimizer.warmup_steps" and value is None:
+            continue  # then `optimizer.warmup` held
         *groups, last = new.split(".")
         target = found
         for name in groups:
             target = target.setdefault(name, {})
         target[last] = value
+    for old in REMOVED:
+        *groups, last = old.split(".")
+        group = _at(found, groups)
+        if group is not None and last in group and _did_nothing(old, group[last]):
+            del group[last]
     if found.get("student") == {}:
         del found["student"]
     return found
+
+
+def _did_nothing(key: str, value: Any) -> bool:
+    """Whether a removed key changed nothing of what was made with it."""
+    if isinstance(value, Mapping):
+        return not (value.get("weight") or value.get("final_weight"))
+    return value is None or key == "loss.cross_entropy.temperature"
 
 
 def _at(config: dict[str, Any], groups: list[str]) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from core.config import from_mapping
 from core.errors import UserError
 from core.exits import ChecksFailed, plain_ends, refuse, surroundings_explained
 from core.naming import check_names, expanded, run_name
-from core.renamed import new_name
+from core.renamed import advice
 from distill.config import Config
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def entry_point(stage: Callable[[Config], Any]) -> Callable[[], Any]:
 
 
 def refuse_old_keys(arguments: Iterable[str]) -> None:
-    """Name the new key for an override whose key earlier versions knew: Hydra would only say that there is none."""
+    """Say what to do about an override whose key earlier versions knew: Hydra would only say that there is none."""
     keys = [argument.split("=")[0].lstrip("+~") for argument in arguments if "=" in argument]
-    old = {key: new_name(key.rpartition("@")[2]) for key in keys}
-    if found := [f"{key} is called {new} now" for key, new in old.items() if new]:
+    old = {key: advice(key.rpartition("@")[2]) for key in keys}
+    if found := [f"{key}: {remedy}" for key, remedy in old.items() if remedy]:
         refuse(UserError("; ".join(found)))
 
 

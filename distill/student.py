@@ -9,13 +9,12 @@ was killed goes on from its last checkpoint. Returns the kept judge's validation
 import logging
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from distill.config import Config
 from distill.entry_point import entry_point
 from distill.training_run import run_folder, run_identity
-from students.training.config import LossConfig
 
 if TYPE_CHECKING:
     from students.training.loop import Progress
@@ -53,7 +52,7 @@ def train(config: Config) -> float:
     from students.training.tracking import open_tracker
 
     if config.role == "teacher":
-        config = replace(config, loss=votes_alone(config.loss))
+        config = replace(config, loss=config.loss.of_votes_alone())
     folder = run_folder(config)
     data = config.root / "data" / config.data.name
     store = config.root / "logits" / str(config.teacher.name)
@@ -120,13 +119,6 @@ def train(config: Config) -> float:
         *(kept[name] for name in ("step", "validation_objective", "validation_standard_error", "validation_log_loss")),
     )
     return float(kept["validation_log_loss"])
-
-
-def votes_alone(loss: LossConfig) -> LossConfig:
-    """The loss of a teacher, which learns from votes alone."""
-    terms: dict[str, Any] = {name: replace(term, weight=0.0, final_weight=None) for name, term in loss.terms.items()}
-    terms["cross_entropy"] = replace(loss.cross_entropy, weight=1.0, final_weight=None)
-    return replace(loss, **terms)
 
 
 def check_template(config: Config, template: str) -> None:

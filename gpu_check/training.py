@@ -152,12 +152,12 @@ def in_plain(engine: PlainEngine, config: Config, examples: list[Example]) -> li
     objective, where = Objective(config.loss), engine.device
     rows = [(i, order) for i in range(len(examples)) for order in range(len(ORDERS))]
     weight = float(len(rows))  # each example counts one, in both orders
-    factors = (objective.weights(0) / objective.normalisers(weight, weight, len(examples))).to(where)
+    factors = (objective.weights / objective.normalisers(weight, weight)).to(where)
     losses = []
     engine.train()
     for _ in range(2):
         batch = collate(rows, examples, where, config.engine.padding_free)
-        loss = (factors * objective.sums(engine(batch.input_ids, batch.positions, batch.ends), batch, 0)).sum()
+        loss = (factors * objective.sums(engine(batch.input_ids, batch.positions, batch.ends), batch)).sum()
         engine.backward(loss)
         engine.step()
         losses.append(loss.item())

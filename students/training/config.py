@@ -1,7 +1,7 @@
 """What `conf/model/`, `train/`, `loss/`, `optimizer/`, `engine/` and `tracker/` hold."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from core.bounds import Betas, Count, Natural, NonNegative, PartialShare, Positive, Share, ShareBelowOne
 
@@ -53,18 +53,27 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class TermConfig:
-    """One term of the loss. It moves straight from `weight` to `final_weight` over the training, null: it stays."""
+class VotesTermConfig:
+    """A term of the loss that compares the judge with the votes."""
+
+    weight: NonNegative
+
+
+@dataclass(frozen=True)
+class TeacherTermConfig:
+    """A term of the loss that compares the judge with its teacher, both softened by `temperature`."""
 
     weight: NonNegative
     temperature: Positive
-    final_weight: NonNegative | None
-    final_temperature: Positive | None
 
 
 @dataclass(frozen=True)
 class RowWeightsConfig:
-    """How much a conversation counts in the loss."""
+    """How much a conversation counts in the loss.
+
+    `votes`: `one`, or `count`, as many as people voted. `confidence`: c of a teacher's (1 - entropy / ln 3)^c.
+    `sources`: a factor for conversations of a source, such as `+loss.rows.sources.ultrafeedback=0.5`.
+    """
 
     votes: Literal["one", "count"]
     confidence: NonNegative
@@ -73,33 +82,36 @@ class RowWeightsConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The terms that `students/training/losses.py` defines; those of weight 0 are absent."""
+    """A weighted sum of terms; each is named as its function in `students/training/losses.py`. Weight 0: absent."""
 
-    cross_entropy: TermConfig
-    kl: TermConfig
-    reverse_kl: TermConfig
-    jensen_shannon: TermConfig
-    skew_kl: TermConfig
-    cosine: TermConfig
-    squared_error: TermConfig
-    swap_consistency: TermConfig
+    cross_entropy: VotesTermConfig
+    kl: TeacherTermConfig
+    cosine: TeacherTermConfig
     rows: RowWeightsConfig
 
     @property
-    def terms(self) -> dict[str, TermConfig]:
-        """The terms that count at any time of the training, by name."""
-        every = {name: term for name, term in vars(self).items() if isinstance(term, TermConfig)}
-        return {name: term for name, term in every.items() if term.weight or term.final_weight}
+    def terms(self) -> dict[str, VotesTermConfig | TeacherTermConfig]:
+        """The terms that have a weight, by name."""
+        every = {n: t for n, t in vars(self).items() if isinstance(t, VotesTermConfig | TeacherTermConfig)}
+        return {name: term for name, term in every.items() if term.weight}
 
     @property
     def distils(self) -> bool:
         """Whether a term needs a teacher."""
-        return bool(self.terms.keys() - {"cross_entropy", "swap_consistency"})
+        return any(isinstance(term, TeacherTermConfig) for term in self.terms.values())
+
+    def of_votes_alone(self) -> "LossConfig":
+        """The loss of a teacher: cross-entropy with the votes, whatever else is configured."""
+        absent: dict[str, Any] = {name: replace(term, weight=0.0) for name, term in self.terms.items()}
+        return replace(self, **{**absent, "cross_entropy": VotesTermConfig(1.0)})
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. `master_weights` says what keeps small steps of weights in bf16 from being rounded away."""
+    """AdamW. `master_weights` says what keeps small steps of weights in bf16 from being rounded away.
+
+    `warmup`: below 1 the share of all steps over which rates rise, from 1 on a number of steps.
+    """
 
     master_weights: Literal["fp32", "kahan", "none"]
     lr: NonNegative
@@ -107,8 +119,7 @@ class OptimizerConfig:
     betas: Betas
     eps: Positive
     weight_decay: NonNegative
-    warmup: Share
-    warmup_steps: Count | None
+    warmup: NonNegative
     decay: Literal["cosine", "linear", "constant"]
     min_lr_ratio: Share
     clip: NonNegative
@@ -118,14 +129,14 @@ class OptimizerConfig:
 class EngineConfig:
     """How a step is carried out; nothing here changes what is learnt.
 
-    `offload`: where optimiser states (and, with zero_stage 3, parameters) are kept.
+    `offload`: where optimiser states (and, with zero_stage 3, parameters) are kept: `none` (on the device), `cpu`, or a
+    folder on a fast local disk (NVMe, zero_stage 3 alone).
     """
 
     micro_batch_tokens: Count
     gradient_checkpointing: bool
     zero_stage: Literal[0, 1, 2, 3]
-    offload: Literal["none", "cpu", "nvme"]
-    nvme_path: str | None
+    offload: str
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"]
     liger: bool
     padding_free: bool
@@ -139,7 +150,6 @@ class TrackerConfig:
     backend: Literal["wandb", "tensorboard", "none"]
     project: str
     samples: Natural
-    sample_characters: Count
 
 
 @dataclass(frozen=True)

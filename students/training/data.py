@@ -52,14 +52,11 @@ class Batch:
 
     Padded: `input_ids` [rows, tokens] with pads at the right, `positions` None. Padding-free: [1, all tokens], and
     `positions` count anew in each row. `ends` [rows] is where the last token of each row lies in the flattened ids.
-    `rows_ab` and `rows_ba` [conversations] are the rows in which a conversation is shown in either order.
     """
 
     input_ids: torch.Tensor
     positions: torch.Tensor | None
     ends: torch.Tensor
-    rows_ab: torch.Tensor
-    rows_ba: torch.Tensor
     votes: torch.Tensor
     vote_weights: torch.Tensor
     teacher: torch.Tensor
@@ -203,11 +200,7 @@ def collate(
     teacher = _turned([examples[i].teacher for i, _ in shown], shown)
     vote_weights = torch.tensor([examples[i].vote_weight * bool(rows) for i, _ in shown])
     teacher_weights = torch.tensor([examples[i].teacher_weight * bool(rows) for i, _ in shown])
-    rows_ab, rows_ba = (
-        torch.tensor([row for row, (_, shown_order) in enumerate(rows) if shown_order == order], dtype=torch.long)
-        for order in range(len(ORDERS))
-    )
-    tensors = (ends, rows_ab, rows_ba, votes, vote_weights, teacher, teacher_weights)
+    tensors = (ends, votes, vote_weights, teacher, teacher_weights)
     return Batch(
         input_ids.to(device), None if positions is None else positions.to(device), *(t.to(device) for t in tensors)
     )

@@ -5,6 +5,7 @@ averages over ranks, so the loop scales its loss by the number of ranks to get t
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,13 +110,15 @@ def in_bf16(judge: Judge) -> bool:
 
 
 def offloading(config: EngineConfig) -> dict[str, Any]:
-    """DeepSpeed's offload settings. Raises `UserError` for nvme without a folder, or below ZeRO-3."""
+    """DeepSpeed's offload settings. Raises `UserError` for a folder below ZeRO-3, or what is no folder."""
     if config.offload == "none":
         return {}
-    if config.offload == "nvme" and (config.nvme_path is None or config.zero_stage < 3):
-        raise UserError(
-            f"engine.offload=nvme needs engine.zero_stage=3 (now {config.zero_stage}) and engine.nvme_path "
-            f"(now {config.nvme_path}), a folder on a fast local disk"
-        )
-    device = {"device": config.offload, **({"nvme_path": config.nvme_path} if config.offload == "nvme" else {})}
+    device = {"device": "cpu"}
+    if config.offload != "cpu":
+        if config.zero_stage < 3 or not Path(config.offload).is_absolute():
+            raise UserError(
+                f"engine.offload={config.offload}: give none, cpu, or with engine=zero3 (now zero_stage "
+                f"{config.zero_stage}) the absolute path of a folder on a fast local disk"
+            )
+        device = {"device": "nvme", "nvme_path": config.offload}
     return {"offload_optimizer": device, **({"offload_param": device} if config.zero_stage == 3 else {})}

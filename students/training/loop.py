@@ -124,7 +124,7 @@ class Trainer:
 
     def take_step(self, step: list[int], epoch: int) -> dict[str, Any]:
         """One optimiser step over conversations `step`: both orders, all ranks, divided once by the global counts."""
-        started, done = time.monotonic(), self.progress.step / self.total_steps
+        started = time.monotonic()
         self.set_rates(self.progress.step)
         # Dropout depends on the step and the rank alone, so a resumed run draws what the uninterrupted one would have.
         torch.manual_seed((self.config.seed * self.total_steps + self.progress.step) * self.world + self.rank)
@@ -132,13 +132,13 @@ class Trainer:
         examples = [self.training[i] for i in step]
         voted = len(ORDERS) * sum(example.vote_weight for example in examples)
         taught = len(ORDERS) * sum(example.teacher_weight for example in examples)
-        divisors, weights = self.objective.normalisers(voted, taught, len(step)), self.objective.weights(done)
+        divisors, weights = self.objective.normalisers(voted, taught), self.objective.weights
         factors = (weights / divisors).to(self.device)
         sums = torch.zeros(len(factors), dtype=torch.float64)
         self.engine.train()
         for rows in pieces[self.rank]:
             with together():
-                terms = self.forward(rows, done)
+                terms = self.forward(rows)
                 loss = (factors * terms).sum()
                 if not torch.isfinite(loss):
                     here = [self.training[i] for i, _ in rows]
@@ -169,12 +169,12 @@ class Trainer:
             **dict.fromkeys(VALIDATED),
         }
 
-    def forward(self, rows: list[Row], done: float) -> torch.Tensor:
+    def forward(self, rows: list[Row]) -> torch.Tensor:
         """The summed terms of one micro-batch. Raises `UserError` where it does not fit into memory."""
         with self.enough_memory(UnreachableError if self.config.engine.zero_stage == 3 else UserError):
             batch = collate(rows, self.training, self.device, self.config.engine.padding_free)
             logits = self.engine(batch.input_ids, batch.positions, batch.ends)
-            return self.objective.sums(logits, batch, done)
+            return self.objective.sums(logits, batch)
 
     @contextmanager
     def enough_memory(self, kind: type[UserError]) -> Iterator[None]:
@@ -265,8 +265,7 @@ def rate_factor(step: int, total: int, optimizer: OptimizerConfig) -> float:
 
     Linear over the warm-up, then the decay: cosine or linear to `min_lr_ratio`, or constant.
     """
-    steps = optimizer.warmup_steps
-    rising = max(1, round(optimizer.warmup * total) if steps is None else steps)
+    rising = max(1, round(optimizer.warmup * total if optimizer.warmup < 1 else optimizer.warmup))
     if step < rising:
         return (step + 1) / rising
     done = (step - rising) / max(1, total - rising)

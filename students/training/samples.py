@@ -7,9 +7,9 @@ import polars as pl
 import torch
 
 from core.records import LABELS, Conversation
-from students.training.config import TrackerConfig
 
 TEXTS = ("prompt", "response_a", "response_b")
+CHARACTERS = 500  # of a prompt or response that is shown
 SAMPLES = pl.Schema(
     {
         "step": pl.Int64(),
@@ -24,9 +24,9 @@ SAMPLES = pl.Schema(
 
 
 def sample_table(
-    conversations: Sequence[Conversation], logits: torch.Tensor, step: int, settings: TrackerConfig, seed: int
+    conversations: Sequence[Conversation], logits: torch.Tensor, step: int, count: int, seed: int
 ) -> pl.DataFrame:
-    """A table in `SAMPLES` of `settings.samples` voted conversations, largest log loss (nats) first.
+    """A table in `SAMPLES` of `count` voted conversations, largest log loss (nats) first.
 
     Half of them are drawn by `seed` alone, so each validation shows the same ones; the others are the worst of the
     rest. `logits` [conversations, 3] are the judge's, in the conversation's own a/b order.
@@ -35,15 +35,15 @@ def sample_table(
     log_probabilities = logits.double().log_softmax(-1)
     losses = -(votes / votes.sum(-1, keepdim=True) * log_probabilities).sum(-1)
     order = np.random.default_rng(seed).permutation(len(conversations)).tolist()
-    drawn, rest = order[: settings.samples // 2], order[settings.samples // 2 :]
-    worst = sorted(rest, key=lambda i: -losses[i].item())[: settings.samples - len(drawn)]
+    drawn, rest = order[: count // 2], order[count // 2 :]
+    worst = sorted(rest, key=lambda i: -losses[i].item())[: count - len(drawn)]
     chosen = dict.fromkeys(drawn, "random") | dict.fromkeys(worst, "worst")
     rows = [
         (
             step,
             how,
             conversations[i].id,
-            *(shortened("\n\n".join(getattr(conversations[i], text)), settings.sample_characters) for text in TEXTS),
+            *(shortened("\n\n".join(getattr(conversations[i], text)), CHARACTERS) for text in TEXTS),
             *votes[i].tolist(),
             *log_probabilities[i].exp().tolist(),
             losses[i].item(),

@@ -64,7 +64,7 @@ class OwnFolder(Tracker):
     def sample(self, logits: torch.Tensor, step: int) -> None:
         if not self.config.tracker.samples:
             return
-        table = sample_table(self.conversations, logits, step, self.config.tracker, self.config.seed)
+        table = sample_table(self.conversations, logits, step, self.config.tracker.samples, self.config.seed)
         self.samples = pl.concat([self.samples, table])
         partial = self.folder / ".samples.parquet.partial"
         self.samples.write_parquet(partial)

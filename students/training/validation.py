@@ -21,8 +21,7 @@ from students.training.losses import SWAPPED, Objective, cross_entropy_sum
 class Validation:
     """`log_loss` (nats) of the swap-averaged logits against votes, and the `objective` by prompt group.
 
-    The objective is that of the end of the training: with weights and temperatures that still move, no two steps could
-    be compared. It is the mean of its values [groups], which `objective_by_group` makes.
+    The objective is the mean of its values [groups], which `objective_by_group` makes.
     """
 
     log_loss: float
@@ -72,16 +71,15 @@ def objective_by_group(objective: Objective, logits: torch.Tensor, examples: Seq
     has (the linearised variance of a ratio; Cochran 1977, Sampling Techniques, section 6). Rows of one prompt are not
     independent, hence groups. Values of two judges on the same rows may be subtracted: their difference is paired.
     """
-    done, device = 1.0, torch.device("cpu")
+    device, both = torch.device("cpu"), len(ORDERS)
     sums, counts = [], []
     for i, example in enumerate(examples):
         batch = collate([(i, order) for order in range(len(ORDERS))], examples, device)
-        sums.append(objective.sums(logits[i].double(), batch, done))
-        both = len(ORDERS)
-        counts.append(objective.normalisers(both * example.vote_weight, both * example.teacher_weight, 1))
+        sums.append(objective.sums(logits[i].double(), batch))
+        counts.append(objective.normalisers(both * example.vote_weight, both * example.teacher_weight))
     values, weights = torch.stack(sums), torch.stack(counts)
     totals = weights.sum(0)
-    means, factors = values.sum(0) / totals, objective.weights(done)
+    means, factors = values.sum(0) / totals, objective.weights
     influences = ((values - means * weights) / totals) @ factors
     groups, place = np.unique([example.group for example in examples], return_inverse=True)
     by_group = np.bincount(place, weights=influences.numpy(), minlength=len(groups))

@@ -11,6 +11,7 @@ import pytest
 from core.bounds import Range
 from core.config import from_mapping, to_mapping
 from core.naming import run_name, variant
+from core.renamed import with_new_names
 from distill.config import Config
 from tests.composing import composed
 from tests.running import refuses
@@ -132,7 +133,7 @@ def test_numbers_at_their_bounds_are_taken(values: dict[str, Any]) -> None:
 def test_a_bound_is_told_with_its_key_value_and_remedy(values: dict[str, Any]) -> None:
     values = deepcopy(values)
     values["train"].update(batch_conversations=0, epochs=-1, validation_share=1)
-    values["optimizer"].update(betas=[0.9], warmup=2, lr="fast")
+    values["optimizer"].update(betas=[0.9], min_lr_ratio=2, lr="fast")
     values["predict"].update(minutes=math.nan, rules={"identical": [0.5, 0.6, 0.1], "one_empty": 1})
     values["scorers"]["exported"]["engine_args"]["swap_space"] = math.inf
     values.update(limit=-1, seed=10**400)
@@ -144,7 +145,7 @@ def test_a_bound_is_told_with_its_key_value_and_remedy(values: dict[str, Any]) -
         "train.epochs=-1: give 1 or more",
         "train.validation_share=1: give more than 0, less than 1",
         "optimizer.betas=[0.9]: give a list of 2 numbers",
-        "optimizer.warmup=2: give 0 to 1",
+        "optimizer.min_lr_ratio=2: give 0 to 1",
         "optimizer.lr='fast': expected float, got str",
         "predict.minutes=nan: give a finite number, or null",
         "predict.rules.identical=[0.5, 0.6, 0.1]: give numbers that sum to 1, or null",
@@ -175,9 +176,33 @@ def test_a_key_of_before_is_refused_with_its_new_name() -> None:
         from_mapping(Config, values)
     told = refuses("distill.plan", "student.lora.rank=8", "scorer@teacher.scorer=ray", "teacher.scorer.vllm.x=1")
     assert told.splitlines()[-1] == (
-        "error: student.lora.rank is called model.lora.rank now; scorer@teacher.scorer is called scorers.teacher now; "
-        "teacher.scorer.vllm.x is called scorers.teacher.engine_args.x now"
+        "error: student.lora.rank: it is called model.lora.rank now; scorer@teacher.scorer: it is called "
+        "scorers.teacher now; teacher.scorer.vllm.x: it is called scorers.teacher.engine_args.x now"
     )
+
+
+def test_a_key_that_was_removed_is_refused_with_the_reason() -> None:
+    values = composed()
+    values["loss"]["skew_kl"] = {"weight": 0.5}
+    values["loss"]["kl"]["final_weight"] = 0.1
+    refused = r"loss\.skew_kl=.* it was removed: no preset.*\n.*loss\.kl\.final_weight=0.1: .* removed: a weight stays"
+    with pytest.raises(ValueError, match=refused):
+        from_mapping(Config, values)
+    assert "loss.squared_error.weight: it was removed: no preset used it" in refuses(
+        "distill.plan", "loss.squared_error.weight=1"
+    )
+
+
+def test_a_manifest_of_before_is_read_without_what_did_nothing() -> None:
+    term = {"weight": 0.0, "temperature": 1.0, "final_weight": None, "final_temperature": None}
+    old = {"loss": {"kl": {**term, "weight": 1.0}, "skew_kl": term, "squared_error": {**term, "weight": 0.5}}}
+    old["optimizer"] = {"warmup": 0.1, "warmup_steps": None}  # type: ignore[dict-item]
+    assert with_new_names(old) == {
+        "loss": {"kl": {"weight": 1.0, "temperature": 1.0}, "squared_error": {**term, "weight": 0.5}},
+        "optimizer": {"warmup": 0.1},
+    }
+    old["optimizer"] = {"warmup": 0.1, "warmup_steps": 100}  # type: ignore[dict-item]
+    assert with_new_names(old)["optimizer"] == {"warmup": 100}
 
 
 def test_overrides_that_change_the_model_name_the_run() -> None:

@@ -224,7 +224,7 @@ def own_pieces(trainer: "Trainer") -> list[list[Row]]:
 def counted(trainer: "Trainer", rows: Sequence[Row]) -> torch.Tensor:
     """[terms] what the sums would be divided by if `rows` were all."""
     voted, taught = (sum(getattr(trainer.training[i], name) for i, _ in rows) for name in WEIGHTS)
-    return trainer.objective.normalisers(voted, taught, len(rows) / 2)
+    return trainer.objective.normalisers(voted, taught)
 
 
 def rescale(patch: pytest.MonkeyPatch, factor: Callable[["Trainer", list[Row]], Any]) -> None:
@@ -232,7 +232,7 @@ def rescale(patch: pytest.MonkeyPatch, factor: Callable[["Trainer", list[Row]], 
     from students.training.loop import Trainer
 
     forward = Trainer.forward
-    patch.setattr(Trainer, "forward", lambda self, rows, done: forward(self, rows, done) * factor(self, rows))
+    patch.setattr(Trainer, "forward", lambda self, rows: forward(self, rows) * factor(self, rows))
 
 
 @dataclass(frozen=True)

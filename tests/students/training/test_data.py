@@ -53,7 +53,6 @@ def test_batches_pad_right_and_turn_targets_with_the_order() -> None:
     batch = collate([(0, 0), (0, 1), (1, 0)], [example, unvoted], torch.device("cpu"))
     assert batch.input_ids.tolist() == [[1, 2, 3], [4, 5, 0], [6, 0, 0]] and batch.positions is None
     assert batch.input_ids.flatten()[batch.ends].tolist() == [3, 5, 6]
-    assert batch.rows_ab.tolist() == [0, 2] and batch.rows_ba.tolist() == [1]
     torch.testing.assert_close(batch.votes[:2], torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]]))
     assert batch.teacher[1].tolist() == [2.0, 3.0, 1.0]
     assert batch.vote_weights.tolist() == [1, 1, 0] and batch.teacher_weights.tolist() == [1, 1, 0.5]
@@ -62,7 +61,6 @@ def test_batches_pad_right_and_turn_targets_with_the_order() -> None:
     assert free.positions.tolist() == [[0, 1, 2, 0, 1, 0]] and free.ends.tolist() == [2, 4, 5]
     empty = collate([], [example], torch.device("cpu"))
     assert empty.vote_weights.tolist() == [0] and empty.teacher_weights.tolist() == [0]
-    assert empty.rows_ab.tolist() == empty.rows_ba.tolist() == []
 
 
 def test_what_a_conversation_counts() -> None:

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(600)
 CONVERSATIONS = make_conversations(2)
 GPU = torch.device("cuda", 0)
 ROWS = [(i, order) for i in range(len(CONVERSATIONS)) for order in range(len(ORDERS))]
-ALL_TERMS = ("kl", "reverse_kl", "jensen_shannon", "skew_kl", "cosine", "squared_error", "swap_consistency")
+ALL_TERMS = ("kl", "cosine")
 PRESETS = {"gemma9b": 9.2e9, "teacher_llama70b": 70e9}
 
 
@@ -106,9 +106,9 @@ def test_forward_and_loss_stay_on_the_gpu(preset: str) -> None:
     with on_a_gpu() as batch:
         put_on_gpu(judge)
         assert sum(p.numel() for p in judge.parameters()) == pytest.approx(PRESETS[preset], rel=0.05)
-        factors = (objective.weights(0.5) / objective.normalisers(8, 8, 2)).to(GPU)
+        factors = (objective.weights / objective.normalisers(8, 8)).to(GPU)
         logits = judge(batch.input_ids, batch.positions, batch.ends)
-        loss = (factors * objective.sums(logits, batch, 0.5)).sum()
+        loss = (factors * objective.sums(logits, batch)).sum()
         assert logits.shape == (len(ROWS), len(LABELS)) and logits.dtype == torch.float32
         assert {tensor.device.type for tensor in (logits, loss)} == {"cuda"}
 
@@ -123,4 +123,4 @@ def test_a_tensor_that_was_left_on_the_cpu_is_noticed(left: str) -> None:
         put_on_gpu(judge)
         broken = replace(batch, **{left: getattr(batch, left).to("cpu")})
         with pytest.raises(RuntimeError, match=r"(?i)device"):
-            objective.sums(judge(broken.input_ids, broken.positions, broken.ends), broken, 0.5)
+            objective.sums(judge(broken.input_ids, broken.positions, broken.ends), broken)

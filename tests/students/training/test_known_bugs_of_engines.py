@@ -165,9 +165,9 @@ def norm(step: Step) -> float:
 
 
 def wrapper_bypassed(patch: pytest.MonkeyPatch) -> None:
-    def forward(self: Trainer, rows: list[Row], done: float) -> torch.Tensor:
+    def forward(self: Trainer, rows: list[Row]) -> torch.Tensor:
         batch = loop.collate(rows, self.training, self.device)
-        return self.objective.sums(self.judge(batch.input_ids, batch.positions, batch.ends), batch, done)
+        return self.objective.sums(self.judge(batch.input_ids, batch.positions, batch.ends), batch)
 
     patch.setattr(Trainer, "forward", forward)
 

@@ -42,8 +42,8 @@ def claimed_by_another(base: Path, folder: Path, rank: int) -> None:
 def loss_of_one(base: Path, folder: Path, rank: int) -> None:
     forward = Trainer.forward
 
-    def poisoned(self: Trainer, rows: list[tuple[int, int]], done: float) -> torch.Tensor:
-        terms = forward(self, rows, done)
+    def poisoned(self: Trainer, rows: list[tuple[int, int]]) -> torch.Tensor:
+        terms = forward(self, rows)
         return terms * float("nan") if rank == 1 and self.progress.step == 3 else terms
 
     with pytest.MonkeyPatch.context() as patch:

@@ -106,8 +106,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_conversations(
 ) -> None:
     forward = Trainer.forward
 
-    def poisoned(self: Trainer, rows: list[tuple[int, int]], done: float) -> torch.Tensor:
-        terms = forward(self, rows, done)
+    def poisoned(self: Trainer, rows: list[tuple[int, int]]) -> torch.Tensor:
+        terms = forward(self, rows)
         return terms * float("nan") if self.progress.step == 3 else terms
 
     monkeypatch.setattr(Trainer, "forward", poisoned)

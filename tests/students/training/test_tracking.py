@@ -244,16 +244,16 @@ def arena(count: int, text: str = "text") -> list[Conversation]:
     return [Conversation(f"c{i}", [text, "more"], ["a"], ["b"], votes=votes[i % 3]) for i in range(count)]
 
 
-def test_samples_are_the_worst_and_the_same_random_ones(configure: Configure) -> None:
-    settings, conversations = replace(configure("x").tracker, samples=6), arena(40)
-    tables = [sample_table(conversations, torch.randn(40, 3) * 3, step, settings, seed=0) for step in (1, 2)]
+def test_samples_are_the_worst_and_the_same_random_ones() -> None:
+    conversations = arena(40)
+    tables = [sample_table(conversations, torch.randn(40, 3) * 3, step, 6, seed=0) for step in (1, 2)]
     random, worst = ([t.filter(pl.col("chosen") == how) for t in tables] for how in ("random", "worst"))
     assert [len(t) for t in (*random, *worst)] == [3, 3, 3, 3]
     assert set(random[0]["id"]) == set(random[1]["id"]) and set(worst[0]["id"]) != set(worst[1]["id"])
     assert all(table["id"].is_unique().all() and table["log_loss"].is_sorted(descending=True) for table in tables)
 
     logits = torch.randn(40, 3) * 3
-    every = sample_table(conversations, logits, 1, replace(settings, samples=1000), seed=0)
+    every = sample_table(conversations, logits, 1, 1000, seed=0)
     assert set(every["id"]) == {c.id for c in conversations}
     for row in every.to_dicts():
         i = int(row["id"][1:])
@@ -262,7 +262,7 @@ def test_samples_are_the_worst_and_the_same_random_ones(configure: Configure) ->
         assert p == pytest.approx(logits[i].softmax(-1).tolist(), abs=1e-6)
         expected = -sum(v / sum(votes) * math.log(q) for v, q in zip(votes, p, strict=True))
         assert row["log_loss"] == pytest.approx(expected)
-    table = sample_table(conversations, logits, 1, settings, seed=0)
+    table = sample_table(conversations, logits, 1, 6, seed=0)
     unseen = every.filter(~pl.col("id").is_in(table["id"].implode()))
     assert table.filter(pl.col("chosen") == "worst")["log_loss"].min() >= unseen["log_loss"].max()
 
@@ -275,9 +275,8 @@ def test_a_text_is_cut_in_its_middle() -> None:
     assert shortened("0123456789", 10) == "0123456789"
 
 
-def test_markup_of_a_conversation_is_shown_and_not_obeyed(configure: Configure) -> None:
-    settings = replace(configure("x").tracker, samples=3)
-    table = sample_table(arena(3, HOSTILE), torch.zeros(3, 3), 1, settings, seed=0)
+def test_markup_of_a_conversation_is_shown_and_not_obeyed() -> None:
+    table = sample_table(arena(3, HOSTILE), torch.zeros(3, 3), 1, 3, seed=0)
     page = markdown_to_safe_html(markdown(table))
     rows = [re.findall(r"<td>(.*?)</td>", row, re.S) for row in re.findall(r"<tr>(.*?)</tr>", page, re.S)][1:]
     assert len(rows) == 3 and all(len(row) == table.width for row in rows)
