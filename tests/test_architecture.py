@@ -27,7 +27,6 @@ UNFINISHED: set[str] = {
     "core/data/conversations.py",
     "distill/export.py",
     "distill/export.py: write_export",
-    "distill/prepare.py",
     "distill/student.py",
     "distill/student.py: train",
     "distill/sweeps.py",
