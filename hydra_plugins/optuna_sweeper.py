@@ -1,17 +1,15 @@
-"""`hydra/sweeper=optuna`: a sweep that searches with Optuna, prunes, and goes on where it was killed.
+"""`hydra/sweeper=optuna`: a sweep that searches with Optuna, prunes, and resumes after a kill.
 
-Hydra takes sweepers from the package `hydra_plugins` only. hydra-optuna-sweeper 1.3.0 was not taken: it cannot prune,
-starts its count of trials anew with each command, leaves killed trials behind and needs Optuna 2.
+Hydra finds sweepers in the package `hydra_plugins` only. Hydra's own Optuna sweeper (1.3.0) is not enough: it cannot
+prune, counts trials anew with each command, abandons killed trials and needs Optuna 2.
 """
 
-import fcntl
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -21,27 +19,26 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from core.artefacts.identity import differing_fields
 from core.bounds import Count, Natural, Seed
 from core.config import from_mapping
 from core.errors import UserError
+from core.locks import alone
 from core.naming import names_a_run
 from distill.config import Config
 from distill.entry_point import launched_ranks, typed
 from distill.training_run import run_identity
-from students.training.studies import PRUNED, STUDY, open_journal, open_pruner
+from students.training.studies import PRUNED, open_study
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from optuna.study import Study
 
 log = logging.getLogger(__name__)
-OVER = ("COMPLETE", "PRUNED")  # states of trials that count
+COUNTED = ("COMPLETE", "PRUNED")  # states of the trials that n_trials counts
 
 
 @dataclass(frozen=True)
 class Search:
-    """The bounds of the sweeper's own numbers."""
+    """The bounds of the sweeper's own numbers, under the names of its attributes."""
 
     n_trials: Count
     n_jobs: Count
@@ -51,10 +48,10 @@ class Search:
 
 
 class OptunaSweeper(Sweeper):
-    """Minimises what the stage returns over the sweeps among `params` and the command's overrides.
+    """Minimises what the stage returns over the ranges among `params` and the command's overrides.
 
-    `n_trials` are finished or pruned ones, counted over all commands that worked on the study; `n_jobs` are launched
-    at a time. Up to `max_failures` trials of a command may fail, but not the first of a study.
+    `n_trials` counts finished and pruned trials, over all commands that worked on the study. `n_jobs` are launched at a
+    time. Up to `max_failures` trials of a command may fail, but not the first of a study.
     """
 
     def __init__(
@@ -80,62 +77,64 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        # Check what was asked for
         from_mapping(Search, {each.name: getattr(self, each.name) for each in fields(Search)}, "hydra.sweeper")
-        if find_spec("optuna") is None:
-            raise UserError("hydra/sweeper=optuna needs Optuna: pip install optuna, or sweep over lists without it")
-        if launched_ranks() > 1:
-            raise UserError(
-                "one process searches: start it without the deepspeed launcher, and give each trial its ranks with "
-                "hydra/launcher=local hydra.launcher.tasks_per_node=..., or hydra/launcher=slurm"
-            )
+        check_surroundings()
         fixed, searched = split(self.params, arguments, self.parser)
         config = shared(self.composed, fixed)
+
+        # Search
         folder = config.root / "sweeps" / f"{config.role}s" / config.run / f"fold={config.fold}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            claim(lock, folder)
+        with alone(folder):
             self.study = open_study(folder, self.pruner, identity(config, searched))
             log.info("the study is %s", folder)
-            while batch := self.next_batch(searched):
+            while trials := self.next_trials(searched):
                 ours = f"sweep.study={json.dumps(str(folder))}"
-                commands = [[*fixed, *values, ours, f"sweep.trial={number}"] for number, values in batch]
-                returns = self.jobs.launch(commands, initial_job_idx=batch[0][0])
-                for (number, values), result in zip(batch, returns, strict=True):
+                commands = [[*fixed, *values, ours, f"sweep.trial={number}"] for number, values in trials]
+                returns = self.jobs.launch(commands, initial_job_idx=trials[0][0])
+                for (number, values), result in zip(trials, returns, strict=True):
                     self.tell(number, values, result)
-        best = self.study.best_trial
-        log.info(
-            "best of %d trials: %.4f with %s",
-            len(self.study.trials),
-            best.value,
-            " ".join(best.user_attrs["overrides"]),
-        )
 
-    def next_batch(self, searched: Mapping[str, "BaseDistribution"]) -> list[tuple[int, list[str]]]:
+        # Report
+        best, tried = self.study.best_trial, len(self.study.trials)
+        log.info("best of %d trials: %.4f with %s", tried, best.value, " ".join(best.user_attrs["overrides"]))
+
+    def next_trials(self, searched: Mapping[str, "BaseDistribution"]) -> list[tuple[int, list[str]]]:
         """(number, overrides) of the trials to launch: those that a kill left behind, then new ones; [] at the end."""
-        from optuna.samplers import TPESampler
+        from optuna.trial import TrialState
+
+        self.close_killed_trials()
+        trials = self.study.get_trials(deepcopy=False)
+        counted = sum(t.state.name in COUNTED for t in trials)
+        left = [t for t in trials if t.state == TrialState.RUNNING]
+        chosen = [(t.number, t.user_attrs["overrides"]) for t in left[: self.n_jobs]]
+        while len(chosen) < min(self.n_jobs, self.n_trials - counted):
+            chosen.append(self.new_trial(searched))
+        return chosen
+
+    def close_killed_trials(self) -> None:
+        """Give a state to the trials that were killed before the sweeper could; the others are launched again."""
         from optuna.trial import TrialState
 
         for killed in self.study.get_trials(states=[TrialState.RUNNING]):
-            if PRUNED in killed.user_attrs:  # killed before the sweeper could tell
+            if PRUNED in killed.user_attrs:
                 self.study.tell(killed.number, state=TrialState.PRUNED)
-            elif "overrides" not in killed.user_attrs:  # killed while it was being asked for
+            elif "overrides" not in killed.user_attrs:  # before it had drawn its values
                 self.study.tell(killed.number, state=TrialState.FAIL)
-        trials = self.study.get_trials(deepcopy=False)
-        over = sum(t.state.name in OVER for t in trials)
-        left = [t for t in trials if t.state == TrialState.RUNNING]
-        batch = [(t.number, t.user_attrs["overrides"]) for t in left[: self.n_jobs]]
-        while len(batch) < min(self.n_jobs, self.n_trials - over):
-            # What a trial draws depends on its number and the trials before it alone, not on when a sweep was killed.
-            seed = 10_000 * self.seed + len(self.study.get_trials(deepcopy=False))
-            self.study.sampler = TPESampler(n_startup_trials=self.startup_trials, seed=seed)
-            trial = self.study.ask(dict(searched))
-            overrides = [f"{key}={as_text(value)}" for key, value in trial.params.items()]
-            trial.set_user_attr("overrides", overrides)
-            batch.append((trial.number, overrides))
-        return batch
+
+    def new_trial(self, searched: Mapping[str, "BaseDistribution"]) -> tuple[int, list[str]]:
+        """The next trial. What it draws depends on its number and the trials before it, not on any kill."""
+        from optuna.samplers import TPESampler
+
+        seed = 10_000 * self.seed + len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = TPESampler(n_startup_trials=self.startup_trials, seed=seed)
+        trial = self.study.ask(dict(searched))
+        overrides = [f"{key}={as_text(value)}" for key, value in trial.params.items()]
+        trial.set_user_attr("overrides", overrides)
+        return trial.number, overrides
 
     def tell(self, number: int, values: list[str], result: JobReturn) -> None:
-        """Write down how a trial ended. Raises what it died of where too many have."""
+        """Record how a trial ended. Where too many have failed, raises the error of this one."""
         from optuna.trial import TrialState
 
         if result.status == JobStatus.COMPLETED:
@@ -147,19 +146,30 @@ class OptunaSweeper(Sweeper):
             return
         self.study.tell(number, state=TrialState.FAIL)
         self.failures += 1
-        # What the first one of a study died of may well await them all.
-        first = not any(trial.state.name in OVER for trial in self.study.trials)
+        # The error of a study's first trial probably awaits all others.
+        first = not any(trial.state.name in COUNTED for trial in self.study.trials)
         if first or self.failures > self.max_failures:
             result.return_value  # noqa: B018  # raises it
         log.warning("trial %d failed with %s: %s", number, " ".join(values), result._return_value)
 
 
+def check_surroundings() -> None:
+    """Raise `UserError` without Optuna, and under a launcher that starts several processes."""
+    if find_spec("optuna") is None:
+        raise UserError("hydra/sweeper=optuna needs Optuna: pip install optuna, or sweep over lists without it")
+    if launched_ranks() > 1:
+        raise UserError(
+            "one process searches: start it without the deepspeed launcher, and give each trial its ranks with "
+            "hydra/launcher=local hydra.launcher.tasks_per_node=..., or hydra/launcher=slurm"
+        )
+
+
 def split(
     params: Sequence[str], arguments: Sequence[str], parser: OverridesParser
 ) -> tuple[list[str], dict[str, "BaseDistribution"]]:
-    """Overrides that stay, and what is searched over; on the same key the command wins over `params`.
+    """The overrides that stay, and the ranges that are searched; on the same key the command overrides `params`.
 
-    Raises `UserError` where nothing is searched, or a key that two trials could not tell their folders apart by.
+    Raises `UserError` where nothing is searched, and for a key whose trials would share a folder.
     """
     texts: dict[str, tuple[str, Override]] = {}
     for text, override in zip([*params, *arguments], parser.parse_overrides([*params, *arguments]), strict=True):
@@ -172,8 +182,8 @@ def split(
         )
     if unnamed := [key for key in searched if not names_a_run(key)]:
         raise UserError(
-            f"{unnamed[0]} cannot be searched: its trials would share a folder. Search what makes another model, and "
-            "start one command for each fold"
+            f"{unnamed[0]} cannot be searched: it makes no other model, so its trials would share a folder. Start one "
+            "command for each value instead"
         )
     return [text for text, override in texts.values() if not override.is_sweep_override()], searched
 
@@ -192,7 +202,7 @@ def distribution(override: Override) -> "BaseDistribution":
 
 
 def as_text(value: Any) -> str:
-    """A drawn value as an override, four digits of a float: it becomes part of the run's name."""
+    """A drawn value as an override; floats with four digits, since it becomes part of the run's name."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -208,33 +218,3 @@ def identity(config: Config, searched: Mapping[str, "BaseDistribution"]) -> dict
     """What makes trials comparable: what is trained but for the searched keys, and the ranges."""
     ranges = {key: repr(found) for key, found in searched.items()}
     return json.loads(json.dumps({**run_identity(config), "searched": ranges}))
-
-
-def open_study(folder: Path, pruner: Mapping[str, Any], identity: dict[str, Any]) -> "Study":
-    """Start the study or go on with it. Raises `UserError` naming what differs where it is one of other trials."""
-    import optuna
-
-    study = optuna.create_study(
-        study_name=STUDY,
-        storage=open_journal(folder),
-        pruner=open_pruner(pruner),
-        direction="minimize",
-        load_if_exists=True,
-    )
-    if differences := differing_fields(study.user_attrs.get("identity", identity), identity):
-        raise UserError(
-            f"{folder} is a study of other trials:\n"
-            + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)
-            + "\n  go on with it as it was, choose another name=..., or remove it"
-        )
-    study.set_user_attr("identity", identity)
-    study.set_user_attr("pruner", dict(pruner))
-    return study
-
-
-def claim(lock: IO[str], folder: Path) -> None:
-    """Hold `lock` while this process lives. Raises `UserError` where another sweeper does."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"another sweep works on {folder}: one at a time, hydra.sweeper.n_jobs=... for more") from error

@@ -29,7 +29,6 @@ UNFINISHED: set[str] = {
     "distill/export.py: write_export",
     "distill/student.py",
     "distill/student.py: train",
-    "distill/sweeps.py",
     "distill/teacher.py",
     "eval/comparison.py: compare",
     "eval/metrics.py",

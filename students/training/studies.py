@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.artefacts.identity import differing_fields
 from core.errors import UserError
 from distill.config import Config
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.storages import JournalStorage
+    from optuna.study import Study
 
 STUDY = "judge"  # one a journal
 PRUNED = "pruned"  # a trial's attribute: the step after which it was stopped
@@ -46,6 +48,28 @@ def open_pruner(settings: Mapping[str, Any]) -> "BasePruner":
     if settings["kind"] not in pruners.__all__:
         raise UserError(f"hydra.sweeper.pruner.kind={settings['kind']!r}: one of {', '.join(pruners.__all__)}")
     return getattr(pruners, settings["kind"])(**arguments)
+
+
+def open_study(folder: Path, pruner: Mapping[str, Any], identity: dict[str, Any]) -> "Study":
+    """Create or resume the study in `folder`. Raises `UserError` naming what differs where its trials are others."""
+    import optuna
+
+    study = optuna.create_study(
+        study_name=STUDY,
+        storage=open_journal(folder),
+        pruner=open_pruner(pruner),
+        direction="minimize",
+        load_if_exists=True,
+    )
+    if differences := differing_fields(study.user_attrs.get("identity", identity), identity):
+        raise UserError(
+            f"{folder} is a study of other trials:\n"
+            + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)
+            + "\n  resume it as it was, choose another name=..., or remove it"
+        )
+    study.set_user_attr("identity", identity)
+    study.set_user_attr("pruner", dict(pruner))
+    return study
 
 
 def own_trial(config: Config) -> tuple["JournalStorage", int, int]:

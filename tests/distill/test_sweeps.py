@@ -23,10 +23,9 @@ from core.artefacts.manifest import read_manifest
 from core.exits import INTERRUPTED
 from distill import prepare, student, sweeps
 from distill.entry_point import CONF, entry_point
-from hydra_plugins.optuna_sweeper import open_study
 from students.training.checkpoints import LATEST
 from students.training.loop import Trainer
-from students.training.studies import STUDY, open_journal, told_to_stop
+from students.training.studies import STUDY, open_journal, open_study, told_to_stop
 from tests.composing import configured
 from tests.running import ROOT, succeeds
 
