@@ -8,8 +8,8 @@ from core.bounds import Count, NonNegative, Port
 @dataclass(frozen=True)
 class ServeConfig:
     """`model`: an export's folder, null for the experiment's. `api_key_variable`: the environment variable that holds
-    the key that clients must send, null for none. `max_queue`: conversations; `max_jobs`: that are not done;
-    `max_wait_ms`: how long a prompt that finds the scorer idle waits for others to share its batch.
+    the key that clients must send, null for none. `max_queue`: conversations that wait for a result; `max_jobs`: jobs
+    that are not done. `max_wait_ms`: how long a prompt that finds the scorer idle waits for others to share its batch.
     """
 
     model: str | None

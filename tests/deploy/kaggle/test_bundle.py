@@ -21,19 +21,12 @@ from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
 from core.prompts import Renderer
 from core.provenance import Learned, write_learned
-from deploy.kaggle.bundle import (
-    BESIDE_TORCH,
-    COMPETITION,
-    LONGEST_SLUG,
-    TEMPLATE,
-    backends_for,
-    own_overrides,
-    requirements_of,
-    slug_of,
-)
+from deploy.kaggle.backends import BESIDE_TORCH, backends_for, requirements_of
+from deploy.kaggle.bundle import COMPETITION, LONGEST_SLUG, TEMPLATE, slug_of
 from deploy.predicting.submission import check_submission
+from distill.kaggle import chooses_scorer, notebook_overrides
 from eval.canary_check import CANARIES
-from tests.composing import configured
+from tests.composing import configured, scorer
 from tests.imports import demands
 from tests.running import refuses, succeeds
 from tests.tiny_exports import with_canaries
@@ -60,7 +53,7 @@ IMAGE = {
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of a tiny export, made by the door."""
+    """The bundle of a tiny export, made by the entry point."""
     root = tmp_path_factory.mktemp("artifacts")
     export = tiny_judge(root / "exports" / "smoke" / "w8a8", "gemma2")
     prompt = configured("+exp=smoke").prompt
@@ -75,7 +68,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "scorer@scorers.exported=transformers",
     ]
     succeeds("distill.kaggle", *arguments)
-    assert "is there already" in refuses("distill.kaggle", *arguments)
+    assert "exists already" in refuses("distill.kaggle", *arguments)
     mine = root / "mine"
     mine.mkdir()
     (mine / "notes.txt").touch()
@@ -159,12 +152,12 @@ def test_a_backend_s_wheels_are_all_that_it_takes_beside_kaggle_s_image() -> Non
 def test_transformers_is_left_out_where_fp16_weights_do_not_fit(bundle: Path) -> None:
     """It has no kernels for quantised weights."""
     export = bundle / "dataset" / "model"
-    small, large = configured("+exp=smoke"), configured("+exp=smoke", "t4.memory_gb=1e-6")
-    assert backends_for(export, small, []) == ["vllm", "transformers"]
-    assert backends_for(export, large, []) == ["vllm"]
-    assert backends_for(export, small, ["scorer@scorers.exported=vllm"]) == ["vllm"]
-    chosen = "scorer@scorers.exported=transformers"
-    assert backends_for(export, configured("+exp=smoke", chosen), [chosen]) == ["transformers"]
+    vllm, transformers = scorer("vllm"), scorer("transformers")
+    assert backends_for(export, vllm, chosen=False, memory_gb=14) == ["vllm", "transformers"]
+    assert backends_for(export, vllm, chosen=False, memory_gb=1e-6) == ["vllm"]
+    assert backends_for(export, vllm, chosen=True, memory_gb=14) == ["vllm"]
+    assert backends_for(export, transformers, chosen=True, memory_gb=14) == ["transformers"]
+    assert backends_for(export, transformers, chosen=False, memory_gb=14) == ["transformers"]  # the experiment's
 
 
 def wheel(folder: Path, name: str, tag: str = "py3-none-any") -> None:
@@ -180,7 +173,7 @@ def wheel(folder: Path, name: str, tag: str = "py3-none-any") -> None:
     ("version", "tag", "chosen", "said"),
     [
         ("580.95.05", "py3-none-any", "vllm", "driver 580, Python"),
-        ("570.1", "py3-none-any", "transformers", "not vllm: its CUDA asks for driver 580 or newer"),
+        ("570.1", "py3-none-any", "transformers", "not vllm: its CUDA needs driver 580 or newer"),
         (
             "595.1",
             "cp39-cp39-any",
@@ -239,5 +232,14 @@ def test_names_and_overrides_are_the_notebooks() -> None:
         "predict.second_order=0.5",
         "canaries.on_failure=warn",
         "check=z",
+        "scorer@scorers.exported=transformers",
+        "scorers.exported.load_in_8bit=true",
     ]
-    assert own_overrides(given) == ["+exp=gemma9b", "predict.second_order=0.5", "canaries.on_failure=warn"]
+    kept = [
+        "+exp=gemma9b",
+        "predict.second_order=0.5",
+        "canaries.on_failure=warn",
+        "scorers.exported.load_in_8bit=true",
+    ]
+    assert notebook_overrides(given) == kept
+    assert chooses_scorer(given) and chooses_scorer(given[-1:]) and not chooses_scorer(given[:-2])
