@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from bench.configuration import file_of
 from core.config import from_mapping
+from core.data.collecting import collect
 from core.data.config import DataConfig
-from core.data.conversations import collect, group_of
+from core.data.groups import group_of
 from core.data.readers import open_sources
-from core.records import Conversation, from_frame
+from core.data.table import from_frame
+from core.records import Conversation
 
 
 def whole_groups(files: Sequence[str], count: int) -> list[Conversation]:

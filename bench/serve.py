@@ -28,7 +28,7 @@ import psutil
 
 from bench.configuration import configured
 from bench.processes import processor_seconds
-from core.data import conversations
+from core.data.table import load_conversations
 from core.exported import ExportedJudge, open_exported
 from core.records import ORDERS, Conversation
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of load, over all turns")
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
-    judge, fresh = open_exported(arguments.export), iter(conversations.load(arguments.data))
+    judge, fresh = open_exported(arguments.export), iter(load_conversations(arguments.data))
     with (
         tempfile.TemporaryDirectory() as root,
         served(arguments.export, root) as (url, server),

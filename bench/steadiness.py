@@ -93,7 +93,7 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from core.data import conversations
+    from core.data.table import load_conversations
     from core.models.resolving import resolve
     from core.prompts import Renderer
     from core.store.targets import soft_targets
@@ -105,7 +105,7 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
     from students.training.validation import score, validation
 
     config, device = configs[0], torch.device("cpu")
-    rows = conversations.load(config.root / "data" / config.data.name)
+    rows = load_conversations(config.root / "data" / config.data.name)
     _, scored, _ = scored_and_training(rows, config.eval.split, config.fold)
     _, validating = split(rows[: config.limit], config.fold, config.train.validation_share)
     targets = None

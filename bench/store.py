@@ -27,7 +27,9 @@ from core.artefacts.building import Artefact
 from core.provenance import Learned
 from core.store.compaction import compact
 from core.store.inspection import size, verify
-from core.store.store import LOGITS, StoreWriter, write_seen
+from core.store.rows import LOGITS
+from core.store.seen import write_seen
+from core.store.writing import StoreWriter
 
 CONVERSATIONS, ROWS_PER_PART = 1_000_000, 4_096
 IDENTITY, JUDGE, FOLD = {"prompt": "0" * 16, "dtype": "bf16", "method": "label_tokens"}, "0" * 64, 0

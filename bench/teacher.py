@@ -31,7 +31,9 @@ from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import to_own_order
-from core.store.store import NO_FOLD, StoreWriter, read_parts
+from core.store.parts import NO_FOLD
+from core.store.reading import read_parts
+from core.store.writing import StoreWriter
 from distill.teacher import Judge, fill_store, prefix_order
 from teachers.scorers.config import VllmConfig
 from teachers.scoring_run import Interrupt, Progress, not_done

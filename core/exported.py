@@ -6,8 +6,6 @@ from pathlib import Path
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
 from core.prompts import Renderer, renderer_of
-from distill.config import Config
-from students.export.config import ExportConfig
 
 GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
 
@@ -25,14 +23,9 @@ class ExportedJudge:
         return self.renderer.config.max_tokens
 
 
-def export_folder(config: Config) -> Path:
-    """exports/<run>/<format>, for an average exports/<run>/<format>-<average>."""
-    return config.root / "exports" / config.run / export_name(config.export)
-
-
-def export_name(export: ExportConfig) -> str:
-    """The folder's name: the format, and how folds were averaged."""
-    return export.format if export.folds is None else f"{export.format}-{export.average}"
+def export_folder(root: Path, run: str, name: str) -> Path:
+    """exports/<run>/<name>, where `name` is `ExportConfig.name`."""
+    return root / "exports" / run / name
 
 
 def open_exported(folder: Path) -> ExportedJudge:

@@ -6,30 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-import polars as pl
-
-from core.errors import UserError
-
 LABELS = ("a", "b", "tie")
 Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, ...] = ("ab", "ba")
 TEST = -1  # the fold of the locked test split: no model of any stage learns from it
 T = TypeVar("T")
-
-SCHEMA = pl.Schema(
-    {
-        "id": pl.String(),
-        "prompt": pl.List(pl.String),
-        "response_a": pl.List(pl.String),
-        "response_b": pl.List(pl.String),
-        "model_a": pl.String(),
-        "model_b": pl.String(),
-        "votes": pl.List(pl.Float64),
-        "group": pl.String(),
-        "fold": pl.Int32(),
-        "source": pl.String(),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +62,3 @@ def swap_labels(values: Sequence[T]) -> tuple[T, T, T]:
     """Exchange a and b in three values laid out as `LABELS` (votes, logits, probabilities)."""
     a, b, tie = values
     return b, a, tie
-
-
-def to_frame(conversations: Sequence[Conversation]) -> pl.DataFrame:
-    """A table in `SCHEMA`, one row a conversation, in the given order."""
-    columns = {name: [getattr(c, name) for c in conversations] for name in SCHEMA}
-    return pl.DataFrame(columns, schema=SCHEMA)
-
-
-def from_frame(frame: pl.DataFrame) -> list[Conversation]:
-    """The conversations of a table in `SCHEMA`. Raises `UserError` naming the columns that differ."""
-    if frame.schema != SCHEMA:
-        wrong = {name: str(kind) for name, kind in frame.schema.items() if SCHEMA.get(name) != kind}
-        missing = [name for name in SCHEMA if name not in frame.schema]
-        raise UserError(f"not a conversations table: unexpected columns {wrong}, missing columns {missing}")
-    return [Conversation(**row) for row in frame.iter_rows(named=True)]

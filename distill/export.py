@@ -60,7 +60,7 @@ def main(config: Config) -> None:
         failed = broken_rules(examine(Path(config.check), config.t4, in_8bit))
     else:
         judge, rows = folds_average(config) if config.export.folds else one_fold(config)
-        folder = export_folder(config)
+        folder = export_folder(config.root, config.run, config.export.name)
         settings = {
             "export": to_mapping(config.export),
             "fold": config.fold,
@@ -82,11 +82,11 @@ def main(config: Config) -> None:
 
 def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The student of the configured fold."""
-    from core.data import conversations
+    from core.data.table import load_conversations
     from students.export.folds import parts
 
     judge = trained_fold(config, config.fold)
-    table = conversations.load(config.root / "data" / config.data.name)
+    table = load_conversations(config.root / "data" / config.data.name)
     compared = [c for c in table if c.fold == config.fold and c.votes]
     if not compared:
         raise UserError(f"fold={config.fold} has no voted conversations to compare the export on: choose another fold")
@@ -95,12 +95,12 @@ def one_fold(config: Config) -> "tuple[TrainedJudge, Rows]":
 
 def folds_average(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The average of `export.folds`, compared on the validation rows that trained none of them."""
-    from core.data import conversations
+    from core.data.table import load_conversations
     from students.export.folds import average, check_alike, parts, unseen
 
     folds = [trained_fold(config, k) for k in config.export.folds or []]
     check_alike(folds)
-    table = conversations.load(config.root / "data" / config.data.name)
+    table = load_conversations(config.root / "data" / config.data.name)
     validation = unseen(folds, table)
     if config.export.compare_folds:
         compare_folds(config, folds, validation)

@@ -41,31 +41,34 @@ def main(config: Config) -> None:
 
 def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None:
     """Read the sources and write the artefact."""
-    from core.data import arena_sim, conversations, summary
-    from core.records import to_frame
+    from core.data import arena_sim, summary
+    from core.data.collecting import Tally, collect, kinds
+    from core.data.folds import assign_folds
+    from core.data.groups import assign_groups
+    from core.data.table import CONVERSATIONS, save_conversations, to_frame
 
     data, folder = config.data, artefact.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (conversations.CONVERSATIONS, REJECTED, TRUE_DISTRIBUTION):  # what a broken run left
+    for name in (CONVERSATIONS, REJECTED, TRUE_DISTRIBUTION):  # what a broken run left
         (folder / name).unlink(missing_ok=True)
 
-    table, rejected, tallies = conversations.collect(sources, config.limit, data.shuffle_sides)
+    table, rejected, tallies = collect(sources, config.limit, data.shuffle_sides)
     if data.simulate:
         simulated, true_distribution = arena_sim.simulate(data.simulate)
         table = to_frame(simulated[: config.limit])
-        tallies = [conversations.Tally(data.name, read=len(table), kept=len(table))]
+        tallies = [Tally(data.name, read=len(table), kept=len(table))]
         true_distribution[: config.limit].write_parquet(folder / TRUE_DISTRIBUTION)
     rejected.write_parquet(folder / REJECTED)
     summary.check_rejected(rejected, tallies, data.max_rejected, folder / REJECTED)
-    table = conversations.assign_groups(table, data.near_duplicates)
+    table = assign_groups(table, data.near_duplicates)
     try:
-        table = conversations.assign_folds(table, data.folds, data.test_share)
+        table = assign_folds(table, data.folds, data.test_share)
     except UserError as error:
         if rejected.is_empty():
             raise
-        told = f"{len(rejected):,} rows were rejected ({conversations.kinds(rejected)}), see {folder / REJECTED}"
+        told = f"{len(rejected):,} rows were rejected ({kinds(rejected)}), see {folder / REJECTED}"
         raise UserError(f"{error}; {told}") from error
-    conversations.save(folder, table)
+    save_conversations(folder, table)
     artefact.finish(rows={what: sum(getattr(tally, what) for tally in tallies) for what in summary.ROWS})
     summary.summarise(table, rejected, tallies, folder, folder / REJECTED)
 

@@ -13,7 +13,9 @@ def main(config: Config) -> None:
     from core.exported import export_folder, open_exported
     from deploy.serving.server import serve
 
-    folder = Path(config.serve.model) if config.serve.model else export_folder(config)
+    folder = (
+        Path(config.serve.model) if config.serve.model else export_folder(config.root, config.run, config.export.name)
+    )
     jobs = config.root / "serve" / "jobs"
     serve(open_exported(folder), config.scorers.exported, config.serve, jobs, config.canaries.on_failure)
 

@@ -38,7 +38,7 @@ def train(config: Config) -> float:
 
     from core import provenance
     from core.artefacts.building import Artefact
-    from core.data import conversations
+    from core.data.table import load_conversations
     from core.json_files import write_json
     from core.locks import alone
     from core.models.resolving import resolve
@@ -61,7 +61,7 @@ def train(config: Config) -> float:
     artefact = Artefact(folder, "student", run_identity(config), parents, config.root)
     targets = None
     with together():
-        rows = conversations.load(data)[: config.limit]
+        rows = load_conversations(data)[: config.limit]
         if distils and config.teacher.name is None:
             raise UserError(
                 "teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from core.provenance import Learned
     from core.records import Conversation
     from core.scoring import Scorer
-    from core.store.store import StoreWriter
+    from core.store.writing import StoreWriter
     from students.trained import TrainedJudge
     from teachers.scoring_run import Interrupt, Progress
 
@@ -47,11 +47,11 @@ class Judge:
 
 
 def main(config: Config) -> None:
-    from core.data import conversations
+    from core.data.table import load_conversations
     from core.store.parts import clear
 
     store = logits_folder(config)
-    rows = conversations.load(config.root / "data" / config.data.name)
+    rows = load_conversations(config.root / "data" / config.data.name)
     if config.overwrite:
         clear(store)
     if config.teacher.kind == "mixture":
@@ -103,7 +103,7 @@ def ready_made_judge(config: Config) -> Judge:
     from core.models.resolving import resolve
     from core.prompts import Renderer
     from core.provenance import behind_model
-    from core.store.store import NO_FOLD
+    from core.store.parts import NO_FOLD
 
     folder = resolve(config.teacher.model, config.root, key="teacher.model")
     renderer = Renderer(config.prompt, folder)
@@ -120,7 +120,9 @@ def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows:
     """Score with each judge the conversations that are its own, in an order in which shared prefixes are neighbours."""
     from core.artefacts.building import Artefact
     from core.records import ORDERS
-    from core.store.store import LOGITS, NO_FOLD, write_seen
+    from core.store.parts import NO_FOLD
+    from core.store.rows import LOGITS
+    from core.store.seen import write_seen
     from teachers.scoring_run import not_done, open_writer, scoring_run
 
     by_prompt = sorted(rows, key=prefix_order)

@@ -26,7 +26,7 @@ def main(config: Config) -> None:
 
     from core.artefacts.building import Artefact
     from core.artefacts.contents import MANIFEST
-    from core.data import conversations
+    from core.data.table import load_conversations
     from core.locks import alone
     from eval.judges import candidates, file_digests, judge_all
     from eval.report.page import bayes_line, checks_line, rows_line, surface_line, table
@@ -34,7 +34,7 @@ def main(config: Config) -> None:
 
     folder = config.root / "eval" / config.run
     data = config.root / "data" / config.data.name
-    split, scored, training = scored_and_training(conversations.load(data), config.eval.split, config.fold)
+    split, scored, training = scored_and_training(load_conversations(data), config.eval.split, config.fold)
     scored = scored[: config.limit]
     found = candidates(config)
     over_seeds = ("seeds", "variants")  # compared below, whether or not the rest is there already

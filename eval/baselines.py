@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from core.data.table import to_frame
 from core.errors import UserError
-from core.records import LABELS, ORDERS, Conversation, Order, to_frame
+from core.records import LABELS, ORDERS, Conversation, Order
 from core.scoring import SCORES, to_own_order
 from eval.metrics import shares
 

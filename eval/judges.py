@@ -26,7 +26,8 @@ from core.prompts import Renderer, renderer_of
 from core.provenance import read_learned
 from core.records import ORDERS, Conversation
 from core.scoring import SCORES, mean_logits
-from core.store.store import read_logits, read_seen
+from core.store.reading import read_logits
+from core.store.seen import read_seen
 from core.tables import read_parquet
 from distill.config import Config
 from eval import baselines

@@ -20,11 +20,11 @@ import polars as pl
 from scipy.special import softmax
 
 from bench.configuration import configured
-from core.data.conversations import BadRow, parse
+from core.data.parsing import BadRow, parse
 from core.data.readers import open_sources
 from core.records import Conversation
 from core.scoring import swap_average
-from core.store.store import read_logits
+from core.store.reading import read_logits
 from deploy.predicting.config import RulesConfig
 from deploy.predicting.submission import apply_rules
 from eval.metrics import log_loss_rows, shares

@@ -26,9 +26,9 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
-from core.data import conversations
+from core.data.table import load_conversations
 from core.scoring import logits_by_order, mean_logits
-from core.store.store import read_logits
+from core.store.reading import read_logits
 from core.tables import read_parquet
 from deploy.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
 from eval.metrics import bootstrap_means, interval, log_loss_rows, predict
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the prepared conversations, for their votes")
     parser.add_argument("folders", type=Path, nargs="+", help="evaluations and stores of soft logits")
     arguments = parser.parse_args()
-    voted = {c.id: c for c in conversations.load(arguments.data) if c.votes}
+    voted = {c.id: c for c in load_conversations(arguments.data) if c.votes}
     results = {}
     for name, scores in (judge for folder in arguments.folders for judge in read_judges(folder)):
         ids = [i for i in scores["id"].unique(maintain_order=True) if i in voted]

@@ -10,7 +10,8 @@ from core.artefacts.building import Artefact
 from core.locks import alone
 from core.provenance import Learned
 from core.store.parts import clear
-from core.store.store import LOGITS, write_seen
+from core.store.rows import LOGITS
+from core.store.seen import write_seen
 from distill.config import Config
 from teachers.scoring_run import open_writer
 

@@ -23,7 +23,9 @@ from core.errors import UserError
 from core.provenance import Learned, union
 from core.records import ORDERS, TEST, Conversation
 from core.scoring import logits_by_order, mean_logits
-from core.store.store import NO_FOLD, learned_by_judges, read_logits
+from core.store.parts import NO_FOLD
+from core.store.reading import read_logits
+from core.store.seen import learned_by_judges
 from core.store.targets import check_texts
 from distill.config import Config
 from teachers.config import MixtureConfig

@@ -12,7 +12,9 @@ from core.models.folders import digest
 from core.models.resolving import resolve
 from core.provenance import Learned, behind_model
 from core.records import ORDERS, TEST, Conversation
-from core.store.store import NO_FOLD, REWARDS, read_parts
+from core.store.parts import NO_FOLD
+from core.store.reading import read_parts
+from core.store.rows import REWARDS
 from distill.config import Config
 from teachers.bradley_terry import cross_fit
 from teachers.derived import write_derived

@@ -25,7 +25,7 @@ from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.records import Conversation
 from core.scoring import Scorer, check_finite
-from core.store.store import StoreWriter
+from core.store.writing import StoreWriter
 from distill.config import Config
 from teachers.scorers.config import precision
 

@@ -10,9 +10,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from core.artefacts.manifest import read_manifest
+from core.data.table import from_frame
 from core.exported import open_exported
 from core.provenance import read_learned
-from core.records import TEST, from_frame
+from core.records import TEST
 from deploy.kaggle.bundle import check_runs_there
 from tests.artefacts import finish_again
 from tests.running import refuses, run_door, succeeds

@@ -1,6 +1,6 @@
 """Preference data as people keep them: CSV, parquet, JSONL or a hub data set, in the layout of LMSYS's Kaggle contest.
 
-A source gives its raw rows one by one; `core/data/conversations.py` says what they mean. What is wrong with a whole
+A source gives its raw rows one by one; `parsing.py` says what they mean. What is wrong with a whole
 file (columns, suffix, nothing there) is a `UserError` that lists the problems of all files at once.
 
 CSV goes through Python's `csv`, not through polars: on 57,477 rows (200 MB) it is as fast, and it keeps a bad byte or

@@ -29,7 +29,8 @@ from core.store.parts import (
     publish,
     tidy,
 )
-from core.store.store import mixed_parts, view
+from core.store.reading import mixed_parts
+from core.store.rows import view
 
 ROWS_PER_PART = 1_000_000
 

@@ -10,8 +10,11 @@ from rich.table import Column, Table
 from core.artefacts.contents import MANIFEST, content_hash
 from core.artefacts.manifest import COMPACTING, read_manifest
 from core.errors import UserError
+from core.store.leaks import NAMED, check_leaks
 from core.store.parts import Part, list_parts, open_part, part_files, token
-from core.store.store import NAMED, check_leaks, double_keys, key, mixed_parts, read_parts, read_seen, view
+from core.store.reading import double_keys, mixed_parts, read_parts
+from core.store.rows import key, view
+from core.store.seen import read_seen
 
 
 def inspect(folder: Path) -> list[Table]:

@@ -12,7 +12,9 @@ from core.errors import UserError
 from core.provenance import Learned
 from core.records import Conversation
 from core.scoring import swap_average
-from core.store.store import NO_FOLD, learned_by_judges, read_logits
+from core.store.parts import NO_FOLD
+from core.store.reading import read_logits
+from core.store.seen import learned_by_judges
 
 log = logging.getLogger(__name__)
 REMEDY = "score the conversations first (make teacher-logits)"

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from core.artefacts.building import STARTED, Artefact
-from core.data.conversations import REJECTED, kinds
+from core.data.collecting import REJECTED, kinds
 from core.errors import UserError
 from core.exported import ExportedJudge, export_folder, open_exported
 from core.locks import alone
@@ -27,7 +27,8 @@ from core.provenance import read_learned
 from core.records import ORDERS, Conversation, Order
 from core.scoring import SCORES, Scorer, logits_by_order, scored_row
 from core.store.parts import clear, part_files
-from core.store.store import StoreWriter, read_parts
+from core.store.reading import read_parts
+from core.store.writing import StoreWriter
 from deploy.predicting.canaries import HEADER, check_engine, note_of, notes_in, tell_marked
 from deploy.predicting.devices import count_devices, side_by_side
 from deploy.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
@@ -129,7 +130,11 @@ def first_line(path: Path) -> str:
 
 def model_folder(config: Config) -> Path:
     """The export that judges: `predict.model`, else the experiment's own."""
-    return Path(config.predict.model) if config.predict.model else export_folder(config)
+    return (
+        Path(config.predict.model)
+        if config.predict.model
+        else export_folder(config.root, config.run, config.export.name)
+    )
 
 
 def parts_folder(config: Config) -> Path:

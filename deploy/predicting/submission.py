@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
-from core.data.conversations import REJECTED, BadRow, identify, parse
+from core.data.collecting import REJECTED
+from core.data.parsing import BadRow, identify, parse
 from core.data.readers import BALLOTS, COUNTS, FOREIGN_VOTES, REQUIRED, WINNERS, Row, open_sources
 from core.errors import UserError
 from core.records import LABELS, Conversation, swap_labels

@@ -34,10 +34,10 @@ def work_of(plan: PlanConfig, prompt: PromptConfig, data: Path, model: Path | No
 
 def rendered_lengths(prompt: PromptConfig, data: Path, model: Path) -> tuple[Lengths, int]:
     """The lengths of a sample's prompts in both orders, and how many conversations it has."""
-    from core.data import conversations
+    from core.data.table import load_conversations
     from core.prompts import Renderer
 
-    rows = conversations.load(data)
+    rows = load_conversations(data)
     sample = rows[:: -(-len(rows) // SAMPLE)]
     lengths = [len(rendered.ids) for rendered in Renderer(prompt, model).render(sample)]
     mean, square = (sum(n**power for n in lengths) / len(lengths) for power in (1, 2))

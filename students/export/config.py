@@ -36,6 +36,11 @@ class ExportConfig:
     quantisation: QuantisationConfig
     scaling: Literal["none", "temperature", "vector"]
 
+    @property
+    def name(self) -> str:
+        """Its folder's name: the format, and how folds were averaged."""
+        return self.format if self.folds is None else f"{self.format}-{self.average}"
+
 
 @dataclass(frozen=True)
 class RateConfig:

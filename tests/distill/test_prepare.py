@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 
 from core.artefacts.manifest import read_manifest
 from core.config import from_mapping
-from core.data.conversations import load
+from core.data.table import SCHEMA, load_conversations
 from core.errors import UserError
-from core.records import SCHEMA
 from distill.config import Config
 from distill.entry_point import CONF
 from distill.prepare import main
@@ -55,7 +54,7 @@ def test_prepare_writes_conversations_rejected_rows_and_a_manifest(
     printed = capsys.readouterr().out
     assert "rejected from train: 1 x prompt is not JSON" in printed
     assert str(folder) in printed
-    assert len(load(folder)) == 10
+    assert len(load_conversations(folder)) == 10
     assert pl.read_parquet(folder / "conversations.parquet").schema == SCHEMA
     assert pl.read_parquet(folder / "rejected.parquet").to_dicts() == [
         {
@@ -103,7 +102,7 @@ def test_a_finished_artefact_is_kept_and_changed_input_is_noticed(
     with pytest.raises(ValueError, match=r"inputs\.train\.sha256"):
         main(configured)
     main(config(tmp_path, f"data.files=[{path}]", "limit=8", "overwrite=true"))
-    assert len(load(tmp_path / "data/lmsys")) == 8
+    assert len(load_conversations(tmp_path / "data/lmsys")) == 8
 
 
 def test_a_source_that_is_mostly_unusable_is_refused_with_the_commonest_reason(tmp_path: Path) -> None:
@@ -131,14 +130,14 @@ def test_a_damaged_artefact_is_not_called_finished_and_not_read(
     main(configured)
     folder = tmp_path / "data" / "lmsys"
     (folder / name).write_bytes((folder / name).read_bytes()[:300])
-    for opened in (lambda: main(configured), lambda: load(folder)):
+    for opened in (lambda: main(configured), lambda: load_conversations(folder)):
         with pytest.raises(
             ValueError, match=rf"lmsys has changed since its manifest was written \({name} has 300 bytes"
         ):
             opened()
     assert "is finished" not in capsys.readouterr().out
     main(config(tmp_path, f"data.files=[{tmp_path / 'train.csv'}]", "overwrite=true"))
-    assert len(load(folder)) == 10
+    assert len(load_conversations(folder)) == 10
 
 
 def test_an_unfinished_artefact_is_made_anew(tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_an_unfinished_artefact_is_made_anew(tmp_path: Path) -> None:
 def test_a_simulated_arena_keeps_its_law(tmp_path: Path) -> None:
     main(config(tmp_path, "data=arena_sim", "data.simulate.conversations=60", "limit=50"))
     folder = tmp_path / "data" / "arena_sim"
-    assert pl.read_parquet(folder / "law.parquet")["id"].to_list() == [c.id for c in load(folder)]
+    assert pl.read_parquet(folder / "law.parquet")["id"].to_list() == [c.id for c in load_conversations(folder)]
     assert read_manifest(folder).rows["kept"] == 50
 
 

@@ -19,11 +19,15 @@ from scipy.special import log_softmax
 
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import read_manifest
-from core.data import conversations
+from core.data.table import CONVERSATIONS as TABLE
+from core.data.table import load_conversations, to_frame
 from core.provenance import read_learned
-from core.records import ORDERS, TEST, Conversation, to_frame
-from core.store.store import LOGITS, StoreWriter, read_logits, read_parts, write_seen
+from core.records import ORDERS, TEST, Conversation
+from core.store.reading import read_logits, read_parts
+from core.store.rows import LOGITS
+from core.store.seen import write_seen
 from core.store.targets import entropy, soft_targets
+from core.store.writing import StoreWriter
 from distill import prepare, student, teacher
 from distill.config import Config
 from eval.judges import Judges, add, candidates
@@ -134,7 +138,7 @@ def test_each_row_is_scored_by_the_teachers_that_did_not_train_on_it(
     configure: Configure, straight: pl.DataFrame
 ) -> None:
     config = configure()
-    rows = {c.id: c for c in conversations.load(config.root / "data" / config.data.name)}
+    rows = {c.id: c for c in load_conversations(config.root / "data" / config.data.name)}
     assert set(straight["id"]) == set(rows) and not straight["in_sample"].any()
     for fold in FOLDS:
         seen = read_learned(config.root / f"teachers/smoke/fold={fold}").directly
@@ -154,7 +158,7 @@ def test_a_planted_leak_is_caught_where_the_store_is_read(configure: Configure, 
     teacher.main(config)
     folder = teacher.logits_folder(config)
     scored = set(straight.filter(judge_fold=0)["id"])
-    victim = next(c for c in conversations.load(config.root / "data" / config.data.name) if c.id not in scored)
+    victim = next(c for c in load_conversations(config.root / "data" / config.data.name) if c.id not in scored)
     row = (
         straight.filter(judge_fold=0)
         .head(1)
@@ -182,7 +186,7 @@ def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure
     teacher.main(config)
     folder = teacher.logits_folder(config)
     logits = read_logits(folder, "")
-    rows = {c.id: c for c in conversations.load(config.root / "data" / "pandalm")}
+    rows = {c.id: c for c in load_conversations(config.root / "data" / "pandalm")}
     assert set(logits["id"]) == set(rows) and not logits["in_sample"].any()
     assert all((logits.filter(id=i)["judge_fold"] == c.fold).any() for i, c in rows.items() if c.fold != TEST)
     assert any(c.fold == TEST for c in rows.values())
@@ -202,7 +206,7 @@ def test_in_fold_targets_are_those_of_the_student_s_own_fold(configure: Configur
     teacher.main(config)
     logits = read_logits(teacher.logits_folder(config), "")
     assert len(logits) == CONVERSATIONS * len(ORDERS) * len(FOLDS)
-    rows = conversations.load(config.root / "data" / config.data.name)
+    rows = load_conversations(config.root / "data" / config.data.name)
     targets = soft_targets(teacher.logits_folder(config), rows, 1, "in_fold", None).logits
     own = logits.filter(judge_fold=1).group_by("id").agg(pl.col("logits").arr.get(0).mean())
     assert {key: value[0] for key, value in targets.items()} == pytest.approx(dict(own.iter_rows()), abs=1e-6)
@@ -227,7 +231,7 @@ def test_a_limited_run_tells_the_whole_time_and_the_full_run_goes_on_from_it(
 def test_texts_that_changed_under_an_id_are_noticed(configure: Configure, straight: pl.DataFrame) -> None:
     config = configure()
     folder = teacher.logits_folder(config)
-    rows = conversations.load(config.root / "data" / config.data.name)
+    rows = load_conversations(config.root / "data" / config.data.name)
     changed = [replace(rows[0], response_a=["something else"]), *rows[1:]]
     with pytest.raises(ValueError, match=f"scored other texts under the same ids, such as .*{rows[0].id}"):
         soft_targets(folder, changed, 0, "out_of_fold", None)
@@ -238,7 +242,7 @@ def test_conversations_without_votes_are_distilled_unless_their_teacher_is_unsur
 ) -> None:
     config = configure()
     rows = [
-        replace(c, votes=None) if i % 2 else c for i, c in enumerate(conversations.load(config.root / "data/smoke"))
+        replace(c, votes=None) if i % 2 else c for i, c in enumerate(load_conversations(config.root / "data/smoke"))
     ]
     found = soft_targets(teacher.logits_folder(config), rows, 0, "out_of_fold", None)
     targets = found.logits
@@ -284,7 +288,7 @@ def test_a_student_of_a_mixture_is_held_out_from_the_test_split_alone(
     teacher.main(replace_name(configure(), "again", "smoke"))
     teacher.main(config)
     student.main(replace(configure("teacher.name=two"), run="of-two"))
-    rows = conversations.load(config.root / "data" / config.data.name)
+    rows = load_conversations(config.root / "data" / config.data.name)
     test, fold = ([c for c in rows if c.fold == of and c.votes] for of in (TEST, 0))
     folder, store = config.root / "students/of-two/fold=0", config.root / "logits/two"
     assert told(config, "student", folder, test) == ()
@@ -305,7 +309,7 @@ def test_in_fold_teachers_keep_their_student_s_fold_held_out(configure: Configur
     config = replace_name(configure("teacher.rows=in_fold"), "clean", "smoke")
     teacher.main(config)
     student.main(replace(config, run="clean"))
-    rows = conversations.load(config.root / "data" / config.data.name)
+    rows = load_conversations(config.root / "data" / config.data.name)
     assert told(config, "student", config.root / "students/clean/fold=0", [c for c in rows if c.fold == 0]) == ()
 
 
@@ -378,7 +382,7 @@ def test_a_reward_model_is_a_teacher_like_any_other(configure: Configure, tmp_pa
     scored = {path: path.stat().st_mtime_ns for path in (config.root / "rewards" / "reward").glob("part-*")}
     logits = read_logits(teacher.logits_folder(config), "")
     assert len(logits) == 60 * len(ORDERS) and not logits["in_sample"].any()
-    rows = {c.id: c for c in conversations.load(config.root / "data" / config.data.name)}
+    rows = {c.id: c for c in load_conversations(config.root / "data" / config.data.name)}
     assert all(rows[i].fold == fold for i, fold in logits.select("id", "judge_fold").iter_rows())
     by_order = logits.sort("id", "order").group_by("id", maintain_order=True).agg("logits")
     assert all(ab == ba for ab, ba in by_order["logits"].to_list())  # each response was scored alone
@@ -457,8 +461,8 @@ def test_rows_added_to_the_data_are_scored_by_all_teachers_and_nothing_else_agai
     config = replace_name(configure(), "extended", "smoke")
     teacher.main(config)
     before = {path: path.stat().st_mtime_ns for path in parts(config)}
-    data = config.root / "data" / config.data.name / conversations.CONVERSATIONS
-    rows = conversations.load(data.parent)
+    data = config.root / "data" / config.data.name / TABLE
+    rows = load_conversations(data.parent)
     kept = data.read_bytes()
     try:
         new = replace(rows[0], id="from-elsewhere", prompt=["A new question?"], votes=None, group="new")

@@ -14,7 +14,7 @@ import pytest
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import read_manifest
-from core.data import conversations
+from core.data.table import load_conversations
 from core.errors import UserError
 from core.exits import ChecksFailed
 from core.json_files import write_json
@@ -22,7 +22,10 @@ from core.prompts import Renderer
 from core.provenance import LEARNED_FROM, Learned, behind_model, read_learned, union, write_learned
 from core.records import ORDERS, Conversation
 from core.scoring import logits_by_order
-from core.store.store import LOGITS, NO_FOLD, StoreWriter, write_seen
+from core.store.parts import NO_FOLD
+from core.store.rows import LOGITS
+from core.store.seen import write_seen
+from core.store.writing import StoreWriter
 from distill import prepare, student
 from distill.config import Config
 from eval import __main__ as door
@@ -73,7 +76,7 @@ def write_store(folder: Path, root: Path, base: Path, config: Config, leave_out:
 
 
 def held_out_and_training(config: Config) -> tuple[list[Conversation], list[Conversation]]:
-    rows = conversations.load(config.root / "data" / "smoke")
+    rows = load_conversations(config.root / "data" / "smoke")
     return [c for c in rows if c.fold == config.fold], [c for c in rows if c.fold != config.fold]
 
 

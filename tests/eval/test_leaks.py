@@ -14,11 +14,15 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from core.artefacts.building import Artefact
-from core.data.conversations import CONVERSATIONS, assign_folds, assign_groups
+from core.data.folds import assign_folds
+from core.data.groups import assign_groups
+from core.data.table import CONVERSATIONS, from_frame, to_frame
 from core.provenance import Learned
-from core.records import LABELS, TEST, Conversation, from_frame, to_frame
-from core.store.store import NO_FOLD, REWARDS, StoreWriter
+from core.records import LABELS, TEST, Conversation
+from core.store.parts import NO_FOLD
+from core.store.rows import REWARDS
 from core.store.targets import soft_targets
+from core.store.writing import StoreWriter
 from students.training.data import split
 from teachers.bradley_terry import BradleyTerry, cross_fit, fit_bradley_terry
 from teachers.reward_logits import write_fitted

@@ -9,7 +9,8 @@ import pytest
 from scipy.special import softmax
 
 from core.records import TEST, Conversation, swap_labels
-from core.store.store import NO_FOLD, REWARDS
+from core.store.parts import NO_FOLD
+from core.store.rows import REWARDS
 from teachers.bradley_terry import CROSS_FIT, BradleyTerry, cross_fit, cross_fitted, davidson_loss, fit_bradley_terry
 
 

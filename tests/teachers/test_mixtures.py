@@ -8,7 +8,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from core.records import ORDERS, TEST, Conversation
-from core.store.store import NO_FOLD
+from core.store.parts import NO_FOLD
 from teachers.config import MixtureConfig
 from teachers.mixtures import fit_temperature, judges_of, mix, shares, temperatures
 

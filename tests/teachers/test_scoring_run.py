@@ -14,7 +14,9 @@ import polars as pl
 import pytest
 
 from core.records import Conversation
-from core.store.store import LOGITS, NO_FOLD, StoreWriter
+from core.store.parts import NO_FOLD
+from core.store.rows import LOGITS
+from core.store.writing import StoreWriter
 from teachers.scoring_run import Interrupt, Progress, ahead, duration, fill, not_done
 
 pytestmark = pytest.mark.timeout(60)

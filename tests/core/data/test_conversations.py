@@ -13,10 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.artefacts.building import Artefact
+from core.data.collecting import collect, is_swapped
 from core.data.config import FoldsConfig
-from core.data.conversations import assign_folds, assign_groups, collect, group_of, is_swapped, labels, load, save
+from core.data.folds import assign_folds, labels
+from core.data.groups import assign_groups, group_of
 from core.data.readers import Row, Source
-from core.records import LABELS, TEST, Conversation, from_frame, to_frame
+from core.data.table import from_frame, load_conversations, save_conversations, to_frame
+from core.records import LABELS, TEST, Conversation
 
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 GROUPED = FoldsConfig(count=5, split="grouped", seed=0)
@@ -207,9 +210,9 @@ def test_only_a_finished_table_is_loaded(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "mine"
     folder.mkdir(parents=True)
     table = assign_folds(voted(*[one_hot(k % 3) for k in range(9)], None), replace(GROUPED, count=2), 0)
-    save(folder, table)
+    save_conversations(folder, table)
     with pytest.raises(ValueError, match=r"not finished.*python -m distill\.prepare data=mine"):
-        load(folder)
+        load_conversations(folder)
     Artefact(folder, "prepare", {}, [], tmp_path).finish()
-    assert load(folder) == from_frame(table)
+    assert load_conversations(folder) == from_frame(table)
     assert {*labels(table)} == {*LABELS, "none"}

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from core.data.conversations import assign_groups, group_of, joined_prompts
+from core.data.groups import assign_groups, group_of, joined_prompts
 from core.data.near_duplicates import NEIGHBOURS, first_of_each, jaccard, shingles
-from core.records import Conversation, to_frame
+from core.data.table import to_frame
+from core.records import Conversation
 
 NEAR = 0.6
 SKY = "Explain why the sky is blue to a child of seven years."

@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.data.collecting import collect
 from core.data.config import DataConfig, FoldsConfig
-from core.data.conversations import BadRow, collect, parse
+from core.data.parsing import BadRow, parse
 from core.data.readers import WINNERS, Row, Source, open_sources
+from core.data.table import from_frame
 from core.errors import UserError
-from core.records import Conversation, from_frame
+from core.records import Conversation
 
 TEXTS = ("prompt", "response_a", "response_b")
 A_WINS: dict[str, Any] = dict(zip(WINNERS, (1, 0, 0), strict=True))

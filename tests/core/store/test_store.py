@@ -27,18 +27,12 @@ from core.provenance import Learned
 from core.store import compaction
 from core.store.compaction import compact
 from core.store.inspection import verify
-from core.store.parts import content_digest
-from core.store.store import (
-    LOGITS,
-    NO_FOLD,
-    REWARDS,
-    StoreWriter,
-    check_leaks,
-    read_logits,
-    read_parts,
-    read_seen,
-    write_seen,
-)
+from core.store.leaks import check_leaks
+from core.store.parts import NO_FOLD, content_digest
+from core.store.reading import read_logits, read_parts
+from core.store.rows import LOGITS, REWARDS
+from core.store.seen import read_seen, write_seen
+from core.store.writing import StoreWriter
 
 ROOT = Path(__file__).resolve().parents[3]
 IDENTITY = {"prompt": "p1", "dtype": "fp32"}
@@ -274,7 +268,7 @@ CHILD = """
 import subprocess, sys
 from pathlib import Path
 from core.store.compaction import compact
-from core.store.store import StoreWriter
+from core.store.writing import StoreWriter
 from tests.core.store.test_store import IDENTITY, scored
 folder = Path(sys.argv[1])
 while True:

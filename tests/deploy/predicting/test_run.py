@@ -29,7 +29,7 @@ from core.provenance import Learned, write_learned
 from core.records import Conversation
 from core.scoring import logits_by_order, score_conversations, swap_average
 from core.store.parts import part_files
-from core.store.store import read_parts
+from core.store.reading import read_parts
 from deploy.predicting.canaries import note_of, tell_marked
 from deploy.predicting.devices import environment_of
 from deploy.predicting.run import discard, parts_folder, read_scores

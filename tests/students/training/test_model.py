@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.data import conversations
+from core.data.table import load_conversations
 from core.errors import UserError
 from core.models.shards import locate
 from core.records import LABELS
@@ -70,7 +70,7 @@ def losses(config: Config) -> np.ndarray:
 def served_log_loss(config: Config) -> float:
     """The validation log loss of what the run left behind, merged, in an engine that did not train it."""
     trained = open_trained(student.run_folder(config), config.root, "train it")
-    rows = conversations.load(config.root / "data" / config.data.name)
+    rows = load_conversations(config.root / "data" / config.data.name)
     _, held = split(rows, config.fold, config.train.validation_share)
     scores = score_conversations(TransformersScorer(trained.merged(config.root), REFERENCE), trained.renderer, held)
     probabilities = predict(*logits_by_order(scores, [c.id for c in held]))

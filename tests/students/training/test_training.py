@@ -13,12 +13,15 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from safetensors.torch import load_file
 
 from core.artefacts.building import Artefact
-from core.data import conversations
+from core.data.table import load_conversations
 from core.errors import UserError
 from core.prompts import Renderer
 from core.provenance import Learned
 from core.records import ORDERS
-from core.store.store import LOGITS, NO_FOLD, StoreWriter, write_seen
+from core.store.parts import NO_FOLD
+from core.store.rows import LOGITS
+from core.store.seen import write_seen
+from core.store.writing import StoreWriter
 from distill import prepare, student
 from distill.config import Config
 from students.training.loop import Trainer, rate_factor
@@ -47,7 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "in_sample": False,
             "fingerprint": c.sided_fingerprint(),
         }
-        for c in conversations.load(root / "data" / "smoke")
+        for c in load_conversations(root / "data" / "smoke")
         for order in ORDERS
     ]
     store = root / "logits" / "smoke"
