@@ -28,7 +28,11 @@ def main(config: Config) -> None:
         raise UserError("output=null: name the folder to write, as in output=kaggle-bundle")
     output = Path(config.output)
     check_output(output, config.overwrite)
-    model = Path(config.predict.model) if config.predict.model else export_folder(config)
+    model = (
+        Path(config.predict.model)
+        if config.predict.model
+        else export_folder(config.root, config.run, config.export.name)
+    )
     model = open_exported(model).folder
     check_runs_on_kaggle(model)
 
