@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ import polars as pl
 from bench.processes import peak_bytes
 from core.records import LABELS
 from core.tables import read_parquet
-from eval.comparison import BASELINE, compare
+from eval.bootstrap import Resampling
+from eval.comparison import BASELINE, Roles, compare
 from eval.recalibration import Recalibration
 
 ROWS, DRAWS, BINS = 1_000_000, 1_000, 15
@@ -73,15 +75,13 @@ def measure(folder: Path) -> dict[str, float]:
         {judge: (ab, ba) for judge, (ab, ba) in pairs.items()},
         votes,
         groups,
-        teacher="teacher",
-        reference="student",
-        draws=DRAWS,
+        Roles("teacher", "student"),
+        {judge: recalibration for judge in JUDGES},
+        resampling=Resampling(DRAWS, seed=0),
         bins=BINS,
-        seed=0,
-        recalibrations={judge: recalibration for judge in JUDGES},
     )
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-    assert len(json.dumps(compared, allow_nan=False)) and compared["groups"] > 0.8 * len(votes)
+    assert len(json.dumps(asdict(compared), allow_nan=False)) and compared.groups > 0.8 * len(votes)
     scale = ROWS / len(votes)
     return {
         "seconds_1m": round(seconds * scale, 1),

@@ -98,7 +98,7 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
     from core.prompts import Renderer
     from core.store.targets import soft_targets
     from eval.metrics import flip_rate, log_loss_rows, predict
-    from eval.rows import scored_and_training
+    from eval.scored import scored_and_training
     from students.training.data import make_examples, micro_batches, split
     from students.training.losses import SWAPPED, Objective
     from students.training.model import build_judge

@@ -35,7 +35,7 @@ class Config:
     """Everything `conf/` says.
 
     `run` is `name` plus the overrides that change the trained model (see `core/naming.py`). `canaries`: what becomes of
-    an export that this machine computes differently (see `eval/canary_check.py`).
+    an export that this machine computes differently (see `eval/canaries/checking.py`).
     """
 
     name: str

@@ -10,7 +10,6 @@ What is done already is not done again. An export that surely loses more than `f
 cannot run, stays where it is, marked in its manifest, and the exit code is 1. `check=FOLDER` only examines a folder.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,14 +22,12 @@ from core.exits import ChecksFailed
 from distill.config import Config
 from distill.entry_point import entry_point
 from students.export.config import T4Config
-from teachers.scorers.config import ScorerConfig, through_transformers
+from teachers.scorers.config import through_transformers
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from core.artefacts.building import Artefact
     from core.records import Conversation
-    from eval.fidelity import Logits
+    from eval.exports import ReadModel
     from students.export.t4 import Finding
     from students.trained import TrainedJudge
 
@@ -117,7 +114,10 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
     from core.artefacts.building import Artefact
     from core.artefacts.identity import hashed
     from core.json_files import write_json
-    from eval.averages import averages_table, compare_averages
+    from eval.averages import Averages, averages_table
+    from eval.bootstrap import Resampling
+    from eval.exports import compare_folds as compared_folds
+    from eval.results import read_result
     from students.export.folds import average, methods
 
     fold_names = [f"fold {fold.manifest.config['fold']}" for fold in folds]
@@ -128,18 +128,13 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
         if lacking:
             averages = {f"average, {name}": average(folds, name, config.root) for name in methods(folds)}
             judges = {**dict(zip(fold_names, folds, strict=True)), **averages}
-            logits = {
-                name: logits_of(config, judge, unquantised(judge, config.root), reference(config), rows)
-                for name, judge in judges.items()
-            }
+            models = {name: unquantised(config, judge) for name, judge in judges.items()}
             folder.mkdir(parents=True, exist_ok=True)
-            compared = compare_averages(
-                logits, fold_names, *votes_of(rows), draws=config.eval.bootstrap, seed=config.seed
-            )
+            compared = compared_folds(models, fold_names, rows, Resampling(config.eval.bootstrap, config.seed))
             energy = {name: judge.manifest.extra["energy"] for name, judge in averages.items()}
-            write_json(folder / "averages.json", {**compared, "energy": energy})
+            write_json(folder / "averages.json", {**asdict(compared), "energy": energy})
             artefact.finish(rows={"compared": len(rows)})
-    Console().print(averages_table(json.loads((folder / "averages.json").read_text())))
+    Console().print(averages_table(read_result(Averages, folder / "averages.json")))
 
 
 def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "Artefact") -> None:
@@ -148,8 +143,12 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "A
     from core.artefacts.manifest import read_manifest
     from core.json_files import write_json
     from core.provenance import write_learned
-    from eval.canaries import make_canaries
-    from eval.fidelity import exceeded, fidelity, untold
+    from eval.bootstrap import Resampling
+    from eval.canaries.making import make_canaries
+    from eval.exports import compare_export, recalibrate
+    from eval.fidelity import FIDELITY, exceeded, untold
+    from eval.recalibration import write_recalibration
+    from eval.results import write_result
     from students.export.formats import copy_linked, in_format
 
     folder = artefact.folder
@@ -165,28 +164,24 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "A
         rows.training,
         config.seed,
     )
-    compared = sample(rows.compared, config.fidelity.rows, config.seed)
-    votes, groups = votes_of(compared)
-    found = fidelity(
-        logits_of(config, judge, unquantised(judge, config.root), reference(config), compared),
-        logits_of(config, judge, readable, config.scorers.check, compared),
-        [c.id for c in compared],
-        votes,
-        groups,
+    export, learned = exported(config, judge, readable), judge.learned()
+    found = compare_export(
+        unquantised(config, judge),
+        export,
+        rows.compared,
+        learned,
         config.fidelity,
-        draws=config.eval.bootstrap,
+        resampling=Resampling(config.eval.bootstrap, config.seed),
         bins=config.eval.ece_bins,
-        seed=config.seed,
     )
-    failed = exceeded(found)
-    for limit in untold(found):
+    failed = exceeded(found.differences)
+    for limit in untold(found.differences, found.rows):
         log.warning("%s: %s", folder, limit)
-    learned = judge.learned()
-    found["taught"] = sum(c.fingerprint() in learned.through_teachers for c in compared)
-    write_json(folder / "fidelity.json", found)
+    write_result(folder / FIDELITY, found)
     write_learned(folder, learned)
     if config.export.scaling != "none":
-        recalibrate(config, judge, readable, folder, rows.validation)
+        recalibration = recalibrate(export, rows.validation, config.export.scaling)
+        write_recalibration(folder, recalibration, {"kind": config.export.scaling, "rows": len(rows.validation)})
     # The model's manifest holds its fp16 margin already.
     findings = examine(model, config.t4, through_transformers(config.scorers.check).load_in_8bit)
     write_json(folder / "t4.json", [asdict(finding) for finding in findings])
@@ -195,29 +190,16 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "A
     extra = read_manifest(model).extra if (model / MANIFEST).exists() else {}
     artefact.finish(
         prompt=judge.manifest.prompt,
-        rows={"calibration": config.export.calibration_rows, "fidelity": len(compared)},
+        rows={"calibration": config.export.calibration_rows, "fidelity": found.rows},
         extra={**extra, "failed": failed, "model": str(model.relative_to(config.root))},
     )
     log.info(
         "%s: log loss %.4f, unquantised %.4f; %.1f%% of verdicts differ",
         folder,
-        found["log_loss"],
-        found["student_log_loss"],
-        100 * found["differences"]["verdicts"]["difference"],
+        found.log_loss,
+        found.student_log_loss,
+        100 * found.differences["verdicts"].difference,
     )
-
-
-def recalibrate(
-    config: Config, judge: "TrainedJudge", model: Path, folder: Path, validation: "Sequence[Conversation]"
-) -> None:
-    """Fit `export.calibration` to the export's own logits of validation rows; predict and serve apply it."""
-    import numpy as np
-
-    from eval.recalibration import fit_recalibration, write_recalibration
-
-    pair = logits_of(config, judge, model, config.scorers.check, validation)
-    recalibration = fit_recalibration(np.mean(pair, axis=0), votes_of(validation)[0], config.export.scaling)
-    write_recalibration(folder, recalibration, {"kind": config.export.scaling, "rows": len(validation)})
 
 
 def examine(model: Path, t4: T4Config, load_in_8bit: bool) -> "list[Finding]":
@@ -255,45 +237,28 @@ def trained_fold(config: Config, fold: int) -> "TrainedJudge":
     return judge
 
 
-def reference(config: Config) -> ScorerConfig:
-    """What an export is compared with computes in fp32."""
-    return replace(config.scorers.student, dtype="fp32")
-
-
-def unquantised(judge: "TrainedJudge", root: Path) -> Path:
+def unquantised(config: Config, judge: "TrainedJudge") -> "ReadModel":
     """What an export is compared with: base and adapter merged in fp32, whatever the type of the base."""
     import torch
 
-    return judge.merged(root, torch.float32)
+    from eval.exports import ReadModel
+
+    model = judge.merged(config.root, torch.float32)
+    return ReadModel(
+        model, judge.manifest.content, judge.renderer, replace(config.scorers.student, dtype="fp32"), config.root
+    )
 
 
-def sample(rows: "list[Conversation]", most: int, seed: int) -> "list[Conversation]":
-    """At most so many of the rows, in their order, drawn by a hash of their ids: of all sources, of all lengths."""
-    from core.artefacts.identity import hashed
+def exported(config: Config, judge: "TrainedJudge", model: Path) -> "ReadModel":
+    """A model that was made of a judge."""
+    import torch
 
-    drawn = {c.id for c in sorted(rows, key=lambda c: hashed([seed, c.id]))[:most]}
-    return [c for c in rows if c.id in drawn]
-
-
-def logits_of(
-    config: Config, judge: "TrainedJudge", model: Path, scorer: ScorerConfig, rows: "Sequence[Conversation]"
-) -> "Logits":
-    """Logits of `rows` in both orders, each [n, 3], by a model that was made of `judge`."""
     from core.artefacts.manifest import read_manifest
-    from core.scoring import logits_by_order
-    from eval.answers import answers
+    from eval.exports import ReadModel
 
-    own = model == unquantised(judge, config.root)
+    own = model == judge.merged(config.root, torch.float32)
     content = judge.manifest.content if own else read_manifest(model).content
-    said, _ = answers(model, content, judge.renderer, scorer, rows, config.root)
-    return logits_by_order(said, [c.id for c in rows])
-
-
-def votes_of(rows: "Sequence[Conversation]") -> "tuple[np.ndarray, list[str]]":
-    """Votes [n, 3] and prompt groups."""
-    import numpy as np
-
-    return np.array([c.votes for c in rows]), [c.group for c in rows]
+    return ReadModel(model, content, judge.renderer, config.scorers.check, config.root)
 
 
 if __name__ == "__main__":

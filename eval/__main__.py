@@ -5,9 +5,8 @@ a judge. `eval.seeds=[0,1,2]` adds what the student gains over its variants (`ev
 seeds: seeds.json.
 """
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.config import to_mapping
 from core.exits import ChecksFailed
@@ -15,10 +14,10 @@ from distill.config import Config
 from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from core.records import Conversation
-    from eval.judges import Judges
+    from eval.judges.answers import Engines
+    from eval.judges.panel import Panel
+    from eval.seeds import SeedSummary
 
 
 def main(config: Config) -> None:
@@ -28,116 +27,92 @@ def main(config: Config) -> None:
     from core.artefacts.contents import MANIFEST
     from core.data.table import load_conversations
     from core.locks import alone
-    from eval.judges import candidates, file_digests, judge_all
-    from eval.report.page import bayes_line, checks_line, rows_line, surface_line, table
-    from eval.rows import scored_and_training
+    from eval.judges.answers import Engines
+    from eval.judges.candidates import candidates, file_digests, teacher_stores
+    from eval.judges.panel import ask_all
+    from eval.measuring import METRICS, Evaluation, unanswered
+    from eval.report.terminal import lines, table
+    from eval.results import read_result, write_result
+    from eval.scored import scored_and_training
+    from eval.seeds import seeds_table
 
-    folder = config.root / "eval" / config.run
-    data = config.root / "data" / config.data.name
+    # What is scored, and who judges it
+    root, folder, data = config.root, config.root / "eval" / config.run, config.root / "data" / config.data.name
     split, scored, training = scored_and_training(load_conversations(data), config.eval.split, config.fold)
     scored = scored[: config.limit]
-    found = candidates(config)
-    over_seeds = ("seeds", "variants")  # compared below, whether or not the rest is there already
-    settings = {name: value for name, value in to_mapping(config)["eval"].items() if name not in over_seeds}
-    settings |= {"split": split, "fold": config.fold, "limit": config.limit, "canaries": config.canaries}
-    identity = {"eval": settings, "files": file_digests(found)}
+    found = candidates(root, config.run, config.fold, teacher_stores(config.teacher), config.eval.judges)
+    engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
+
+    # Evaluate, unless it is done; what gave no answer may give one now, so that evaluation is made again
+    identity = {"eval": settings(config, split), "files": file_digests(found)}
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / MANIFEST).exists()]
-    evaluation, rows = Artefact(folder, "eval", identity, parents, config.root), {split: len(scored)}
+    artefact, rows = Artefact(folder, "eval", identity, parents, root), {split: len(scored)}
     inputs = [candidate.path for candidate in found]
-    # What gave no answer may give one now: the same evaluation is made again. Another one is refused, as always.
-    again = unanswered(folder) and evaluation.is_finished()
-    overwrite = config.overwrite or bool(again)
-    with evaluation.building(inputs=inputs, overwrite=overwrite) as lacking:
+    overwrite = config.overwrite or bool(unanswered(folder) and artefact.is_finished())
+    with artefact.building(inputs=inputs, overwrite=overwrite) as lacking:
         if lacking:
             folder.mkdir(parents=True, exist_ok=True)
-            judges = judge_all(config, found, scored, training)
-            write_evaluation(config, folder, judges, scored)
-            evaluation.finish(rows=rows)
-    metrics = json.loads((folder / "metrics.json").read_text())
+            write_evaluation(config, folder, data, ask_all(found, scored, training, engines), scored)
+            artefact.finish(rows=rows)
+
+    # Print it
     console = Console()
-    console.print(table(metrics))
-    for line in (rows_line(metrics), surface_line(metrics), bayes_line(metrics), checks_line(metrics)):
-        if line is not None:
-            console.print(line)
+    evaluation = read_result(Evaluation, folder / METRICS)
+    console.print(table(evaluation))
+    for line in lines(evaluation):
+        console.print(line)
     if config.eval.seeds:
         with alone(folder):
-            seeds = compare_seeds(config, folder, scored)
-            evaluation.finish(rows=rows)  # seeds.json is one of its files now
-        console.print(seeds)
+            summary = judge_seeds(config, engines, scored)
+            (folder / MANIFEST).unlink()  # until it knows of the new file
+            write_result(folder / "seeds.json", summary)
+            artefact.finish(rows=rows)
+        console.print(seeds_table(summary))
     console.print(f"report: {folder / 'report.html'}")
-    if silent := unanswered(folder):
-        raise ChecksFailed(f"{', '.join(silent)} gave no answer (see above): the same command asks again")
+    if silent := evaluation.unanswered:
+        raise ChecksFailed(f"{', '.join(silent)} gave no answer (see above): rerun the same command to ask again")
 
 
-def unanswered(folder: Path) -> list[str]:
-    """The exports that gave no answer when the evaluation in `folder` was made."""
-    metrics = folder / "metrics.json"
-    return [*json.loads(metrics.read_text()).get("unanswered", {})] if metrics.exists() else []
+def settings(config: Config, split: str) -> dict[str, Any]:
+    """What an evaluation depends on, beside its data and judges. Seeds are compared whether or not it is there."""
+    of_eval = {name: value for name, value in to_mapping(config.eval).items() if name not in ("seeds", "variants")}
+    of_eval |= {"split": split, "fold": config.fold, "limit": config.limit, "canaries": config.canaries.on_failure}
+    return of_eval | {"student": config.scorers.student.identity, "exported": config.scorers.exported.identity}
 
 
-def write_evaluation(config: Config, folder: Path, judges: "Judges", scored: "list[Conversation]") -> None:
-    """predictions.parquet, metrics.json and report.html from what the judges said."""
+def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", scored: "list[Conversation]") -> None:
+    """predictions.parquet, metrics.json and report.html from what the judges answered."""
     import polars as pl
 
-    from core.json_files import write_json
     from core.tables import read_parquet
-    from eval.fidelity import read_fidelities
-    from eval.judges import HISTORY
-    from eval.measuring import measure
-    from eval.report.lineage import trace
-    from eval.report.page import write_report
+    from eval.measuring import METRICS, measure
+    from eval.report.page import Report, write_report
+    from eval.results import write_result
 
-    said = [frame.select(pl.lit(name).alias("judge"), pl.all()) for name, frame in judges.predictions.items()]
-    pl.concat(said, how="diagonal").write_parquet(folder / "predictions.parquet")
-    data = config.root / "data" / config.data.name
-    law = None
-    if (data / "law.parquet").exists():  # a simulated arena: its law is one more judge, and its entropy the bound
+    frames = [of.scores.select(pl.lit(name).alias("judge"), pl.all()) for name, of in panel.answers.items()]
+    pl.concat(frames, how="diagonal").write_parquet(folder / "predictions.parquet")
+    truth = None
+    if (data / "law.parquet").exists():  # of a simulated arena: one more judge, whose entropy is the bound
         ids = pl.DataFrame({"id": [c.id for c in scored]})
-        law = ids.join(read_parquet(data / "law.parquet"), on="id", how="left", maintain_order="left")
-    metrics = measure(judges, scored, law, config.eval, config.seed)
-    write_json(folder / "metrics.json", metrics)
-    write_report(
-        folder / "report.html",
-        name=config.run,
-        metrics=metrics,
-        conversations={c.id: c for c in scored},
-        histories={
-            name: read_parquet(path / HISTORY) for name, path in judges.artefacts.items() if (path / HISTORY).exists()
-        },
-        fidelities=read_fidelities(judges.artefacts),
-        lineage=trace(judges.artefacts, data, config.root),
-    )
+        truth = ids.join(read_parquet(data / "law.parquet"), on="id", how="left", maintain_order="left")
+    evaluation = measure(panel, scored, truth, config.eval, config.seed)
+    write_result(folder / METRICS, evaluation)
+    artefacts = {name: of.artefact for name, of in panel.answers.items() if of.artefact is not None}
+    report = Report.of(config.run, evaluation, scored, artefacts, data, config.root)
+    write_report(folder / "report.html", report)
 
 
-def compare_seeds(config: Config, folder: Path, scored: "list[Conversation]") -> "Table":
-    """The student against `eval.variants` over `eval.seeds`; writes seeds.json and returns its table."""
-    import numpy as np
+def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]") -> "SeedSummary":
+    """The student against `eval.variants` over `eval.seeds`."""
+    from eval.judges.answers import ask
+    from eval.judges.candidates import over_seeds
+    from eval.seeds import compare_seeds
 
-    from core.artefacts.contents import MANIFEST
-    from core.json_files import write_json
-    from core.scoring import logits_by_order
-    from eval.judges import judge_seeds
-    from eval.metrics import log_loss_rows, predict, summarise
-    from eval.seeds import seeds_table, summarise_seeds
-
-    ids, groups = [c.id for c in scored], [c.group for c in scored]
-    votes = np.array([c.votes for c in scored])
-    settings = {"draws": config.eval.bootstrap, "seed": config.seed}
-    judged = judge_seeds(config, scored)
-    logits = {name: [logits_by_order(said.scores, ids) for said in runs_of] for name, runs_of in judged.items()}
-    taught = {name: max(said.taught or 0 for said in runs_of) for name, runs_of in judged.items()}
-    metrics = {
-        name: [summarise(ab, ba, votes, groups, bins=config.eval.ece_bins, **settings) for ab, ba in pairs]
-        for name, pairs in logits.items()
-    }
-    losses = {
-        name: np.array([log_loss_rows(predict(ab, ba), votes) for ab, ba in pairs]) for name, pairs in logits.items()
-    }
-    summary = summarise_seeds(metrics, losses, config.eval.seeds, groups, taught)
-    (folder / MANIFEST).unlink()  # until it knows of the new file
-    write_json(folder / "seeds.json", summary)
-    return seeds_table(summary)
+    seeds, variants = config.eval.seeds, config.eval.variants
+    found = over_seeds(config.root, config.run, config.fold, config.seed, seeds, variants, config.name)
+    answers = {name: [ask(candidate, scored, engines) for candidate in of] for name, of in found.items()}
+    return compare_seeds(answers, seeds, scored, config.eval.ece_bins)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,29 @@ the same whichever side is called a. Position bias needs no people: it is the ju
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy.special import softmax
 
 from core.records import LABELS, Conversation
-from eval.baselines import COUNTED, REFUSAL
-from eval.inference import Bias, Claim, Estimate, Jackknife, bounds, conclude, conclude_most_striking, quantile_bins
+from eval.conclusions import (
+    Bias,
+    Claim,
+    OneOfSeveral,
+    Row,
+    WinRates,
+    WinRatesByLength,
+    bounds,
+    conclude,
+    conclude_most_striking,
+    quantile_bins,
+)
+from eval.intervals import Estimate, Jackknife
 from eval.metrics import flip_rows, log_loss_rows, predict, shares
 from eval.slices import find_slices
+from eval.surface_features import MARKUP, ResponseFeatures, response_features
 
-MARKUP = {"bold": "bold", "headings": "headings", "lists": "list_items", "code": "code_blocks"}
 RANGES = 5  # of how much longer the longer response is, of about as many rows each
 FAMILIES = {
     "gpt": ("gpt-3", "gpt-4", "gpt-5", "gpt-oss", "chatgpt", "text-davinci", "o1", "o3", "o4"),
@@ -43,7 +53,6 @@ FAMILIES = {
     "falcon": ("falcon",),
     "mpt": ("mpt-",),
 }
-Looks = tuple[pl.DataFrame, pl.DataFrame]  # of the responses a, and of the responses b
 
 
 def find_biases(
@@ -54,7 +63,7 @@ def find_biases(
     level: float,
     own: str | None = None,
     truncated: np.ndarray | None = None,
-    looks: Looks | None = None,
+    features: ResponseFeatures | None = None,
 ) -> list[Bias]:
     """What one judge's logits in both orders, twice [n, 3] in the conversations' own a and b, say about its biases.
 
@@ -69,15 +78,15 @@ def find_biases(
     twenty is flagged by chance. A table's rows hold the excess over people's win rate beside both rates, those of
     position the share of verdicts that flip in a range of confidence. What the rows cannot tell has value None.
 
-    `looks` is `look_at(conversations)`, which saves time where several judges are asked about.
+    `features` is `response_features(conversations)`, which saves time where several judges are asked about.
     """
     assert len(conversations) == len(logits_ab) == len(logits_ba), "logits of other conversations"
     voted = np.array([c.votes is not None for c in conversations], dtype=bool)
     probabilities = predict(logits_ab, logits_ba)
     rated = [c for c in conversations if c.votes is not None]
     votes = shares(np.array([c.votes for c in rated]).reshape(-1, len(LABELS)))
-    looks = look_at(conversations) if looks is None else looks
-    against = _AgainstPeople(rated, probabilities[voted], votes, [of.filter(pl.Series(voted)) for of in looks], level)
+    here = [of.filter(pl.Series(voted)) for of in features or response_features(conversations)]
+    against = _AgainstPeople(rated, probabilities[voted], votes, here, level)
     return [
         _position([c.group for c in conversations], logits_ab, logits_ba, level),
         *against.verbosity(),
@@ -88,11 +97,6 @@ def find_biases(
             rated, probabilities[voted], votes, level=level, truncated=None if truncated is None else truncated[voted]
         ),
     ]
-
-
-def look_at(conversations: Sequence[Conversation]) -> Looks:
-    """What judges are known to fall for in each response a, and in each b: one row a conversation."""
-    return _looks([c.response_a for c in conversations]), _looks([c.response_b for c in conversations])
 
 
 def family(model: str) -> str:
@@ -113,11 +117,11 @@ def _position(groups: Sequence[str], logits_ab: np.ndarray, logits_ba: np.ndarra
     flips = flip_rows(logits_ab, logits_ba)
     tenth = (predict(logits_ab, logits_ba).max(axis=1) * 10).astype(int).clip(max=9)
     table = [
-        {
-            "x": f"{at}0% to {at + 1}0%",
+        Row(
+            x=f"{at}0% to {at + 1}0%",
+            count=int((tenth == at).sum()),
             **bounds(jackknife.mean(flips, tenth == at), level, share=True),
-            "count": int((tenth == at).sum()),
-        }
+        )
         for at in np.unique(tenth)
     ]
     rate = jackknife.mean(flips, everywhere)
@@ -146,17 +150,17 @@ class _AgainstPeople:
         conversations: Sequence[Conversation],
         probabilities: np.ndarray,
         votes: np.ndarray,
-        looks: Sequence[pl.DataFrame],
+        features: Sequence[pl.DataFrame],
         level: float,
     ):
-        self.conversations, self.looks, self.level = conversations, looks, level
+        self.conversations, self.features, self.level = conversations, features, level
         self.probabilities, self.votes = probabilities, votes
         self.judge, self.people = _win_rates(probabilities), _win_rates(votes)
         self.jackknife = Jackknife([c.group for c in conversations])
 
     def verbosity(self) -> list[Bias]:
         """Whether it wants length more than people do: of all pairs, and of those that people find equally good."""
-        length_a, length_b = (1 + of["characters"].to_numpy() for of in self.looks)
+        length_a, length_b = (1 + of["characters"].to_numpy() for of in self.features)
         side, ratio = np.sign(length_a - length_b), np.maximum(length_a, length_b) / np.minimum(length_a, length_b)
         claim = Claim(
             "The judge's win rate of the longer response",
@@ -170,14 +174,15 @@ class _AgainstPeople:
             inside = np.zeros(len(side), dtype=bool)
             inside[side != 0] = rows
             label = f"{ratio[inside].min():.2f} to {ratio[inside].max():.2f} times as long"
-            table.append({**self._row(label, side * inside), "log_loss": float(losses[inside].mean())})
+            rates = vars(self._win_rates(label, side * inside))
+            table.append(WinRatesByLength(**rates, log_loss=float(losses[inside].mean())))
         found = conclude("verbosity", "win rate", self._excess(side), claim, table, level=self.level)
         return [found, self._verbosity_at_ties(side)]
 
     def _verbosity_at_ties(self, side: np.ndarray) -> Bias:
         """The judge's lean to the longer response where people voted a tie.
 
-        A single tie does not make two responses equal: a judge that knows the law of the votes leans there as well. So
+        A single tie does not make two responses equal: a judge that knows the votes' true distribution leans there. So
         people's own lean is taken off, on pairs weighted by how likely the judge thinks a tie; for such a judge, the
         two are equal.
         """
@@ -189,12 +194,12 @@ class _AgainstPeople:
             above="quality held equal, it favours length",
             below="quality held equal, it is biased against length",
         )
-        parts = {"judge, where people tied": (judge, ties), "people, where the judge expects ties": (people, likely)}
+        leans = {"judge, where people tied": (judge, ties), "people, where the judge expects ties": (people, likely)}
         table = [
-            {"x": x, **bounds(self.jackknife.mean(*part), self.level), "count": int(np.count_nonzero(part[1]))}
-            for x, part in parts.items()
+            Row(x=x, count=int(np.count_nonzero(of[1])), **bounds(self.jackknife.mean(*of), self.level))
+            for x, of in leans.items()
         ]
-        estimate = self.jackknife.difference(*parts.values())
+        estimate = self.jackknife.difference(*leans.values())
         return conclude("verbosity_at_ties", "probability", estimate, claim, table, level=self.level)
 
     def families(self, own: str | None) -> list[Bias]:
@@ -214,27 +219,27 @@ class _AgainstPeople:
                 above="it favours its own family",
                 below="it is biased against its own family",
             )
-            table = [self._row(family(own), side)]
+            table = [self._win_rates(family(own), side)]
             found.append(conclude("self_enhancement", "win rate", self._excess(side), claim, table, level=self.level))
         return [*found, self._farthest("families", "responses by {}", sides, whole="any family")]
 
     def format(self) -> Bias:
         """Whether it wants a kind of markup more than people do."""
-        looks_a, looks_b = self.looks
-        sides = {name: np.sign((looks_a[name] - looks_b[name]).to_numpy()) for name in MARKUP}
+        of_a, of_b = self.features
+        sides = {name: np.sign((of_a[name] - of_b[name]).to_numpy()) for name in MARKUP}
         return self._farthest("format", "the response with more {}", sides, whole="markup")
 
     def refusals(self) -> Bias:
         """Whether it wants the response that refuses, where the other does not, more than people do."""
-        looks_a, looks_b = self.looks
-        side = (looks_a["refuses"] - looks_b["refuses"]).to_numpy()
+        of_a, of_b = self.features
+        side = (of_a["refuses"] - of_b["refuses"]).to_numpy()
         claim = Claim(
             "The judge's win rate of a response that refuses, against one that does not,",
             "people's",
             above="it favours refusals",
             below="it is biased against refusals",
         )
-        table = [self._row("one response refuses", side)]
+        table = [self._win_rates("one response refuses", side)]
         return conclude("refusals", "win rate", self._excess(side), claim, table, level=self.level)
 
     def _farthest(self, name: str, subject: str, sides: Mapping[str, np.ndarray], whole: str) -> Bias:
@@ -243,34 +248,17 @@ class _AgainstPeople:
             f"The judge's win rate of {subject}", "people's", above="it favours them", below="it is biased against them"
         )
         excess = {x: self._excess(side) for x, side in sides.items()}
-        rows = {x: self._row(x, side) for x, side in sides.items() if side.any()}
+        rows = {x: OneOfSeveral(**vars(self._win_rates(x, side))) for x, side in sides.items() if side.any()}
         return conclude_most_striking(name, "win rate", excess, claim, rows, level=self.level, whole=whole)
 
     def _excess(self, side: np.ndarray) -> Estimate | None:
         """By how much the judge's win rate of a side is above people's."""
         return self.jackknife.mean((self.judge - self.people) * side, abs(side))
 
-    def _row(self, label: str, side: np.ndarray) -> dict[str, Any]:
+    def _win_rates(self, label: str, side: np.ndarray) -> WinRates:
         about = side != 0
         judge, people = (
             float((0.5 + (of - 0.5) * side)[about].mean()) if about.any() else None for of in (self.judge, self.people)
         )
-        return {
-            "x": label,
-            **bounds(self._excess(side), self.level),
-            "count": int(about.sum()),
-            "judge": judge,
-            "people": people,
-        }
-
-
-def _looks(responses: Sequence[Sequence[str]]) -> pl.DataFrame:
-    """Of each response its length, its markup, and whether it refuses."""
-    text = pl.Series("text", ["\n\n".join(rounds) for rounds in responses], dtype=pl.String).str
-    return pl.DataFrame(
-        {
-            "characters": text.len_chars().cast(pl.Int64),
-            "refuses": text.contains(REFUSAL).cast(pl.Int64),
-            **{name: text.count_matches(COUNTED[pattern]).cast(pl.Int64) for name, pattern in MARKUP.items()},
-        }
-    )
+        excess = bounds(self._excess(side), self.level)
+        return WinRates(x=label, count=int(about.sum()), judge=judge, people=people, **excess)

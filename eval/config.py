@@ -42,8 +42,8 @@ class CanaryFactors:
 class CanariesConfig:
     """`on_failure`: what becomes of an export that this machine computes differently than it was made.
 
-    `rows` prompts, of `tokens` together, that every engine scores first (`eval/canary_check.py`). It may differ by
-    `factors` times what `repeats` answers of the export differ by that are all right, and always by `floor`.
+    `rows` prompts, of `tokens` together, that every engine scores first (`eval/canaries/checking.py`). It may differ
+    by `factors` times what `repeats` answers of the export differ by that are all right, and always by `floor`.
     """
 
     on_failure: CanaryMode

@@ -1,8 +1,7 @@
 """Ratings of the models that wrote the answers, from human votes or from a judge's probabilities in their place.
 
 A judge may be right about rows and still rank models wrongly, or the reverse: whether its leaderboard is people's is a
-question of its own. Ratings know nothing but who met whom and how it ended, so they also give a baseline: a judge that
-reads the two names and not a word of the answers.
+question of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,22 +10,20 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import kendalltau, spearmanr
 
 from core.errors import UserError
-from core.records import LABELS, Conversation
-from core.scoring import SCORES
-from eval.baselines import prior
-from eval.metrics import interval, number_groups, resample, shares
-from teachers.bradley_terry import BradleyTerry, davidson_loss
+from core.records import Conversation
+from eval.bootstrap import Resampling, interval, resample
+from eval.intervals import Interval, number_groups
+from eval.metrics import shares
 
 ANCHOR, POINTS = 1000.0, 400 / np.log(10)  # the mean rating; Elo points to a nat: 400 are odds of ten to one
 RIDGE = 0.01  # of ratings: keeps those finite of models that only won, or that others were never compared with
-PRIOR = 1.0  # of the baseline's ratings: their inverse variance about the mean, in nats; a deviation of 174 points
 STEPS, LONGEST_STEP, CLOSE = 100, 1.0, 1e-9  # Newton's, in nats
 DRAWS_AT_A_TIME = 50  # of the bootstrap, as one stack of Hessians
+MIN_MODELS = 3  # two have only one order
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,85 @@ class Ratings:
         return pl.DataFrame(columns).sort("rating", "model", descending=[True, False])
 
 
-def ratings(games: pl.DataFrame, outcomes: np.ndarray, *, draws: int, seed: int) -> Ratings:
+@dataclass(frozen=True)
+class Rating:
+    """Elo points with their 95% interval."""
+
+    rating: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RatedModel:
+    """A model's rating by people's votes on its `games`, and by each judge's probabilities in their place."""
+
+    model: str
+    games: int
+    rating: float
+    low: float
+    high: float
+    judges: Mapping[str, Rating]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How far two ratings order the models alike: Kendall's tau b and Spearman's rho, with 95% intervals.
+
+    None where a rating puts all models in one place, or knows but one.
+    """
+
+    kendall: float | None
+    kendall_ci: Interval | None
+    spearman: float | None
+    spearman_ci: Interval | None
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """`rows`: the games; `models` by people's rating; `correlations` of each judge's ratings with people's."""
+
+    rows: int
+    models: Sequence[RatedModel]
+    correlations: Mapping[str, Correlation]
+
+
+def leaderboard(
+    conversations: Sequence[Conversation],
+    votes: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    resampling: Resampling,
+) -> Leaderboard | None:
+    """People's ratings of the models, and what each judge would make of them on the same games.
+
+    `votes` and `probabilities` are [n, 3]. None with fewer than three models, or where all games share one group.
+    """
+    named = np.array([c.model_a is not None and c.model_b is not None for c in conversations])
+    games = pl.DataFrame(
+        [(c.model_a, c.model_b, c.group) for c, whole in zip(conversations, named, strict=True) if whole],
+        schema={"model_a": pl.String, "model_b": pl.String, "group": pl.String},
+        orient="row",
+    )
+    models = pl.concat([games["model_a"], games["model_b"]]).n_unique()
+    if models < MIN_MODELS or games["group"].n_unique() < 2:
+        return None
+    people = ratings(games, votes[named], resampling)
+    rated = {judge: ratings(games, of[named], resampling) for judge, of in probabilities.items()}
+    judged = {
+        judge: {row["model"]: Rating(row["rating"], row["low"], row["high"]) for row in of.table().to_dicts()}
+        for judge, of in rated.items()
+    }
+    return Leaderboard(
+        rows=len(games),
+        models=[
+            RatedModel(**row, judges={judge: of[row["model"]] for judge, of in judged.items()})
+            for row in people.table().to_dicts()
+        ],
+        correlations={judge: rank_correlation(of, people) for judge, of in rated.items()},
+    )
+
+
+def ratings(games: pl.DataFrame, outcomes: np.ndarray, resampling: Resampling) -> Ratings:
     """Bradley-Terry ratings in Elo points with mean 1000, from conversations between models.
 
     `games` has `model_a`, `model_b` and `group`, `outcomes` [n, 3] the votes, or a judge's probabilities, of its rows;
@@ -75,9 +150,10 @@ def ratings(games: pl.DataFrame, outcomes: np.ndarray, *, draws: int, seed: int)
         return np.bincount(cells, (scores * times[members]).ravel(), count**2).reshape(count, count)
 
     whole = np.ones(members.max() + 1)
+    draws = resampling.draws
     drawn = np.empty((draws, count))
     stack = []
-    for i, times in enumerate(resample(len(whole), draws, seed), start=1):
+    for i, times in enumerate(resample(len(whole), draws, resampling.seed), start=1):
         stack.append(wins(times))
         if len(stack) == DRAWS_AT_A_TIME or i == draws:
             drawn[i - len(stack) : i] = elo_points(np.stack(stack))
@@ -110,12 +186,11 @@ def elo_points(wins: np.ndarray) -> np.ndarray:
     return np.asarray(points - np.nanmean(points, axis=1, keepdims=True) + ANCHOR)
 
 
-def rank_correlation(judge: Ratings, human: Ratings) -> dict[str, Any]:
-    """How far two ratings of the same games order the models alike: Kendall's tau b and Spearman's rho, with intervals.
+def rank_correlation(judge: Ratings, human: Ratings) -> Correlation:
+    """How far two ratings of the same games order the models alike.
 
-    {"kendall", "kendall_ci", "spearman", "spearman_ci"}. A drawn rating holds the luck of the sample twice, so that two
-    of them agree less than the measured ones do; the interval is therefore the draws' spread about their mean, put
-    about the measured value and cut at -1 and 1. None where a rating puts all models in one place, or knows but one.
+    A drawn rating holds the luck of the sample twice, so that two of them agree less than the measured ones do; the
+    interval is therefore the draws' spread about their mean, put about the measured value and cut at -1 and 1.
     """
     assert judge.models == human.models and judge.drawn.shape == human.drawn.shape, "ratings of other games or draws"
     found: dict[str, Any] = {}
@@ -127,7 +202,7 @@ def rank_correlation(judge: Ratings, human: Ratings) -> dict[str, Any]:
             found |= {name: None, f"{name}_ci": None}
         else:
             found |= {name: measured, f"{name}_ci": interval(np.clip(known - known.mean() + measured, -1, 1))}
-    return found
+    return Correlation(**found)
 
 
 def _correlate(correlation: Callable[..., Any], ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -135,42 +210,3 @@ def _correlate(correlation: Callable[..., Any], ours: np.ndarray, theirs: np.nda
     if min(len(np.unique(side[both])) for side in (ours, theirs)) < 2:
         return float("nan")
     return float(correlation(ours[both], theirs[both]).statistic)
-
-
-def bradley_terry(train: Sequence[Conversation], held_out: Sequence[Conversation]) -> pl.DataFrame:
-    """A judge that knows only who wrote the answers: `id`, `order`, `logits` (own a and b), as those of baselines.py.
-
-    Ratings of models and one rate of ties are fitted to the votes of `train` (`teachers.bradley_terry`, Davidson 1970);
-    they are normal about their mean with precision `PRIOR`, where a model that never met a vote stays. As in
-    `baselines.prior` one vote for each label is added. Conversations without both names get that prior; so do all if
-    none of `train` has them.
-    """
-    scores = prior(train, held_out)
-    games = [c for c in train if c.votes is not None and _named(c)]
-    rated = [c for c in held_out if _named(c)] if games else []
-    if not rated:
-        return scores
-    number = {model: i for i, model in enumerate(sorted({str(m) for c in games for m in (c.model_a, c.model_b)}))}
-    differences = np.concatenate([_differences(games, number), np.zeros((len(LABELS), len(number)))])
-    share = np.concatenate([shares(np.array([c.votes for c in games])), np.eye(len(LABELS))])
-    start = np.zeros(len(number) + 1)
-    best = minimize(davidson_loss, start, (differences, share, PRIOR), "L-BFGS-B", jac=True, options={"ftol": 1e-14})
-    logits = BradleyTerry(best.x[:-1], float(best.x[-1])).logits(_differences(rated, number))
-    named = {"id": [c.id for c in rated], "named": logits.astype(np.float32)}
-    table = pl.DataFrame(named, schema={"id": pl.String, "named": SCORES["logits"]})
-    joined = scores.join(table, on="id", how="left", maintain_order="left")
-    return joined.select("id", "order", pl.coalesce("named", "logits").alias("logits"))
-
-
-def _named(conversation: Conversation) -> bool:
-    return conversation.model_a is not None and conversation.model_b is not None
-
-
-def _differences(conversations: Sequence[Conversation], number: Mapping[str, int]) -> np.ndarray:
-    """float64 [n, models]: 1 for the model of response a, -1 for that of b, nothing for models without a number."""
-    differences = np.zeros((len(conversations), len(number)))
-    for row, c in zip(differences, conversations, strict=True):
-        for model, sign in ((c.model_a, 1), (c.model_b, -1)):
-            if model is not None and model in number:
-                row[number[model]] += sign
-    return differences

@@ -1,8 +1,9 @@
 """All that an evaluation knows: what `metrics.json` holds, and `report.html` shows."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -11,150 +12,146 @@ from core.data.arena_sim import bayes_log_loss
 from core.errors import UserError
 from core.records import TEST, Conversation
 from core.scoring import logits_by_order
-from eval.biases import find_biases, look_at
-from eval.comparison import Pair, compare
+from eval.biases import find_biases
+from eval.bootstrap import Resampling
+from eval.comparison import Comparison, JudgeFigures, Pair, Roles, compare
+from eval.conclusions import Bias
 from eval.config import EvalConfig
-from eval.judges import Judges
-from eval.leaderboard import rank_correlation, ratings
-from eval.metrics import kl_rows, log_loss_rows, paired_difference, predict
-from eval.seeds import STUDENT
+from eval.examples import Examples, find_examples
+from eval.judges.answers import Answers
+from eval.judges.candidates import STUDENT, TEACHER
+from eval.judges.panel import Panel
+from eval.leaderboard import Leaderboard, leaderboard
+from eval.means import Difference, paired_difference
+from eval.metrics import log_loss_rows, predict
+from eval.surface_features import ResponseFeatures, response_features
 
-READ = 20  # conversations of each list to read
-MIN_MODELS = 3  # two have only one order
-RATED = ("rating", "low", "high")  # what a judge's rating of a model tells
+METRICS = "metrics.json"
+BAYES, REFERENCE, WITHOUT_TEACHER = "bayes", "bradley_terry", "student_no_teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeResult(JudgeFigures):
+    """One judge's figures and biases, and what is known of it.
+
+    `failed`: checks of an export; `taught`: of how many of the rows its teachers, or theirs, saw the votes (0 where
+    they are held out, None where nobody can tell); `alike`: how many have the same prompt in both orders (None where
+    its prompts are not known).
+    """
+
+    biases: Mapping[str, Bias]
+    failed: Sequence[str]
+    taught: int | None
+    alike: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Comparison):
+    """A comparison of all judges, and more.
+
+    `split`: "test" or "fold", the rows that are scored. `bayes`: the entropy of the simulated true distribution, None
+    for real votes; its judge is then among the others. `gain`: by how much the student is better than the one without a
+    teacher, None where that is absent. `leaderboard`: None without three models. `unanswered`: why an export that is
+    not among the judges gave no answer on this machine, by name. `reading`: the examples.
+    """
+
+    judges: Mapping[str, JudgeResult]
+    split: str
+    bayes: float | None
+    gain: Difference | None
+    leaderboard: Leaderboard | None
+    reading: Examples
+    unanswered: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure(
-    judges: Judges, held_out: Sequence[Conversation], law: pl.DataFrame | None, config: EvalConfig, seed: int
-) -> dict[str, Any]:
-    """What `comparison.compare` tells of all judges, and:
+    panel: Panel, scored: Sequence[Conversation], truth: pl.DataFrame | None, config: EvalConfig, seed: int
+) -> Evaluation:
+    """What the votes on `scored` tell of a panel's judges.
 
-    - `bayes`: the entropy of the simulated law, None for real votes; its judge is then among the others
-    - `gain`: by how much the student is better than the one without a teacher (`metrics.difference`), or None
-    - `split`: "test" or "fold", the rows that are scored
-    - `judges`, by name: also `biases` ({name: `inference.Bias`}), `failed` (checks of an export), `taught`, of how many
-      of the rows its teachers, or theirs, saw the votes (0 where they are held out, None where nobody can tell), and
-      `alike`, how many look the same to it in both orders (None where its prompts are not known)
-    - `unanswered`: why an export that is not among them gave no answer on this machine, by name
-    - `leaderboard`, None without three models: `rows`, `models` ([{`model`, `games`, `rating`, `low`, `high`, `judges`:
-      {name: {`rating`, `low`, `high`}}}], by people's rating), `correlations` by judge (`leaderboard.rank_correlation`)
-    - `reading`: `worst` by the student's log loss, `disagreed` by KL(`rival` || student), one conversation of a prompt:
-      [{`id`, `votes`, `log_loss`, `kl`, `student` and `rival`: probabilities}]
-
-    `law` is that of `held_out` in the same order. Raises `UserError` where `eval.own` names no judge.
+    `truth`: the true distribution of the votes (`probabilities`) in the order of `scored`, where it is known. Raises
+    `UserError` where `eval.own` names no judge.
     """
-    ids, groups = [c.id for c in held_out], [c.group for c in held_out]
-    votes = np.array([c.votes for c in held_out])
-    logits: dict[str, Pair] = {name: logits_by_order(frame, ids) for name, frame in judges.predictions.items()}
+    ids, groups = [c.id for c in scored], [c.group for c in scored]
+    votes = np.array([c.votes for c in scored])
+    answers = dict(panel.answers)
+    logits: dict[str, Pair] = {name: logits_by_order(of.scores, ids) for name, of in answers.items()}
     if unknown := set(config.own) - set(logits):
         raise UserError(f"eval.own names {sorted(unknown)}, but the judges are {', '.join(logits)}")
-    if law is not None:
-        truth = np.log(law["probabilities"].to_numpy())
-        logits["bayes"] = (truth, truth)
-    found = compare(
+    if truth is not None:
+        true = np.log(truth["probabilities"].to_numpy())
+        logits[BAYES], answers[BAYES] = (true, true), Answers(pl.DataFrame(), taught=0)
+    resampling = Resampling(config.bootstrap, seed)
+
+    compared = compare(
         logits,
         votes,
         groups,
-        teacher="teacher" if "teacher" in logits else None,
-        reference="bradley_terry" if "bradley_terry" in logits else None,
-        student=STUDENT,
-        draws=config.bootstrap,
+        Roles(_if_there(TEACHER, logits), _if_there(REFERENCE, logits), STUDENT),
+        {name: of.recalibration for name, of in answers.items() if of.recalibration is not None},
+        resampling=resampling,
         bins=config.ece_bins,
-        seed=seed,
-        recalibrations=judges.recalibrations,
     )
-    looks = look_at(held_out)
-    for name, pair in logits.items():
-        shortened = None if name not in judges.predictions else _truncated(judges.predictions[name], ids)
-        own = config.own.get(name)
-        biases = find_biases(held_out, *pair, level=config.bias_level, own=own, truncated=shortened, looks=looks)
-        found["judges"][name]["biases"] = {bias.name: asdict(bias) for bias in biases}
-        found["judges"][name]["failed"] = judges.failed.get(name, [])
-        found["judges"][name]["taught"] = 0 if name == "bayes" else judges.taught[name]
-        found["judges"][name]["alike"] = judges.alike.get(name)
-    probabilities = {name: predict(*pair) for name, pair in logits.items()}
-    return {
-        **found,
-        "unanswered": judges.unanswered,
-        "split": "test" if held_out[0].fold == TEST else "fold",
-        "bayes": None if law is None else bayes_log_loss(law),
-        "gain": _gain(probabilities, votes, groups, config.bootstrap, seed),
-        "leaderboard": _leaderboard(held_out, votes, probabilities, config.bootstrap, seed),
-        "reading": _reading(ids, groups, votes, probabilities),
+    features = response_features(scored)
+    judges = {
+        name: JudgeResult(
+            **vars(compared.judges[name]),
+            biases=_biases(name, of, logits[name], scored, features, config),
+            failed=of.failed,
+            taught=of.taught,
+            alike=of.alike,
+        )
+        for name, of in answers.items()
     }
+    probabilities = {name: predict(*pair) for name, pair in logits.items()}
+    return Evaluation(
+        **{**vars(compared), "judges": judges},
+        split="test" if scored[0].fold == TEST else "fold",
+        bayes=None if truth is None else bayes_log_loss(truth),
+        gain=_gain(probabilities, votes, groups, resampling),
+        leaderboard=leaderboard(scored, votes, probabilities, resampling),
+        reading=find_examples(ids, groups, votes, probabilities),
+        unanswered=panel.unanswered,
+    )
 
 
-def _truncated(frame: pl.DataFrame, ids: Sequence[str]) -> np.ndarray | None:
+def unanswered(folder: Path) -> list[str]:
+    """The exports that gave no answer when the evaluation in `folder` was made, if it was."""
+    path = folder / METRICS
+    return [*json.loads(path.read_text()).get("unanswered", {})] if path.exists() else []
+
+
+def _if_there(judge: str, judges: Mapping[str, Pair]) -> str | None:
+    return judge if judge in judges else None
+
+
+def _biases(
+    judge: str,
+    answers: Answers,
+    logits: Pair,
+    scored: Sequence[Conversation],
+    features: ResponseFeatures,
+    config: EvalConfig,
+) -> dict[str, Bias]:
+    """A judge's biases by name."""
+    own, cut = config.own.get(judge), _truncated(answers.scores, [c.id for c in scored])
+    found = find_biases(scored, *logits, level=config.bias_level, own=own, truncated=cut, features=features)
+    return {bias.name: bias for bias in found}
+
+
+def _truncated(scores: pl.DataFrame, ids: Sequence[str]) -> np.ndarray | None:
     """Whether a judge's prompt was cut in either order: bool [ids]; None where it has no prompt, or does not tell."""
-    if "truncated" not in frame.columns or frame["truncated"].null_count():
+    if "truncated" not in scores.columns or scores["truncated"].null_count():
         return None
-    cut = frame.group_by("id").agg(pl.col("truncated").any())
+    cut = scores.group_by("id").agg(pl.col("truncated").any())
     return pl.DataFrame({"id": ids}).join(cut, on="id", how="left", maintain_order="left")["truncated"].to_numpy()
 
 
 def _gain(
-    probabilities: Mapping[str, np.ndarray], votes: np.ndarray, groups: Sequence[str], draws: int, seed: int
-) -> dict[str, Any] | None:
-    if "student_no_teacher" not in probabilities:
+    probabilities: Mapping[str, np.ndarray], votes: np.ndarray, groups: Sequence[str], resampling: Resampling
+) -> Difference | None:
+    """By how much a teacher lowers the student's log loss."""
+    if WITHOUT_TEACHER not in probabilities:
         return None
-    without, student = (log_loss_rows(probabilities[name], votes) for name in ("student_no_teacher", STUDENT))
-    return paired_difference(without, student, groups, draws, seed)
-
-
-def _leaderboard(
-    conversations: Sequence[Conversation],
-    votes: np.ndarray,
-    probabilities: Mapping[str, np.ndarray],
-    draws: int,
-    seed: int,
-) -> dict[str, Any] | None:
-    """People's ratings of the models, and what each judge would make of them on the same games."""
-    named = np.array([c.model_a is not None and c.model_b is not None for c in conversations])
-    games = pl.DataFrame(
-        [(c.model_a, c.model_b, c.group) for c, whole in zip(conversations, named, strict=True) if whole],
-        schema={"model_a": pl.String, "model_b": pl.String, "group": pl.String},
-        orient="row",
-    )
-    models = pl.concat([games["model_a"], games["model_b"]]).n_unique()
-    if models < MIN_MODELS or games["group"].n_unique() < 2:
-        return None
-    people = ratings(games, votes[named], draws=draws, seed=seed)
-    rated = {judge: ratings(games, of[named], draws=draws, seed=seed) for judge, of in probabilities.items()}
-    judged = {
-        judge: of.table().select("model", *RATED).rows_by_key("model", named=True, unique=True)
-        for judge, of in rated.items()
-    }
-    return {
-        "rows": len(games),
-        "models": [
-            {**row, "judges": {judge: of[row["model"]] for judge, of in judged.items()}}
-            for row in people.table().to_dicts()
-        ],
-        "correlations": {judge: rank_correlation(of, people) for judge, of in rated.items()},
-    }
-
-
-def _reading(
-    ids: Sequence[str], groups: Sequence[str], votes: np.ndarray, probabilities: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """Where the student lost most, and where it is farthest from its teacher, or without one from `surface`."""
-    rival = "teacher" if "teacher" in probabilities else "surface"
-    student, other = probabilities[STUDENT], probabilities[rival]
-    losses, distances = log_loss_rows(student, votes), kl_rows(other, student)
-
-    def rows(by: np.ndarray) -> list[dict[str, Any]]:
-        order = np.argsort(-by, kind="stable")
-        first = order[np.sort(np.unique(np.array(groups)[order], return_index=True)[1])]
-        return [
-            {
-                "id": ids[i],
-                "votes": votes[i].tolist(),
-                "log_loss": float(losses[i]),
-                "kl": float(distances[i]),
-                "student": student[i].tolist(),
-                "rival": other[i].tolist(),
-            }
-            for i in first[:READ]
-        ]
-
-    return {"rival": rival, "worst": rows(losses), "disagreed": rows(distances)}
+    without, student = (log_loss_rows(probabilities[name], votes) for name in (WITHOUT_TEACHER, STUDENT))
+    return paired_difference(without, student, groups, resampling)

@@ -72,14 +72,14 @@ def fit_recalibration(logits: np.ndarray, votes: np.ndarray, kind: Kind) -> Reca
     if not PARAMETERS[kind]:
         return IDENTITY
     scales, shifts = np.array(PARAMETERS[kind], dtype=np.float64).swapaxes(0, 1)  # each [parameters, 3]
-    parts = scales[:, None] * _centred(logits.astype(np.float64)) + shifts[:, None]
+    units = scales[:, None] * _centred(logits.astype(np.float64)) + shifts[:, None]
     share = shares(votes)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """Mean log loss and its gradient; the logits are linear in the parameters."""
-        log_p = log_softmax(np.tensordot(parameters, parts, 1), axis=1)
+        log_p = log_softmax(np.tensordot(parameters, units, 1), axis=1)
         surplus = np.exp(log_p) - share
-        return -float((share * log_p).sum() / len(share)), np.einsum("pnl,nl->p", parts, surplus) / len(share)
+        return -float((share * log_p).sum() / len(share)), np.einsum("pnl,nl->p", units, surplus) / len(share)
 
     is_scale = scales.any(axis=1)
     bounds = [(0, LARGEST_SCALE) if scaling else (None, None) for scaling in is_scale]

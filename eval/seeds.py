@@ -1,33 +1,93 @@
 """The student against its variants over several training seeds: is a difference larger than the luck of a run?"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from rich.table import Table
 from scipy import stats
 
 from core.errors import UserError
-from eval.inference import Estimate, Groups, Jackknife
-from eval.metrics import LEVEL, number_groups
+from core.records import Conversation
+from core.scoring import logits_by_order
+from eval.intervals import LEVEL, Estimate, Groups, Interval, Jackknife, number_groups
+from eval.judges.answers import Answers
+from eval.judges.candidates import STUDENT
+from eval.metrics import accuracy_rows, flip_rate, log_loss_rows, predict
+from eval.reliability import expected_calibration_error
 
-STUDENT = "student"
+
+@dataclass(frozen=True)
+class SeedRun:
+    """What one training run is worth: the log loss of each scored row [n], and its figures as shares of one."""
+
+    losses: np.ndarray
+    accuracy: float
+    ece: float
+    flip_rate: float
+
+    @classmethod
+    def of(cls, logits_ab: np.ndarray, logits_ba: np.ndarray, votes: np.ndarray, bins: int) -> Self:
+        """From its logits in both orders and the votes, each [n, 3]."""
+        probabilities = predict(logits_ab, logits_ba)
+        return cls(
+            log_loss_rows(probabilities, votes),
+            float(accuracy_rows(probabilities, votes).mean()),
+            expected_calibration_error(probabilities, votes, bins),
+            flip_rate(logits_ab, logits_ba),
+        )
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """The mean of a judge's runs; `taught`: of how many of the rows its teachers saw the votes."""
+
+    log_loss: float
+    log_loss_ci: Interval
+    log_loss_sd: float
+    accuracy: float
+    ece: float
+    flip_rate: float
+    log_loss_by_seed: Sequence[float]
+    taught: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how many nats the student is better than a variant, with the 95% interval."""
+
+    difference: float
+    ci: Interval
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """The student and its variants over training `seeds`, and what it gains over each variant."""
+
+    seeds: Sequence[int]
+    rows: int
+    judges: Mapping[str, OverSeeds]
+    gains: Mapping[str, Gain]
+
+
+def compare_seeds(
+    answers: Mapping[str, Sequence[Answers]], seeds: Sequence[int], scored: Sequence[Conversation], bins: int
+) -> SeedSummary:
+    """From the answers of each judge's runs, which follow `seeds`, to the voted conversations that are scored."""
+    ids, votes = [c.id for c in scored], np.array([c.votes for c in scored])
+    runs = {
+        judge: [SeedRun.of(*logits_by_order(one.scores, ids), votes, bins) for one in of]
+        for judge, of in answers.items()
+    }
+    taught = {judge: max(one.taught or 0 for one in of) for judge, of in answers.items()}
+    return summarise_seeds(runs, seeds, [c.group for c in scored], taught)
 
 
 def summarise_seeds(
-    metrics: Mapping[str, Sequence[Mapping[str, Any]]],
-    losses: Mapping[str, np.ndarray],
-    seeds: Sequence[int],
-    groups: Groups,
-    taught: Mapping[str, int],
-) -> dict[str, Any]:
-    """The student and its variants over training seeds, and what it gains over each of them, with 95% intervals.
-
-    `metrics[judge]` holds what `metrics.summarise` gave for each seed, `losses[judge]` the log losses [seeds, rows] of
-    the same scored rows; both follow `seeds`, and one judge is `STUDENT`. `taught[judge]`: of how many of the rows its
-    teachers saw the votes. Gives {"seeds": [...], "rows", "judges": {judge: {"log_loss", "log_loss_ci", "log_loss_sd",
-    "accuracy", "ece", "flip_rate", "log_loss_by_seed", "taught"}}, "gains": {variant: {"difference", "ci"}}}; a gain is
-    above zero where the student is better than the variant.
+    runs: Mapping[str, Sequence[SeedRun]], seeds: Sequence[int], groups: Groups, taught: Mapping[str, int]
+) -> SeedSummary:
+    """`runs` of each judge follow `seeds`, their losses the rows of `groups`; one judge is `STUDENT`.
 
     Every seed is tested on every conversation, so prompts and seeds are two ways in which the mean may vary, and their
     variances add up (Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering"; what both share is
@@ -41,24 +101,17 @@ def summarise_seeds(
         raise UserError(
             f"eval.seeds={list(seeds)}: an interval over seeds needs two or more; train another with seed=N"
         )
-    for judge in losses:
-        assert losses[judge].shape == (count, len(groups)), f"{judge}: losses of shape {losses[judge].shape}"
-        assert np.allclose(losses[judge].mean(axis=1), [m["log_loss"] for m in metrics[judge]]), f"{judge}: other rows"
+    losses = {judge: np.array([run.losses for run in of]) for judge, of in runs.items()}
+    for judge, of in losses.items():
+        assert of.shape == (count, len(groups)), f"{judge}: losses of shape {of.shape}"
     jackknife = Jackknife(number_groups(groups))
-    return {
-        "seeds": list(seeds),
-        "rows": len(groups),
-        "judges": {
-            judge: _over_seeds(metrics[judge], _mean(losses[judge], jackknife)) | {"taught": taught[judge]}
-            for judge in losses
-        },
-        "gains": {
-            judge: {"difference": gain.value, "ci": list(gain.interval(LEVEL))}
-            for judge in losses
-            if judge != STUDENT
-            for gain in [_mean(losses[judge] - losses[STUDENT], jackknife)]
-        },
-    }
+    gains = {judge: _mean(of - losses[STUDENT], jackknife) for judge, of in losses.items() if judge != STUDENT}
+    return SeedSummary(
+        seeds=list(seeds),
+        rows=len(groups),
+        judges={judge: _over_seeds(of, _mean(losses[judge], jackknife), taught[judge]) for judge, of in runs.items()},
+        gains={judge: Gain(gain.value, gain.interval(LEVEL)) for judge, gain in gains.items()},
+    )
 
 
 def _mean(losses: np.ndarray, jackknife: Jackknife) -> Estimate:
@@ -70,33 +123,36 @@ def _mean(losses: np.ndarray, jackknife: Jackknife) -> Estimate:
     return Estimate(over_prompts.value, float(np.sqrt(variance)), float(shared) + 1, losses.shape[1])
 
 
-def seeds_table(summary: Mapping[str, Any]) -> Table:
+def _over_seeds(runs: Sequence[SeedRun], mean: Estimate, taught: int) -> OverSeeds:
+    by_seed = [float(run.losses.mean()) for run in runs]
+    return OverSeeds(
+        log_loss=float(np.mean(by_seed)),
+        log_loss_ci=mean.interval(LEVEL),
+        log_loss_sd=float(np.std(by_seed, ddof=1)),
+        accuracy=float(np.mean([run.accuracy for run in runs])),
+        ece=float(np.mean([run.ece for run in runs])),
+        flip_rate=float(np.mean([run.flip_rate for run in runs])),
+        log_loss_by_seed=by_seed,
+        taught=taught,
+    )
+
+
+def seeds_table(summary: SeedSummary) -> Table:
     """What `summarise_seeds` gave, for the terminal."""
     table = Table(
-        title=f"{len(summary['seeds'])} training seeds: {', '.join(map(str, summary['seeds']))}",
+        title=f"{len(summary.seeds)} training seeds: {', '.join(map(str, summary.seeds))}",
         caption="intervals: 95%, over rows and seeds; gain: by how many nats the student is better, paired",
     )
-    rows = summary["rows"]
     table.add_column("judge", overflow="fold")
     for heading in ("log loss", "95% interval", "student's gain", "95% interval"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for judge, of in summary["judges"].items():
-        gain = summary["gains"].get(judge)
+    for judge, of in summary.judges.items():
+        gain = summary.gains.get(judge)
+        saw = f"\ncross-validated, its teachers saw {of.taught} of {summary.rows} votes" if of.taught else ""
         table.add_row(
-            judge + (f"\ncross-validated, its teachers saw {of['taught']} of {rows} votes" if of["taught"] else ""),
-            f"{of['log_loss']:.4f}",
-            "{:.4f} to {:.4f}".format(*of["log_loss_ci"]),
-            *([] if gain is None else [f"{gain['difference']:+.4f}", "{:+.4f} to {:+.4f}".format(*gain["ci"])]),
+            judge + saw,
+            f"{of.log_loss:.4f}",
+            "{:.4f} to {:.4f}".format(*of.log_loss_ci),
+            *([] if gain is None else [f"{gain.difference:+.4f}", "{:+.4f} to {:+.4f}".format(*gain.ci)]),
         )
     return table
-
-
-def _over_seeds(runs: Sequence[Mapping[str, Any]], mean: Estimate) -> dict[str, Any]:
-    losses = [run["log_loss"] for run in runs]
-    return {
-        "log_loss": float(np.mean(losses)),
-        "log_loss_ci": list(mean.interval(LEVEL)),
-        "log_loss_sd": float(np.std(losses, ddof=1)),
-        **{name: float(np.mean([run[name] for run in runs])) for name in ("accuracy", "ece", "flip_rate")},
-        "log_loss_by_seed": losses,
-    }

@@ -1,18 +1,18 @@
-"""How a judge does on parts of the data: log loss and accuracy by language, rounds, truncation and length of prompt.
+"""How a judge does on slices of the data: log loss and accuracy by language, turns, truncation and length of prompt.
 
 A slice on which the judge does worse is not yet its fault, as people may agree less there. `surprise`, the log loss
 beyond the entropy that the judge itself expected, tells the two apart: it is zero wherever the judge is calibrated.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
 from scipy.special import entr
 
 from core.records import Conversation
-from eval.inference import Bias, Claim, Estimate, Jackknife, bounds, conclude_most_striking, quantile_bins
+from eval.conclusions import Bias, Claim, Slice, bounds, conclude_most_striking, quantile_bins
+from eval.intervals import Estimate, Jackknife
 from eval.metrics import accuracy_rows, log_loss_rows
 
 SEEN = 2000  # characters of a prompt that tell its language
@@ -25,6 +25,7 @@ OTHERS = (
     "il|che|di|è|gli|della|sono|não|um|uma|os|é|você|da|der|das|und|ist|nicht|ein|eine|wie|ich|mit|von|het|een|van|niet|"
     "ik|hoe|jest|nie|się|jak|w|och|att|är|det|ve|bir|bu|için|yang|dan|apa|của|là|và"
 )
+WAYS = {"language": "language", "rounds": "turns", "prompt_length": "prompt length", "truncation": "truncation"}
 LENGTHS = 4  # ranges of prompt length, of about as many rows
 
 
@@ -39,24 +40,23 @@ def find_slices(
     """One `Bias` a way to slice: how far the most striking slice's log loss is from that of all other rows.
 
     Takes rows that people voted on: `probabilities` and `votes` [n, 3], `truncated` bool [n] (None: not known, left
-    out). A table has one row a slice: mean log loss with its interval, `accuracy` with its own, `surprise`, and the
-    `difference` from the rest with its own, `flagged` by Holm's procedure.
+    out). A table has one `Slice` a row.
     """
-    rows = _Rows(conversations, probabilities, votes, level)
+    losses = _Losses(conversations, probabilities, votes, level)
     prompts = pl.Series(["\n".join(c.prompt) for c in conversations], dtype=pl.String)
-    rounds, english = np.array([len(c.prompt) for c in conversations], dtype=int), is_english(prompts).to_numpy()
+    turns, english = np.array([len(c.prompt) for c in conversations], dtype=int), is_english(prompts).to_numpy()
     ways = {
         "language": {"English prompts": english, "prompts in other languages": ~english},
         "rounds": {
-            "conversations of one round": rounds == 1,
-            "conversations of two rounds": rounds == 2,
-            "conversations of three rounds or more": rounds > 2,
+            "conversations of one turn": turns == 1,
+            "conversations of two turns": turns == 2,
+            "conversations of three turns or more": turns > 2,
         },
         "prompt_length": _by_length(prompts.str.len_chars().to_numpy()),
     }
     if truncated is not None:
         ways["truncation"] = {"whole conversations": ~truncated, "truncated conversations": truncated}
-    return [rows.compare(name, slices) for name, slices in ways.items()]
+    return [losses.compare(name, slices) for name, slices in ways.items()]
 
 
 def is_english(texts: pl.Series) -> pl.Series:
@@ -78,7 +78,7 @@ def _by_length(characters: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-class _Rows:
+class _Losses:
     """What a judge loses on each row, to be compared between slices."""
 
     def __init__(
@@ -100,20 +100,21 @@ class _Rows:
             above="the judge does worse there",
             below="the judge does better there",
         )
-        rows = {x: self._row(x, inside, gaps.get(x)) for x, inside in filled.items()}
+        rows = {x: self._slice(x, inside, gaps.get(x)) for x, inside in filled.items()}
         return conclude_most_striking(
-            name, "nats", gaps, claim, rows, level=self.level, whole=f"a slice by {name.replace('_', ' ')}"
+            name, "nats", gaps, claim, rows, level=self.level, whole=f"a slice by {WAYS[name]}"
         )
 
-    def _row(self, label: str, inside: np.ndarray, gap: Estimate | None) -> dict[str, Any]:
+    def _slice(self, label: str, inside: np.ndarray, gap: Estimate | None) -> Slice:
         loss, accuracy, surprise = (
             self.jackknife.mean(of, inside) for of in (self.losses, self.accuracies, self.surprises)
         )
-        return {
-            "x": label,
-            **bounds(loss, self.level),
-            "count": int(inside.sum()),
-            **bounds(accuracy, self.level, "accuracy", share=True),
-            **bounds(surprise, self.level, "surprise"),
-            **bounds(gap, self.level, "difference"),
-        }
+        return Slice(
+            x=label,
+            count=int(inside.sum()),
+            flagged=False,  # yet
+            **bounds(loss, self.level)
+            | bounds(accuracy, self.level, "accuracy", share=True)
+            | bounds(surprise, self.level, "surprise")
+            | bounds(gap, self.level, "difference"),
+        )

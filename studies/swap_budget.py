@@ -31,7 +31,8 @@ from core.scoring import logits_by_order, mean_logits
 from core.store.reading import read_logits
 from core.tables import read_parquet
 from deploy.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
-from eval.metrics import bootstrap_means, interval, log_loss_rows, predict
+from eval.bootstrap import bootstrap_means, interval
+from eval.metrics import log_loss_rows, predict
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 PILOT, DRAWS, SEED = 256, 2000, 0

@@ -12,7 +12,7 @@ from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
 from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned, write_learned
-from eval.canaries import make_canaries
+from eval.canaries.making import make_canaries
 from tests.artefacts import finish_again
 from tests.composing import composed, configured, scorer
 from tests.tiny_models import Family, tiny_judge

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from core.exported import ExportedJudge
 from core.scoring import Scorer
-from eval.canary_check import check_canaries
+from eval.canaries.checking import check_canaries
 from eval.config import CanaryMode
 
 log = logging.getLogger(__name__)

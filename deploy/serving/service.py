@@ -24,7 +24,7 @@ from deploy.serving.middleware import Traffic
 from deploy.serving.problems import Unavailable
 from deploy.serving.schemas import Pair, Result
 from deploy.serving.verdicts import result
-from eval.canary_check import check_canaries
+from eval.canaries.checking import check_canaries
 from eval.config import CanaryMode
 from eval.recalibration import read_recalibration
 from teachers.scorers.config import ScorerConfig

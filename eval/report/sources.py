@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-METRICS = "metrics.json"
+from eval.measuring import METRICS
+
 ABSENT = "–"
 FORMATS: dict[str, Callable[[Any], str]] = {
     "nats": "{:.4f}".format,
@@ -31,7 +32,7 @@ Place = str | int | tuple["Place", ...]
 
 
 class Sources:
-    """The values of a page's files, by name; tables as {column: list}. A place may be given in parts."""
+    """The values of a page's files, by name; tables as {column: list}. A place may be nested tuples."""
 
     def __init__(self, files: Mapping[str, Any]):
         self.files = files

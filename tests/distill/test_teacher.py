@@ -30,8 +30,9 @@ from core.store.targets import entropy, soft_targets
 from core.store.writing import StoreWriter
 from distill import prepare, student, teacher
 from distill.config import Config
-from eval.judges import Judges, add, candidates
-from eval.report.page import rows_line
+from eval.judges.answers import Engines, ask
+from eval.judges.candidates import candidates
+from eval.report.terminal import provenance
 from tests.artefacts import finish_again
 from tests.composing import configured
 from tests.running import ROOT, own_process
@@ -270,14 +271,10 @@ def test_a_mixture_is_a_teacher_like_any_other(configure: Configure, straight: p
 
 def told(config: Config, name: str, path: Path, rows: list[Conversation]) -> tuple[str, ...]:
     """What an evaluation of `rows` says of one judge's provenance, in metrics.json and in the table's line."""
-    judges = Judges()
-    add(judges, replace(candidates(naming(config, path))[-1], name=name), config, rows)
-    metrics = {"rows": len(rows), "split": "test", "judges": {name: {"taught": judges.taught[name], "alike": 0}}}
-    return tuple(rows_line(metrics).splitlines()[1:])
-
-
-def naming(config: Config, path: Path) -> Config:
-    return replace(config, eval=replace(config.eval, judges={"named": str(path)}))
+    *_, candidate = candidates(config.root, config.run, config.fold, {}, {"named": str(path)})
+    engines = Engines(config.root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
+    answers = ask(candidate, rows, engines)
+    return tuple(provenance(name, answers.taught, 0, len(rows)))
 
 
 def test_a_student_of_a_mixture_is_held_out_from_the_test_split_alone(

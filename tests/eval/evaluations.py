@@ -1,6 +1,6 @@
 """A small evaluation of simulated judges, written as `python -m eval` writes it, without a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +8,18 @@ import numpy as np
 import polars as pl
 
 from core.artefacts.building import Artefact
-from core.json_files import write_json
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES
-from eval import baselines
-from eval.fidelity import FIDELITY, fidelity, read_fidelities
-from eval.judges import Judges
-from eval.leaderboard import bradley_terry
-from eval.measuring import measure
+from eval.bootstrap import Resampling
+from eval.fidelity import FIDELITY, fidelity
+from eval.judges.answers import Answers
+from eval.judges.baselines import prior, surface
+from eval.judges.bradley_terry import bradley_terry
+from eval.judges.panel import Panel
+from eval.measuring import METRICS, measure
 from eval.recalibration import Recalibration
-from eval.report.lineage import trace
-from eval.report.page import write_report
+from eval.report.page import Report, write_report
+from eval.results import write_result
 from tests.composing import configured
 from tests.eval.simulated_judges import arena, favouring, honest, showing
 
@@ -26,7 +27,7 @@ TRAINED = ("student", "student_no_teacher")
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluated:
     """What lies in `folder`: metrics.json, predictions.parquet and report.html; artefacts below `root`."""
 
     root: Path
@@ -56,8 +57,8 @@ def history(validations: bool = True) -> pl.DataFrame:
     return pl.DataFrame(table, schema={"step": pl.Int64, "loss": pl.Float64, "validation_log_loss": pl.Float64})
 
 
-def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any) -> Evaluation:
-    """Evaluate judges of a simulated arena. `changes` replace arguments of `write_report`."""
+def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any) -> Evaluated:
+    """Evaluate judges of a simulated arena. `changes` replace what the report shows."""
     simulated = arena(2 * rows, seed=3)
     conversations, law = simulated.conversations, simulated.law
     if repeated:  # two more people ask the same
@@ -74,14 +75,24 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         "student_w8a8": honest(long, 4),
         "other.one": honest(known, 5),
     }
-    judges = Judges({"prior": baselines.prior(training, held_out), "surface": baselines.surface(training, held_out)})
-    judges.predictions["bradley_terry"] = bradley_terry(training, held_out)
-    judges.predictions |= {name: scores(ids, *pair, cut) for name, pair in said.items()}
-    judges.taught |= dict.fromkeys(judges.predictions, 0) | {"student_no_teacher": 40, "other.one": None}
-    judges.alike["student"] = 3
-    judges.recalibrations["student_w8a8"] = Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1))
-    judges.failed["student_w8a8"] = ["verdicts differs by 0.2000, fidelity.verdicts=0.03"]
-    histories = artefacts(root, judges)
+    folders = artefacts(root)
+    known_of: dict[str, dict[str, Any]] = {
+        "student": {"alike": 3},
+        "student_no_teacher": {"taught": 40},
+        "other.one": {"taught": None},
+        "student_w8a8": {
+            "recalibration": Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1)),
+            "failed": ["verdicts differs by 0.2000, fidelity.verdicts=0.03"],
+        },
+    }
+    answers = {
+        "prior": Answers(prior(training, held_out), taught=0),
+        "surface": Answers(surface(training, held_out), taught=0),
+        "bradley_terry": Answers(bradley_terry(training, held_out), taught=0),
+    }
+    for name, pair in said.items():
+        of = {"taught": 0, "artefact": folders.get(name), **known_of.get(name, {})}
+        answers[name] = Answers(scores(ids, *pair, cut), **of)
     settings = configured("+eval.own.teacher=gpt-4", "eval.bootstrap=200")
     config = settings.eval
     ab, ba = said["student"]
@@ -93,31 +104,24 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         np.array([c.votes for c in held_out]),
         [c.group for c in held_out],
         settings.fidelity,
-        draws=config.bootstrap,
+        resampling=Resampling(config.bootstrap, seed=0),
         bins=config.ece_bins,
-        seed=0,
+        taught=7,
     )
-    write_json(judges.artefacts["student_w8a8"] / FIDELITY, {**lost, "taught": 7})
-    metrics = measure(judges, held_out, pl.DataFrame({"probabilities": known}), config, seed=0)
+    write_result(folders["student_w8a8"] / FIDELITY, lost)
+    measured = measure(Panel(answers), held_out, pl.DataFrame({"probabilities": known}), config, seed=0)
     folder = root / "eval" / "run"
     folder.mkdir(parents=True)
-    write_json(folder / "metrics.json", metrics)
-    frames = [frame.select(pl.lit(name).alias("judge"), pl.all()) for name, frame in judges.predictions.items()]
+    write_result(folder / METRICS, measured)
+    frames = [of.scores.select(pl.lit(name).alias("judge"), pl.all()) for name, of in answers.items()]
     pl.concat(frames, how="diagonal").write_parquet(folder / "predictions.parquet")
-    arguments: dict[str, Any] = {
-        "name": "run",
-        "metrics": metrics,
-        "conversations": {c.id: c for c in held_out},
-        "histories": histories,
-        "fidelities": read_fidelities(judges.artefacts),
-        "lineage": trace(judges.artefacts, root / "data" / "arena", root),
-    }
-    write_report(folder / "report.html", **arguments | changes)
-    return Evaluation(root, folder, held_out, (folder / "report.html").read_text(encoding="utf-8"))
+    report = Report.of("run", measured, held_out, folders, root / "data" / "arena", root)
+    write_report(folder / "report.html", replace(report, **changes))
+    return Evaluated(root, folder, held_out, (folder / "report.html").read_text(encoding="utf-8"))
 
 
-def artefacts(root: Path, judges: Judges) -> dict[str, pl.DataFrame]:
-    """Finished folders for the judges, each with its parents, and the trainings' histories."""
+def artefacts(root: Path) -> dict[str, Path]:
+    """Finished folders for the judges, each with its parents and the trainings' histories."""
     data, store = root / "data" / "arena", root / "logits" / "big"
     students = {name: root / "students" / name / "fold=0" for name in TRAINED}
     export = root / "exports" / "run" / "w8a8"
@@ -131,5 +135,4 @@ def artefacts(root: Path, judges: Judges) -> dict[str, pl.DataFrame]:
         if stage == "student":
             history().write_parquet(folder / "history.parquet")
         Artefact(folder, stage, {}, parents, root).finish(rows={"held_out": 12})
-    judges.artefacts |= {"teacher": store, **students, "student_w8a8": export}
-    return {name: history() for name in TRAINED}
+    return {"teacher": store, **students, "student_w8a8": export}

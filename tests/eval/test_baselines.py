@@ -10,8 +10,9 @@ import pytest
 
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES, SWAPPED
-from eval.baselines import prior, surface, surface_features
+from eval.judges.baselines import prior, surface
 from eval.metrics import flip_rate, log_loss_rows, predict
+from eval.surface_features import surface_features
 
 PANDALM = Path(__file__).parents[2] / "../shared/data/pandalm_testset/lmsys_schema.csv"
 

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,10 +13,12 @@ import pytest
 from scipy import stats
 
 from core.scoring import SWAPPED
-from eval.biases import family, find_biases, look_at
-from eval.inference import MIN_GROUPS, Bias
+from eval.biases import family, find_biases
+from eval.conclusions import Bias
+from eval.intervals import MIN_GROUPS
 from eval.metrics import predict
 from eval.slices import is_english
+from eval.surface_features import response_features
 from tests.eval.simulated_judges import (
     Arena,
     arena,
@@ -52,8 +55,8 @@ def find(of: Arena, logits: Logits) -> dict[str, Bias]:
     return {bias.name: bias for bias in found}
 
 
-def row(bias: Bias, x: str) -> dict[str, float]:
-    return next(row for row in bias.table if x in row["x"])
+def row(bias: Bias, x: str) -> Any:
+    return next(row for row in bias.table if x in row.x)
 
 
 def shown_first(strength: float) -> Callable[[Arena, int], Case]:
@@ -132,20 +135,20 @@ def test_a_slice_names_itself_and_how_sure_the_judge_was_there() -> None:
     logits, _ = confused(foreign)(of, 0)
     language = find(of, logits)["language"]
     assert "prompts in other languages" in language.sentence and "worse" in language.sentence
-    assert row(language, "other")["surprise_low"] > 0  # wrong where it thought that it knew
+    assert row(language, "other").surprise_low > 0  # wrong where it thought that it knew
     english = row(language, "English")
-    assert english["difference"] is None and "at once" not in language.sentence  # two slices are one comparison
-    assert english["surprise_low"] < 0 < english["surprise_high"]
-    assert row(language, "other")["accuracy_high"] < english["accuracy_low"]
+    assert english.difference is None and "at once" not in language.sentence  # two slices are one comparison
+    assert english.surprise_low < 0 < english.surprise_high
+    assert row(language, "other").accuracy_high < english.accuracy_low
 
 
 def test_the_verdict_flips_more_the_less_sure_the_judge_is() -> None:
     of = arena(3000, 0)
     table = find(of, showing(of.law, 0, 1.0))["position"].table
-    rates = [row["value"] for row in table if row["value"] is not None]
+    rates = [row.value for row in table if row.value is not None]
     assert len(rates) > 2 and rates == sorted(rates, reverse=True)
-    assert sum(row["count"] for row in table) == 3000
-    told = np.array([[row["low"], row["value"], row["high"]] for row in table if row["value"] is not None])
+    assert sum(row.count for row in table) == 3000
+    told = np.array([[row.low, row.value, row.high] for row in table if row.value is not None])
     assert (told >= 0).all() and (told <= 1).all() and (np.diff(told) > -1e-12).all()
 
 
@@ -153,14 +156,12 @@ def test_only_liking_length_more_than_people_do_is_verbosity_even_where_people_t
     """The judge that knows the law leans to the longer response on ties as well, by chance in the votes alone."""
     of = arena(20_000, 0)
     honest_judge = find(of, honest(of.law, 0))["verbosity_at_ties"]
-    assert not honest_judge.flagged and row(honest_judge, "judge")["low"] > 0.05
+    assert not honest_judge.flagged and row(honest_judge, "judge").low > 0.05
     liking = find(of, honest(favouring(of.law, of.sides["longer"], 0.5), 0))
     assert liking["verbosity_at_ties"].flagged and liking["verbosity"].flagged
     ranges = liking["verbosity"].table
-    assert len(ranges) == 5 and all(
-        r["judge"] - r["people"] == pytest.approx(r["value"]) and r["low"] > 0 for r in ranges
-    )
-    assert [r["people"] for r in ranges] == sorted(r["people"] for r in ranges)  # so people like it, too
+    assert len(ranges) == 5 and all(r.judge - r.people == pytest.approx(r.value) and r.low > 0 for r in ranges)
+    assert [r.people for r in ranges] == sorted(r.people for r in ranges)  # so people like it, too
 
 
 @pytest.mark.timeout(240)
@@ -191,7 +192,7 @@ def test_exchanging_the_sides_changes_nothing() -> None:
             assert after[name].sentence == bias.sentence
             assert after[name].flagged == bias.flagged
             for now, was in zip(after[name].table, bias.table, strict=True):
-                assert now == pytest.approx(was, abs=1e-9)
+                assert vars(now) == pytest.approx(vars(was), abs=1e-9)
 
 
 def test_everything_is_json_without_nan() -> None:
@@ -215,7 +216,7 @@ def test_what_cannot_be_told_has_no_value_and_says_why() -> None:
         "families",
     ]
     one_language = find(*_part(of, logits, ~foreign(of)))["language"]
-    assert one_language.value is None and [row["x"] for row in one_language.table] == ["English prompts"]
+    assert one_language.value is None and [row.x for row in one_language.table] == ["English prompts"]
     assert [bias.value for bias in find(*_part(of, logits, np.zeros(len(of.law), dtype=bool))).values()] == [None] * 11
     without = find_biases(of.conversations, *logits, level=LEVEL)
     assert {bias.name for bias in without} == {*NAMES} - {"self_enhancement", "truncation"}
@@ -238,25 +239,25 @@ def test_rows_without_votes_count_for_position_alone() -> None:
     assert [name for name in NAMES if found[name] != part[name]] == ["position"]
 
 
-def test_looks_that_were_taken_before_change_nothing() -> None:
+def test_features_that_were_counted_before_change_nothing() -> None:
     of = ARENAS[4]
     logits = showing(of.law, 4, 0.5)
     some = [c if i % 3 else replace(c, votes=None) for i, c in enumerate(of.conversations)]
-    assert find_biases(some, *logits, level=LEVEL, looks=look_at(some)) == find_biases(some, *logits, level=LEVEL)
+    assert find_biases(some, *logits, level=LEVEL, features=response_features(some)) == find_biases(
+        some, *logits, level=LEVEL
+    )
 
 
 def test_a_family_against_its_own_is_no_evidence_and_several_votes_are_one_row() -> None:
     of = ARENAS[5]
     ab, ba = honest(of.law, 5)
     families = find(of, (ab, ba))["families"]
-    assert [row["x"] for row in families.table] == ["claude", "llama", "mistral", "some-model"]
+    assert [row.x for row in families.table] == ["claude", "llama", "mistral", "some-model"]
     gpt = row(find(of, (ab, ba))["self_enhancement"], "gpt")
-    assert (
-        gpt["count"] == abs(of.sides["gpt"]).sum() < sum("gpt" in f"{c.model_a}{c.model_b}" for c in of.conversations)
-    )
+    assert gpt.count == abs(of.sides["gpt"]).sum() < sum("gpt" in f"{c.model_a}{c.model_b}" for c in of.conversations)
     side, judge = of.sides["gpt"], win_rates(predict(ab, ba))
     votes = np.array([c.votes for c in of.conversations])
-    assert gpt["value"] == pytest.approx(((judge - win_rates(votes)) * side).sum() / abs(side).sum())
+    assert gpt.value == pytest.approx(((judge - win_rates(votes)) * side).sum() / abs(side).sum())
     thrice = replace(of, conversations=[replace(c, votes=[3 * v for v in c.votes or []]) for c in of.conversations])
     assert find(thrice, (ab, ba)) == find(of, (ab, ba))
 

@@ -15,8 +15,8 @@ from core.data.config import SimulateConfig
 from core.errors import UserError
 from core.prompts import Renderer
 from core.records import ORDERS
-from eval.canaries import make_canaries
-from eval.canary_check import CANARIES, Differences, check_canaries
+from eval.canaries.checking import CANARIES, Differences, check_canaries
+from eval.canaries.making import make_canaries
 from students.export.gguf import write_gguf
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer

@@ -28,9 +28,11 @@ from core.store.seen import write_seen
 from core.store.writing import StoreWriter
 from distill import prepare, student
 from distill.config import Config
-from eval import __main__ as door
-from eval import answers as answering
-from eval.judges import Judges, Unfit, add, candidates, judge_all
+from eval import __main__ as entry_point
+from eval.judges import predictions as keeping
+from eval.judges.answers import Engines, Unfit, ask
+from eval.judges.candidates import Candidate, candidates, teacher_stores
+from eval.judges.panel import Panel, ask_all
 from eval.recalibration import Recalibration, write_recalibration
 from tests.artefacts import finish_again
 from tests.composing import configured
@@ -80,8 +82,21 @@ def held_out_and_training(config: Config) -> tuple[list[Conversation], list[Conv
     return [c for c in rows if c.fold == config.fold], [c for c in rows if c.fold != config.fold]
 
 
-def ask(config: Config, held_out: list[Conversation], training: list[Conversation]) -> Judges:
-    return judge_all(config, candidates(config), held_out, training)
+def candidates_of(config: Config) -> list[Candidate]:
+    return candidates(config.root, config.run, config.fold, teacher_stores(config.teacher), config.eval.judges)
+
+
+def named(config: Config, name: str) -> Candidate:
+    (candidate,) = [c for c in candidates_of(config) if c.name == name]
+    return candidate
+
+
+def engines(config: Config) -> Engines:
+    return Engines(config.root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
+
+
+def panel(config: Config, held_out: list[Conversation], training: list[Conversation]) -> Panel:
+    return ask_all(candidates_of(config), held_out, training, engines(config))
 
 
 def naming(config: Config, **judges: Path) -> Config:
@@ -108,13 +123,14 @@ def test_all_that_is_there_judges_the_same_conversations(finished: Config, tmp_p
     write_recalibration(folder, Recalibration((0.5, 0.5, 0.5), (0.0, 0.0, 0.0)), {"rows": 1})
     finish_again(folder)
     export_of(finished, "w8a16", [own], Learned(frozenset(c.fingerprint() for c in held_out[:1])), fold=1)
-    judges = ask(finished, held_out, training)
-    assert [*judges.predictions] == ["prior", "surface", "bradley_terry", "teacher", "student", "student_merged"]
-    for frame in judges.predictions.values():
-        ab, ba = logits_by_order(frame, [c.id for c in held_out])
+    answers = panel(finished, held_out, training).answers
+    assert [*answers] == ["prior", "surface", "bradley_terry", "teacher", "student", "student_merged"]
+    for of in answers.values():
+        ab, ba = logits_by_order(of.scores, [c.id for c in held_out])
         assert np.isfinite(ab).all() and np.isfinite(ba).all()
-    assert judges.recalibrations["student_merged"].scale == (0.5, 0.5, 0.5)
-    assert judges.artefacts["student"] == own and judges.artefacts["student_merged"] == folder
+    recalibration = answers["student_merged"].recalibration
+    assert recalibration is not None and recalibration.scale == (0.5, 0.5, 0.5)
+    assert answers["student"].artefact == own and answers["student_merged"].artefact == folder
 
 
 def test_each_judge_leaves_the_device_to_the_next(finished: Config, device: Device) -> None:
@@ -122,8 +138,8 @@ def test_each_judge_leaves_the_device_to_the_next(finished: Config, device: Devi
     held_out, training = held_out_and_training(finished)
     export = export_of(replace(finished, run="other"), "merged", [finished.root / "students" / "smoke" / "fold=0"])
     shutil.rmtree(finished.root / "predictions", ignore_errors=True)
-    judges = ask(naming(finished, mine=export), held_out, training)
-    assert {"student", "mine"} <= judges.predictions.keys()
+    answers = panel(naming(finished, mine=export), held_out, training).answers
+    assert {"student", "mine"} <= answers.keys()
     opened = device.events.count("opened")
     assert opened >= 3  # with the one that made the export's canaries
     device.check_left_free(opened)
@@ -132,15 +148,13 @@ def test_each_judge_leaves_the_device_to_the_next(finished: Config, device: Devi
 def test_an_export_that_is_computed_otherwise_is_refused_or_marked(finished: Config, tmp_path: Path) -> None:
     held_out, _ = held_out_and_training(finished)
     plain = export_of(replace(finished, run="plain"), "merged", [finished.root / "students" / "smoke" / "fold=0"])
-    named = naming(finished, mine=with_swapped_labels(plain, tmp_path / "swapped"))
-    (mine,) = [c for c in candidates(named) if c.name == "mine"]
-    with pytest.raises(UserError, match=r"computes something else here .* canaries.on_failure=warn goes on"):
-        add(Judges(), mine, named, held_out)
-    judges = Judges()
-    add(judges, mine, replace(named, canaries="warn"), held_out)
-    assert "computes something else" in judges.failed["mine"][0]  # shown in table, metrics.json and report
+    mine = named(naming(finished, mine=with_swapped_labels(plain, tmp_path / "swapped")), "mine")
+    with pytest.raises(UserError, match=r"computes something else here .* canaries.on_failure=warn continues"):
+        ask(mine, held_out, engines(finished))
+    answers = ask(mine, held_out, replace(engines(finished), canaries="warn"))
+    assert "computes something else" in answers.failed[0]  # shown in table, metrics.json and report
     with pytest.raises(UserError, match="computes something else"):  # whatever was kept of it
-        add(Judges(), mine, named, held_out)
+        ask(mine, held_out, engines(finished))
 
 
 def test_an_export_that_gives_no_answer_is_told_of_and_asked_again(
@@ -153,13 +167,13 @@ def test_an_export_that_gives_no_answer_is_told_of_and_asked_again(
         raise UserError("a broken engine")
 
     with monkeypatch.context() as patch, pytest.raises(ChecksFailed, match=r"student_w4a16.* gave no answer"):
-        patch.setattr(answering, "check_canaries", broken)
-        door.main(replace(finished, overwrite=True))
+        patch.setattr(keeping, "check_canaries", broken)
+        entry_point.main(replace(finished, overwrite=True))
     assert "student_w4a16 gave no answer: a broken engine" in capsys.readouterr().out
     assert "a broken engine" in (folder / "report.html").read_text()
     with pytest.raises(UserError, match=r"was made differently(.|\n)*limit"):  # another evaluation takes overwrite=true
-        door.main(replace(finished, limit=3))
-    door.main(finished)  # the engine is mended, no file has changed
+        entry_point.main(replace(finished, limit=3))
+    entry_point.main(finished)  # the engine is mended, no file has changed
     assert "student_w4a16" in json.loads((folder / "metrics.json").read_text())["judges"]
     shutil.rmtree(export)
     shutil.rmtree(folder)
@@ -169,26 +183,26 @@ def test_why_the_student_cannot_judge_is_said(finished: Config) -> None:
     held_out, training = held_out_and_training(finished)
     learned = read_learned(finished.root / "students" / "smoke" / "fold=0").directly
     with pytest.raises(UserError, match="was trained on 5 of the 5 conversations that are scored"):
-        ask(finished, [c for c in training if c.fingerprint() in learned][:5], training)
+        panel(finished, [c for c in training if c.fingerprint() in learned][:5], training)
     with pytest.raises(UserError, match=r"students/nobody/fold=0 is not there \(make student\)"):
-        ask(replace(finished, run="nobody"), held_out, training)
+        panel(replace(finished, run="nobody"), held_out, training)
 
 
 def test_a_model_is_asked_once(finished: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     held_out, training = held_out_and_training(finished)
-    before = ask(finished, held_out, training).predictions["student"]
+    before = panel(finished, held_out, training).answers["student"].scores
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(answering, "open_scorer", refuse)
+    monkeypatch.setattr(keeping, "open_scorer", refuse)
     other = finished.root / "logits" / "smoke"
-    judges = ask(naming(finished, other=other), held_out, training)
-    assert judges.predictions["student"].equals(before)
-    assert judges.predictions["other"].equals(judges.predictions["teacher"])
+    answers = panel(naming(finished, other=other), held_out, training).answers
+    assert answers["student"].scores.equals(before)
+    assert answers["other"].scores.equals(answers["teacher"].scores)
     changed = [replace(c, prompt=[*c.prompt, "and?"]) for c in held_out]
     with pytest.raises(AssertionError, match="asked again"):
-        add(Judges(), candidates(finished)[2], finished, changed)
+        ask(named(finished, "student"), changed, engines(finished))
 
 
 def test_conversations_that_look_the_same_in_both_orders_are_counted(finished: Config) -> None:
@@ -197,9 +211,8 @@ def test_conversations_that_look_the_same_in_both_orders_are_counted(finished: C
     ends = ["begin " * 200, "finish " * 200]
     cut = replace(held_out[0], response_a=["this ".join(ends)], response_b=["that ".join(ends)])
     equal = replace(held_out[1], response_b=held_out[1].response_a)
-    judges = Judges()
-    add(judges, next(c for c in candidates(finished) if c.name == "student"), finished, [cut, equal, *held_out[2:]])
-    assert judges.alike == {"student": 2}
+    answers = ask(named(finished, "student"), [cut, equal, *held_out[2:]], engines(finished))
+    assert answers.alike == 2
 
 
 def test_who_has_learned_the_held_out_rows_cannot_judge_them(finished: Config) -> None:
@@ -208,20 +221,20 @@ def test_who_has_learned_the_held_out_rows_cannot_judge_them(finished: Config) -
     rows = [c for c in held_out_and_training(finished)[1] if c.fingerprint() in learned][:5]
     export = export_of(replace(finished, run="copy"), "merged", [own])
     for path in (own, export):
-        (mine,) = [c for c in candidates(naming(finished, mine=path)) if c.name == "mine"]
+        mine = named(naming(finished, mine=path), "mine")
         with pytest.raises(Unfit, match="was trained on 5 of the 5 conversations that are scored"):
-            add(Judges(), mine, finished, rows)
+            ask(mine, rows, engines(finished))
 
 
 def test_exports_of_unknown_descent_cannot_be_named(finished: Config) -> None:
     held_out, _ = held_out_and_training(finished)
     export = export_of(replace(finished, run="averaged"), "merged", [finished.root / "students" / "smoke" / "fold=0"])
-    (mine,) = [c for c in candidates(naming(finished, mine=export)) if c.name == "mine"]
-    add(Judges(), mine, finished, held_out)
+    mine = named(naming(finished, mine=export), "mine")
+    ask(mine, held_out, engines(finished))
     (export / LEARNED_FROM).unlink()
     finish_again(export)
     with pytest.raises(Unfit, match="does not say what it learned from"):
-        add(Judges(), mine, finished, held_out)
+        ask(mine, held_out, engines(finished))
 
 
 def test_an_export_of_another_student_is_refused(finished: Config) -> None:
@@ -231,7 +244,7 @@ def test_an_export_of_another_student_is_refused(finished: Config) -> None:
     manifest["parents"] = dict.fromkeys(manifest["parents"], "0" * 64)
     write_json(folder / MANIFEST, manifest)
     with pytest.raises(ValueError, match="exported from another students/smoke/fold=0"):
-        ask(finished, held_out, training)
+        panel(finished, held_out, training)
     (folder / MANIFEST).unlink()
 
 
@@ -242,64 +255,64 @@ def test_a_store_that_lacks_rows_is_left_out_or_where_it_is_named_refused(
     store = finished.root / "logits" / "partly"
     write_store(store, finished.root, tiny_llama, finished, leave_out=3)
     partly = replace(finished, teacher=replace(finished.teacher, name="partly"))
-    assert "teacher" not in ask(partly, held_out, training).predictions
+    assert "teacher" not in panel(partly, held_out, training).answers
     assert "teacher left out" in caplog.text and f"lacks 3 of {len(held_out)}" in caplog.text
     with pytest.raises(ValueError, match=f"partly lacks 3 of {len(held_out)} conversations"):
-        ask(naming(finished, other=store), held_out, training)
+        panel(naming(finished, other=store), held_out, training)
     moved = [replace(c, id=d.id) for c, d in zip(held_out, [*held_out[1:], held_out[0]], strict=True)]
     with pytest.raises(ValueError, match="judgements of other texts under the ids"):
-        ask(naming(finished, other=finished.root / "logits" / "smoke"), moved, training)
+        panel(naming(finished, other=finished.root / "logits" / "smoke"), moved, training)
 
 
 def test_parts_of_a_mixture_judge_beside_it(finished: Config) -> None:
     mixture = replace(finished.teacher.mixture, teachers=["smoke", "absent"])
-    found = candidates(replace(finished, teacher=replace(finished.teacher, kind="mixture", mixture=mixture)))
+    found = candidates_of(replace(finished, teacher=replace(finished.teacher, kind="mixture", mixture=mixture)))
     assert [c.name for c in found[:3]] == ["teacher", "teacher_smoke", "teacher_absent"]
     assert found[1].path == finished.root / "logits" / "smoke"
 
 
 def test_predictions_of_another_evaluation_can_be_named(finished: Config, tmp_path: Path) -> None:
     held_out, training = held_out_and_training(finished)
-    mine = ask(finished, held_out, training).predictions["student"]
+    mine = panel(finished, held_out, training).answers["student"].scores
     both = pl.concat([mine.with_columns(judge=pl.lit(name)) for name in ("student", "teacher")])
     both.with_columns(logits=pl.col("logits")).write_parquet(tmp_path / "predictions.parquet")
-    named = naming(finished, other=tmp_path / "predictions.parquet")
-    assert ask(named, held_out, training).predictions["other"].equals(mine)
+    other = naming(finished, other=tmp_path / "predictions.parquet")
+    assert panel(other, held_out, training).answers["other"].scores.equals(mine)
     mine.drop("order").write_parquet(tmp_path / "predictions.parquet")
     with pytest.raises(ValueError, match=r"has no columns \['order'\]"):
-        ask(named, held_out, training)
+        panel(other, held_out, training)
     mine.with_columns(logits=pl.lit("odd")).write_parquet(tmp_path / "predictions.parquet")
     with pytest.raises(UserError, match=r"predictions.parquet holds .*String.*, expected "):
-        ask(named, held_out, training)
+        panel(other, held_out, training)
     for content, told in (
         (b"id,a\n1,2\n", "is damaged, or no parquet"),
         (b"\x1f\x8b", "compressed by gzip: unpack it"),
     ):
         (tmp_path / "predictions.parquet").write_bytes(content)
         with pytest.raises(UserError, match=rf"predictions.parquet .*{told}.*; a judge is a predictions.parquet"):
-            ask(named, held_out, training)
+            panel(other, held_out, training)
 
 
 @pytest.mark.parametrize("name", ["student", "prior", "bayes", "student_w8a8", "a b", "<b>"])
 def test_names_are_new_and_plain(finished: Config, name: str) -> None:
     export_of(finished, "w8a8", [finished.root / "students" / "smoke" / "fold=0"])
     with pytest.raises(ValueError, match=f"eval.judges.{name}: choose another name"):
-        candidates(naming(finished, **{name: finished.root / "logits" / "smoke"}))
+        candidates_of(naming(finished, **{name: finished.root / "logits" / "smoke"}))
 
 
 def test_a_judge_that_is_not_there_is_named(finished: Config) -> None:
     with pytest.raises(ValueError, match="nowhere does not exist"):
-        candidates(naming(finished, other=finished.root / "nowhere"))
+        candidates_of(naming(finished, other=finished.root / "nowhere"))
     with pytest.raises(ValueError, match="stage 'prepare' leaves no judge"):
-        candidates(naming(finished, other=finished.root / "data" / "smoke"))
+        candidates_of(naming(finished, other=finished.root / "data" / "smoke"))
 
 
-def test_the_door_writes_what_it_says_and_goes_on_only_as_it_began(
+def test_the_entry_point_writes_what_it_says_and_resumes_only_as_it_began(
     finished: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("merged", "w8a8"):
         (finished.root / "exports" / "smoke" / name / MANIFEST).unlink(missing_ok=True)
-    door.main(finished)
+    entry_point.main(finished)
     folder = finished.root / "eval" / "smoke"
     said = pl.read_parquet(folder / "predictions.parquet")
     judges = json.loads((folder / "metrics.json").read_text())["judges"]
@@ -308,12 +321,12 @@ def test_the_door_writes_what_it_says_and_goes_on_only_as_it_began(
     assert said.filter(judge="student")["truncated"].null_count() == 0 == said["logits"].null_count()
     assert "✗" in capsys.readouterr().out
     written = (folder / "report.html").stat().st_mtime_ns
-    door.main(finished)
+    entry_point.main(finished)
     assert (folder / "report.html").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"eval\.judges\.other"):
-        door.main(naming(finished, other=finished.root / "logits" / "smoke"))
+        entry_point.main(naming(finished, other=finished.root / "logits" / "smoke"))
     with pytest.raises(ValueError, match=r"eval.own names \['nobody'\]"):
-        door.main(replace(finished, overwrite=True, eval=replace(finished.eval, own={"nobody": "gpt"})))
+        entry_point.main(replace(finished, overwrite=True, eval=replace(finished.eval, own={"nobody": "gpt"})))
 
 
 def test_seeds_are_judged_like_the_student(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,11 +334,11 @@ def test_seeds_are_judged_like_the_student(finished: Config, capsys: pytest.Capt
     for name in ("smoke,seed=1", "smoke,loss=votes", "smoke,loss=votes,seed=1"):
         shutil.copytree(students / "smoke", students / name)
     seeds = replace(finished.eval, seeds=[0, 1], variants=["loss=votes"])
-    door.main(replace(finished, overwrite=True, eval=seeds))
+    entry_point.main(replace(finished, overwrite=True, eval=seeds))
     assert "2 training seeds: 0, 1" in capsys.readouterr().out
     summary = json.loads((finished.root / "eval" / "smoke" / "seeds.json").read_text())
     metrics = json.loads((finished.root / "eval" / "smoke" / "metrics.json").read_text())
     assert summary["judges"]["student"]["log_loss"] == pytest.approx(metrics["judges"]["student"]["log_loss"])
     assert summary["gains"]["loss=votes"]["difference"] == pytest.approx(0) == metrics["gain"]["difference"]
     with pytest.raises(ValueError, match=r"student of seed 2 is missing; train it first: .* seed=2"):
-        door.main(replace(finished, eval=replace(seeds, seeds=[0, 2])))
+        entry_point.main(replace(finished, eval=replace(seeds, seeds=[0, 2])))

@@ -10,8 +10,10 @@ from sklearn.linear_model import LogisticRegression
 
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES, SWAPPED
-from eval.baselines import prior
-from eval.leaderboard import ANCHOR, POINTS, RIDGE, bradley_terry, rank_correlation, ratings
+from eval.bootstrap import Resampling
+from eval.judges.baselines import prior
+from eval.judges.bradley_terry import bradley_terry
+from eval.leaderboard import ANCHOR, POINTS, RIDGE, rank_correlation, ratings
 from eval.metrics import flip_rate, log_loss_rows, predict
 
 STRENGTHS = np.array([1.0, 0.5, 0.2, -0.3, -0.6, -0.8])
@@ -43,7 +45,7 @@ def logits_of(scores: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def test_planted_strengths_are_recovered() -> None:
     games, _, votes = simulate(30_000, 0, tie=-30)
-    found = ratings(games, votes, draws=2, seed=0)
+    found = ratings(games, votes, Resampling(2, 0))
     expected = ANCHOR + POINTS * (STRENGTHS - STRENGTHS.mean())
     assert found.points == pytest.approx(expected, abs=12) and found.points.mean() == pytest.approx(ANCHOR)
     assert found.table()["model"].to_list() == MODELS and found.games.sum() == 2 * len(games)
@@ -58,7 +60,7 @@ def test_ratings_equal_a_weighted_logistic_regression_with_ties_as_two_halves() 
         np.concatenate([design, design]), np.repeat([1, 0], 200), sample_weight=np.concatenate([won, 1 - won])
     )
     expected = ANCHOR + POINTS * (regression.coef_[0] - regression.coef_[0].mean())
-    assert ratings(games, votes, draws=1, seed=0).points == pytest.approx(expected, abs=1e-3)
+    assert ratings(games, votes, Resampling(1, 0)).points == pytest.approx(expected, abs=1e-3)
 
 
 def test_exchanging_the_sides_of_some_games_changes_no_rating() -> None:
@@ -69,8 +71,8 @@ def test_exchanging_the_sides_of_some_games_changes_no_rating() -> None:
         model_a=pl.when(some).then("model_b").otherwise("model_a"),
         model_b=pl.when(some).then("model_a").otherwise("model_b"),
     )
-    before = ratings(games, law, draws=20, seed=1)
-    after = ratings(exchanged, np.where(rows[:, None], law[:, SWAPPED], law), draws=20, seed=1)
+    before = ratings(games, law, Resampling(20, 1))
+    after = ratings(exchanged, np.where(rows[:, None], law[:, SWAPPED], law), Resampling(20, 1))
     assert before.points == pytest.approx(after.points) and before.drawn == pytest.approx(after.drawn)
 
 
@@ -79,7 +81,7 @@ def test_intervals_cover_the_planted_strengths() -> None:
     covered = []
     for seed in range(60):
         games, _, votes = simulate(400, seed, tie=-30)
-        table = ratings(games, votes, draws=200, seed=seed).table().sort("model")
+        table = ratings(games, votes, Resampling(200, seed)).table().sort("model")
         covered += ((table["low"].to_numpy() <= truth) & (truth <= table["high"].to_numpy())).tolist()
     assert 0.9 < np.mean(covered) < 0.99
 
@@ -88,7 +90,7 @@ def test_a_model_that_always_wins_has_a_finite_rating_and_one_seen_once_an_inter
     games = pl.DataFrame(
         {"model_a": ["best"] * 9 + ["rare"], "model_b": ["other"] * 10, "group": [str(i) for i in range(10)]}
     )
-    table = ratings(games, np.tile([1.0, 0, 0], (10, 1)), draws=50, seed=0).table()
+    table = ratings(games, np.tile([1.0, 0, 0], (10, 1)), Resampling(50, 0)).table()
     assert table["model"][-1] == "other" and table.select(pl.col("rating", "low", "high").is_finite().all()).row(0)
     assert table["rating"].max() < 3000  # type: ignore[operator]
 
@@ -96,23 +98,23 @@ def test_a_model_that_always_wins_has_a_finite_rating_and_one_seen_once_an_inter
 def test_rank_correlation_is_one_with_oneself_and_falls_with_noise() -> None:
     games, law, votes = simulate(600, 3)
     rng = np.random.default_rng(0)
-    human = ratings(games, votes, draws=60, seed=4)
-    close = rank_correlation(ratings(games, law, draws=60, seed=4), human)
-    blind = rank_correlation(ratings(games, rng.dirichlet([1, 1, 1], 600), draws=60, seed=4), human)
+    human = ratings(games, votes, Resampling(60, 4))
+    close = rank_correlation(ratings(games, law, Resampling(60, 4)), human)
+    blind = rank_correlation(ratings(games, rng.dirichlet([1, 1, 1], 600), Resampling(60, 4)), human)
     oneself = rank_correlation(human, human)
     for name in ("kendall", "spearman"):
-        assert [oneself[name], *oneself[f"{name}_ci"]] == pytest.approx([1, 1, 1])
-        low, high = close[f"{name}_ci"]
-        assert blind[name] + 0.3 < close[name] and low <= close[name] <= high <= 1 and low < 1
-    level = ratings(games, np.tile([0.0, 0, 1], (600, 1)), draws=60, seed=4)
-    assert set(rank_correlation(level, human).values()) == {None}, "all models in one place"
+        assert [getattr(oneself, name), *getattr(oneself, f"{name}_ci")] == pytest.approx([1, 1, 1])
+        value, (low, high) = getattr(close, name), getattr(close, f"{name}_ci")
+        assert getattr(blind, name) + 0.3 < value and low <= value <= high <= 1 and low < 1
+    level = ratings(games, np.tile([0.0, 0, 1], (600, 1)), Resampling(60, 4))
+    assert {*vars(rank_correlation(level, human)).values()} == {None}, "all models in one place"
 
 
 def test_games_without_a_name_are_refused() -> None:
     games, _, votes = simulate(5, 0)
     nameless = games.with_columns(model_b=pl.when(pl.int_range(5) == 3).then(None).otherwise("model_b"))
     with pytest.raises(ValueError, match="1 of 5 conversations lack a model's name"):
-        ratings(nameless, votes, draws=1, seed=0)
+        ratings(nameless, votes, Resampling(1, 0))
 
 
 def test_the_judge_of_names_comes_close_to_the_law_and_beats_the_prior() -> None:

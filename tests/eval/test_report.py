@@ -16,21 +16,16 @@ from rich.console import Console
 
 from core.records import Conversation
 from core.scoring import logits_by_order
+from eval.conclusions import Row
+from eval.measuring import METRICS, Evaluation
 from eval.metrics import kl_rows, log_loss_rows, predict
 from eval.report.charts import Axis, training_plots
-from eval.report.page import (
-    LADDER,
-    LONGEST,
-    bayes_line,
-    checks_line,
-    ordered,
-    rounds,
-    surface_line,
-    table,
-    told,
-    write_report,
-)
-from tests.eval.evaluations import Evaluation, evaluate, history
+from eval.report.ladder import LADDER, ordered
+from eval.report.lineage import trace
+from eval.report.page import LONGEST, Report, told, turns, write_report
+from eval.report.terminal import bayes_line, checks_line, surface_line, table
+from eval.results import read_result
+from tests.eval.evaluations import Evaluated, evaluate, history
 
 EVIL = "<script>alert('x')</script>\" onload=\"x"
 VOID = {"meta", "wbr", "br"}
@@ -97,16 +92,16 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     return evaluate(tmp_path_factory.mktemp("evaluation"))
 
 
 @pytest.fixture(scope="module")
-def page(evaluation: Evaluation) -> Page:
+def page(evaluation: Evaluated) -> Page:
     return Page(evaluation.page)
 
 
-def opened(evaluation: Evaluation) -> dict[str, Any]:
+def opened(evaluation: Evaluated) -> dict[str, Any]:
     """The files that the page may name: beside it, and below the artefacts' root."""
     files = {"metrics.json": json.loads((evaluation.folder / "metrics.json").read_text())}
     for path in evaluation.root.rglob("*"):
@@ -118,6 +113,12 @@ def opened(evaluation: Evaluation) -> dict[str, Any]:
     return files
 
 
+def typed(folder: Path, metrics: dict[str, Any]) -> Evaluation:
+    """What metrics.json holds, as `python -m eval` reads it."""
+    (folder / METRICS).write_text(json.dumps(metrics))
+    return read_result(Evaluation, folder / METRICS)
+
+
 def value_at(files: dict[str, Any], source: str) -> Any:
     name, _, pointer = unquote(source).partition("#")
     value = files[name]
@@ -127,7 +128,7 @@ def value_at(files: dict[str, Any], source: str) -> Any:
     return value
 
 
-def test_every_number_is_that_of_its_file(evaluation: Evaluation, page: Page) -> None:
+def test_every_number_is_that_of_its_file(evaluation: Evaluated, page: Page) -> None:
     files = opened(evaluation)
     assert len(page.sourced) > 800
     for sources, forms, text in page.sourced:
@@ -152,7 +153,7 @@ def test_numbers_outside_of_elements_are_not_shown(page: Page) -> None:
     assert spoken and not [text for text in spoken if NUMBER.search(text)]
 
 
-def test_metrics_hold_what_readers_count_on(evaluation: Evaluation) -> None:
+def test_metrics_hold_what_readers_count_on(evaluation: Evaluated) -> None:
     metrics = opened(evaluation)["metrics.json"]
     assert {"rows", "bayes", "judges", "gain", "leaderboard", "reading", "humans", "differences"} <= set(metrics)
     assert set(LADDER) - set(metrics["judges"]) == {
@@ -166,7 +167,7 @@ def test_metrics_hold_what_readers_count_on(evaluation: Evaluation) -> None:
     assert len(metrics["judges"]["student_w8a8"]["recalibrated"]["reliability_by_label"]["tie"]) > 1
 
 
-def test_reading_holds_the_dearest_and_the_farthest_of_each_prompt(evaluation: Evaluation) -> None:
+def test_reading_holds_the_dearest_and_the_farthest_of_each_prompt(evaluation: Evaluated) -> None:
     reading = opened(evaluation)["metrics.json"]["reading"]
     frame = pl.read_parquet(evaluation.folder / "predictions.parquet")
     ids = [c.id for c in evaluation.held_out]
@@ -181,7 +182,7 @@ def test_reading_holds_the_dearest_and_the_farthest_of_each_prompt(evaluation: E
             assert row["rival"] == pytest.approx(teacher[ids.index(row["id"])])
 
 
-def test_page_needs_nothing_beside_it_and_its_links_lead_somewhere(evaluation: Evaluation, page: Page) -> None:
+def test_page_needs_nothing_beside_it_and_its_links_lead_somewhere(evaluation: Evaluated, page: Page) -> None:
     names = {name for name, _ in page.attributes}
     assert not names & {"src", "srcset", "onclick", "onload"} and not {"script", "link", "img", "iframe"} & set(
         page.tags
@@ -203,7 +204,7 @@ def test_every_judge_leads_up_to_the_data(page: Page) -> None:
     assert {"data/arena", "logits/big", "students/student/fold=0"} <= {v for name, v in page.attributes if name == "id"}
 
 
-def test_pairs_ratings_lengths_and_slices_are_told(evaluation: Evaluation, page: Page) -> None:
+def test_pairs_ratings_lengths_and_slices_are_told(evaluation: Evaluated, page: Page) -> None:
     metrics = opened(evaluation)["metrics.json"]
     sources = {source for source, _, _ in page.sourced}
     for judge in ("teacher", "student_w8a8", "student_no_teacher", "other.one"):
@@ -218,7 +219,7 @@ def test_pairs_ratings_lengths_and_slices_are_told(evaluation: Evaluation, page:
         assert metrics["judges"]["student"]["biases"][slices]["sentence"] in page.text
 
 
-def test_unconvincing_judges_are_marked_everywhere(evaluation: Evaluation, page: Page) -> None:
+def test_unconvincing_judges_are_marked_everywhere(evaluation: Evaluated, page: Page, tmp_path: Path) -> None:
     metrics = opened(evaluation)["metrics.json"]
     assert metrics["judges"]["student_no_teacher"]["beats_surface"] is False, "it guesses"
     marked = {name for name, of in metrics["judges"].items() if of["beats_surface"] is False} - {
@@ -226,14 +227,16 @@ def test_unconvincing_judges_are_marked_everywhere(evaluation: Evaluation, page:
         "bradley_terry",
     }
     assert page.text.count("does not beat surface") == len(marked - {"bayes"}) > 0
-    line = surface_line(metrics)
+    line = surface_line(typed(tmp_path, metrics))
     assert line is not None and "student_no_teacher" in line.plain and "prior" not in line.plain
     metrics["judges"] = {name: of | {"beats_surface": True} for name, of in metrics["judges"].items()}
-    assert surface_line(metrics) is None
-    assert "entropy of the simulated law" in str(bayes_line(metrics)) and bayes_line({"bayes": None}) is None
+    convincing = typed(tmp_path, metrics)
+    assert surface_line(convincing) is None
+    assert "entropy of the simulated true distribution" in str(bayes_line(convincing))
+    assert bayes_line(replace(convincing, bayes=None)) is None
 
 
-def test_hostile_texts_and_names_are_escaped(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_hostile_texts_and_names_are_escaped(evaluation: Evaluated, tmp_path: Path) -> None:
     evil = Conversation(EVIL, [EVIL], [EVIL], [EVIL], EVIL, EVIL, [1.0, 0.0, 0.0], group=EVIL, source=EVIL)
     again = evaluate(tmp_path, name=EVIL, conversations={c.id: evil for c in evaluation.held_out})
     found = Page(again.page)
@@ -241,7 +244,7 @@ def test_hostile_texts_and_names_are_escaped(evaluation: Evaluation, tmp_path: P
     assert found.text.count(EVIL) == 2 + 8 * 40  # 2 names; snippet, id, source, prompt, 2 responses, 2 models
 
 
-def test_hostile_manifests_and_model_names_are_escaped(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_hostile_manifests_and_model_names_are_escaped(evaluation: Evaluated, tmp_path: Path) -> None:
     metrics = opened(evaluation)["metrics.json"]
     metrics["leaderboard"]["models"][0]["model"] = EVIL
     metrics["judges"]["student"]["biases"]["position"]["sentence"] = EVIL
@@ -251,34 +254,24 @@ def test_hostile_manifests_and_model_names_are_escaped(evaluation: Evaluation, t
 
 
 def rendered(
-    evaluation: Evaluation,
+    evaluation: Evaluated,
     path: Path,
     metrics: dict[str, Any],
     histories: dict[str, pl.DataFrame] | None = None,
     **of: Any,
 ) -> str:
     """A report of `metrics` alone; the student's manifest is changed to have `of`."""
-    from eval.report.lineage import trace
-
     folder = evaluation.root / "students" / "student" / "fold=0"
     lineage = trace({"student": folder}, evaluation.root / "data" / "arena", evaluation.root)
     manifests = dict(lineage.manifests)
     manifests["students/student/fold=0"] = replace(manifests["students/student/fold=0"], **of)
-    write_report(
-        path / "report.html",
-        name="bare",
-        metrics=metrics,
-        conversations={c.id: c for c in evaluation.held_out},
-        histories=histories or {},
-        fidelities={},
-        lineage=replace(lineage, manifests=manifests),
-    )
+    conversations, lineage = {c.id: c for c in evaluation.held_out}, replace(lineage, manifests=manifests)
+    report = Report("bare", typed(path, metrics), conversations, histories or {}, {}, lineage)
+    write_report(path / "report.html", report)
     return (path / "report.html").read_text(encoding="utf-8")
 
 
-def test_report_does_without_teacher_history_people_names_and_comparison(
-    evaluation: Evaluation, tmp_path: Path
-) -> None:
+def test_report_does_without_teacher_history_people_names_and_comparison(evaluation: Evaluated, tmp_path: Path) -> None:
     metrics = opened(evaluation)["metrics.json"]
     metrics["judges"] = {name: metrics["judges"][name] for name in ("prior", "surface", "student")}
     metrics |= {"gain": None, "humans": None, "leaderboard": None, "bayes": None, "teacher": None}
@@ -289,7 +282,7 @@ def test_report_does_without_teacher_history_people_names_and_comparison(
     assert "Where student and surface disagree most" in text and "KL to teacher" not in text.split("How to read it")[0]
 
 
-def test_diverged_training_still_gives_a_report(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_diverged_training_still_gives_a_report(evaluation: Evaluated, tmp_path: Path) -> None:
     diverged = history(validations=False).with_columns(loss=pl.lit(float("nan")))
     diverged[0, "loss"] = 1.0
     page = rendered(evaluation, tmp_path, opened(evaluation)["metrics.json"], {"student": diverged})
@@ -299,23 +292,33 @@ def test_diverged_training_still_gives_a_report(evaluation: Evaluation, tmp_path
 @pytest.mark.parametrize(
     ("gain", "words"),
     [
-        ({"difference": 0.02, "ci": [0.01, 0.03]}, "Distillation lowered the student's log loss by +0.0200 nats"),
-        ({"difference": -0.02, "ci": [-0.03, -0.01]}, "Distillation raised the student's log loss: gain -0.0200 nats"),
-        ({"difference": 0.02, "ci": [-0.01, 0.05]}, "No measurable gain from distillation: +0.0200 nats"),
+        (
+            {"difference": 0.02, "ci": [0.01, 0.03], "p": 0.01, "beats": True},
+            "Distillation lowered the student's log loss by +0.0200 nats",
+        ),
+        (
+            {"difference": -0.02, "ci": [-0.03, -0.01], "p": 0.01, "beats": False},
+            "Distillation raised the student's log loss: gain -0.0200 nats",
+        ),
+        (
+            {"difference": 0.02, "ci": [-0.01, 0.05], "p": 0.2, "beats": False},
+            "No measurable gain from distillation: +0.0200 nats",
+        ),
     ],
 )
 def test_headline_says_only_what_the_interval_allows(
-    gain: dict[str, Any], words: str, evaluation: Evaluation, tmp_path: Path
+    gain: dict[str, Any], words: str, evaluation: Evaluated, tmp_path: Path
 ) -> None:
     metrics = opened(evaluation)["metrics.json"] | {"gain": gain}
     assert words in Page(rendered(evaluation, tmp_path, metrics)).text
 
 
-def test_table_follows_the_ladder_and_fits_a_terminal(evaluation: Evaluation) -> None:
+def test_table_follows_the_ladder_and_fits_a_terminal(evaluation: Evaluated, tmp_path: Path) -> None:
     metrics = opened(evaluation)["metrics.json"]
     judges = metrics["judges"]
     output = io.StringIO()
-    Console(file=output, width=80).print(table(metrics | {"judges": dict(reversed(judges.items()))}))
+    backwards = typed(tmp_path, metrics | {"judges": dict(reversed(judges.items()))})
+    Console(file=output, width=80).print(table(backwards))
     assert "bootstrap of prompts" in output.getvalue()
     lines = [line for line in output.getvalue().splitlines() if re.match(r"│ \w", line)]
     assert [re.split(r"[ │]+", line)[1] for line in lines] == ordered(judges)
@@ -323,7 +326,9 @@ def test_table_follows_the_ladder_and_fits_a_terminal(evaluation: Evaluation) ->
     assert {re.split(r"[ │]+", line)[1] for line in lines if "✗" in line} >= {"student_no_teacher"}
 
 
-def test_what_people_and_exports_say_is_shown_with_its_intervals(evaluation: Evaluation, page: Page) -> None:
+def test_what_people_and_exports_say_is_shown_with_its_intervals(
+    evaluation: Evaluated, page: Page, tmp_path: Path
+) -> None:
     files, sources = opened(evaluation), {source for source, _, _ in page.sourced}
     for figure in ("agreement", "majority", "largest_share", "entropy"):
         place = f"metrics.json#/humans/{figure}"
@@ -335,34 +340,37 @@ def test_what_people_and_exports_say_is_shown_with_its_intervals(evaluation: Eva
         shown = ["difference", "ci/0", "ci/1", "limit", "verdict", *["rows_needed"] * (of["rows_needed"] is not None)]
         assert {f"{place}/{name}" for name in shown} <= sources
     assert {of["verdict"] for of in lost.values()} >= {"beyond", "cannot tell"}
-    line = checks_line(files["metrics.json"])
+    metrics = files["metrics.json"]
+    line = checks_line(typed(tmp_path, metrics))
     assert line is not None and "student_w8a8 failed its checks: verdicts differs" in line.plain
-    assert checks_line({"judges": {"student": {"failed": []}}, "unanswered": {}}) is None
+    passed = {name: of | {"failed": []} for name, of in metrics["judges"].items()}
+    assert checks_line(typed(tmp_path, metrics | {"judges": passed})) is None
 
 
 def test_few_prompts_are_told_by_table_and_page(tmp_path: Path) -> None:
     evaluation = evaluate(tmp_path, rows=40)
     metrics, output = opened(evaluation)["metrics.json"], io.StringIO()
-    Console(file=output, width=200).print(table(metrics))
+    Console(file=output, width=200).print(table(typed(tmp_path, metrics)))
     assert metrics["intervals"] == metrics["humans"]["intervals"] == "jackknife"
     assert "jackknife, for few prompts" in output.getvalue()
     text = Page(evaluation.page).text
     assert text.count("by the jackknife and Student's t") == 2 and "draws of first prompts" not in text
 
 
-def test_long_texts_are_cut_with_a_note_and_rounds_stay_side_by_side() -> None:
+def test_long_texts_are_cut_with_a_note_and_turns_stay_side_by_side() -> None:
     conversation = Conversation("1", ["p", "q"], ["x" * (LONGEST + 1234)], ["b", "c", "d"])
-    (first, second, third) = rounds(conversation)
+    (first, second, third) = turns(conversation)
     assert first[1].endswith("[... 1,234 more characters]") and first[1].startswith("x" * LONGEST)
     assert second == ("q", "", "c") and third == ("", "", "d")
 
 
 def test_a_long_table_keeps_its_most_frequent_rows_in_order() -> None:
-    rows = [{"value": None if i % 5 == 0 else 0.1, "count": i * 7 % 31} for i in range(31)]
+    values = [None if i % 5 == 0 else 0.1 for i in range(31)]
+    rows = [Row(x="", value=value, low=value, high=value, count=i * 7 % 31) for i, value in enumerate(values)]
     kept = told(rows)
     assert len(kept) == 12 and [i for i, _ in kept] == sorted(i for i, _ in kept)
-    left = [row["count"] for i, row in enumerate(rows) if row["value"] is not None and i not in dict(kept)]
-    assert min(row["count"] for _, row in kept) > max(left)
+    left = [row.count for i, row in enumerate(rows) if row.value is not None and i not in dict(kept)]
+    assert min(row.count for _, row in kept) > max(left)
 
 
 def test_curves_keep_their_mean_however_long_the_training() -> None:

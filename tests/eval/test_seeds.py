@@ -6,46 +6,42 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from eval.metrics import paired_difference
-from eval.seeds import seeds_table, summarise_seeds
+from eval.bootstrap import Resampling
+from eval.means import paired_difference
+from eval.seeds import SeedRun, seeds_table, summarise_seeds
 
 GAIN = 0.02
 NO_TEACHER = "loss=votes"
 
 
-def simulate(seeds: int, rows: int, luck: float, seed: int) -> tuple[dict, dict, list[str]]:
-    """Metrics and losses of both judges; `luck` is the deviation of a run's mean loss over seeds."""
+def simulate(seeds: int, rows: int, luck: float, seed: int) -> tuple[dict[str, list[SeedRun]], list[str]]:
+    """Runs of both judges; `luck` is the deviation of a run's mean loss over seeds."""
     rng = np.random.default_rng(seed)
     base = rng.normal(1, 0.5, rows)
     losses = {
         judge: base + extra + rng.normal(0, luck, (seeds, 1)) + rng.normal(0, 0.2, rows)
         for judge, extra in ((NO_TEACHER, GAIN), ("student", 0.0))
     }
-    metrics = {
-        judge: [{"log_loss": r.mean(), "accuracy": 0.5, "ece": 0.02, "flip_rate": 0.1 * i} for i, r in enumerate(runs)]
-        for judge, runs in losses.items()
-    }
-    return metrics, losses, [str(i) for i in range(rows)]
+    runs = {judge: [SeedRun(row, 0.5, 0.02, 0.1 * i) for i, row in enumerate(of)] for judge, of in losses.items()}
+    return runs, [str(i) for i in range(rows)]
 
 
 def test_equal_runs_reduce_to_the_paired_difference_over_rows() -> None:
-    metrics, losses, groups = simulate(3, 50, 0.0, 0)
-    summary = summarise_seeds(metrics, losses, [0, 1, 2], groups, dict.fromkeys(losses, 0))
-    once = paired_difference(losses[NO_TEACHER][0], losses["student"][0], groups, 100, 5)
-    assert summary["gains"][NO_TEACHER]["difference"] == pytest.approx(once["difference"])
-    assert summary["gains"][NO_TEACHER]["ci"] == pytest.approx(once["ci"])
-    assert summary["judges"]["student"]["log_loss_sd"] == pytest.approx(0)
-    assert summary["judges"]["student"]["flip_rate"] == pytest.approx(0.1)
-    assert summary["judges"]["student"]["log_loss"] == pytest.approx(losses["student"].mean())
+    runs, groups = simulate(3, 50, 0.0, 0)
+    summary = summarise_seeds(runs, [0, 1, 2], groups, dict.fromkeys(runs, 0))
+    once = paired_difference(runs[NO_TEACHER][0].losses, runs["student"][0].losses, groups, Resampling(100, 5))
+    assert summary.gains[NO_TEACHER].difference == pytest.approx(once.difference)
+    assert summary.gains[NO_TEACHER].ci == pytest.approx(once.ci)
+    assert summary.judges["student"].log_loss_sd == pytest.approx(0)
+    assert summary.judges["student"].flip_rate == pytest.approx(0.1)
+    assert summary.judges["student"].log_loss == pytest.approx(np.mean([run.losses for run in runs["student"]]))
 
 
 def test_luck_of_runs_widens_the_interval() -> None:
     widths = []
     for luck in (0.0, 0.2):
-        metrics, losses, groups = simulate(4, 100, luck, 0)
-        low, high = summarise_seeds(metrics, losses, range(4), groups, dict.fromkeys(losses, 0))["gains"][NO_TEACHER][
-            "ci"
-        ]
+        runs, groups = simulate(4, 100, luck, 0)
+        low, high = summarise_seeds(runs, range(4), groups, dict.fromkeys(runs, 0)).gains[NO_TEACHER].ci
         widths.append(high - low)
     assert widths[1] > 2 * widths[0]
 
@@ -59,26 +55,24 @@ def test_interval_covers_the_gain_however_few_seeds_and_prompts_there_are(
 ) -> None:
     covered = 0
     for seed in range(300):
-        metrics, losses, groups = simulate(seeds, rows, luck, seed)
-        low, high = summarise_seeds(metrics, losses, range(seeds), groups, dict.fromkeys(losses, 0))["gains"][
-            NO_TEACHER
-        ]["ci"]
+        runs, groups = simulate(seeds, rows, luck, seed)
+        low, high = summarise_seeds(runs, range(seeds), groups, dict.fromkeys(runs, 0)).gains[NO_TEACHER].ci
         covered += low <= GAIN <= high
     assert least < covered / 300 < 0.985
 
 
 def test_table_shows_both_judges_and_the_gain() -> None:
-    metrics, losses, groups = simulate(2, 50, 0.01, 0)
+    runs, groups = simulate(2, 50, 0.01, 0)
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(seeds_table(summarise_seeds(metrics, losses, [3, 7], groups, dict.fromkeys(losses, 0))))
+    console.print(seeds_table(summarise_seeds(runs, [3, 7], groups, dict.fromkeys(runs, 0))))
     shown = console.export_text()
     assert "2 training seeds: 3, 7" in shown and NO_TEACHER in shown and "student's gain" in shown
     assert "cross-validated" not in shown
-    console.print(seeds_table(summarise_seeds(metrics, losses, [3, 7], groups, {"student": 20, NO_TEACHER: 0})))
+    console.print(seeds_table(summarise_seeds(runs, [3, 7], groups, {"student": 20, NO_TEACHER: 0})))
     assert "cross-validated, its teachers saw 20 of 50 votes" in " ".join(console.export_text().split())
 
 
 def test_one_seed_is_refused() -> None:
-    metrics, losses, groups = simulate(1, 20, 0.0, 0)
+    runs, groups = simulate(1, 20, 0.0, 0)
     with pytest.raises(ValueError, match=r"eval.seeds=\[4\].*two or more"):
-        summarise_seeds(metrics, losses, [4], groups, dict.fromkeys(losses, 0))
+        summarise_seeds(runs, [4], groups, dict.fromkeys(runs, 0))

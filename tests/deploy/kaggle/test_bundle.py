@@ -25,7 +25,7 @@ from deploy.kaggle.backends import BESIDE_TORCH, backends_for, requirements_of
 from deploy.kaggle.bundle import COMPETITION, LONGEST_SLUG, TEMPLATE, slug_of
 from deploy.predicting.submission import check_submission
 from distill.kaggle import chooses_scorer, notebook_overrides
-from eval.canary_check import CANARIES
+from eval.canaries.checking import CANARIES
 from tests.composing import configured, scorer
 from tests.imports import demands
 from tests.running import refuses, succeeds

@@ -481,7 +481,7 @@ def test_an_engine_that_computes_something_else_judges_only_what_says_so(
 ) -> None:
     model = with_swapped_labels(export, tmp_path / "swapped")
     swapped, note = (f"predict.model={model}", "predict.minutes=60"), tmp_path / "submission.canaries.txt"
-    with pytest.raises(UserError, match=r"computes something else here .* rms.*canaries.on_failure=warn goes on"):
+    with pytest.raises(UserError, match=r"computes something else here .* rms.*canaries.on_failure=warn continues"):
         predict.main(configure(*swapped))
     assert not (tmp_path / "submission.csv").exists() and not read_scores(parts_folder(configure())).height
     predict.main(configure(*swapped, "canaries.on_failure=warn"))  # goes on with the parts of the refused run

@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import score
-from eval.canary_check import check_canaries
+from eval.canaries.checking import check_canaries
 from students.merging import merge_adapter, unmerge_adapter
 from teachers.scorers.int8 import multiplies_exactly
 from teachers.scorers.opening import label_token_ids, open_scorer

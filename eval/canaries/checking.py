@@ -1,9 +1,10 @@
 """Whether an engine computes the judge that was exported: asked on the machine at hand, before it judges anything.
 
 An export carries `canaries.parquet`: training conversations, the token ids that they became, and the logits that the
-exported model gave them in floating point, as its fidelity was measured (`eval.canaries` writes it). Whoever opens an
-export scores them first, with the very engine that is about to judge. Raw logits of whole prompts depend on all that
-lies between a text and a verdict: renderer, tokenizer, padding, pooling, the order of the labels, types, kernels.
+exported model gave them in floating point, as its fidelity was measured (`eval.canaries.making` writes it). Whoever
+opens an export scores them first, with the very engine that is about to judge. Raw logits of whole prompts depend on
+all that lies between a text and a verdict: renderer, tokenizer, padding, pooling, the order of the labels, types,
+kernels.
 """
 
 import logging
@@ -68,7 +69,7 @@ def write_canaries(
         {name: getattr(c, name) for name in ("id", *TEXTS, "model_a", "model_b")} | {"order": p.order, "ids": p.ids}
         for c, p in shown
     ]
-    table = pl.DataFrame([{**row, "logits": said} for row, said in zip(rows, logits, strict=True)], schema=SCHEMA)
+    table = pl.DataFrame([{**row, "logits": answer} for row, answer in zip(rows, logits, strict=True)], schema=SCHEMA)
     table.write_parquet(folder / CANARIES, metadata={name: repr(float(x)) for name, x in asdict(tolerated).items()})
 
 
@@ -82,7 +83,7 @@ def check_canaries(folder: Path, renderer: Renderer, scorer: Scorer, canaries: C
     if problem is None:
         return None
     if canaries == "refuse":
-        raise UserError(f"{problem}. canaries.on_failure=warn goes on all the same, and marks what it writes")
+        raise UserError(f"{problem}. canaries.on_failure=warn continues and marks what it writes")
     log.warning("%s", problem)
     return problem
 

@@ -1,24 +1,26 @@
-"""Which differences chance cannot explain: means over rows that come in groups, with intervals that hold for few too.
+"""Means with their standard errors and intervals, over rows of which those of one prompt group are not independent.
 
-The percentiles of a bootstrap (`metrics.bootstrap_means`) serve large test sets. With some twenty prompts they miss the
-true mean nearly twice as often as they say, the jackknife's t intervals here about as often
-(`tests/eval/test_inference.py` measures both), so `metrics.Means` takes these below `FEW` prompts.
+The percentiles of a bootstrap (`eval.bootstrap`) serve large test sets. With some twenty prompts they miss the true
+mean nearly twice as often as they say, the jackknife's t intervals here about as often
+(`tests/eval/test_intervals.py` measures both), so `eval.means.Means` takes these below `FEW` prompts.
 """
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
+from core.errors import UserError
+
+LEVEL = 0.05  # figures have 95% intervals
 FEW = 60  # prompts; below, 95% intervals of bootstrap percentiles hold the truth less than 94% of the time, at 15 90%
 MIN_GROUPS = 10  # of a slice or a bias: fewer prompts say little about one of many
 Groups = Sequence[str] | np.ndarray | pl.Series
-UNITS = {"win rate": (100, 1, "points"), "probability": (100, 1, "points"), "nats": (1, 4, "nats")}  # in a sentence
+Interval = tuple[float, float]  # low and high
 Weighted = tuple[np.ndarray, np.ndarray]  # values [n] and the weight of each; of weight 0 are rows outside of a slice
 
 
@@ -123,10 +125,10 @@ class Jackknife:
         """The mean of `these` less the mean of `those`, which may be of the same groups; None as in `mean`."""
         return self._estimate(MIN_GROUPS, these, those)
 
-    def _estimate(self, least: int, *parts: Weighted) -> Estimate | None:
+    def _estimate(self, least: int, *sides: Weighted) -> Estimate | None:
         value, effective = 0.0, math.inf
         left_out, touched = np.zeros(self.count), np.zeros(self.count, dtype=bool)
-        for sign, (values, weights) in zip((1, -1), parts, strict=False):
+        for sign, (values, weights) in zip((1, -1), sides, strict=False):
             sums, sizes = (np.bincount(self.members, of, self.count) for of in (values * weights, weights))
             total, size = sums.sum(), sizes.sum()
             effective = min(effective, effective_number(sizes))
@@ -137,7 +139,7 @@ class Jackknife:
             touched |= sizes > 0
         groups = np.count_nonzero(touched)
         error = math.sqrt((groups - 1) / groups * float(((left_out - value) ** 2)[touched].sum()))
-        return Estimate(value, error, float(effective), int(np.count_nonzero(parts[0][1])))
+        return Estimate(value, error, float(effective), int(np.count_nonzero(sides[0][1])))
 
 
 def effective_number(sizes: np.ndarray) -> float:
@@ -145,120 +147,12 @@ def effective_number(sizes: np.ndarray) -> float:
     return float(sizes.sum() ** 2 / (sizes**2).sum()) if sizes.any() else 0.0
 
 
-@dataclass(frozen=True)
-class Bias:
-    """One way in which a judge may be wrong: how much, between what bounds, and in a sentence.
+def number_groups(groups: Groups) -> np.ndarray:
+    """Groups as numbers 0, 1, ... in the order of their names, whatever the order of the rows: int64 [n].
 
-    `value`, `low` and `high` are in `unit` (win rates and probabilities are shares of one), None where no rows tell.
-    `flagged`: the interval leaves zero out. `table`: rows to plot, each with x, value, low, high and count.
+    Raises `UserError` for a single group, which says nothing about other prompts.
     """
-
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
-    unit: str
-    flagged: bool
-    sentence: str
-    table: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The words of a sentence: what is compared with what, and what it means where it is truly above or below."""
-
-    subject: str
-    baseline: str
-    above: str
-    below: str
-
-
-def conclude(
-    name: str,
-    unit: str,
-    estimate: Estimate | None,
-    claim: Claim,
-    table: list[dict[str, Any]],
-    *,
-    level: float,
-    among: int = 1,
-    remark: str = "",
-) -> Bias:
-    """What an estimate says at error rate `level`, which is split where it is the most striking `among` several."""
-    if estimate is None:
-        why = f"{claim.subject} cannot be compared with {claim.baseline}: fewer than {MIN_GROUPS} prompts here tell it."
-        return Bias(name, None, None, None, unit, False, why + remark, table)
-    low, high = estimate.interval(level / among)
-    flagged, above = low > 0 or high < 0, estimate.value >= 0
-    verdict = (claim.above if above else claim.below) if flagged else "nothing that chance cannot explain"
-    scale, digits, noun = UNITS[unit]
-    size = f"{abs(estimate.value) * scale:.{digits}f} {noun} {'above' if above else 'below'} {claim.baseline}"
-    reach = f"{100 * (1 - level):g}% interval {low * scale:+z.{digits}f} to {high * scale:+z.{digits}f}"
-    together = f", holding for all {among} at once" if among > 1 else ""
-    sentence = f"{claim.subject} is {size} ({reach}{together}): {verdict}.{remark}"
-    return Bias(name, estimate.value, low, high, unit, flagged, sentence, table)
-
-
-def conclude_most_striking(
-    name: str,
-    unit: str,
-    estimates: Mapping[str, Estimate | None],
-    claim: Claim,
-    rows: Mapping[str, dict[str, Any]],
-    *,
-    level: float,
-    whole: str,
-) -> Bias:
-    """The estimate that chance explains least, its interval wide enough to answer for all of them.
-
-    That is the one of the smallest p-value, so it is flagged where Holm's first step passes, and no row is flagged
-    without it. Its name, or that of the `whole` where there is none, goes into the claim's subject; of equals it is the
-    last. `rows` become the table, each with `flagged`.
-    """
-    told = {x: estimate for x, estimate in estimates.items() if estimate is not None}
-    striking = min(reversed(told), key=lambda x: _strikingness(told[x]), default=None)
-    flagged = flags(told, level)
-    return conclude(
-        name,
-        unit,
-        told[striking] if striking else None,
-        replace(claim, subject=claim.subject.format(striking or whole)),
-        [{**row, "flagged": flagged.get(x, False)} for x, row in rows.items()],
-        level=level,
-        among=len(told),
-    )
-
-
-def _strikingness(estimate: Estimate) -> tuple[float, float]:
-    """Sorts the most striking first. Rounded, as the order of the rows moves last digits and must not choose."""
-    return float(f"{estimate.p:.6g}"), -round(abs(estimate.t), 6)
-
-
-def flags(estimates: Mapping[str, Estimate], level: float) -> dict[str, bool]:
-    """Which of several estimates are not zero; the chance of a single false one among them is at most `level`.
-
-    Holm 1979, "A simple sequentially rejective multiple test procedure": from the smallest p-value on, against level
-    over the number of those left, until one is not small enough.
-    """
-    found = dict.fromkeys(estimates, False)
-    for rank, x in enumerate(sorted(estimates, key=lambda x: estimates[x].p)):
-        if estimates[x].p > level / (len(estimates) - rank):
-            break
-        found[x] = True
-    return found
-
-
-def bounds(estimate: Estimate | None, level: float, name: str = "", share: bool = False) -> dict[str, float | None]:
-    """An estimate as cells of a row: value, low and high, or `name`, `name`_low and `name`_high; None without one."""
-    keys = (name, f"{name}_low", f"{name}_high") if name else ("value", "low", "high")
-    if estimate is None:
-        return dict.fromkeys(keys)
-    ends = estimate.share_interval(level) if share else estimate.interval(level)
-    return dict(zip(keys, (estimate.value, *ends), strict=True))
-
-
-def quantile_bins(values: np.ndarray, bins: int) -> list[np.ndarray]:
-    """Which rows fall into each of `bins` ranges of about as many rows, from low to high: bool [n] each, none empty."""
-    edges = np.unique(np.quantile(values, np.arange(1, bins) / bins)) if values.size else np.empty(0)
-    place = np.searchsorted(edges, values)
-    return [place == at for at in np.unique(place)]
+    members = pl.Series(groups).rank("dense").cast(pl.Int64).to_numpy() - 1
+    if members.max(initial=0) < 1:
+        raise UserError(f"all {len(members)} conversations share one group: an interval needs at least two prompts")
+    return members

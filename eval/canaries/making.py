@@ -1,4 +1,4 @@
-"""The canaries of an export: what an engine must answer, and how far it may be off (`eval.canary_check` checks it).
+"""The canaries of an export: what an engine must answer, and how far it may be off (checked by `checking`).
 
 Asked is the exported model in floating point: transformers in fp32, with int8 activations rounded as int8 kernels round
 them. Engines compute in 16 bits and add in another order, so the model answers several times, every module's output off
@@ -21,7 +21,7 @@ from core.exported import GGUF_BACKBONE
 from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import check_finite, score
-from eval.canary_check import Differences, write_canaries
+from eval.canaries.checking import Differences, write_canaries
 from eval.config import CanariesConfig
 from students.export.calibration_rows import canary_prompts
 from teachers.scorers.config import Dtype, ScorerConfig, through_transformers

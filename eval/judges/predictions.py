@@ -1,6 +1,7 @@
-"""What a model says of conversations, kept below predictions/: no stage asks the same model the same thing twice."""
+"""What a model answers, kept below predictions/: no stage has the same model score the same conversations twice."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -12,7 +13,7 @@ from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import score_conversations
 from core.tables import read_parquet
-from eval.canary_check import check_canaries
+from eval.canaries.checking import check_canaries
 from eval.config import CanaryMode
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
@@ -20,7 +21,15 @@ from teachers.scorers.opening import open_scorer
 SCORED, FAILED = "scores.parquet", "failed"  # the latter in the manifest's `extra`
 
 
-def answers(
+@dataclass(frozen=True)
+class Predictions:
+    """`scores` of all conversations in both orders (`SCORES`), and which checks the engine `failed`."""
+
+    scores: pl.DataFrame
+    failed: Sequence[str]
+
+
+def predictions(
     model: Path,
     content: str,
     renderer: Renderer,
@@ -28,11 +37,11 @@ def answers(
     conversations: Sequence[Conversation],
     root: Path,
     canaries: CanaryMode | None = None,
-) -> tuple[pl.DataFrame, list[str]]:
-    """The scores of all conversations in both orders (`SCORES`) by the model in a folder; `content` is its hash.
+) -> Predictions:
+    """The answers of the model in a folder, whose hash is `content`.
 
-    With `canaries`, the model is an export whose engine is checked first: with "warn", what was wrong with it comes
-    second. Raises `UserError` where, with "refuse", it computes something else than was exported.
+    With `canaries`, the model is an export whose engine is checked first: with "warn", what is wrong with it is among
+    what `failed`. Raises `UserError` where, with "refuse", it computes something else than was exported.
     """
     shown = [[c.id, c.model_a, c.model_b, c.prompt, c.response_a, c.response_b] for c in conversations]
     identity = {
@@ -53,4 +62,4 @@ def answers(
             frame.write_parquet(folder / SCORED)
             rows, extra = {"scored": len(conversations)}, {FAILED: [problem] if problem else []}
             artefact.finish(rows=rows, extra=extra)
-    return read_parquet(folder / SCORED), read_manifest(folder).extra[FAILED]
+    return Predictions(read_parquet(folder / SCORED), read_manifest(folder).extra[FAILED])

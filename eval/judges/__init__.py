@@ -1,0 +1,1 @@
+"""The judges of an evaluation: who they are (`candidates`), what they answer (`answers`), and the baselines."""

@@ -1,0 +1,47 @@
+"""All judges of an evaluation, each with its answers to the same conversations.
+
+Which artefacts may judge is known before any is asked (`eval.judges.candidates`), and what a model answered is kept
+(`eval.judges.predictions`): an evaluation that was killed resumes, and one that a judge is added to asks no other
+again.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from core.records import Conversation
+from eval.judges.answers import Answers, Engines, Unanswered, Unfit, ask
+from eval.judges.baselines import prior, surface
+from eval.judges.bradley_terry import bradley_terry
+from eval.judges.candidates import STUDENT, Candidate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Judges' answers by name; `unanswered`: why an export that is not among them gave no answer here, by name."""
+
+    answers: Mapping[str, Answers]
+    unanswered: Mapping[str, str] = field(default_factory=dict)
+
+
+def ask_all(
+    found: Sequence[Candidate], scored: Sequence[Conversation], training: Sequence[Conversation], engines: Engines
+) -> Panel:
+    """The baselines, and every candidate that is fit. Raises `UserError` where the student is not, or a named one."""
+    baselines = {"prior": prior(training, scored), "surface": surface(training, scored)}
+    if any(c.model_a and c.model_b for c in scored):
+        baselines["bradley_terry"] = bradley_terry(training, scored)
+    answers = {name: Answers(scores, taught=0) for name, scores in baselines.items()}
+    unanswered = {}
+    for candidate in found:
+        try:
+            answers[candidate.name] = ask(candidate, scored, engines)
+        except Unfit as reason:
+            if candidate.named or candidate.name == STUDENT:
+                raise
+            if isinstance(reason, Unanswered):
+                unanswered[candidate.name] = str(reason)
+            log.warning("%s left out: %s", candidate.name, reason)
+    return Panel(answers, unanswered)

@@ -1,0 +1,88 @@
+"""What an evaluation prints: a table of the judges, and lines on what was scored and what is wrong."""
+
+from rich.table import Table
+from rich.text import Text
+
+from eval.means import METHODS
+from eval.measuring import Evaluation
+from eval.report.ladder import ordered, unconvincing
+
+
+def table(evaluation: Evaluation) -> Table:
+    """The judges in order, a red mark at those that do not beat `surface`."""
+    result = Table(
+        caption=f"log loss in nats with its 95% interval ({METHODS[evaluation.intervals]}); "
+        "flips: the verdict changes with the order shown"
+    )
+    result.add_column("judge", no_wrap=True)
+    for heading in ("log loss", "95% interval", "accuracy", "ECE", "flips", "held out"):
+        result.add_column(heading, justify="right")
+    marked = unconvincing(evaluation.judges)
+    for judge in ordered(evaluation.judges):
+        of = evaluation.judges[judge]
+        if judge == "bayes":
+            result.add_section()
+        result.add_row(
+            Text.assemble(judge, (" ✗", "bold red") if judge in marked else ""),
+            f"{of.log_loss:.4f}",
+            "{:.4f}–{:.4f}".format(*of.log_loss_ci),
+            *(f"{share:.1%}" for share in (of.accuracy, of.ece, of.flip_rate)),
+            {0: "yes", None: "not known"}.get(of.taught, "no"),
+            style="bold" if judge == "student" else None,
+        )
+    return result
+
+
+def lines(evaluation: Evaluation) -> list[str | Text]:
+    """What is told below the table."""
+    every = (rows_line(evaluation), surface_line(evaluation), bayes_line(evaluation), checks_line(evaluation))
+    return [line for line in every if line is not None]
+
+
+def rows_line(evaluation: Evaluation) -> str:
+    """Which rows were scored, and which judges do not hold them out."""
+    rows = evaluation.rows
+    where = "the locked test split" if evaluation.split == "test" else "the fold that the student holds out"
+    sentences = [f"Scored: {rows:,} conversations of {where}."]
+    for judge in ordered(evaluation.judges):
+        of = evaluation.judges[judge]
+        sentences += provenance(judge, of.taught, of.alike, rows)
+    return "\n".join(sentences)
+
+
+def provenance(judge: str, taught: int | None, alike: int | None, rows: int) -> list[str]:
+    """What a judge's teachers know of the scored rows, and how many of these it cannot tell apart by order."""
+    sentences = []
+    if taught:
+        sentences.append(f"{judge}: cross-validated, its teachers saw {taught:,} of {rows:,} of these votes.")
+    elif taught is None:
+        sentences.append(f"{judge}: nobody can tell what it learned from.")
+    if alike:
+        sentences.append(f"{judge}: {alike:,} of them look the same in both orders, equal or cut where they differ.")
+    return sentences
+
+
+def surface_line(evaluation: Evaluation) -> Text | None:
+    """Which judges do not beat the surface baseline, None where all do."""
+    marked = unconvincing(evaluation.judges)
+    if not marked:
+        return None
+    return Text(f"✗ no better than length and layout alone: {', '.join(marked)}", "red")
+
+
+def bayes_line(evaluation: Evaluation) -> str | None:
+    """What no judge can beat, None where that is not known."""
+    if evaluation.bayes is None:
+        return None
+    return (
+        f"No judge can expect less than {evaluation.bayes:.4f} on these {evaluation.rows} conversations "
+        "(the entropy of the simulated true distribution)."
+    )
+
+
+def checks_line(evaluation: Evaluation) -> Text | None:
+    """Which exports failed their checks or gave no answer, and why; None where none did."""
+    failed = {judge: of.failed for judge, of in evaluation.judges.items() if of.failed}
+    lines = [f"✗ {judge} failed its checks: {'; '.join(reasons)}" for judge, reasons in failed.items()]
+    lines += [f"✗ {judge} gave no answer: {reason}" for judge, reason in evaluation.unanswered.items()]
+    return Text("\n".join(lines), "red") if lines else None
