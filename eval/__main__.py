@@ -44,7 +44,7 @@ def main(config: Config) -> None:
     engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
 
     # Evaluate, unless it is done; what gave no answer may give one now, so that evaluation is made again
-    identity = {"eval": settings(config, split), "files": file_digests(found)}
+    identity = {**settings(config, split), "files": file_digests(found)}
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / MANIFEST).exists()]
     artefact, rows = Artefact(folder, "eval", identity, parents, root), {split: len(scored)}
@@ -78,7 +78,8 @@ def settings(config: Config, split: str) -> dict[str, Any]:
     """What an evaluation depends on, beside its data and judges. Seeds are compared whether or not it is there."""
     of_eval = {name: value for name, value in to_mapping(config.eval).items() if name not in ("seeds", "variants")}
     of_eval |= {"split": split, "fold": config.fold, "limit": config.limit, "canaries": config.canaries.on_failure}
-    return of_eval | {"student": config.scorers.student.identity, "exported": config.scorers.exported.identity}
+    scorers = {"student": config.scorers.student.identity, "exported": config.scorers.exported.identity}
+    return {"eval": of_eval, "scorers": scorers}
 
 
 def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", scored: "list[Conversation]") -> None:

@@ -18,9 +18,9 @@ from core.records import ORDERS
 from eval.canaries.checking import CANARIES, Differences, check_canaries
 from eval.canaries.making import make_canaries
 from students.export.gguf import write_gguf
+from teachers.scorers import transformers as scoring
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
-from teachers.scorers.opening import transformers as scoring
 from teachers.scorers.transformers import TransformersScorer
 from tests.composing import configured, scorer
 from tests.device import Device
