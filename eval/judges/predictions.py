@@ -49,7 +49,7 @@ def predictions(
         "scorer": scorer.identity,
         "prompt": renderer.hashes,
         "conversations": hashed(shown),
-        "canaries": canaries,
+        "canaries": {"on_failure": canaries},
     }
     folder = root / "predictions" / hashed(identity)
     artefact = Artefact(folder, "predictions", identity, [], root)
