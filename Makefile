@@ -45,7 +45,7 @@ export-eval: ## export, then eval: an export that failed its checks is reported 
 	$(PY) -m distill.export +exp=$(EXP) $(ARGS); made=$$?; [ $$made -le 1 ] || exit $$made; \
 	$(PY) -m eval +exp=$(EXP) $(ARGS) && exit $$made
 
-demo: ## The whole path on two CPU cores, with real models; goes on where it stopped
+demo: ## The whole path on two CPU cores, with real models; resumes where it stopped
 	@echo "demo: prepare a simulated arena, score it with the shipped teacher (vLLM), train the student with and without"
 	@echo "      its teacher (DeepSpeed), quantise it (llm-compressor), compare all judges. About $(DEMO_MINUTES) minutes on two cores."
 	@for step in data teacher-logits student-no-teacher student export-eval; do \

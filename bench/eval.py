@@ -2,10 +2,10 @@
 
     python -m bench.eval [--rows N]
 
-Four judges' logits in both orders, one vote on three rows in four and three votes on the others, and one first prompt
-for 1.2 conversations in the mean; a teacher, a reference, and each judge recalibrated. The clock runs around
-`eval.comparison.compare` with 1,000 draws, thus around everything that it reports; the input is made before, in a
-process of its own. `cpu_seconds_1m` is processor time, which other work on the machine does not stretch; `peak_mb`
+Four judges' logits in both orders. Three rows in four have one vote, the others three. A first prompt has 1.2
+conversations on average. There are a teacher and a reference, and each judge is recalibrated. The clock runs around
+`eval.comparison.compare` with 1,000 draws, so around all that it reports. The input is made before, in its own process.
+ `cpu_seconds_1m` is processor time, which other work on the machine does not stretch; `peak_mb`
 counts Python, its libraries and the input.
 """
 

@@ -9,7 +9,7 @@ head. Both sides turn them into a classifier in fp16, each time in a process of 
     peft    from_pretrained in fp16, PeftModel.from_pretrained, merge_and_unload, save_pretrained
 
 The clock and memory's peak start once the libraries are imported. A peak is that of all resident memory (VmHWM),
-files mapped into the process included, and beside it of what is not mapped from files (RssAnon, looked at every
+mapped files included; `_anonymous` is that of what is not mapped from files (RssAnon, looked at every
 millisecond), both over what was resident at the start; `_fraction` is over the bytes of the base's weights. Seconds are
 medians, peaks the largest. `quantise_s`: SmolLM2-135M's shapes in fp16 to w8a8 by students.export.quantising.
 

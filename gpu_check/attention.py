@@ -7,7 +7,7 @@ import torch
 
 from core.records import ORDERS
 from gpu_check.judges import Family, configured, conversations, device, random_judge, working_dtype
-from gpu_check.verdicts import EXACT, LOGITS, Failed, Figures, Skip, alike, name_of, relative
+from gpu_check.verdicts import EXACT, LOGITS, Failed, Figures, Skip, close, name_of, relative
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.data import Example, collate
 from students.training.model import Judge, build_judge
@@ -32,7 +32,7 @@ def attention(folder: Path, dry: bool, family: Family, implementation: str) -> F
     for layout in ("padded", "padding_free"):
         found = outcome(judge, examples, layout == "padding_free", backward)
         off |= {f"{layout}_{what}": relative(found[what], exact[what]) for what in exact}
-    alike(off, LOGITS[name_of(dtype)] if on_gpu else EXACT)
+    close(off, LOGITS[name_of(dtype)] if on_gpu else EXACT)
     return {**off, "dtype": name_of(dtype)}
 
 
@@ -48,7 +48,7 @@ def liger(folder: Path, dry: bool, family: Family) -> Figures:
         raise Failed("no layer of the judge is Liger's")
     found = outcome(judge, examples, False, True)
     off = {what: relative(found[what], exact[what]) for what in exact}
-    alike(off, LOGITS[name_of(dtype)])
+    close(off, LOGITS[name_of(dtype)])
     return {**off, "dtype": name_of(dtype)}
 
 

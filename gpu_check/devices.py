@@ -17,7 +17,7 @@ from torch import distributed
 
 from core.errors import OtherRankError, UserError
 from gpu_check.bare import stand_in
-from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, alike, name_of, relative
+from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, close, name_of, relative
 
 TYPES = (torch.int64, torch.float32, torch.float64, torch.bfloat16)
 SUM = distributed.ReduceOp.SUM
@@ -35,7 +35,7 @@ def devices(folder: Path, dry: bool) -> Figures:
             off[f"{place} in {name_of(dtype)}"] = relative(found, exact)
         if place.type == "cuda":
             free.append("{:.1f} of {:.1f} GB".format(*(n / 1e9 for n in torch.cuda.mem_get_info(place))))
-    alike(off, LOGITS["bf16"])
+    close(off, LOGITS["bf16"])
     if not torch.cuda.is_available():
         return {"multiplied": len(off)}
     capabilities = sorted({"{}.{}".format(*torch.cuda.get_device_capability(place)) for place in places})
@@ -136,7 +136,7 @@ def ours(rank: int, ranks: int) -> None:
     try:
         with together():
             if last:
-                raise UserError("by plan")
+                raise UserError("planned")
     except OtherRankError:
         ended = "another's error"
     except UserError:

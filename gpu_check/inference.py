@@ -15,7 +15,7 @@ from core.config import from_mapping
 from core.scoring import score
 from gpu_check.bare import composed
 from gpu_check.judges import TINY, WIDTHS, conversations, random_judge
-from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, alike, relative
+from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, close, relative
 from students.export.half_precision import Range, fit_into_fp16
 from teachers.scorers.config import VllmConfig, through_transformers
 from teachers.scorers.transformers import LARGEST_INT8, TransformersScorer
@@ -34,7 +34,7 @@ def fp16_margin(folder: Path, dry: bool) -> Figures:
     if np.isfinite(in_transformers(large, "fp16")).all():
         raise Failed("the judge is finite in fp16 without rescaling: nothing is shown")
     off = {"logits": relative(torch.tensor(half), torch.tensor(exact))}
-    alike(off, LOGITS["fp16"])
+    close(off, LOGITS["fp16"])
     return {"largest": found.largest, "margin": found.margin, "factors": len(found.factors), **off}
 
 
@@ -46,7 +46,7 @@ def vllm_fp16(folder: Path, dry: bool) -> Figures:
     exact = in_transformers(large, "fp32")
     (fitting / "manifest.json").write_text(json.dumps({"extra": {"fp16_margin": found.margin}}))
     off = {"logits": relative(torch.tensor(in_vllm(fitting, "fp16")), torch.tensor(exact))}
-    alike(off, LOGITS["fp16"])
+    close(off, LOGITS["fp16"])
     return {"margin": found.margin, **off}
 
 
@@ -58,7 +58,7 @@ def vllm_w8a8(folder: Path, dry: bool) -> Figures:
     exact, found = in_transformers(judge, "fp16"), in_vllm(judge, "fp16")
     rounded = relative(torch.tensor(exact), torch.tensor(plain))
     off = {"logits": relative(torch.tensor(found), torch.tensor(exact))}
-    alike(off, INT8)
+    close(off, INT8)
     return {**off, "by_rounding": rounded}
 
 

@@ -99,9 +99,9 @@ def settings(model: str, layers: int, checkpointing: bool) -> Config:
 
 
 def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[Measurement, MeasuredSpeed]:
-    """What was measured beside what the formulas say, and the speed that follows."""
+    """What was measured, with what the formulas say, and the speed that follows."""
     shape = trained_shape(str(config.model.base), config.root, config.model)
-    batch, lengths = batch_of(config, shape, rows, tokens), Lengths.alike(tokens)
+    batch, lengths = batch_of(config, shape, rows, tokens), Lengths.equal(tokens)
     ids = torch.randint(3, 1000, (rows, tokens), generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         save_random(config, Path(folder))
@@ -232,10 +232,10 @@ def peak_of(engine: Any, step: Callable[[], None]) -> float:
         return torch.cuda.max_memory_reserved() / GB
     states = [value for state in engine.optimizer.state.values() for value in state.values()]
     tensors = [*engine.module.parameters(), *(p.grad for p in engine.module.parameters()), *states]
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t)}
+    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if torch.is_tensor(t)}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     assert profile.profiler is not None
     events = profile.profiler.kineto_results.events()
     allocations = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return (sum(held.values()) + max(accumulate(size for _, size in allocations))) / GB
+    return (sum(kept.values()) + max(accumulate(size for _, size in allocations))) / GB

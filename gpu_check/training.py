@@ -76,7 +76,7 @@ def two_steps(folder: Path, dry: bool, family: Family, method: str, zero: int | 
     examples = conversations()
     judge, precision = prepared(base, config), torch.get_float32_matmul_precision()
     reference = reference_of(judge, base, config)
-    torch.set_float32_matmul_precision(precision)  # the training's own, TF32 beside bf16: the reference is exact
+    torch.set_float32_matmul_precision(precision)  # the training's own, TF32 with bf16: the reference is exact
     if zero is None:
         taken = in_plain(PlainEngine(judge, config, device()), config, examples)
     else:
@@ -134,16 +134,16 @@ def reference_of(judge: Judge, base: Path, config: Config) -> Judge:
         from bitsandbytes.functional import dequantize_4bit
         from bitsandbytes.nn import Linear4bit
 
-        held: dict[str, Any] = dict(reference.named_modules())
+        exact: dict[str, Any] = dict(reference.named_modules())
         in_4_bits: dict[str, Any] = {name: m for name, m in judge.named_modules() if isinstance(m, Linear4bit)}
         for name, module in in_4_bits.items():
             module.to(device())  # where they are rounded, should they not be there yet
             weight = dequantize_4bit(module.weight.data, module.weight.quant_state).float().cpu()
-            exact = held[name].weight
-            error = ((weight - exact).square().mean() / exact.square().mean()).sqrt().item()
+            expected = exact[name].weight
+            error = ((weight - expected).square().mean() / expected.square().mean()).sqrt().item()
             if not 0 < error < ROUNDED:
                 raise Failed(f"{name} in 4 bits is off by {error:.3g} of its weights, not by 0 to {ROUNDED}")
-            exact.data.copy_(weight)
+            expected.data.copy_(weight)
     return reference
 
 

@@ -1,4 +1,4 @@
-"""How a step ends other than by returning its figures, and how numbers are held against each other."""
+"""How a step ends other than by returning its figures, and how numbers are compared."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def same(what: str, found: Sequence[float], expected: Sequence[float], tolerance
             raise Failed(f"{what} {i + 1} of {len(found)} is {one:.6g}, expected {other:.6g} within {tolerance:g}")
 
 
-def alike(differences: Mapping[str, float], tolerance: float) -> None:
+def close(differences: Mapping[str, float], tolerance: float) -> None:
     """Raises `Failed` where a relative difference is larger than `tolerance`, or is not finite."""
     if off := {what: f"{value:.3g}" for what, value in differences.items() if not value <= tolerance}:
         raise Failed(f"relative differences over {tolerance:g}: {off}")

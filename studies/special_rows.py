@@ -2,10 +2,10 @@
 
     python -m studies.special_rows ../shared/data/*/*.csv --scores artifacts/logits/human_teacher
 
-Reads files as `data=human` does. Votes count as shares of a row. Where one response is empty, the figures are how often
+Reads files as `data=human` does. Votes count as shares of a row. Where one response is empty, the figures say how often
 the empty one won, the other one, and neither. With `--scores`, stores of soft logits of these rows: the judge's
-log loss on such rows, in the mean of both orders, beside that of a rule made of the *other* files' votes with one vote
-more for each label, and beside that of the rules that the contest's 4th place used.
+log loss on such rows (mean of both orders), that of a rule made of the *other* files' votes with one vote more for each
+label, and that of the rules that the contest's 4th place used.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""What judging only some conversations in the other order, too, keeps of what judging all of them gains.
+"""How much of the gain of judging all conversations in both orders is kept when only some get the second order.
 
     python -m studies.swap_budget --data artifacts/data/human_pandalm artifacts/eval/human
 
-Each folder is an evaluation (`predictions.parquet`) or a store of soft logits, of which rows in sample are left out.
-For every judge in them, whose logits in both orders are there, and every share of conversations: the log loss on votes,
-how much of the gain in log loss is kept, and how much of what is expected to be gained, KL(mean || one order),
-a far less noisy figure. Intervals are 95%, bootstrapped over prompts. Ways to choose the conversations:
+Each folder is an evaluation (`predictions.parquet`) or a store of soft logits, whose in-sample rows are left out. For
+every judge with logits in both orders, and every share of conversations: the log loss on votes, how much of the gain in
+log loss is kept, and how much of the expected gain, KL(mean || one order), a far less noisy figure. Intervals are
+95%, bootstrapped over prompts. Ways to choose the conversations:
 
-    pilot        what distill.predict does: a pilot tells whether the least sure or the surest come first
+    pilot        as distill.predict does: a pilot decides whether the least sure or the surest come first
     least_sure   smallest margin between the two likeliest labels
     surest       largest margin
     entropy      largest entropy

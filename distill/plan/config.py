@@ -16,7 +16,7 @@ class UtilisationConfig:
 
 @dataclass(frozen=True)
 class AssumedConfig:
-    """What `distill.plan` takes where nothing here tells: data that are not prepared, a model without tokenizer."""
+    """What `distill.plan` assumes where data are not prepared, or a model has no tokenizer here."""
 
     conversations: Count
     tokens: Count

@@ -30,7 +30,7 @@ class Lengths:
     mean_square: float
 
     @classmethod
-    def alike(cls, tokens: float) -> "Lengths":
+    def equal(cls, tokens: float) -> "Lengths":
         """All prompts of `tokens`."""
         return cls(tokens, tokens**2)
 

@@ -25,7 +25,7 @@ ORDERS = 2
 
 
 def test_flops_by_hand() -> None:
-    lengths = Lengths.alike(1000)
+    lengths = Lengths.equal(1000)
     # 2 x 1e9 x 1000 in matrices; 2 x 2 x 100 for each of 10 x 1000^2 / 2 pairs of tokens
     assert attention_flops(PLAIN, lengths) == 2e9
     assert scoring_flops(PLAIN, lengths) == 2e12 + 2e9
@@ -38,7 +38,7 @@ def test_flops_by_hand() -> None:
 
 
 def test_a_window_leaves_pairs_out() -> None:
-    lengths = Lengths.alike(100)
+    lengths = Lengths.equal(100)
     windowed = replace(PLAIN, window=10, windowed=10)
     seen = sum(min(token, 10) for token in range(1, 101))  # by counting
     assert attention_flops(windowed, lengths) == pytest.approx(4 * 100 * 10 * seen, rel=0.01)
@@ -66,7 +66,7 @@ def test_traffic_by_hand() -> None:
 
 def test_a_fold_trains_on_the_rows_that_the_student_stage_takes() -> None:
     shape = count(GEMMA, "google/gemma-2-9b-it")
-    work = Work(1000, Lengths.alike(500), "")
+    work = Work(1000, Lengths.equal(500), "")
     rows, flops = fold_work(training_of(GEMMA, "google/gemma-2-9b-it", shape), work, GEMMA.plan.assumed.padding)
     assert rows == pytest.approx(2 * 2 * 1000 * 0.9 * 0.8 * 0.95)  # without test split, fold, validation
     assert flops > rows * training_flops(shape, "lora", work.lengths, checkpointing=True, eager=False)
