@@ -20,7 +20,26 @@ from tests.running import refuses, succeeds
 
 GEMMA = configured("+exp=gemma9b")
 # 10 layers of 4 heads of 25, 1e9 weights in matrices
-PLAIN = Shape(10, 100, 4, 4, 25, 400, None, 0, False, 2, False, 10**9, 10**9, 10**7, 10**9, 8, 10**6, 0)
+PLAIN = Shape(
+    layers=10,
+    width=100,
+    heads=4,
+    kv_heads=4,
+    head_dim=25,
+    mlp=400,
+    window=None,
+    windowed=0,
+    capped=False,
+    norms=2,
+    wide_gains=False,
+    parameters=10**9,
+    matrices=10**9,
+    largest=10**6,
+    language_head=0,
+    adapters=10**7,
+    tuned=10**9,
+    rank=8,
+)
 ORDERS = 2
 
 
