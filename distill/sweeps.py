@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def main(config: Config) -> None:
     from rich.console import Console
 
-    from students.training.outcome_page import write_page
-    from students.training.outcomes import find_runs, outcome, over_folds, tabulated
+    from students.sweeps.page import write_page
+    from students.sweeps.runs import find_runs, over_folds, read_run, tabulated
 
     # Read
     trained = config.root / f"{config.role}s"
-    runs = tabulated([outcome(run) for run in find_runs(trained, config.name)])
+    runs = tabulated([read_run(folder) for folder in find_runs(trained, config.name)])
 
     # Write
     folder = config.root / "sweeps" / f"{config.role}s" / config.name
@@ -42,7 +42,7 @@ def printed(name: str, runs: "pl.DataFrame") -> "Table":
     """The runs for the terminal, with the overrides in which they differ."""
     from rich.table import Table
 
-    from students.training.outcomes import varied
+    from students.sweeps.runs import varied
 
     keys = varied(runs)
     table = Table(

@@ -7,7 +7,7 @@ import polars as pl
 from plotly.graph_objects import Figure
 from plotly.subplots import make_subplots
 
-from students.training.outcomes import validations, varied
+from students.sweeps.runs import validations, varied
 
 COLOURS = {"finished": "#1f6f8b", "pruned": "#c8553d", "unfinished": "#9a9a9a"}
 LOG_SCALE_FROM = 20  # times the least value: numbers that far apart get a logarithmic axis
@@ -24,7 +24,7 @@ def write_page(path: Path, name: str, runs: pl.DataFrame, trained: Path) -> None
 def draw(name: str, runs: pl.DataFrame, trained: Path) -> Figure:
     """Panel 1: validation log loss by step, one line a run; then a panel for each override, one point a run.
 
-    `runs` are those below folder `trained`, as `outcomes.tabulated` has them.
+    `runs` are those below folder `trained`, as `runs.tabulated` has them.
     """
     keys = varied(runs)
     titles = ("validation log loss (nats) by optimiser step", *(f"log loss by {key}" for key in keys))
