@@ -23,7 +23,6 @@ BESIDE = ("hydra_plugins", "gpu_check", "bench", "studies")
 UNFINISHED: set[str] = {
     "bench/steadiness.py imports distill.student",
     "bench/teacher.py imports distill.teacher",
-    "conf",
     "distill/export.py",
     "distill/export.py: write_export",
     "distill/student.py",

@@ -30,7 +30,7 @@ from tests.running import own_process
 from tests.tiny_exports import with_canaries
 
 MAX_TOKENS = 256
-VLLM = scorer("vllm", engine_args={"enable_prefix_caching": True})
+VLLM = scorer("vllm", engine_args={})
 REFERENCE = scorer("transformers", batch_tokens=512)
 
 
