@@ -13,7 +13,7 @@ from core.bounds import (
     is_finite,
 )
 from core.errors import UserError
-from core.renamed import advice
+from core.renamed import advice, removed
 
 C = TypeVar("C")
 
@@ -74,7 +74,8 @@ def _value(hint: Any, value: Any, at: str, problems: list[str], otherwise: str =
             problems.append(f"{at}={value!r}: give {broken[0].advice}{otherwise}")
         return parsed
     if not _fits(hint, value):
-        problems.append(f"{at}={value!r}: expected {_describe(hint)}, got {type(value).__name__}")
+        expected = f"expected {_describe(hint)}, got {type(value).__name__}"
+        problems.append(f"{at}={value!r}: {removed(at, value) or expected}")
         return None
     if isinstance(value, int | float) and not is_finite(value):
         problems.append(f"{at}={value!r}: give a finite number{otherwise}")

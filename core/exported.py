@@ -6,6 +6,7 @@ from pathlib import Path
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
 from core.prompts import Renderer, renderer_of
+from core.renamed import removed
 
 GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
 
@@ -35,6 +36,8 @@ def open_exported(folder: Path) -> ExportedJudge:
     renders other prompts than it was made for.
     """
     manifest = read_manifest(folder, "export", "make export")
+    if gone := removed("export.format", manifest.config.get("export", {}).get("format")):
+        raise UserError(f"{folder} was written by an earlier version: {gone}")
     if failed := manifest.extra.get("failed"):
         raise UserError(
             f"{folder} failed its checks ({'; '.join(failed)}): take another format, or raise its "

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from core.artefacts.building import Artefact
     from core.records import Conversation
     from eval.exports import ReadModel
-    from students.export.t4 import Finding
+    from students.export.steps import ExportModel
+    from students.export.t4.findings import Finding
     from students.trained import TrainedJudge
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def main(config: Config) -> None:
     from core.artefacts.building import Artefact
     from core.artefacts.manifest import read_manifest
     from core.exported import export_folder
+    from students.export.t4.findings import broken_rules
 
     if config.check is not None:
         in_8bit = through_transformers(config.scorers.check).load_in_8bit
@@ -139,9 +141,6 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
 
 def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "Artefact") -> None:
     """All steps from a trained judge to its export."""
-    from core.artefacts.contents import MANIFEST
-    from core.artefacts.manifest import read_manifest
-    from core.json_files import write_json
     from core.provenance import write_learned
     from eval.bootstrap import Resampling
     from eval.canaries.making import make_canaries
@@ -149,14 +148,16 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "A
     from eval.fidelity import FIDELITY, exceeded, untold
     from eval.recalibration import write_recalibration
     from eval.results import write_result
-    from students.export.formats import copy_linked, in_format
+    from students.export.steps import copy_linked, export_model
+    from students.export.t4.findings import broken_rules, write_findings
 
     folder = artefact.folder
-    model, readable = in_format(judge, config.export, rows.training, config.root, config.seed)
+    made = export_model(judge, config.export, rows.training, config.root, config.seed)
+    model = made.folder
     copy_linked(model, folder)
     make_canaries(
         folder,
-        readable,
+        model,
         judge.renderer,
         config.scorers.check,
         config.export.dtype,
@@ -164,7 +165,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "A
         rows.training,
         config.seed,
     )
-    export, learned = exported(config, judge, readable), judge.learned()
+    export, learned = exported(config, judge, made), judge.learned()
     found = compare_export(
         unquantised(config, judge),
         export,
@@ -184,14 +185,13 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "A
         write_recalibration(folder, recalibration, {"kind": config.export.scaling, "rows": len(rows.validation)})
     # The model's manifest holds its fp16 margin already.
     findings = examine(model, config.t4, through_transformers(config.scorers.check).load_in_8bit)
-    write_json(folder / "t4.json", [asdict(finding) for finding in findings])
+    write_findings(folder, findings)
     if config.export.dtype == "fp16":  # else it is meant for other GPUs
         failed += broken_rules(findings)
-    extra = read_manifest(model).extra if (model / MANIFEST).exists() else {}
     artefact.finish(
         prompt=judge.manifest.prompt,
         rows={"calibration": config.export.calibration_rows, "fidelity": found.rows},
-        extra={**extra, "failed": failed, "model": str(model.relative_to(config.root))},
+        extra={**made.extra, "failed": failed, "model": str(model.relative_to(config.root))},
     )
     log.info(
         "%s: log loss %.4f, unquantised %.4f; %.1f%% of verdicts differ",
@@ -205,21 +205,13 @@ def write_export(config: Config, judge: "TrainedJudge", rows: Rows, artefact: "A
 def examine(model: Path, t4: T4Config, load_in_8bit: bool) -> "list[Finding]":
     """Print what `students.export.t4` finds in an exported model."""
     from rich.console import Console
-    from rich.table import Table
 
-    from students.export.t4 import check_t4
+    from students.export.t4.checking import check_t4
+    from students.export.t4.findings import findings_table
 
     findings = check_t4(model, t4, load_in_8bit=load_in_8bit)
-    table = Table(title=f"On a T4: {model}", title_justify="left", show_header=False)
-    for finding in findings:
-        table.add_row({True: "ok", False: "NO", None: "?"}[finding.ok], finding.rule, finding.detail)
-    Console().print(table)
+    Console().print(findings_table(model, findings))
     return findings
-
-
-def broken_rules(findings: "Sequence[Finding]") -> list[str]:
-    """What stands against a T4, in words."""
-    return [f"T4: {finding.rule}: {finding.detail}" for finding in findings if finding.ok is False]
 
 
 def trained_fold(config: Config, fold: int) -> "TrainedJudge":
@@ -249,16 +241,11 @@ def unquantised(config: Config, judge: "TrainedJudge") -> "ReadModel":
     )
 
 
-def exported(config: Config, judge: "TrainedJudge", model: Path) -> "ReadModel":
+def exported(config: Config, judge: "TrainedJudge", made: "ExportModel") -> "ReadModel":
     """A model that was made of a judge."""
-    import torch
-
-    from core.artefacts.manifest import read_manifest
     from eval.exports import ReadModel
 
-    own = model == judge.merged(config.root, torch.float32)
-    content = judge.manifest.content if own else read_manifest(model).content
-    return ReadModel(model, content, judge.renderer, config.scorers.check, config.root)
+    return ReadModel(made.folder, made.content, judge.renderer, config.scorers.check, config.root)
 
 
 if __name__ == "__main__":

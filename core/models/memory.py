@@ -28,16 +28,6 @@ NF4_BYTES = 4.127 / 8
 BUCKET = 500_000_000  # elements, DeepSpeed's default for reduce_bucket_size
 GATHERED = 1_050_000_000  # elements, ZeRO-3's stage3_max_live_parameters and stage3_prefetch_bucket_size
 GB = 1e9
-# Bytes of a matrix's element by the format of an export: fp16 scales for groups of 128, gguf's Q8_0 for 32.
-SCALES = 2 / 128
-FORMATS: dict[str, float] = {
-    "merged": 2.0,
-    "w8a8": 1.0,
-    "w8a16": 1.0 + SCALES,
-    "w4a16": 0.5 + SCALES,
-    "gptq": 1.0 + SCALES,
-    "gguf": 1.0 + 2 / 32,
-}
 # Optimiser's bytes of a trained bf16 parameter by optimizer.master_weights; kahan: copy, moments and rest in bf16.
 MASTERS = {"fp32": 12, "kahan": 8, "none": 6}
 

@@ -1,11 +1,11 @@
 """Which backends can run an export on Kaggle's T4s, and the wheels that each needs beside Kaggle's image."""
 
-import json
 import logging
 from pathlib import Path
 
 from core.errors import UserError
-from core.exported import GGUF_BACKBONE
+from students.export.formats import format_in
+from students.export.t4.findings import read_findings
 from teachers.scorers.config import ScorerConfig, TransformersConfig
 
 log = logging.getLogger(__name__)
@@ -50,12 +50,12 @@ def fp16_gb(export: Path) -> float:
 
 def check_runs_on_kaggle(export: Path) -> None:
     """Raise `UserError` for an export that T4s cannot run, or that no package in `REQUIREMENTS` reads."""
-    if (export / "t4.json").exists():
-        broken = [f["detail"] for f in json.loads((export / "t4.json").read_text()) if f["ok"] is False]
-        if broken:
-            raise UserError(f"{export} does not run on T4s: {'; '.join(broken)}")
-    if (export / GGUF_BACKBONE).exists():
-        raise UserError(f"{export} needs llama.cpp, which the notebook does not install: export in another format")
+    if broken := [finding.detail for finding in read_findings(export) if finding.ok is False]:
+        raise UserError(f"{export} does not run on T4s: {'; '.join(broken)}")
+    runtimes = format_in(export).runtimes
+    if not DRIVERS.keys() & {*runtimes}:
+        needed = " or ".join(runtimes)
+        raise UserError(f"{export} needs {needed}, which the notebook does not install: export in another format")
 
 
 def requirements_of(backend: str) -> str:

@@ -1,6 +1,6 @@
 """A teacher's soft logits for all conversations in both orders."""
 
-from core.models.memory import FORMATS, GB, inference_memory, smallest
+from core.models.memory import GB, inference_memory, smallest
 from core.models.shapes import Shape
 from core.records import ORDERS
 from distill.plan.config import PlanConfig
@@ -10,6 +10,7 @@ from distill.plan.work import Work
 from teachers.config import TeacherConfig
 
 TOKENS_IN_FLIGHT = 16384  # that vLLM holds at a time, at least
+BYTES = 2  # a weight, in bf16
 LARGEST = 64  # GPUs that one engine is spread over
 
 
@@ -27,7 +28,7 @@ def scoring_stage(base: str, shape: Shape, work: Work, teacher: TeacherConfig, s
     rate = plan.gpus * plan.peak_tflops * 1e12 * plan.utilisation.scoring / scoring_flops(shape, lengths, cached)
     hours = rows / rate / 3600
 
-    weights = shape.parameters * 2 / GB
+    weights = shape.parameters * BYTES / GB
     rates = f"{plan.utilisation.scoring:.0%} of {plan.peak_tflops:g} TFLOPS"
     teachers = f", {times} teachers" if times > 1 else ""
     lines = [
@@ -44,7 +45,7 @@ def scoring_stage(base: str, shape: Shape, work: Work, teacher: TeacherConfig, s
 def parallel_size(shape: Shape, share: float, plan: PlanConfig) -> str:
     """Over how many GPUs vLLM has to spread the model."""
     room = share * plan.memory_gb - plan.reserve_gb
-    least = smallest(lambda n: inference_memory(shape, FORMATS["merged"], n, TOKENS_IN_FLIGHT) <= room, LARGEST)
+    least = smallest(lambda n: inference_memory(shape, BYTES, n, TOKENS_IN_FLIGHT) <= room, LARGEST)
     return f"tensor_parallel_size={least} or more" if least else f"too much for {LARGEST} GPUs"
 
 

@@ -1,19 +1,20 @@
 """The export on T4s: which formats fit, and how long it judges `conversations` in both orders."""
 
-from core.models.memory import FORMATS, GB, inference_memory
+from core.models.memory import GB, inference_memory
 from core.models.shapes import Shape
 from core.records import ORDERS
 from distill.plan.stage import Interval, Stage, as_text
 from distill.plan.throughput import scoring_flops
 from distill.plan.work import Work
 from students.export.config import RateConfig, T4Config
+from students.export.formats import FORMATS, Format
 
 
 def t4_stage(base: str, shape: Shape, work: Work, t4: T4Config, exported: str) -> Stage:
     """The plan of judging with an export; `exported` is its format."""
     rows = t4.conversations * len(ORDERS)
-    hours = {name: t4_hours(t4, name, rows * scoring_flops(shape, work.lengths)) for name in FORMATS}
-    memory = {name: inference_memory(shape, size, 1, t4.batch_tokens) for name, size in FORMATS.items()}
+    hours = {name: t4_hours(t4, row, rows * scoring_flops(shape, work.lengths)) for name, row in FORMATS.items()}
+    memory = {name: inference_memory(shape, row.weight_bytes, 1, t4.batch_tokens) for name, row in FORMATS.items()}
     fits = {name: gb <= t4.memory_gb for name, gb in memory.items()}
 
     def format_line(name: str) -> str:
@@ -33,7 +34,7 @@ def t4_stage(base: str, shape: Shape, work: Work, t4: T4Config, exported: str) -
             "and the format",
         ),
         ("rate", rate_text(t4.fp16)),
-        ("rate of w8a8", rate_text(t4.int8)),
+        *((f"rate of {name}", rate_text(t4.int8)) for name, row in FORMATS.items() if row.int8_activations),
     ]
     title = f"Judging on T4s, {base}"
     if not fits[exported]:
@@ -43,9 +44,9 @@ def t4_stage(base: str, shape: Shape, work: Work, t4: T4Config, exported: str) -
     return Stage(title, lines, (low, high), cost)
 
 
-def t4_hours(t4: T4Config, name: str, flops: float) -> Interval:
-    """Hours of one T4 with an export in format `name`; only w8a8 has int8 activations, for which there are cores."""
-    rate = t4.int8 if name == "w8a8" else t4.fp16
+def t4_hours(t4: T4Config, row: Format, flops: float) -> Interval:
+    """Hours of one T4 with an export in a format: int8 activations have cores of their own."""
+    rate = t4.int8 if row.int8_activations else t4.fp16
     return flops / (rate.high * 1e12) / 3600, flops / (rate.low * 1e12) / 3600
 
 

@@ -26,6 +26,7 @@ from eval.config import CanaryMode
 from eval.judges.candidates import STUDENT, Candidate
 from eval.judges.predictions import predictions
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
+from students.export.formats import format_named
 from students.trained import open_trained
 from teachers.scorers.config import ScorerConfig, VllmConfig, through_transformers
 
@@ -161,13 +162,15 @@ def _predicted(path: Path) -> Answers:
 
 
 def _engine(format: str, scorer: ScorerConfig) -> ScorerConfig:
-    """The scorer for a format: without a GPU vLLM runs w8a8 alone, and transformers the others."""
+    """The scorer for a format: transformers where vLLM cannot read it, for want of a GPU."""
     import torch
 
-    if not isinstance(scorer, VllmConfig) or format == "w8a8" or torch.cuda.is_available():
+    try:
+        row = format_named(format)
+    except UserError as error:
+        raise Unfit(str(error)) from error
+    if not isinstance(scorer, VllmConfig) or row.vllm_on_cpus or torch.cuda.is_available():
         return scorer
-    if format == "gptq":
-        raise Unfit("without a GPU nothing reads the GPTQ layout; w8a16 has the same weights")
     return through_transformers(scorer)
 
 

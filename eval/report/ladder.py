@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from eval.comparison import JudgeFigures
+from students.export.formats import FORMATS
 
 LADDER = {  # further judges come before the teacher
     "prior": "vote frequencies alone",
@@ -10,12 +11,7 @@ LADDER = {  # further judges come before the teacher
     "bradley_terry": "who wrote the responses, unread",
     "student_no_teacher": "the student, trained on votes alone",
     "student": "trained on votes and the teacher",
-    "student_merged": "the student in fp16",
-    "student_w8a8": "int8 weights and activations",
-    "student_w8a16": "int8 weights",
-    "student_w4a16": "int4 weights",
-    "student_gptq": "int8 weights, GPTQ layout",
-    "student_gguf": "int8 weights, llama.cpp",
+    **{f"student_{row.name}": row.label for row in FORMATS.values()},
     "teacher": "the large judge",
     "bayes": "the best that any judge can do here",
 }

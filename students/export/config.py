@@ -5,6 +5,8 @@ from typing import Literal
 
 from core.bounds import Count, Natural, NonNegative, Positive, Share
 
+FormatName = Literal["merged", "w8a8", "w8a16", "w4a16", "gguf"]  # the rows of `students.export.formats`
+
 
 @dataclass(frozen=True)
 class QuantisationConfig:
@@ -29,7 +31,7 @@ class ExportConfig:
     folds: list[Natural] | None
     average: Literal["factors", "delta", "svd"]
     compare_folds: bool
-    format: Literal["merged", "w8a8", "w8a16", "w4a16", "gptq", "gguf"]
+    format: FormatName
     dtype: Literal["fp16", "bf16", "fp32"]
     calibration_rows: Count
     margin: Positive

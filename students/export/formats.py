@@ -1,114 +1,91 @@
-"""A judge in the format of its export: merged, made to fit into fp16, and rounded.
+"""The formats of an export, one row each: how it is written, what reads it, how large it is, what reports call it.
 
-Each step is a folder below models/, named by a hash of what it was made from: nothing is made twice, and other settings
-live side by side.
+A new format is a row here and the module that writes it; its name joins `students.export.config.FormatName`.
 """
 
-import logging
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from core.artefacts.building import Artefact
-from core.artefacts.contents import MANIFEST
-from core.artefacts.identity import hashed
-from core.artefacts.manifest import read_manifest
-from core.config import to_mapping
-from core.folders import new_folder
-from core.models.folders import digest
-from core.models.shards import DTYPES
-from core.provenance import write_learned
-from core.records import Conversation
-from students.export.calibration_rows import calibration_prompts
-from students.export.config import ExportConfig, QuantisationConfig
-from students.export.gguf import write_gguf
-from students.export.gptq import repack_gptq
-from students.export.half_precision import fit_into_fp16
-from students.export.quantising import quantise
-from students.export.t4 import MARGIN
-from students.trained import TrainedJudge
+from core.errors import UserError
+from core.exported import GGUF_BACKBONE
+from core.renamed import removed
+from students.export.config import FormatName, QuantisationConfig
 
-log = logging.getLogger(__name__)
-Prompts = Sequence[Sequence[int]]
+Prompts = Sequence[Sequence[int]]  # token ids
+# Writes a merged model into another folder; the prompts are what quantisation is calibrated on.
+Writer = Callable[[Path, Path, QuantisationConfig, Prompts], None]
+Runtime = Literal["vllm", "transformers", "llama.cpp"]
+FP16_SCALES = 2 / 128  # bytes a weight, of one scale for 128 of them
 
 
-def in_format(
-    judge: TrainedJudge, export: ExportConfig, training: Sequence[Conversation], root: Path, seed: int
-) -> tuple[Path, Path]:
-    """The model of `judge` in `export.format`, calibrated on `training` conversations.
+@dataclass(frozen=True)
+class Format:
+    """A row of the table.
 
-    Twice the same folder, but for gptq, whose layout only GPTQModel's kernels read: the second has the same weights in
-    w8a16's. A manifest's `extra` tells how well the activations fit into fp16.
+    `label`: what reports say of it. `weight_bytes`: of a weight of a linear layer, scales included. `write`: None where
+    the merged model is the export. `runtimes`: what reads it on a T4, the one it is meant for first; whether it can is
+    decided by that one's rules in `students.export.t4`. `int8_activations`: whether T4s compute it in their int8 cores.
+    `vllm_on_cpus`: whether vLLM reads it without a GPU, too. `file`: one that no other format has.
     """
-    prompts = calibration_prompts(training, judge.renderer, export.calibration_rows, seed)
-    seen = {"judge": judge.manifest.content, "rows": export.calibration_rows, "seed": seed}
 
-    def made(step: str, source: Path, settings: Mapping[str, Any], make: Callable[[Path], dict[str, Any]]) -> Path:
-        identity = {**seen, "model": digest(source), **settings}
-        folder = root / "models" / f"{step}-{hashed(identity)}"
-        artefact = Artefact(folder, step, identity, [], root)
-        with artefact.building(wait=True) as lacking:
-            if lacking:
-                extra = make(folder)
-                write_learned(folder, judge.learned())
-                artefact.finish(prompt=judge.manifest.prompt, extra=extra)
-        return folder
-
-    def rounded(source: Path, name: str) -> Path:
-        def make(out: Path) -> dict[str, Any]:
-            write_format(source, out, name, export.quantisation, prompts)
-            return extra
-
-        return made(name, source, {"quantisation": to_mapping(export.quantisation)}, make)
-
-    model = judge.merged(root, DTYPES[export.dtype])
-    extra: dict[str, Any] = {}
-    if export.dtype == "fp16":
-        merged = model
-        model = made("half", merged, {"margin": export.margin}, lambda out: fitted(merged, out, prompts, export.margin))
-        extra = read_manifest(model).extra
-    if export.format == "merged":
-        return model, model
-    if export.format == "gptq":
-        packed = rounded(model, "w8a16")
-        return rounded(packed, "gptq"), packed
-    model = rounded(model, export.format)
-    return model, model
+    name: FormatName
+    label: str
+    weight_bytes: float
+    write: Writer | None
+    runtimes: tuple[Runtime, ...] = ("vllm", "transformers")
+    int8_activations: bool = False
+    vllm_on_cpus: bool = False
+    file: str | None = None
 
 
-def fitted(model: Path, out: Path, prompts: Prompts, margin: float) -> dict[str, Any]:
-    """Write `out`: `model`, rescaled where its activations do not fit `margin` times into fp16. Gives what it found."""
-    log.info("measuring activations on %d training conversations", len(prompts))
-    found = fit_into_fp16(model, out, prompts, margin)
-    if not found.rescaled:
-        copy_linked(model, out)
-    log.info("the largest, %.0f at %s, fits %.0f times into fp16", found.largest, found.place, found.margin)
-    return {MARGIN: found.margin, "fp16": asdict(found)}
+def _quantised(name: FormatName, model: Path, out: Path, settings: QuantisationConfig, prompts: Prompts) -> None:
+    from students.export.quantising import quantise
+
+    quantise(model, out, name, settings, prompts)
 
 
-def write_format(model: Path, out: Path, name: str, settings: QuantisationConfig, prompts: Prompts) -> None:
-    """Write `model` into `out` in one of the formats that round its weights."""
-    log.info("writing %s", name)
-    if name == "gguf":
-        write_gguf(model, out)
-    elif name == "gptq":
-        repack_gptq(model, out)
-    else:
-        quantise(model, out, name, settings, prompts)
+def _gguf(model: Path, out: Path, settings: QuantisationConfig, prompts: Prompts) -> None:
+    from students.export.gguf import write_gguf
+
+    write_gguf(model, out)
 
 
-def copy_linked(source: Path, target: Path) -> None:
-    """A copy of a folder, without its manifest, that takes no room where the file system can link."""
+ROWS = (
+    Format("merged", "the student in fp16", 2.0, write=None),
+    Format(
+        "w8a8",
+        "int8 weights and activations",
+        1.0,
+        write=partial(_quantised, "w8a8"),
+        int8_activations=True,
+        vllm_on_cpus=True,
+    ),
+    Format("w8a16", "int8 weights", 1.0 + FP16_SCALES, write=partial(_quantised, "w8a16")),
+    Format("w4a16", "int4 weights", 0.5 + FP16_SCALES, write=partial(_quantised, "w4a16")),
+    Format(
+        "gguf",
+        "int8 weights, llama.cpp",
+        1.0 + 2 / 32,  # Q8_0: one scale for 32 weights
+        write=_gguf,
+        runtimes=("llama.cpp",),
+        file=GGUF_BACKBONE,
+    ),
+)
+FORMATS: dict[str, Format] = {row.name: row for row in ROWS}
 
-    def linked(file: str, copy: str) -> None:
-        try:
-            os.link(os.path.realpath(file), copy)
-        except OSError:
-            shutil.copy2(file, copy)
 
-    with new_folder(target) as partial:
-        ignored = shutil.ignore_patterns(MANIFEST)
-        shutil.copytree(source, partial, copy_function=linked, ignore=ignored, dirs_exist_ok=True)
+def format_named(name: str) -> Format:
+    """The row of a name that a manifest holds. Raises `UserError` for a format of an earlier version."""
+    if name not in FORMATS:
+        raise UserError(
+            f"export.format={name}: {removed('export.format', name) or 'give one of ' + ', '.join(FORMATS)}"
+        )
+    return FORMATS[name]
+
+
+def format_in(folder: Path) -> Format:
+    """A row whose runtimes read the model in `folder`, told from its files: not every model has a manifest."""
+    return next((row for row in ROWS if row.file and (folder / row.file).exists()), FORMATS["merged"])

@@ -15,6 +15,7 @@ from distill.plan.t4 import t4_hours
 from distill.plan.throughput import Lengths, attention_flops, scoring_flops, step_traffic, training_flops
 from distill.plan.training import fold_work, stores_scores
 from distill.plan.work import Work
+from students.export.formats import FORMATS
 from tests.composing import configured
 from tests.running import refuses, succeeds
 
@@ -111,7 +112,7 @@ YI_34B = {
 
 def hours_on_two(base: str, most: int, name: str, conversations: int = 25_000) -> tuple[float, float]:
     flops = conversations * scoring_flops(count(GEMMA, base), Lengths.cut(GEMMA.plan.assumed.tokens, most))
-    low, high = t4_hours(GEMMA.t4, name, flops)
+    low, high = t4_hours(GEMMA.t4, FORMATS[name], flops)
     return low / 2, high / 2
 
 

@@ -156,9 +156,7 @@ def test_numbers_outside_of_elements_are_not_shown(page: Page) -> None:
 def test_metrics_hold_what_readers_count_on(evaluation: Evaluated) -> None:
     metrics = opened(evaluation)["metrics.json"]
     assert {"rows", "bayes", "judges", "gain", "leaderboard", "reading", "humans", "differences"} <= set(metrics)
-    assert set(LADDER) - set(metrics["judges"]) == {
-        f"student_{f}" for f in ("merged", "w8a16", "w4a16", "gptq", "gguf")
-    }
+    assert set(LADDER) - set(metrics["judges"]) == {f"student_{f}" for f in ("merged", "w8a16", "w4a16", "gguf")}
     biases = metrics["judges"]["teacher"]["biases"]
     assert {"position", "verbosity", "self_enhancement", "truncation"} <= set(biases)
     assert "self_enhancement" not in metrics["judges"]["student"]["biases"], "nobody said what its family is"

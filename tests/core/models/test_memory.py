@@ -8,7 +8,6 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from core.models.memory import (
-    FORMATS,
     Batch,
     Method,
     Sharding,
@@ -19,6 +18,7 @@ from core.models.memory import (
     training_memory,
 )
 from core.models.shapes import Shape
+from students.export.formats import FORMATS
 from students.training.config import ModelConfig
 from students.training.model import with_lora
 from students.training.shape import trained_shape
@@ -108,7 +108,7 @@ def test_parameters_are_the_published_ones(name: str, billions: float, tmp_path:
 
 def test_the_formats_of_gemma_agree_with_the_anchors() -> None:
     shape = counted("google/gemma-2-9b-it")
-    weights = {name: inference_memory(shape, size, gpus=1, tokens=0) for name, size in FORMATS.items()}
+    weights = {n: inference_memory(shape, row.weight_bytes, gpus=1, tokens=0) for n, row in FORMATS.items()}
     assert shape.matrices / 1e9 == pytest.approx(8.3, abs=0.05)
     expected = {"merged": 18.5, "w8a8": 10.2, "w4a16": 6.1}
     assert {name: weights[name] for name in expected} == pytest.approx(expected, abs=0.1)

@@ -4,10 +4,9 @@ import json
 import os
 import re
 import shutil
-import struct
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,11 @@ from core.models.shapes import meta_classifier, shape_of
 from students.export.config import QuantisationConfig
 from students.export.gguf import write_gguf
 from students.export.quantising import quantise
-from students.export.t4 import check_t4, sm75_kernels
+from students.export.t4.checking import check_t4
+from students.export.t4.findings import Finding, read_findings, write_findings
+from students.export.t4.kernels import RELEASES, kernels
 from students.trained import convert
+from teachers.scorers.config import memory_share
 from tests.composing import configured
 from tests.tiny_models import Family, tiny_judge
 
@@ -82,11 +84,6 @@ def activations_of(config: dict[str, Any]) -> dict[str, Any]:
     return activations
 
 
-def as_gptq(**changes: Any) -> Change:
-    values = {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True, "desc_act": False, **changes}
-    return lambda config: config.update(quantization_config=values)
-
-
 @pytest.mark.parametrize(
     ("format", "change", "rule"),
     [
@@ -105,10 +102,8 @@ def as_gptq(**changes: Any) -> Change:
         ("w4a16", lambda c: weights_of(c).update(actorder="group"), "order"),
         ("w8a8", lambda c: activations_of(c).update(dynamic=False), "activations"),
         ("w8a8", lambda c: activations_of(c).update(strategy="tensor"), "activations"),
-        ("merged", as_gptq(desc_act=True), "order"),
-        ("merged", as_gptq(sym=False), "symmetric"),
-        ("merged", as_gptq(bits=3), "weights"),
-        ("merged", as_gptq(group_size=1024), "groups"),
+        ("w4a16", lambda c: c["quantization_config"].update(quant_method="gptq"), "method"),
+        ("w4a16", lambda c: weights_of(c).update(group_size=1024), "groups"),
         ("w8a8", lambda c: c.update(head_dim=512), "attention"),
     ],
 )
@@ -121,8 +116,8 @@ def test_a_fault_in_the_configuration_is_found_by_its_rule_alone(
 @pytest.mark.parametrize(
     "change",
     [
-        as_gptq(),
-        as_gptq(bits=8, group_size=-1, desc_act=True),  # with one scale a row the order of columns is free
+        # With one scale a row the order of columns is free.
+        lambda c: weights_of(c).update(strategy="channel", group_size=-1, actorder="group"),
         lambda c: c["quantization_config"].update(ignore=["re:.*score$"]),
         lambda c: weights_of(c).update(actorder="static"),
         lambda c: c.pop("quantization_config"),
@@ -202,7 +197,7 @@ def test_memory_is_what_the_plan_expects(family: Family, tmp_path: Path) -> None
 
 def test_an_engine_is_granted_what_vllm_takes_of_a_t4() -> None:
     """vLLM refuses a model beyond its share of the card, of whose memory torch reports 14.56 GiB."""
-    share = configured().scorers.exported.vllm["gpu_memory_utilization"]
+    share = memory_share(configured().scorers.exported)
     assert 0.97 < T4.memory_gb / (share * 14.56 * 2**30 / 1e9) <= 1
 
 
@@ -278,7 +273,10 @@ def as_bert(config: dict[str, Any]) -> None:
         ("{", r"config\.json is no JSON"),
         (as_bert, r"config\.json of a bert model lacks num_key_value_heads"),
         (lambda c: c.update(quantization_config=[]), "does not say how the weights are stored"),
-        (lambda c: c.update(quantization_config={"quant_method": "gptq"}), "does not say how the weights are stored"),
+        (
+            lambda c: c.update(quantization_config={"quant_method": "compressed-tensors"}),
+            "does not say how the weights are stored",
+        ),
         (lambda c: c["quantization_config"].pop("config_groups"), "does not say how the weights are stored"),
     ],
 )
@@ -292,57 +290,44 @@ def test_a_folder_of_something_else_is_told_so(
         check_t4(folder, T4)
 
 
-CUBIN, PTX = 2, 1
+def with_vllm(monkeypatch: pytest.MonkeyPatch, installed: str | None) -> Finding:
+    """What the rule says where this release of vLLM is installed; None: no package of that name."""
+
+    def version(name: str) -> str:
+        if installed is None:
+            raise PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr("students.export.t4.kernels.find_spec", lambda _: object())
+    monkeypatch.setattr("students.export.t4.kernels.version", version)
+    return kernels()
 
 
-def fatbin(*entries: tuple[int, int]) -> bytes:
-    """A fatbin with entries of (kind, architecture), field by field as Cricket's cpu-elf2.h names them."""
-    body = b""
-    for kind, architecture in entries:
-        code = bytes(24)
-        body += struct.pack(
-            "<HHIQIIHHIIIQQQ",
-            *(kind, 0x0101, 64, len(code)),  # kind, unknown, size of the header, size of the code
-            *(0, 0, 0, 1),  # compressed size, unknown, minor and major version
-            *(architecture, 0, 0, 0, 0, 0),  # architecture, name's offset and length, flags, zero, decompressed size
-        )
-        body += code
-    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body
+def test_a_release_of_vllm_says_whether_it_has_kernels_for_t4s(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert with_vllm(monkeypatch, "0.33.1").ok
+    monkeypatch.setitem(RELEASES, "0.99", False)
+    assert with_vllm(monkeypatch, "0.99.0").ok is False
+    unknown = with_vllm(monkeypatch, "0.98.0")
+    assert unknown.ok is None and "requirements/gpu-teacher.txt" in unknown.detail
 
 
-def test_counts_machine_code_for_t4s_alone(tmp_path: Path) -> None:
-    chance = struct.pack("<I", 0xBA55ED50)  # no header follows
-    first = fatbin((CUBIN, 75), (CUBIN, 80), (PTX, 75))
-    (tmp_path / "_C.abi3.so").write_bytes(b"\x7fELF" + chance + bytes(60) + first + bytes(8) + fatbin((CUBIN, 75)))
-    (tmp_path / "_moe_C.abi3.so").write_bytes(bytes(16) + fatbin((CUBIN, 80), (CUBIN, 90)) + chance)
-    (tmp_path / "_vllm_fa2_C.abi3.so").write_bytes(fatbin((CUBIN, 75)))  # not asked for
-    assert sm75_kernels(tmp_path) == {"_C.abi3.so": 2, "_moe_C.abi3.so": 0}
-
-
-def test_a_build_without_gpu_code_tells_nothing(tmp_path: Path) -> None:
-    assert sm75_kernels(tmp_path) is None
-    (tmp_path / "_C.abi3.so").write_bytes(b"\x7fELF" + bytes(1000))
-    assert sm75_kernels(tmp_path) is None
+@pytest.mark.parametrize("installed", [None, "0.33.0+cpu"])
+def test_a_build_without_gpu_code_tells_nothing(installed: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = with_vllm(monkeypatch, installed)
+    assert found.ok is None and "CPU build" in found.detail
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_says_of_the_installed_vllm_what_is_so(exports: dict[str, Path]) -> None:
-    (kernels,) = (finding for finding in check_t4(exports["w8a8"], T4) if finding.rule == "kernels")
+    (found,) = (finding for finding in check_t4(exports["w8a8"], T4) if finding.rule == "kernels")
     if torch.version.cuda is None:
-        assert kernels.ok is None and "CPU build" in kernels.detail
+        assert found.ok is None and "CPU build" in found.detail
     else:
-        assert kernels.ok
+        assert found.ok
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="CUDA's compiler is not installed")
-@pytest.mark.parametrize(("codes", "found"), [(["sm_75", "sm_80"], True), (["sm_80", "compute_75"], False)])
-def test_reads_what_cuda_s_compiler_writes(codes: list[str], found: bool, tmp_path: Path) -> None:
-    source = tmp_path / "kernel.cu"
-    source.write_text(
-        "__global__ void scale(float* x) { x[threadIdx.x] *= 2; }\nvoid go(float* x) { scale<<<1, 32>>>(x); }"
-    )
-    targets = [f"-gencode=arch={code.replace('sm', 'compute')},code={code}" for code in codes]
-    command = ["nvcc", "-shared", "-Xcompiler", "-fPIC", *targets, str(source), "-o", str(tmp_path / "_C.abi3.so")]
-    subprocess.run(command, check=True, capture_output=True, timeout=200)
-    kernels = sm75_kernels(tmp_path)
-    assert kernels is not None and (kernels["_C.abi3.so"] > 0) == found
+def test_findings_are_read_as_they_were_written(exports: dict[str, Path], tmp_path: Path) -> None:
+    findings = check_t4(exports["w8a8"], T4)
+    assert read_findings(tmp_path) == []
+    write_findings(tmp_path, findings)
+    assert read_findings(tmp_path) == findings
