@@ -53,14 +53,13 @@ REMOVED = {
     "tracker.sample_characters": "samples show 500 characters of a text",
 }
 UNCHANGED = {"canaries": ("on_failure", "rows", "tokens", "repeats", "factors", "floor")}  # names that are groups now
-
 # Values that are gone: key -> value -> what to give in its place.
-REMOVED = {"export.format": {"gptq": "the format is gone; give w8a16, which has the same weights"}}
+REMOVED_VALUES = {"export.format": {"gptq": "the format is gone; give w8a16, which has the same weights"}}
 
 
 def removed(key: str, value: object) -> str | None:
     """What to give in place of a value that earlier versions knew; None for one that they did not."""
-    return REMOVED.get(key, {}).get(value) if isinstance(value, str) else None
+    return REMOVED_VALUES.get(key, {}).get(value) if isinstance(value, str) else None
 
 
 def advice(key: str) -> str | None:
