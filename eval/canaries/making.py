@@ -45,7 +45,7 @@ def make_canaries(
 
     Raises `UserError` where the exported model gives logits that are not finite.
     """
-    shown = canary_prompts(training, renderer, canaries, seed)
+    shown = canary_prompts(training, renderer, canaries.rows, canaries.tokens, seed)
     prompts = [prompt.ids for _, prompt in shown]
     exact, *moved = answer(model, scorer, dtype, canaries.repeats, prompts, renderer.config.max_tokens)
     answers = np.stack(moved)

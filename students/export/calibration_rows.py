@@ -7,7 +7,6 @@ from itertools import accumulate, pairwise
 from core.errors import UserError
 from core.prompts import Rendered, Renderer
 from core.records import Conversation
-from eval.config import CanariesConfig
 
 Pair = tuple[Rendered, Rendered]  # a conversation in both orders
 POOL = 8  # conversations rendered for each one chosen: enough to know the lengths, however many there are
@@ -32,16 +31,16 @@ def calibration_prompts(
 
 
 def canary_prompts(
-    conversations: Sequence[Conversation], renderer: Renderer, settings: CanariesConfig, seed: int
+    conversations: Sequence[Conversation], renderer: Renderer, rows: int, tokens: int, seed: int
 ) -> list[tuple[Conversation, Rendered]]:
-    """Up to `settings.rows` conversations with a prompt each, chosen as above among those that are short enough.
+    """Up to `rows` conversations with a prompt each, chosen as above among those that are short enough.
 
-    These are as many of the shortest as leave all that are chosen about `settings.tokens` tokens together.
+    These are as many of the shortest as leave all that are chosen about `tokens` tokens together.
     """
-    count = min(settings.rows, len(conversations))
+    count = min(rows, len(conversations))
     pairs = _pool(conversations, renderer, count, seed)
     means = [total / n for n, total in enumerate(accumulate(len(pair[0].ids) for pair in pairs), 1)]
-    short = max(count, sum(mean * count <= settings.tokens for mean in means))
+    short = max(count, sum(mean * count <= tokens for mean in means))
     by_id = {c.id: c for c in conversations}
     return [(by_id[prompt.id], prompt) for prompt in _of_all_lengths(pairs[:short], count, seed)]
 

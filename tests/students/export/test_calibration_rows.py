@@ -1,5 +1,4 @@
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -8,7 +7,6 @@ from tokenizers import Tokenizer
 
 from core.prompts import Rendered, Renderer
 from core.records import ORDERS, Conversation, Order
-from eval.config import CanariesConfig, CanaryFactors
 from students.export.calibration_rows import POOL, calibration_prompts, canary_prompts
 from tests.composing import configured
 
@@ -67,14 +65,13 @@ def test_fewer_conversations_than_asked_for(renderer: CountingRenderer) -> None:
 
 
 def test_canaries_are_short_enough_and_still_of_all_lengths(renderer: CountingRenderer) -> None:
-    settings = CanariesConfig(COUNT, 10**9, 2, CanaryFactors(1, 1, 1, 1), 0)
-    free = canary_prompts(CONVERSATIONS, renderer, settings, seed=0)
+    free = canary_prompts(CONVERSATIONS, renderer, COUNT, 10**9, seed=0)
     assert [prompt.ids for _, prompt in free] == calibration_prompts(CONVERSATIONS, renderer, COUNT, seed=0)
     assert all(conversation.id == prompt.id for conversation, prompt in free)
     whole = sum(len(prompt.ids) for _, prompt in free)
-    short = canary_prompts(CONVERSATIONS, renderer, replace(settings, tokens=2 * whole // 3), seed=0)
+    short = canary_prompts(CONVERSATIONS, renderer, COUNT, 2 * whole // 3, seed=0)
     lengths = [len(prompt.ids) for _, prompt in short]
     assert sum(lengths) < 0.75 * whole and len(set(lengths)) == len(lengths) == COUNT
-    least = canary_prompts(CONVERSATIONS, renderer, replace(settings, tokens=1), seed=0)
+    least = canary_prompts(CONVERSATIONS, renderer, COUNT, 1, seed=0)
     assert {prompt.id for _, prompt in least} == {f"c{n}" for n in range(1, COUNT + 1)}
-    assert len(canary_prompts(CONVERSATIONS[:5], renderer, settings, seed=0)) == 5
+    assert len(canary_prompts(CONVERSATIONS[:5], renderer, COUNT, 10**9, seed=0)) == 5
