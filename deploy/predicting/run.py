@@ -29,8 +29,8 @@ from core.scoring import SCORES, Scorer, logits_by_order, scored_row
 from core.store.parts import clear, part_files
 from core.store.reading import read_parts
 from core.store.writing import StoreWriter
-from deploy.predicting.canaries import HEADER, check_engine, note_of, notes_in, tell_marked
 from deploy.predicting.devices import count_devices, side_by_side
+from deploy.predicting.engine_notes import HEADER, check_engine, note_of, notes_in, tell_marked
 from deploy.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure, margin
 from deploy.predicting.submission import Unlabelled, probabilities, read_unlabelled, write_submission
 from distill.config import Config

@@ -30,8 +30,8 @@ from core.records import Conversation
 from core.scoring import logits_by_order, score_conversations, swap_average
 from core.store.parts import part_files
 from core.store.reading import read_parts
-from deploy.predicting.canaries import note_of, tell_marked
 from deploy.predicting.devices import environment_of
+from deploy.predicting.engine_notes import note_of, tell_marked
 from deploy.predicting.run import discard, parts_folder, read_scores
 from deploy.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
 from deploy.predicting.submission import COLUMNS, check_submission, read_unlabelled

@@ -1,4 +1,4 @@
-"""With canaries.on_failure=warn alone: a submission says that its engine computes something else than was exported."""
+"""What a submission says where its engine computes something else than was exported (canaries.on_failure=warn)."""
 
 import logging
 from pathlib import Path
