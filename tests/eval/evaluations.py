@@ -1,5 +1,6 @@
 """A small evaluation of simulated judges, written as `python -m eval` writes it, without a model."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from eval.judges.answers import Answers
 from eval.judges.baselines import prior, surface
 from eval.judges.bradley_terry import bradley_terry
 from eval.judges.panel import Panel
-from eval.measuring import METRICS, measure
+from eval.measuring import METRICS, Evaluation, measure
 from eval.recalibration import Recalibration
 from eval.report.page import Report, write_report
-from eval.results import write_result
+from eval.results import read_result, write_result
 from tests.composing import configured
 from tests.eval.simulated_judges import arena, favouring, honest, showing
 
@@ -118,6 +119,12 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
     report = Report.of("run", measured, held_out, folders, root / "data" / "arena", root)
     write_report(folder / "report.html", replace(report, **changes))
     return Evaluated(root, folder, held_out, (folder / "report.html").read_text(encoding="utf-8"))
+
+
+def typed(folder: Path, metrics: dict[str, Any]) -> Evaluation:
+    """What metrics.json holds, as `python -m eval` reads it."""
+    (folder / METRICS).write_text(json.dumps(metrics))
+    return read_result(Evaluation, folder / METRICS)
 
 
 def artefacts(root: Path) -> dict[str, Path]:

@@ -17,15 +17,12 @@ from rich.console import Console
 from core.records import Conversation
 from core.scoring import logits_by_order
 from eval.conclusions import Row
-from eval.measuring import METRICS, Evaluation
 from eval.metrics import kl_rows, log_loss_rows, predict
-from eval.report.charts import Axis, training_plots
-from eval.report.ladder import LADDER, ordered
+from eval.report.ladder import LADDER
 from eval.report.lineage import trace
 from eval.report.page import LONGEST, Report, told, turns, write_report
 from eval.report.terminal import bayes_line, checks_line, surface_line, table
-from eval.results import read_result
-from tests.eval.evaluations import Evaluated, evaluate, history
+from tests.eval.evaluations import Evaluated, evaluate, history, typed
 
 EVIL = "<script>alert('x')</script>\" onload=\"x"
 VOID = {"meta", "wbr", "br"}
@@ -111,12 +108,6 @@ def opened(evaluation: Evaluated) -> dict[str, Any]:
         elif path.name == "history.parquet":
             files[name] = pl.read_parquet(path).to_dict(as_series=False)
     return files
-
-
-def typed(folder: Path, metrics: dict[str, Any]) -> Evaluation:
-    """What metrics.json holds, as `python -m eval` reads it."""
-    (folder / METRICS).write_text(json.dumps(metrics))
-    return read_result(Evaluation, folder / METRICS)
 
 
 def value_at(files: dict[str, Any], source: str) -> Any:
@@ -311,19 +302,6 @@ def test_headline_says_only_what_the_interval_allows(
     assert words in Page(rendered(evaluation, tmp_path, metrics)).text
 
 
-def test_table_follows_the_ladder_and_fits_a_terminal(evaluation: Evaluated, tmp_path: Path) -> None:
-    metrics = opened(evaluation)["metrics.json"]
-    judges = metrics["judges"]
-    output = io.StringIO()
-    backwards = typed(tmp_path, metrics | {"judges": dict(reversed(judges.items()))})
-    Console(file=output, width=80).print(table(backwards))
-    assert "bootstrap of prompts" in output.getvalue()
-    lines = [line for line in output.getvalue().splitlines() if re.match(r"│ \w", line)]
-    assert [re.split(r"[ │]+", line)[1] for line in lines] == ordered(judges)
-    assert next(iter(judges)) == "prior" and ordered(judges)[-3:] == ["other.one", "teacher", "bayes"]
-    assert {re.split(r"[ │]+", line)[1] for line in lines if "✗" in line} >= {"student_no_teacher"}
-
-
 def test_what_people_and_exports_say_is_shown_with_its_intervals(
     evaluation: Evaluated, page: Page, tmp_path: Path
 ) -> None:
@@ -338,8 +316,7 @@ def test_what_people_and_exports_say_is_shown_with_its_intervals(
         shown = ["difference", "ci/0", "ci/1", "limit", "verdict", *["rows_needed"] * (of["rows_needed"] is not None)]
         assert {f"{place}/{name}" for name in shown} <= sources
     assert {of["verdict"] for of in lost.values()} >= {"beyond", "cannot tell"}
-    metrics = files["metrics.json"]
-    line = checks_line(typed(tmp_path, metrics))
+    line = checks_line(typed(tmp_path, metrics := files["metrics.json"]))
     assert line is not None and "student_w8a8 failed its checks: verdicts differs" in line.plain
     passed = {name: of | {"failed": []} for name, of in metrics["judges"].items()}
     assert checks_line(typed(tmp_path, metrics | {"judges": passed})) is None
@@ -369,19 +346,3 @@ def test_a_long_table_keeps_its_most_frequent_rows_in_order() -> None:
     assert len(kept) == 12 and [i for i, _ in kept] == sorted(i for i, _ in kept)
     left = [row.count for i, row in enumerate(rows) if row.value is not None and i not in dict(kept)]
     assert min(row.count for _, row in kept) > max(left)
-
-
-def test_curves_keep_their_mean_however_long_the_training() -> None:
-    long = pl.DataFrame({"step": range(1, 1001), "loss": np.random.default_rng(0).random(1000)})
-    (plot,) = training_plots({"student": long}, ["loss"])
-    (curve,) = plot.curves
-    assert len(curve.points) == 200 and not curve.rows
-    assert np.mean([y for _, y in curve.points]) == pytest.approx(long["loss"].mean())
-
-
-@pytest.mark.parametrize("values", [(0, 1), (0.9371, 1.0986), (5, 5), (0, 0), (-3e-5, 2e-5), (1, 57477)])
-def test_axis_holds_its_values_and_has_a_few_round_ticks(values: tuple[float, float]) -> None:
-    axis = Axis.over(values, 0.05)
-    assert all(0 <= axis.at(v) <= 100 for v in values)
-    assert 3 <= len(axis.ticks) <= 9
-    assert all(float(label.replace(",", "")) == pytest.approx(tick, abs=1e-12) for tick, label in axis.ticks)
