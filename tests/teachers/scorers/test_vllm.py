@@ -62,7 +62,9 @@ class TestFloat:
         found = score(engine, prompts)
         assert found.dtype == np.float32
         assert np.abs(found - expected).max() < 1e-4
+        before = engine.tokens_cached
         assert np.abs(score(engine, prompts) - expected).max() < 1e-4  # now out of the prefix cache
+        assert engine.tokens_cached - before > sum(map(len, prompts)) / 2
 
     def test_order_of_prompts_is_kept(self, engine: VllmScorer, prompts: list[list[int]]) -> None:
         order = np.random.default_rng(1).permutation(len(prompts))
