@@ -1,4 +1,4 @@
-"""What a user can mend, told apart from what only we can."""
+"""Errors that a user can fix, as opposed to defects of ours."""
 
 import errno
 import os
@@ -10,18 +10,18 @@ OF_RUST = re.compile(r"\(os error (\d+)\)")  # how polars, safetensors and token
 OF_TORCH = re.compile(r"inline_container\.cc.*(unexpected pos|file write failed)", re.DOTALL)
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give this user the right to it"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "give this user permission"),
     errno.ENAMETOOLONG: "choose a shorter name",
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "move away what is there, or name another place"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "move what is there, or choose another path"),
     errno.EISDIR: "name a file",
-    errno.ELOOP: "mend the links",
+    errno.ELOOP: "fix the links",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "see to the disk"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk"),
 }
 
 
 class UserError(ValueError):
-    """Something that the user can mend. The message names the file, row or key, its value and what to do.
+    """Something that the user can fix. The message names the file, row or key, its value and what to do.
 
     Raised where the cause is known, and shown by the entry points without a traceback (exit code 2). Any other
     `ValueError`, a library's above all, is a defect of ours and keeps its traceback.
@@ -29,7 +29,7 @@ class UserError(ValueError):
 
 
 class OtherRankError(UserError):
-    """Another rank of the same training found it and tells it: here it is not shown again."""
+    """Another rank of the same training found the error and reports it: this rank does not show it again."""
 
 
 def of_file_system(error: BaseException) -> str | None:
@@ -51,7 +51,7 @@ def of_file_system(error: BaseException) -> str | None:
     if code not in REMEDIES:
         return None
     where = f"{path}: " if path else ""
-    return f"{where}{os.strerror(code)}: {REMEDIES[code]}, and run the same command again"
+    return f"{where}{os.strerror(code)}: {REMEDIES[code]}, then rerun the same command"
 
 
 def of_missing_package(error: BaseException) -> str | None:

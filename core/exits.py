@@ -1,4 +1,4 @@
-"""How a process of ours ends: its exit codes, one message for what a user can mend, and no traceback."""
+"""How a process of ours ends: its exit codes, one message for what a user can fix, and no traceback."""
 
 import os
 import select
@@ -14,13 +14,11 @@ INTERRUPTED = 128 + signal.SIGINT  # the exit code, as a shell has it
 
 
 class ChecksFailed(Exception):
-    """What was asked for is made and kept, and may not be used: exit code 1, or in a multirun a failed run of it."""
+    """The artefact was written but failed its checks: exit code 1, or in a multirun a failed run of it."""
 
 
 class surroundings_explained:  # a context manager, as `suppress` is one
-    """Turn what a full disk, a missing permission, too long a name or a package that is not installed gives into a
-    `UserError`, whoever met it.
-    """
+    """Turn errors of a full disk, a missing permission, too long a name or a missing package into a `UserError`."""
 
     def __enter__(self) -> None:
         pass
@@ -47,7 +45,7 @@ def plain_ends() -> Iterator[None]:
     if isinstance(lost, BrokenPipeError):
         sys.exit(1)
     if lost is not None:
-        refuse(UserError(f"what was made is kept, but standard output cannot be written: {lost.strerror}"))
+        refuse(UserError(f"the results are kept, but standard output cannot be written: {lost.strerror}"))
 
 
 def lost_output() -> OSError | None:

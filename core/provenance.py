@@ -75,12 +75,12 @@ def write_learned(folder: Path, learned: Learned) -> None:
 
 
 def read_learned(folder: Path) -> Learned:
-    """What the artefact in `folder` learned from. Raises `UserError` where it does not tell."""
+    """What the artefact in `folder` learned from. Raises `UserError` where that is unknown."""
     path = folder / LEARNED_FROM
     if not path.exists():
         raise UserError(
-            f"{folder} does not say what it learned from (it has no {LEARNED_FROM}), so nobody can tell what is held "
-            "out from it: make it again with this version, or bring the file there"
+            f"{folder} has no {LEARNED_FROM}, so which rows are held out from it is unknown: "
+            "make it again with this version, or copy the file there"
         )
     return Learned.from_frame(read_parquet(path))
 

@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt of one or more rounds, two responses to it, and what people voted.
+    """A prompt of one or more turns, two responses to it, and what people voted.
 
-    `prompt`, `response_a` and `response_b` hold one text a round. `votes` are three counts in the order of `LABELS`:
+    `prompt`, `response_a` and `response_b` hold one text a turn. `votes` are three counts in the order of `LABELS`:
     one-hot for a single vote, more where several people voted, None where nobody did. `group` is a hash of the first
     prompt, the same for near-duplicates: conversations of one group never sit in different folds. `fold` is 0 or
     above, or `TEST`.

@@ -47,6 +47,6 @@ def named(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"{path} is not there: bring it back, or make it again with overwrite=true") from error
+        raise UserError(f"{path} is missing: restore it, or make it again with overwrite=true") from error
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read: {error}; restore it, or make it again with overwrite=true") from error

@@ -114,7 +114,7 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
     from rich.console import Console
 
     from core.artefacts.building import Artefact
-    from core.artefacts.identity import hashed
+    from core.artefacts.identity import identity_hash
     from core.json_files import write_json
     from eval.averages import Averages, averages_table
     from eval.bootstrap import Resampling
@@ -123,8 +123,8 @@ def compare_folds(config: Config, folds: "Sequence[TrainedJudge]", rows: "list[C
     from students.export.folds import average, methods
 
     fold_names = [f"fold {fold.manifest.config['fold']}" for fold in folds]
-    folder = config.root / "exports" / config.run / f"averages-{hashed([f.manifest.content for f in folds])}"
-    identity = {"folds": fold_names, "rows": hashed([c.id for c in rows])}
+    folder = config.root / "exports" / config.run / f"averages-{identity_hash([f.manifest.content for f in folds])}"
+    identity = {"folds": fold_names, "rows": identity_hash([c.id for c in rows])}
     artefact = Artefact(folder, "averages", identity, [fold.folder for fold in folds], config.root)
     with artefact.building(wait=True) as lacking:
         if lacking:

@@ -99,7 +99,7 @@ def fold_judges(config: Config) -> list[Judge]:
 
 def ready_made_judge(config: Config) -> Judge:
     """`teacher.model`: a language model, or a judge with a score head. One from elsewhere has seen none of the rows."""
-    from core.models.folders import digest
+    from core.models.folders import model_hash
     from core.models.resolving import resolve
     from core.prompts import Renderer
     from core.provenance import behind_model
@@ -113,7 +113,7 @@ def ready_made_judge(config: Config) -> Judge:
             "prompt, where the verdict should follow; take out its post-processor's end, or another model"
         )
     learned = behind_model(folder)
-    return Judge(digest(folder), NO_FOLD, learned, renderer, folder, lambda: (folder, None))
+    return Judge(model_hash(folder), NO_FOLD, learned, renderer, folder, lambda: (folder, None))
 
 
 def write_judgements(config: Config, store: Path, judges: Sequence[Judge], rows: "Sequence[Conversation]") -> None:

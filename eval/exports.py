@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.artefacts.identity import hashed
+from core.artefacts.identity import identity_hash
 from core.prompts import Renderer
 from core.provenance import Learned
 from core.records import Conversation
@@ -81,7 +81,7 @@ def recalibrate(export: ReadModel, validation: Sequence[Conversation], kind: Kin
 
 def sample(conversations: Sequence[Conversation], most: int, seed: int) -> list[Conversation]:
     """At most so many of them, in their order, drawn by a hash of their ids: of all sources, of all lengths."""
-    drawn = {c.id for c in sorted(conversations, key=lambda c: hashed([seed, c.id]))[:most]}
+    drawn = {c.id for c in sorted(conversations, key=lambda c: identity_hash([seed, c.id]))[:most]}
     return [c for c in conversations if c.id in drawn]
 
 

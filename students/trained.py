@@ -10,7 +10,7 @@ import torch
 from core.artefacts.building import Artefact
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
-from core.models.folders import digest, new_model
+from core.models.folders import model_hash, new_model
 from core.models.resolving import resolve
 from core.models.shards import locate, read_shapes, read_tensor, write_weights
 from core.prompts import Renderer, renderer_of
@@ -56,7 +56,7 @@ class TrainedJudge:
         if self.tuned_whole and dtype == stored:
             return self.folder / "model"
         name = f"merged-{self.manifest.content[:16]}" + ("" if dtype == stored else f"-{str(dtype).split('.')[1]}")
-        identity = {"adapter": self.manifest.content, "base": digest(self.base)}
+        identity = {"adapter": self.manifest.content, "base": model_hash(self.base)}
         folder = root / "models" / name
         artefact = Artefact(folder, "merge", identity, [], root)
         with artefact.building(wait=True) as lacking:
@@ -76,7 +76,7 @@ class TrainedJudge:
                 f"{self.folder} is a full tuning and has no adapter to serve beside: set teacher.merge=true"
             )
         folder = root / "models" / f"unmerged-{self.manifest.content[:16]}"
-        identity = {"adapter": self.manifest.content, "base": digest(self.base)}
+        identity = {"adapter": self.manifest.content, "base": model_hash(self.base)}
         artefact = Artefact(folder, "merge", identity, [], root)
         with artefact.building(wait=True) as lacking:
             if lacking:

@@ -8,7 +8,7 @@ import polars as pl
 
 from core.artefacts.building import Artefact
 from core.artefacts.contents import content_hash
-from core.models.folders import digest
+from core.models.folders import model_hash
 from core.models.resolving import resolve
 from core.provenance import Learned, behind_model
 from core.records import ORDERS, TEST, Conversation
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> None:
     """Score each response alone into rewards/<name>; map that to logits by a model fitted on the other folds' votes."""
     source = resolve(config.teacher.model, config.root, key="teacher.model")
-    judge, renderer = digest(source), RewardRenderer(source, config.prompt.max_tokens)
+    judge, renderer = model_hash(source), RewardRenderer(source, config.prompt.max_tokens)
     raw = config.root / "rewards" / store.name
     limited = rows[: config.limit]
     with open_writer(config, raw, renderer.hashes, judge, NO_FOLD, REWARDS) as writer:

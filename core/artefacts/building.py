@@ -118,11 +118,13 @@ class Artefact:
             begun.touch()
             empty(self.folder)
         elif (self.folder / MANIFEST).exists():
-            raise UserError(f"{self.folder} has been finished meanwhile: run the same command again, which reads it")
+            raise UserError(
+                f"{self.folder} was finished by another process meanwhile: rerun the same command, which reads it"
+            )
         if differences := self.differing_start():
             raise UserError(
                 f"{self.folder} holds checkpoints of a run that was started differently:{list_differences(differences)}"
-                "\n  go on with it as it was, or start anew with overwrite=true"
+                "\n  resume it with its own settings, or start over with overwrite=true"
             )
         begun.touch()
         path = self.folder / STARTED
@@ -135,7 +137,7 @@ class Artefact:
         path = self.folder / STARTED
         if not path.exists():
             return []
-        return differing_fields(read_json(path, "start anew with overwrite=true"), self._start())
+        return differing_fields(read_json(path, "start over with overwrite=true"), self._start())
 
     def _start(self) -> dict[str, Any]:
         start = {**self.identity, "parents": parent_contents(self.parents, self.root)}
@@ -166,7 +168,7 @@ def refuse_foreign(folder: Path) -> None:
     """Raise `UserError` where a folder holds files that no command wrote: they would be in the way, or lost."""
     if folder.is_dir() and (found := sorted(path.name for path in folder.iterdir())):
         raise UserError(
-            f"{folder} holds what this command did not write, such as {found[0]!r}: "
+            f"{folder} holds files that this command did not write, such as {found[0]!r}: "
             "move it away, or choose another name"
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def hashed(identity: Any) -> str:
+def identity_hash(identity: Any) -> str:
     """16 hexadecimal digits that tell one JSON-able identity from another, for a folder's name."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

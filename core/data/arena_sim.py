@@ -1,4 +1,4 @@
-"""A simulated chatbot arena with a known preference law, so that the best possible log loss is known as well.
+"""A simulated chatbot arena with a known true distribution, so that the best possible log loss is known as well.
 
 People ask for tips on an everyday topic; two simulated chatbots answer. An answer is written from four traits:
 
@@ -117,9 +117,9 @@ CHATBOTS = (
 
 
 def simulate(config: SimulateConfig) -> tuple[list[Conversation], pl.DataFrame]:
-    """Draw conversations (folds not yet assigned) and the law's table: id, probabilities [a, b, tie]."""
+    """Draw conversations (without folds) and the table of true distributions: id, probabilities [a, b, tie]."""
     rng = random.Random(config.seed)
-    conversations, law = [], []
+    conversations, truth = [], []
     for i in range(config.conversations):
         topic = rng.choice(list(TOPICS))
         question = rng.choice(QUESTIONS).format(topic)
@@ -139,8 +139,8 @@ def simulate(config: SimulateConfig) -> tuple[list[Conversation], pl.DataFrame]:
                 source="arena_sim",
             )
         )
-        law.append({"id": conversations[-1].id, "probabilities": probabilities})
-    return conversations, pl.DataFrame(law, schema={"id": pl.String, "probabilities": pl.Array(pl.Float64, 3)})
+        truth.append({"id": conversations[-1].id, "probabilities": probabilities})
+    return conversations, pl.DataFrame(truth, schema={"id": pl.String, "probabilities": pl.Array(pl.Float64, 3)})
 
 
 def answer(bot: Chatbot, topic: str, rng: random.Random) -> tuple[str, float]:
@@ -163,7 +163,7 @@ def vote_probabilities(utility_a: float, utility_b: float) -> list[float]:
     return list(((1 - NOISE) * weights / weights.sum() + NOISE / 3).tolist())
 
 
-def bayes_log_loss(law: pl.DataFrame) -> float:
-    """The lowest expected log loss (nats) that any judge can have on these rows: the mean entropy of the law."""
-    probabilities = law["probabilities"].to_numpy()
+def bayes_log_loss(truth: pl.DataFrame) -> float:
+    """The lowest expected log loss (nats) of any judge on these rows: the mean entropy of the true distribution."""
+    probabilities = truth["probabilities"].to_numpy()
     return float(-(probabilities * np.log(probabilities)).sum(1).mean())

@@ -15,7 +15,7 @@ class FoldsConfig:
 
 @dataclass(frozen=True)
 class SimulateConfig:
-    """How many conversations `core/data/arena_sim.py` writes; the preference law itself is written down there."""
+    """How many conversations `core/data/arena_sim.py` writes; the true distribution is written down there."""
 
     conversations: Count
     seed: Seed

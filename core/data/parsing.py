@@ -25,12 +25,12 @@ def parse(row: Row, source: Source) -> Conversation:
     if row.problem is not None:
         raise BadRow(row.problem)
     cells = {name: row.cells.get(name) for name in source.columns}
-    prompt, response_a, response_b = (_rounds(name, cells[name]) for name in TEXTS)
+    prompt, response_a, response_b = (_turns(name, cells[name]) for name in TEXTS)
     if not len(prompt) == len(response_a) == len(response_b):
         lengths = f"prompt {len(prompt)}, response_a {len(response_a)}, response_b {len(response_b)}"
-        raise BadRow(f"unequal rounds: {lengths}")
+        raise BadRow(f"unequal turns: {lengths}")
     if not prompt:
-        raise BadRow("zero rounds: prompt, response_a and response_b are []")
+        raise BadRow("no turns: prompt, response_a and response_b are []")
     identity = identify(cells)
     model_a, model_b = (clean(str(cells[name])) if cells.get(name) not in (None, "") else None for name in MODELS)
     return Conversation(identity, prompt, response_a, response_b, model_a, model_b, _votes(cells), source=source.name)
@@ -53,7 +53,7 @@ def identify(cells: Mapping[str, Any]) -> str:
     return str(value)
 
 
-def _rounds(name: str, cell: Any) -> list[str]:
+def _turns(name: str, cell: Any) -> list[str]:
     if cell is None or cell == "":
         raise BadRow(f"{name} is empty: {shown(cell)}")
     if isinstance(cell, str):

@@ -27,7 +27,7 @@ from core.errors import UserError
 from core.naming import NOT_UTF8, inert, is_utf8
 from core.tables import parquet_columns, scan_parquet
 
-TEXTS = ("prompt", "response_a", "response_b")  # lists of texts, one a round, as JSON or as real lists
+TEXTS = ("prompt", "response_a", "response_b")  # lists of texts, one a turn, as JSON or as real lists
 REQUIRED = ("id", *TEXTS)
 MODELS = ("model_a", "model_b")
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")  # one-hot

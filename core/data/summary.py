@@ -24,7 +24,7 @@ def check_rejected(rejected: pl.DataFrame, tallies: Sequence[Tally], most: float
             first = own.row(0, named=True)
             raise UserError(
                 f"{tally.source}: {tally.rejected:,} of {tally.read:,} rows cannot be used, data.max_rejected={most:g}"
-                f": {kinds(own)}, such as line {first['line']}: {first['reason']}; mend them or the layout "
+                f": {kinds(own)}, such as line {first['line']}: {first['reason']}; fix them or the layout "
                 f"(docs/data.md), or allow more. All are in {file}"
             )
 

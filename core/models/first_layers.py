@@ -8,7 +8,7 @@ from core.artefacts.building import Artefact
 from core.errors import UserError
 from core.folders import new_folder
 from core.models.architecture import layer_of
-from core.models.folders import copy_tokenizer, digest
+from core.models.folders import copy_tokenizer, model_hash
 from core.provenance import copy_learned
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def first_layers(base: Path, layers: int, root: Path) -> Path:
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:layers]
     folder = root / "models" / f"{base.name}-first-{layers}-layers"
-    artefact = Artefact(folder, "model", {"base": digest(base), "config": config}, [], root)
+    artefact = Artefact(folder, "model", {"base": model_hash(base), "config": config}, [], root)
     with artefact.building(wait=True) as lacking:
         if lacking:
             with new_folder(folder) as partial:

@@ -43,7 +43,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copy(path, target)
 
 
-def digest(folder: Path) -> str:
+def model_hash(folder: Path) -> str:
     """sha256 of what a model folder holds, as far as that is quick.
 
     That is its configuration, and each weight file's name, size, first and last megabyte: all of a 70B takes minutes.

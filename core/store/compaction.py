@@ -1,4 +1,4 @@
-"""Many small parts of a store become few large ones, whole at every instant.
+"""Merge the small part files of a store into few large ones; crash-safe at every step.
 
 A new part names the parts whose rows it took over. From the moment it is there they count for nothing, so a kill
 between its publication and their deletion leaves every row once; whoever opens the store next deletes them.

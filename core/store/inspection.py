@@ -99,7 +99,7 @@ def verify(folder: Path) -> list[str]:
         problems.append(f"{folder} holds no parts: run the teacher stage, or check the path")
     manifest = read_manifest(folder, verify=False) if (folder / MANIFEST).exists() else None
     if manifest and COMPACTING in manifest.extra:
-        problems.append(f"a compaction was interrupted: python -m distill.store compact {folder} goes on with it")
+        problems.append(f"a compaction was interrupted: resume it with python -m distill.store compact {folder}")
     elif manifest and content_hash(folder) != manifest.content:
         problems.append(
             f"{folder} does not hold the files that its manifest.json was written for: something was changed, added or "

@@ -148,7 +148,7 @@ def publish(rows: pl.DataFrame, path: Path, metadata: Mapping[str, str], replace
     table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
     buffer = io.BytesIO()
     pq.write_table(
-        table.replace_schema_metadata({**metadata, ROWS: content_digest(rows)}),
+        table.replace_schema_metadata({**metadata, ROWS: rows_hash(rows)}),
         buffer,
         compression="zstd",
         row_group_size=ROW_GROUP,
@@ -176,7 +176,7 @@ def publish(rows: pl.DataFrame, path: Path, metadata: Mapping[str, str], replace
             os.close(folder)
 
 
-def content_digest(rows: pl.DataFrame) -> str:
+def rows_hash(rows: pl.DataFrame) -> str:
     """sha256 hex over column names, types and values, whatever the chunks, the encoding and the compression."""
     digest = hashlib.sha256()
     for column in rows.iter_columns():
@@ -205,7 +205,7 @@ def _buffers(column: pl.Series) -> Iterator[bytes | memoryview]:
 def read_checked(path: Path) -> pl.DataFrame:
     """The rows at `path`. Raises `UserError` where they are damaged, or not those that `publish` wrote there."""
     rows, digest = _read(path)
-    if content_digest(rows) != digest:
+    if rows_hash(rows) != digest:
         raise UserError(f"{path} does not hold what was written to it (the sha256 of its rows differs): {AGAIN}")
     return rows
 
@@ -228,7 +228,7 @@ def explained(folder: Path) -> Iterator[None]:
         raise UserError(
             f"{folder} cannot be written: {error.strerror or error}; "
             f"the {len(part_files(folder))} finished parts stay: "
-            f"{REMEDIES.get(error.errno or 0, 'mend that')} and run the same command again"
+            f"{REMEDIES.get(error.errno or 0, 'fix the cause')}, then rerun the same command"
         ) from error
 
 
@@ -238,10 +238,14 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"{path} went away meanwhile, as compaction does it: run the same command again") from error
+        raise UserError(
+            f"{path} disappeared while being read (was the store compacted?): rerun the same command"
+        ) from error
     except (OSError, pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
         if isinstance(error, OSError) and error.errno:  # Arrow's own complaints have none
-            raise UserError(f"{path} cannot be read: {error.strerror}: make it readable") from error
+            raise UserError(
+                f"{path} cannot be read: {error.strerror}; give this user permission, then rerun"
+            ) from error
         raise UserError(f"{path} is cut short or damaged ({error}): {AGAIN}") from error
 
 

@@ -7,7 +7,7 @@ import polars as pl
 
 from core.errors import UserError
 from core.provenance import LEARNED, Learned
-from core.store.parts import content_digest, explained, publish, read_checked, token
+from core.store.parts import explained, publish, read_checked, rows_hash, token
 
 
 def write_seen(folder: Path, judge_fold: int, learned: Learned) -> None:
@@ -16,7 +16,7 @@ def write_seen(folder: Path, judge_fold: int, learned: Learned) -> None:
     path = seen_path(folder, judge_fold)
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists() or content_digest(read_checked(path)) != content_digest(rows):
+    if not path.exists() or rows_hash(read_checked(path)) != rows_hash(rows):
         publish(rows, path, {}, replace=True)
 
 
@@ -30,7 +30,7 @@ def read_seen(folder: Path, judge_folds: Iterable[int]) -> pl.DataFrame:
         path = seen_path(folder, fold)
         if not path.exists():
             raise UserError(
-                f"{path} is missing: without it nobody can tell what the judge of fold {token(fold)} learned from; "
+                f"{path} is missing, so what the judge of fold {token(fold)} learned from is unknown: "
                 "run the teacher stage again with overwrite=true"
             )
         found = read_checked(path)

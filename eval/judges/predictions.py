@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from core.artefacts.building import Artefact
-from core.artefacts.identity import hashed
+from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import read_manifest
 from core.prompts import Renderer
 from core.records import Conversation
@@ -48,10 +48,10 @@ def predictions(
         "content": content,
         "scorer": scorer.identity,
         "prompt": renderer.hashes,
-        "conversations": hashed(shown),
+        "conversations": identity_hash(shown),
         "canaries": {"on_failure": canaries},
     }
-    folder = root / "predictions" / hashed(identity)
+    folder = root / "predictions" / identity_hash(identity)
     artefact = Artefact(folder, "predictions", identity, [], root)
     with artefact.building(wait=True) as lacking:
         if lacking:

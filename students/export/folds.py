@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.artefacts.building import Artefact
-from core.artefacts.identity import hashed
+from core.artefacts.identity import identity_hash
 from core.errors import UserError
 from core.provenance import union, write_learned
 from core.records import Conversation
@@ -67,7 +67,7 @@ def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJu
         "average": method,
         "folds": [fold.manifest.config["fold"] for fold in folds],
     }
-    folder = root / "models" / f"average-{method}-{hashed([fold.manifest.content for fold in folds])}"
+    folder = root / "models" / f"average-{method}-{identity_hash([fold.manifest.content for fold in folds])}"
     artefact = Artefact(folder, "average", identity, [fold.folder for fold in folds], root)
     with artefact.building(wait=True) as lacking:
         if lacking:

@@ -14,11 +14,11 @@ from typing import Any
 
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
-from core.artefacts.identity import hashed
+from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import read_manifest
 from core.config import to_mapping
 from core.folders import new_folder
-from core.models.folders import digest
+from core.models.folders import model_hash
 from core.models.shards import DTYPES
 from core.provenance import write_learned
 from core.records import Conversation
@@ -60,8 +60,8 @@ class Steps:
     def artefact(self, step: str, model: Path, settings: Mapping[str, Any]) -> Artefact:
         """The folder of a step that reads `model`."""
         seen = {"judge": self.judge.manifest.content, "rows": self.rows, "seed": self.seed}
-        identity = {**seen, "model": digest(model), **settings}
-        return Artefact(self.root / "models" / f"{step}-{hashed(identity)}", step, identity, [], self.root)
+        identity = {**seen, "model": model_hash(model), **settings}
+        return Artefact(self.root / "models" / f"{step}-{identity_hash(identity)}", step, identity, [], self.root)
 
     def finish(self, artefact: Artefact, extra: Mapping[str, Any]) -> None:
         write_learned(artefact.folder, self.judge.learned())

@@ -47,7 +47,7 @@ def test_a_full_standard_output_is_told_in_a_line(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         done = run(*PREPARE, f"paths.root={tmp_path}", stdout=full.fileno())
     assert done.returncode == 2
-    assert done.stderr == "error: No space left on device: free space, and run the same command again\n"
+    assert done.stderr == "error: No space left on device: free space, then rerun the same command\n"
     assert (tmp_path / "data" / "arena_sim" / "manifest.json").exists()
 
 
@@ -89,7 +89,7 @@ def test_every_library_s_word_for_a_full_disk_is_known(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FILL]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     said = done.stdout.splitlines()
-    assert len(said) == 7 and all(line.endswith("free space, and run the same command again") for line in said), said
+    assert len(said) == 7 and all(line.endswith("free space, then rerun the same command") for line in said), said
 
 
 def test_a_package_of_another_environment_is_told_in_a_line(tmp_path: Path) -> None:

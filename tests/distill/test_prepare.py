@@ -143,10 +143,10 @@ def test_a_damaged_artefact_is_not_called_finished_and_not_read(
 def test_an_unfinished_artefact_is_made_anew(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "lmsys"
     path = write_rows(tmp_path / "train.csv", 1, prompt="[]")
-    told = r"1 conversations .* cannot be split.*; 1 rows were rejected \(1 x unequal rounds\), see .*rejected\.parquet"
+    told = r"1 conversations .* cannot be split.*; 1 rows were rejected \(1 x unequal turns\), see .*rejected\.parquet"
     with pytest.raises(ValueError, match=told):
         main(config(tmp_path, f"data.files=[{path}]", "data.max_rejected=0.5"))
-    assert pl.read_parquet(folder / "rejected.parquet")["reason"][0].startswith("unequal rounds")
+    assert pl.read_parquet(folder / "rejected.parquet")["reason"][0].startswith("unequal turns")
     (folder / "law.parquet").touch()
     main(config(tmp_path, f"data.files=[{write_rows(path, 10)}]"))
     assert {p.name for p in folder.iterdir()} == {"conversations.parquet", "rejected.parquet", "manifest.json"}
@@ -195,7 +195,7 @@ def test_a_file_that_lies_where_the_table_goes_is_kept(tmp_path: Path) -> None:
     mine.parent.mkdir(parents=True)
     mine.write_text("precious")
     for overwrite in ("false", "true"):
-        with pytest.raises(UserError, match="holds what this command did not write, such as 'conversations"):
+        with pytest.raises(UserError, match="holds files that this command did not write, such as 'conversations"):
             main(config(tmp_path, f"data.files=[{path}]", f"overwrite={overwrite}"))
     assert mine.read_text() == "precious"
 

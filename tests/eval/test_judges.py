@@ -233,7 +233,7 @@ def test_exports_of_unknown_descent_cannot_be_named(finished: Config) -> None:
     ask(mine, held_out, engines(finished))
     (export / LEARNED_FROM).unlink()
     finish_again(export)
-    with pytest.raises(Unfit, match="does not say what it learned from"):
+    with pytest.raises(Unfit, match=r"has no learned_from\.parquet"):
         ask(mine, held_out, engines(finished))
 
 

@@ -218,7 +218,7 @@ def test_what_a_killed_process_left_is_made_anew_and_what_nobody_began_is_kept(t
         lambda: make(foreign, tmp_path),
         lambda: Artefact(foreign, "stage", {}, [], tmp_path).claim(overwrite=True),
     ):
-        with pytest.raises(UserError, match=r"holds what this command did not write, such as 'mine\.txt'"):
+        with pytest.raises(UserError, match=r"holds files that this command did not write, such as 'mine\.txt'"):
             begin()
     assert [path.name for path in foreign.iterdir()] == ["mine.txt"]
 
@@ -269,5 +269,5 @@ def test_a_claim_that_was_killed_is_made_again(tmp_path: Path, monkeypatch: pyte
 
 def test_a_finished_artefact_is_not_claimed_again(tmp_path: Path) -> None:
     folder = artefact(tmp_path, "a", {})
-    with pytest.raises(UserError, match="has been finished meanwhile"):
+    with pytest.raises(UserError, match="was finished by another process"):
         Artefact(folder, "stage", {}, [], tmp_path).claim()

@@ -1,4 +1,4 @@
-"""The simulated arena follows the law it states, and the law is in the texts."""
+"""The simulated arena follows its true distribution, which the texts show."""
 
 import numpy as np
 import pytest
@@ -14,18 +14,18 @@ def test_same_seed_same_arena() -> None:
 
 
 def test_votes_follow_the_law_and_nobody_beats_its_entropy() -> None:
-    conversations, law = simulate(SimulateConfig(20_000, 5))
-    probabilities = law["probabilities"].to_numpy()
+    conversations, truth = simulate(SimulateConfig(20_000, 5))
+    probabilities = truth["probabilities"].to_numpy()
     votes = np.array([c.votes for c in conversations])
     losses = -(votes * np.log(probabilities)).sum(1)
-    assert abs(losses.mean() - bayes_log_loss(law)) < 4 * losses.std() / len(losses) ** 0.5
-    for label in range(3):  # calibrated: where the law says p, a share p of the votes follows
+    assert abs(losses.mean() - bayes_log_loss(truth)) < 4 * losses.std() / len(losses) ** 0.5
+    for label in range(3):  # calibrated: where the true distribution says p, a share p of the votes follows
         high = probabilities[:, label] > np.median(probabilities[:, label])
         spread = (probabilities[high, label] * (1 - probabilities[high, label])).sum() ** 0.5
         assert abs(votes[high, label].sum() - probabilities[high, label].sum()) < 4 * spread
     for judge in (probabilities**1.3, probabilities**0.7, np.ones_like(probabilities)):
         wrong = judge / judge.sum(1, keepdims=True)
-        assert -(probabilities * np.log(wrong)).sum(1).mean() > bayes_log_loss(law)
+        assert -(probabilities * np.log(wrong)).sum(1).mean() > bayes_log_loss(truth)
 
 
 def test_probabilities_are_davidsons_model_with_noise() -> None:

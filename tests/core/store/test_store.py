@@ -28,7 +28,7 @@ from core.store import compaction
 from core.store.compaction import compact
 from core.store.inspection import verify
 from core.store.leaks import check_leaks
-from core.store.parts import NO_FOLD, content_digest
+from core.store.parts import NO_FOLD, rows_hash
 from core.store.reading import read_logits, read_parts
 from core.store.rows import LOGITS, REWARDS
 from core.store.seen import read_seen, write_seen
@@ -118,8 +118,8 @@ def test_rewards_of_any_width_are_stored_too(tmp_path: Path) -> None:
 
 def test_a_digest_tells_values_apart_and_not_layouts() -> None:
     rows = scored("1", "2", "3")
-    whole = content_digest(rows)
-    assert content_digest(pl.concat([rows[:1], rows[1:4], rows[4:]], rechunk=False)) == whole
+    whole = rows_hash(rows)
+    assert rows_hash(pl.concat([rows[:1], rows[1:4], rows[4:]], rechunk=False)) == whole
     flat = pl.Series(rows["logits"].to_numpy() * np.float32(1 + 1e-6), dtype=LOGITS["logits"])
     others = [
         rows[::-1],
@@ -132,7 +132,7 @@ def test_a_digest_tells_values_apart_and_not_layouts() -> None:
         rows.with_columns(logits=flat),
         rows.rename({"truncated": "cut"}),
     ]
-    assert len({whole, *map(content_digest, others)}) == len(others) + 1
+    assert len({whole, *map(rows_hash, others)}) == len(others) + 1
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,8 @@ def test_a_full_disk_leaves_the_finished_parts_and_the_next_run_goes_on(tmp_path
         writer.append(scored("1"))
         (tmp_path / ".part-00-00001.parquet.partial").symlink_to("/dev/full")
         with pytest.raises(
-            ValueError, match="No space left on device; the 1 finished parts stay: free space and run the same command"
+            ValueError,
+            match="No space left on device; the 1 finished parts stay: free space, then rerun",
         ) as refused:
             writer.append(scored("2"))
         assert isinstance(refused.value.__cause__, OSError) and refused.value.__cause__.errno == errno.ENOSPC
@@ -240,7 +241,7 @@ def unwritable(folder: Path) -> Iterator[None]:
 def test_a_read_only_folder_is_named_with_its_remedy() -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to nobody
         folder = Path(name)
-        remedy = "Permission denied; the 1 finished parts stay: give this user the right to it and run the same"
+        remedy = "Permission denied; the 1 finished parts stay: give this user permission and run the same"
         with StoreWriter(folder, IDENTITY, "j", 0) as writer:
             writer.append(scored("1"))
             with unwritable(folder), pytest.raises(ValueError, match=remedy):
