@@ -7,6 +7,6 @@ Hashes and fingerprints, each with one purpose:
     model_hash             (models/folders.py)   a model's config and the ends of its weight files: quick even for 70B
     rows_hash              (store/parts.py)      a table's rows, whatever their encoding: is a part undamaged?
     fingerprint            (records.py)          the texts of a conversation: has a model seen this pair?
-    sided_fingerprint      (records.py)          the same, and which response is a: is this stored row about these texts?
+    sided_fingerprint      (records.py)          the same, and which response is a: are these the stored texts?
     group_of               (data/groups.py)      a normalised first prompt: which conversations share a fold?
 """

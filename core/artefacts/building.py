@@ -118,9 +118,7 @@ class Artefact:
             begun.touch()
             empty(self.folder)
         elif (self.folder / MANIFEST).exists():
-            raise UserError(
-                f"{self.folder} was finished by another process meanwhile: rerun the same command, which reads it"
-            )
+            raise UserError(f"{self.folder} was finished by another process: rerun the same command, which reads it")
         if differences := self.differing_start():
             raise UserError(
                 f"{self.folder} holds checkpoints of a run that was started differently:{list_differences(differences)}"

@@ -31,6 +31,6 @@ def check_leaks(logits: pl.DataFrame, seen: pl.DataFrame) -> None:
             for row in pl.concat([leaks, wrong.filter("in_sample")]).head(NAMED).iter_rows(named=True)
         )
         raise UserError(
-            f"{len(wrong)} rows have a wrong `in_sample` flag, {len(leaks)} of them are leaks: {told}; "
+            f"{len(wrong)} judgements have a wrong `in_sample` flag, {len(leaks)} of them are leaks: {told}; "
             "score the conversations again with overwrite=true"
         )

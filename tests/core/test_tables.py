@@ -31,5 +31,5 @@ def test_damage_and_absence_name_the_file(tmp_path: Path) -> None:
     for read, name in ((tables.read_parquet, "bad.parquet"), (tables.read_csv, "bad.csv")):
         with pytest.raises(UserError, match=f"{tmp_path / name} cannot be read: "):
             read(tmp_path / name)
-        with pytest.raises(UserError, match=f"{tmp_path / 'none'} is not there"):
+        with pytest.raises(UserError, match=f"{tmp_path / 'none'} is missing"):
             read(tmp_path / "none")

@@ -79,7 +79,10 @@ def test_ctrl_c_during_the_start_is_a_line(tmp_path: Path, moment: str) -> None:
 def test_a_disk_that_takes_no_more_is_told_with_the_file(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
-    for root, said in ((blocked, "Not a directory: move away"), (tmp_path / ("x" * 300), "File name too long: choose")):
+    for root, said in (
+        (blocked, "Not a directory: move what is there"),
+        (tmp_path / ("x" * 300), "File name too long: choose"),
+    ):
         message = refuses("distill.prepare", "data=arena_sim", f"paths.root={root}")
         assert str(root) in message and said in message
 

@@ -241,7 +241,7 @@ def unwritable(folder: Path) -> Iterator[None]:
 def test_a_read_only_folder_is_named_with_its_remedy() -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to nobody
         folder = Path(name)
-        remedy = "Permission denied; the 1 finished parts stay: give this user permission and run the same"
+        remedy = "Permission denied; the 1 finished parts stay: give this user permission, then rerun the same"
         with StoreWriter(folder, IDENTITY, "j", 0) as writer:
             writer.append(scored("1"))
             with unwritable(folder), pytest.raises(ValueError, match=remedy):
@@ -392,7 +392,7 @@ def test_a_leak_is_found_by_what_the_judge_saw(tmp_path: Path) -> None:
     honest = finished(tmp_path / "honest", scored("1"), scored("2", in_sample=True), seen=(2, 3))
     assert len(read_logits(honest, "")) == 4 and verify(honest) == []
     leaking = finished(tmp_path / "leaking", scored("1"), scored("2", in_sample=True), seen=(1, 2))
-    message = r"1 judgements .*1 of them leaks: '1' by the judge of fold 00 \(trained on it: a leak\)"
+    message = r"1 judgements .*1 of them are leaks: '1' by the judge of fold 00 \(trained on it: a leak\)"
     with pytest.raises(ValueError, match=message):
         read_logits(leaking, "")
     assert cli("verify", honest).returncode == 0
