@@ -20,8 +20,7 @@ import numpy as np
 
 from bench.configuration import configured
 from distill.config import Config
-from distill.student import train
-from distill.training_run import run_folder
+from distill.training_run import run_folder, training_run
 
 TARGETS = {"log_loss_sd_ratio": ["<=", 0.33], "flip_rate_sd_ratio": ["<=", 0.33]}
 APART = 5e-7  # relative difference of the learning rates of two runs
@@ -73,18 +72,19 @@ def train_keeping_all(config: Config) -> None:
     """Train a run on one core; the judge of each validation stays."""
     import torch
 
-    from students.training import loop
+    from students.training import run
+    from students.training.loop import Trainer
     from students.training.validation import Validation
 
-    class KeepsAll(loop.Trainer):
+    class KeepsAll(Trainer):
         def validate(self) -> Validation:
             found = super().validate()
-            self.judge.save(self.folder / f"at-{self.progress.step}", gathered=True, write=True)
+            self.judge.save(self.folder / f"at-{self.state.step}", gathered=True, write=True)
             return found
 
     torch.set_num_threads(1)
-    loop.Trainer = KeepsAll  # type: ignore[misc]  # what the stage takes
-    train(config)
+    run.Trainer = KeepsAll  # type: ignore[misc]  # what the stage takes
+    run.train(training_run(config))
 
 
 def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:

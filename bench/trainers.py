@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench.processes import peak_bytes
 from core.records import LABELS, swap_labels
 from distill.config import Config
+from distill.training_run import recipe
 
 if TYPE_CHECKING:
     from students.training.data import Example
@@ -97,7 +98,7 @@ def ours(task: Task, turns: Turns, folder: Path) -> None:
     config = task.config
     with process_group():
         judge = build_judge(task.base, config.model, config.engine, config.seed)
-        Trainer(config, judge, task.examples, task.examples[:1], folder, Timer()).train()
+        Trainer(recipe(config), judge, task.examples, task.examples[:1], folder, Timer()).train()
 
 
 def bare(task: Task, turns: Turns, folder: Path) -> None:

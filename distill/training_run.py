@@ -1,9 +1,13 @@
-"""The run that a configuration trains: its folder, and what makes it that run."""
+"""The run that a configuration trains: its folder, what makes it that run, and all that the training is told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from core.config import to_mapping
+from core.errors import UserError
 from distill.config import Config
+from students.training.recipe import Recipe, SoftTargets, TrainingRun
+from students.training.studies import Trial
 
 
 def run_folder(config: Config) -> Path:
@@ -22,3 +26,42 @@ def run_identity(config: Config) -> dict[str, object]:
         "data": config.data.name,
         **({"teacher": teacher} if distils else {}),
     }
+
+
+def recipe(config: Config) -> Recipe:
+    """How the configured run is trained."""
+    return Recipe(config.seed, config.train, config.loss, config.optimizer, config.engine)
+
+
+def training_run(config: Config) -> TrainingRun:
+    """The configured run; one with `role=teacher` learns from the votes alone. Raises `UserError` without a teacher."""
+    if config.role == "teacher":
+        config = replace(config, loss=config.loss.of_votes_alone())
+    sweep = config.sweep
+    return TrainingRun(
+        root=config.root,
+        folder=run_folder(config),
+        role=config.role,
+        name=config.run,
+        fold=config.fold,
+        limit=config.limit,
+        overwrite=config.overwrite,
+        data=config.root / "data" / config.data.name,
+        soft_targets=soft_targets(config) if config.loss.distils else None,
+        prompt=config.prompt,
+        model=config.model,
+        recipe=recipe(config),
+        tracker=config.tracker,
+        trial=None if sweep.study is None or sweep.trial is None else Trial(Path(sweep.study), sweep.trial),
+        identity=run_identity(config),
+        configuration=to_mapping(config),
+    )
+
+
+def soft_targets(config: Config) -> SoftTargets:
+    """The teacher's logits that the configured run learns from."""
+    teacher = config.teacher
+    if teacher.name is None:
+        raise UserError("teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes")
+    folder = config.root / "logits" / teacher.name
+    return SoftTargets(folder, teacher.rows, teacher.max_entropy, teacher.same_prompt)

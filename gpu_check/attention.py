@@ -10,7 +10,7 @@ from gpu_check.judges import Family, configured, conversations, device, random_j
 from gpu_check.verdicts import EXACT, LOGITS, Failed, Figures, Skip, close, name_of, relative
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.data import Example, collate
-from students.training.model import Judge, build_judge
+from students.training.model import JudgeModel, build_judge
 
 LONGEST = 300  # tokens: several blocks of a kernel, many windows
 
@@ -63,13 +63,15 @@ def differentiable(implementation: str) -> bool:
     return implementation != "flex_attention" or device().type != "cpu"
 
 
-def open_judge(base: Path, dtype: str, *overrides: str) -> Judge:
+def open_judge(base: Path, dtype: str, *overrides: str) -> JudgeModel:
     """All weights of it trained, so nothing but transformers is needed."""
     config = configured(base, "model=full", f"model.dtype={dtype}", "engine.attention=eager", *overrides)
     return build_judge(base, config.model, config.engine, config.seed).to(device())
 
 
-def outcome(judge: Judge, examples: Sequence[Example], padding_free: bool, backward: bool) -> dict[str, torch.Tensor]:
+def outcome(
+    judge: JudgeModel, examples: Sequence[Example], padding_free: bool, backward: bool
+) -> dict[str, torch.Tensor]:
     """Logits [rows, 3], and the gradients of a loss for the embeddings of all tokens and the first layer's queries."""
     rows = [(i, order) for i in range(len(examples)) for order in range(len(ORDERS))]
     batch = collate(rows, examples, device(), padding_free)

@@ -119,7 +119,7 @@ def of_deepspeed(rank: int, ranks: int) -> None:
 def ours(rank: int, ranks: int) -> None:
     """What the training calls: sums of CPU tensors, numbers, values; and how ranks agree on the error of one."""
     from students.training import collectives
-    from students.training.ranks import common, together
+    from students.training.ranks import fail_together, same_on_all_ranks
 
     results = {
         "total": (collectives.total(torch.tensor([rank + 1.0], dtype=torch.float64)).item(), ranks * (ranks + 1) / 2),
@@ -131,10 +131,10 @@ def ours(rank: int, ranks: int) -> None:
         if found != expected:
             raise Failed(f"{name} on {ranks} ranks gave {found}, expected {expected}")
     collectives.barrier()
-    common("one value", "the same")
+    same_on_all_ranks("one value", "the same")
     last = rank == ranks - 1
     try:
-        with together():
+        with fail_together():
             if last:
                 raise UserError("planned")
     except OtherRankError:

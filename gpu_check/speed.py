@@ -32,7 +32,7 @@ from gpu_check.bare import composed
 from gpu_check.training import PlainEngine
 from gpu_check.verdicts import Figures
 from students.training.collectives import process_group
-from students.training.engine import open_engine
+from students.training.engine import open_deepspeed
 from students.training.model import build_judge
 from students.training.shape import trained_shape
 from teachers.scorers.config import through_transformers
@@ -182,10 +182,11 @@ def opened(folder: Path, config: Config) -> Iterator[Any]:
     """The training's engine over the judge in `folder`: DeepSpeed's, or where that is not installed PyTorch's."""
     if find_spec("deepspeed"):
         with process_group():
-            yield open_engine(build_judge(folder, config.model, config.engine, seed=0), config)
+            judge = build_judge(folder, config.model, config.engine, seed=0)
+            yield open_deepspeed(judge, config.optimizer, config.engine)
     else:
         device = torch.device("cuda" if CUDA else "cpu")
-        yield PlainEngine(build_judge(folder, config.model, config.engine, seed=0), config, device)
+        yield PlainEngine(build_judge(folder, config.model, config.engine, seed=0), config.optimizer, device)
 
 
 def score(config: Config, folder: Path, ids: torch.Tensor, repeats: int) -> float:

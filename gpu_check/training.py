@@ -10,13 +10,15 @@ from torch import nn
 
 from core.records import ORDERS
 from distill.config import Config
+from distill.training_run import recipe
 from gpu_check.judges import TINY, WIDTHS, Family, configured, conversations, device, random_judge, working_dtype
 from gpu_check.verdicts import EXACT, LOSS, Failed, Figures, name_of, same
 from students.training.collectives import process_group
+from students.training.config import OptimizerConfig
 from students.training.data import Example, collate
 from students.training.engine import open_optimizer
 from students.training.losses import Objective
-from students.training.model import Judge, build_judge
+from students.training.model import JudgeModel, build_judge
 from students.training.validation import score, validation
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -34,8 +36,8 @@ class PlainEngine:
     `rounded`: trained weights and their gradients are what bf16 holds of them, whatever type the judge computes in.
     """
 
-    def __init__(self, judge: Judge, config: Config, where: torch.device, rounded: bool = False):
-        self.module, self.device, self.clip = judge.to(where), where, config.optimizer.clip
+    def __init__(self, judge: JudgeModel, config: OptimizerConfig, where: torch.device, rounded: bool = False):
+        self.module, self.device, self.clip = judge.to(where), where, config.clip
         self.optimizer = open_optimizer(judge, config)
         self.rounded: list[tuple[nn.Parameter, nn.Parameter]] = []
         for group in self.optimizer.param_groups if rounded else ():
@@ -78,10 +80,10 @@ def two_steps(folder: Path, dry: bool, family: Family, method: str, zero: int | 
     reference = reference_of(judge, base, config)
     torch.set_float32_matmul_precision(precision)  # the training's own, TF32 with bf16: the reference is exact
     if zero is None:
-        taken = in_plain(PlainEngine(judge, config, device()), config, examples)
+        taken = in_plain(PlainEngine(judge, config.optimizer, device()), config, examples)
     else:
         taken = in_trainer(judge, config, examples, folder)
-    expected = in_plain(PlainEngine(reference, in_fp32(config), CPU, method == "full"), in_fp32(config), examples)
+    expected = in_plain(PlainEngine(reference, config.optimizer, CPU, method == "full"), in_fp32(config), examples)
     tolerance = EXACT if device().type == "cpu" and dtype == torch.float32 else LOSS[name_of(dtype)]
     same("loss", taken, expected, tolerance)
     if not min(abs(a - b) for a, b in pairwise(expected)) > tolerance:
@@ -105,7 +107,7 @@ def rates(family: Family, dry: bool) -> tuple[str, str]:
     return f"optimizer.lr={1e-4 * factor:.2e}", f"optimizer.head_lr={1e-3 * factor:.2e}"
 
 
-def prepared(base: Path, config: Config) -> Judge:
+def prepared(base: Path, config: Config) -> JudgeModel:
     """The judge as the student stage builds it, its LoRA matrices drawn by name: the same on any device."""
     judge = build_judge(base, config.model, config.engine, config.seed)
     with torch.no_grad():
@@ -125,7 +127,7 @@ def in_fp32(config: Config) -> Config:
     )
 
 
-def reference_of(judge: Judge, base: Path, config: Config) -> Judge:
+def reference_of(judge: JudgeModel, base: Path, config: Config) -> JudgeModel:
     """The same judge in fp32 on the CPU. Raises `Failed` where 4-bit weights are further from those in the file than
     nf4's rounding.
     """
@@ -166,12 +168,12 @@ def in_plain(engine: PlainEngine, config: Config, examples: list[Example]) -> li
     return [*losses, float(validation(objective, logits, examples).objective.mean())]
 
 
-def in_trainer(judge: Judge, config: Config, examples: list[Example], folder: Path) -> list[float]:
+def in_trainer(judge: JudgeModel, config: Config, examples: list[Example], folder: Path) -> list[float]:
     """The same through the student stage's own trainer and DeepSpeed, on one rank."""
     from students.training.loop import Trainer
     from students.training.tracking import Tracker
 
     with process_group():
-        trainer = Trainer(config, judge, examples, examples, folder / "run", Tracker())
+        trainer = Trainer(recipe(config), judge, examples, examples, folder / "run", Tracker())
         steps = [trainer.take_step(list(range(len(examples))), epoch) for epoch in range(2)]
         return [*(step["loss"] for step in steps), float(trainer.validate().objective.mean())]

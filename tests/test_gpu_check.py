@@ -14,6 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from distill.training_run import recipe
 from gpu_check import inference, training
 from gpu_check.attention import attention, liger
 from gpu_check.bare import composed
@@ -175,7 +176,7 @@ class TestSteps:
         def steps(folder: str, count: int) -> list[float]:
             with process_group():
                 judge = training.prepared(base, config)
-                trainer = Trainer(config, judge, examples, examples, tmp_path / folder, Tracker())
+                trainer = Trainer(recipe(config), judge, examples, examples, tmp_path / folder, Tracker())
                 taken = [trainer.take_step([0, 1], 0)["loss"] for _ in range(count)]
                 trainer.checkpoint()
                 return taken

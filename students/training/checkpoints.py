@@ -17,14 +17,14 @@ from typing import Any, Self
 from core.json_files import write_json
 from core.naming import inert
 from students.training.collectives import barrier, largest, rank
-from students.training.ranks import common, together
+from students.training.ranks import fail_together, same_on_all_ranks
 
 log = logging.getLogger(__name__)
 LATEST = "latest.json"
 
 
 @dataclass
-class Progress:
+class RunState:
     """What a checkpoint restores beside the engine's state.
 
     `lowest` is the lowest objective of all validations so far, by prompt group; None before the first.
@@ -40,13 +40,13 @@ class Progress:
         return next(record for record in reversed(self.history) if record["validation_kept"])
 
 
-def save_checkpoint(engine: Any, folder: Path, progress: Progress) -> None:
+def save_checkpoint(engine: Any, folder: Path, state: RunState) -> None:
     """Save all that a resumed run needs; the newest checkpoint replaces the one before. All ranks call it."""
-    tag = f"step-{progress.step}"
-    state = {"progress": json.dumps(asdict(progress))}
-    engine.save_checkpoint(str(folder), tag=tag, client_state=state, exclude_frozen_parameters=True, save_latest=False)
+    tag = f"step-{state.step}"
+    saved = {"progress": json.dumps(asdict(state))}
+    engine.save_checkpoint(str(folder), tag=tag, client_state=saved, exclude_frozen_parameters=True, save_latest=False)
     barrier()  # every rank's part is there
-    with together():
+    with fail_together():
         if rank() == 0:
             write_json(folder / LATEST, {"tag": tag})
             for old in folder.glob("step-*"):
@@ -54,21 +54,21 @@ def save_checkpoint(engine: Any, folder: Path, progress: Progress) -> None:
                     shutil.rmtree(old)
 
 
-def load_checkpoint(engine: Any, folder: Path) -> Progress:
-    """The newest checkpoint's progress, its state loaded into `engine`; step 0 where there is none. All ranks call it.
+def load_checkpoint(engine: Any, folder: Path) -> RunState:
+    """The newest checkpoint's state, its weights loaded into `engine`; step 0 where there is none. All ranks call it.
 
-    Raises `UserError` on all ranks where they see different checkpoints: each would go on from another step.
+    Raises `UserError` on all ranks where they see different checkpoints: each would resume from another step.
     """
     latest = folder / LATEST
     own = json.loads(latest.read_text())["tag"] if latest.exists() else None
-    common(own, f"different checkpoints in {folder}")
+    same_on_all_ranks(own, f"different checkpoints in {folder}")
     if own is None:
-        return Progress(0, None, [])
+        return RunState(0, None, [])
     with inert(folder) as path:  # DeepSpeed globs for its files
-        _, state = engine.load_checkpoint(str(path), tag=own, load_module_strict=False)
-    progress = Progress(**json.loads(state["progress"]))
-    log.info("going on from step %d (%s)", progress.step, folder / own)
-    return progress
+        _, saved = engine.load_checkpoint(str(path), tag=own, load_module_strict=False)
+    state = RunState(**json.loads(saved["progress"]))
+    log.info("resuming from step %d (%s)", state.step, folder / own)
+    return state
 
 
 class StopRequest:

@@ -21,7 +21,7 @@ from core.store.targets import entropy
 from students.training.config import RowWeightsConfig
 
 log = logging.getLogger(__name__)
-Row = tuple[int, int]  # (index of the example, index into ORDERS)
+BatchRow = tuple[int, int]  # (index of the example, index into ORDERS)
 Triple = tuple[float, float, float]
 
 
@@ -176,7 +176,7 @@ def plan_epoch(lengths: Sequence[int], batch: int, pool_steps: int, seed: int, e
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
-def micro_batches(step: Sequence[int], lengths: Sequence[int], world: int, budget: int) -> list[list[list[Row]]]:
+def micro_batches(step: Sequence[int], lengths: Sequence[int], world: int, budget: int) -> list[list[list[BatchRow]]]:
     """Deal a step's examples to ranks and cut each rank's into micro-batches of at most `budget` padded tokens.
 
     Returns [rank][micro-batch][row], both orders of a conversation side by side. All ranks get the same number of
@@ -190,7 +190,7 @@ def micro_batches(step: Sequence[int], lengths: Sequence[int], world: int, budge
 
 
 def collate(
-    rows: Sequence[Row], examples: Sequence[Example], device: torch.device, padding_free: bool = False
+    rows: Sequence[BatchRow], examples: Sequence[Example], device: torch.device, padding_free: bool = False
 ) -> Batch:
     """A batch of `rows`, their targets permuted to the order shown. No rows: one dummy row of weight 0."""
     shown = rows or [(0, 0)]
@@ -221,8 +221,8 @@ def _side_by_side(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Ten
     return flat[None], positions[None], torch.tensor([len(x) for x in ids]).cumsum(0) - 1
 
 
-def _cut(examples: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[Row]]:
-    pieces: list[list[Row]] = []
+def _cut(examples: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[BatchRow]]:
+    pieces: list[list[BatchRow]] = []
     for i in examples:  # longest first, so the first one of a piece sets its padded width
         if not pieces or (len(pieces[-1]) + len(ORDERS)) * lengths[pieces[-1][0][0]] > budget:
             pieces.append([])
@@ -230,7 +230,7 @@ def _cut(examples: Sequence[int], lengths: Sequence[int], budget: int) -> list[l
     return pieces
 
 
-def _turned(values: Sequence[tuple[float, float, float] | None], rows: Sequence[Row]) -> torch.Tensor:
+def _turned(values: Sequence[tuple[float, float, float] | None], rows: Sequence[BatchRow]) -> torch.Tensor:
     shown = [
         (0.0,) * len(LABELS) if v is None else v if order == 0 else swap_labels(v)
         for v, (_, order) in zip(values, rows, strict=True)

@@ -11,27 +11,25 @@ from typing import Any
 import torch
 
 from core.errors import UserError
-from distill.config import Config
-from students.training.config import EngineConfig
-from students.training.model import Judge
+from students.training.config import EngineConfig, OptimizerConfig
+from students.training.model import JudgeModel
 
 
-def open_engine(judge: Judge, config: Config) -> Any:
+def open_deepspeed(judge: JudgeModel, optimizer: OptimizerConfig, engine: EngineConfig) -> Any:
     """A DeepSpeed engine over `judge`; gradients are clipped at `optimizer.clip`, 0 leaves them as they are."""
     import deepspeed
 
-    optimizer = open_optimizer(judge, config)
     bf16 = in_bf16(judge)
-    kept_in_bf16 = bf16 and config.optimizer.master_weights != "fp32"
-    if config.optimizer.master_weights != "fp32" and (not bf16 or config.engine.zero_stage == 0):
+    kept_in_bf16 = bf16 and optimizer.master_weights != "fp32"
+    if optimizer.master_weights != "fp32" and (not bf16 or engine.zero_stage == 0):
         raise UserError(
-            f"optimizer.master_weights={config.optimizer.master_weights} is for a full tuning in bf16 (model=full "
+            f"optimizer.master_weights={optimizer.master_weights} is for a full tuning in bf16 (model=full "
             "model.dtype=bf16) with engine=zero1 or higher: LoRA matrices and fp32 weights lose no small steps"
         )
     settings = {
         "train_micro_batch_size_per_gpu": 1,  # nominal: micro-batches are cut by tokens
         "managed_gradient_accumulation": False,
-        "gradient_clipping": config.optimizer.clip,
+        "gradient_clipping": optimizer.clip,
         # LoRA matrices and their head stay in fp32 over a base in bf16, which DeepSpeed's bf16 would round down.
         "bf16": {
             "enabled": bf16,
@@ -39,18 +37,18 @@ def open_engine(judge: Judge, config: Config) -> Any:
             "bf16_optimizer_states": kept_in_bf16,
         },
         "zero_optimization": {
-            "stage": config.engine.zero_stage,
+            "stage": engine.zero_stage,
             "overlap_comm": False,
-            **offloading(config.engine),
+            **offloading(engine),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-    engine, *_ = deepspeed.initialize(model=judge, optimizer=optimizer, config=settings)
-    if config.engine.zero_stage == 0 and not bf16:
-        tell_norm(engine, config.optimizer.clip or math.inf)
-    return engine
+    opened, *_ = deepspeed.initialize(model=judge, optimizer=open_optimizer(judge, optimizer), config=settings)
+    if engine.zero_stage == 0 and not bf16:
+        tell_norm(opened, optimizer.clip or math.inf)
+    return opened
 
 
 def tell_norm(engine: Any, clip: float) -> None:
@@ -62,22 +60,22 @@ def tell_norm(engine: Any, clip: float) -> None:
     engine.clip_fp32_gradients, engine._config.gradient_clipping = clip_gradients, clip
 
 
-def open_optimizer(judge: Judge, config: Config) -> torch.optim.Optimizer:
+def open_optimizer(judge: JudgeModel, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW over (LoRA matrices or all weights, score head), each at its own rate.
 
     With Kahan's compensated summation, what rounding took off a bf16 weight is kept beside it and added at the next
     step (Zamirai et al. 2020, arXiv 2010.06192), through torch-optimi.
     """
     weights, head = judge.trainable()
-    groups = [{"params": weights, "lr": config.optimizer.lr}, {"params": head, "lr": config.optimizer.head_lr}]
-    first, second = config.optimizer.betas
+    groups = [{"params": weights, "lr": config.lr}, {"params": head, "lr": config.head_lr}]
+    first, second = config.betas
     settings: dict[str, Any] = {
         "betas": (first, second),
-        "eps": config.optimizer.eps,
-        "weight_decay": config.optimizer.weight_decay,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
     }
-    if config.optimizer.master_weights == "kahan":
-        return kahan_adamw(groups, lr=config.optimizer.lr, kahan_sum=True, triton=False, **settings)
+    if config.master_weights == "kahan":
+        return kahan_adamw(groups, lr=config.lr, kahan_sum=True, triton=False, **settings)
     return torch.optim.AdamW(groups, **settings)
 
 
@@ -91,12 +89,12 @@ def kahan_adamw(groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Op
 
     class Counting(AdamW):
         def step(self, *given: Any, **named: Any) -> Any:
-            held = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-            for group, parameters in held:
+            updated = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+            for group, parameters in updated:
                 if parameters:  # optimi counts on from here
                     group["step"] = torch.tensor(int(self.state[parameters[0]].get("step", 0)), dtype=torch.int32)
             loss = super().step(*given, **named)
-            for group, parameters in held:
+            for group, parameters in updated:
                 for parameter in parameters:
                     self.state[parameter]["step"] = group["step"].clone()
             return loss
@@ -104,7 +102,7 @@ def kahan_adamw(groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Op
     return Counting(groups, **settings)
 
 
-def in_bf16(judge: Judge) -> bool:
+def in_bf16(judge: JudgeModel) -> bool:
     """Whether trained weights are in bf16."""
     return any(p.dtype == torch.bfloat16 for part in judge.trainable() for p in part)
 

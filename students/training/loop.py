@@ -1,4 +1,4 @@
-"""The training loop: plan an epoch, take its steps, validate, keep the best judge, checkpoint, go on after a kill."""
+"""The training loop: plan an epoch, take its steps, validate, keep the best judge, save checkpoints, resume."""
 
 import logging
 import math
@@ -17,16 +17,17 @@ from tqdm import tqdm
 
 from core.errors import UserError
 from core.records import ORDERS
-from distill.config import Config
-from students.training.checkpoints import Progress, StopRequest, load_checkpoint, save_checkpoint
+from students.training.checkpoints import RunState, StopRequest, load_checkpoint, save_checkpoint
 from students.training.collectives import from_first, rank, total, world
 from students.training.config import LossConfig, OptimizerConfig
-from students.training.data import Example, Row, collate, micro_batches, plan_epoch
-from students.training.engine import open_engine
+from students.training.data import BatchRow, Example, collate, micro_batches, plan_epoch
+from students.training.engine import open_deepspeed
 from students.training.losses import Objective
-from students.training.model import Judge
+from students.training.model import JudgeModel
 from students.training.pruning import stop_if_pruned
-from students.training.ranks import UnreachableError, agree, together
+from students.training.ranks import UnreachableError, fail_together, raise_together
+from students.training.recipe import Recipe
+from students.training.studies import Trial
 from students.training.tracking import Tracker
 from students.training.validation import Validation, better, score, swap_averaged, validation
 
@@ -57,107 +58,111 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
-        judge: Judge,
+        recipe: Recipe,
+        judge: JudgeModel,
         training: list[Example],
         validation: list[Example],
         folder: Path,
         tracker: Tracker,
+        trial: Trial | None = None,
     ):
-        self.config, self.judge, self.training, self.validation = config, judge, training, validation
-        self.folder, self.tracker = folder, tracker
+        self.recipe, self.judge, self.training, self.validation = recipe, judge, training, validation
+        self.folder, self.tracker, self.trial = folder, tracker, trial
         self.rank, self.world = rank(), world()
-        self.objective = Objective(config.loss)
-        self.engine = open_engine(judge, config)
+        self.objective = Objective(recipe.loss)
+        self.engine = open_deepspeed(judge, recipe.optimizer, recipe.engine)
         self.device = self.engine.device
         self.lengths = [example.length for example in training]
-        self.steps_per_epoch = math.ceil(len(training) / config.train.batch_conversations)
-        self.total_steps = self.steps_per_epoch * config.train.epochs
-        self.scheduled_steps = self.steps_per_epoch * (config.train.schedule_epochs or config.train.epochs)
+        train = recipe.train
+        self.steps_per_epoch = math.ceil(len(training) / train.batch_conversations)
+        self.total_steps = self.steps_per_epoch * train.epochs
+        self.scheduled_steps = self.steps_per_epoch * (train.schedule_epochs or train.epochs)
         if self.scheduled_steps < self.total_steps:
-            agree(
+            raise_together(
                 UserError(
-                    f"train.schedule_epochs={config.train.schedule_epochs} ends before train.epochs="
-                    f"{config.train.epochs}: give it as many or more, or null"
+                    f"train.schedule_epochs={train.schedule_epochs} ends before train.epochs={train.epochs}: "
+                    "give it as many or more, or null"
                 )
             )
-        self.progress = load_checkpoint(self.engine, folder / "checkpoints")
-        self.tracker.start(self.progress.history)
+        self.state = load_checkpoint(self.engine, folder / "checkpoints")
+        self.tracker.start(self.state.history)
         self.checkpointed = time.monotonic()
 
-    def train(self) -> Progress:
+    def train(self) -> RunState:
         """Run to the end; the judge that `keep_best` chose is in `folder`/adapter afterwards.
 
         A SIGTERM or Ctrl-C ends it after the step, with a checkpoint, by `SystemExit`.
         """
-        train, progress = self.config.train, self.progress
-        bar = tqdm(
-            total=self.total_steps, initial=progress.step, unit="step", disable=self.rank > 0, dynamic_ncols=True
-        )
+        train, state = self.recipe.train, self.state
+        bar = tqdm(total=self.total_steps, initial=state.step, unit="step", disable=self.rank > 0, dynamic_ncols=True)
         with StopRequest() as stop:
-            for epoch in range(progress.step // self.steps_per_epoch, train.epochs):
+            for epoch in range(state.step // self.steps_per_epoch, train.epochs):
                 steps = plan_epoch(
-                    self.lengths, train.batch_conversations, train.length_pool_steps, self.config.seed, epoch
+                    self.lengths, train.batch_conversations, train.length_pool_steps, self.recipe.seed, epoch
                 )
-                for step in steps[progress.step - epoch * self.steps_per_epoch :]:
+                for step in steps[state.step - epoch * self.steps_per_epoch :]:
+                    # Take the step, and validate where it is time.
                     record = self.take_step(step, epoch)
-                    end_of_epoch = progress.step % self.steps_per_epoch == 0
-                    if end_of_epoch or (train.validate_every and progress.step % train.validate_every == 0):
+                    if validated := self.validation_is_due():
                         found = self.validate()
                         record |= found.record() | {"validation_kept": self.keep_best(found.objective)}
-                    progress.history.append(record)
-                    with together():
+
+                    # Show it.
+                    state.history.append(record)
+                    with fail_together():
                         self.tracker.log(record)
                     bar.update()
                     rate = record["tokens"] / record["seconds"]
                     bar.set_postfix_str(f"loss {record['loss']:.4f}, {rate:.0f} tokens/s")
-                    signalled = stop.anywhere()
-                    if signalled or record["validation_log_loss"] is not None or self.checkpoint_is_due():
+
+                    # Save a checkpoint where it is time, then stop if a signal or the search asks for it.
+                    signalled, more = stop.anywhere(), state.step < self.total_steps
+                    if signalled or validated or self.checkpoint_is_due():
                         self.checkpoint()
-                    if signalled and progress.step < self.total_steps:
-                        log.info("stopped at step %d of %d; the same command goes on", progress.step, self.total_steps)
+                    if signalled and more:
+                        message = "stopped at step %d of %d; rerun the same command to resume"
+                        log.info(message, state.step, self.total_steps)
                         sys.exit(128 + signalled)
-                    if record["validation_log_loss"] is not None and progress.step < self.total_steps:
-                        stop_if_pruned(self.config, self.folder, progress)
+                    if validated and more:
+                        stop_if_pruned(self.trial, self.folder, state)
         bar.close()
-        return progress
+        return state
 
     def take_step(self, step: list[int], epoch: int) -> dict[str, Any]:
         """One optimiser step over conversations `step`: both orders, all ranks, divided once by the global counts."""
         started = time.monotonic()
-        self.set_rates(self.progress.step)
+        self.set_rates(self.state.step)
         # Dropout depends on the step and the rank alone, so a resumed run draws what the uninterrupted one would have.
-        torch.manual_seed((self.config.seed * self.total_steps + self.progress.step) * self.world + self.rank)
-        pieces = micro_batches(step, self.lengths, self.world, self.config.engine.micro_batch_tokens)
+        torch.manual_seed((self.recipe.seed * self.total_steps + self.state.step) * self.world + self.rank)
+
+        # What the sums are divided by: the counts of the whole step, on all ranks.
         examples = [self.training[i] for i in step]
         voted = len(ORDERS) * sum(example.vote_weight for example in examples)
         taught = len(ORDERS) * sum(example.teacher_weight for example in examples)
         divisors, weights = self.objective.normalisers(voted, taught), self.objective.weights
         factors = (weights / divisors).to(self.device)
+
+        # Forward and backward over this rank's micro-batches.
+        pieces = micro_batches(step, self.lengths, self.world, self.recipe.engine.micro_batch_tokens)
         sums = torch.zeros(len(factors), dtype=torch.float64)
         self.engine.train()
         for rows in pieces[self.rank]:
-            with together():
-                terms = self.forward(rows)
-                loss = (factors * terms).sum()
-                if not torch.isfinite(loss):
-                    here = [self.training[i] for i, _ in rows]
-                    raise self.not_finite("loss", loss.item(), here, self.progress.step + 1)
-            with self.enough_memory(UnreachableError):
-                self.engine.backward(loss * self.world)  # the engine averages over ranks; the counts are global already
-            sums += terms.detach().double().cpu()
+            sums += self.accumulate(rows, factors)
+
+        # Update the weights. ZeRO silently leaves out a step that is not finite.
         with self.enough_memory(UnreachableError):
             self.engine.step()
-        self.progress.step += 1
+        self.state.step += 1
         norm = float(self.engine.get_global_grad_norm() or 0.0)
-        if not (self.engine.was_step_applied() and math.isfinite(norm)):  # ZeRO leaves such a step out without a word
-            agree(self.not_finite("gradient norm", norm, examples, self.progress.step))
-        sums = total(sums)
-        means = dict(zip(self.objective.names, (sums / divisors).tolist(), strict=True))
+        if not (self.engine.was_step_applied() and math.isfinite(norm)):
+            raise_together(self.not_finite("gradient norm", norm, examples, self.state.step))
+
+        # The row of the history.
+        means = dict(zip(self.objective.names, (total(sums) / divisors).tolist(), strict=True))
         tokens = sum(len(ids) for example in examples for ids in example.ids)
         padded = sum(self.width(rows) for rank in pieces for rows in rank if rows)
         return {
-            "step": self.progress.step,
+            "step": self.state.step,
             "epoch": epoch,
             "loss": sum(weight * mean for weight, mean in zip(weights.tolist(), means.values(), strict=True)),
             **{name: means.get(name) for name in TERMS},
@@ -169,10 +174,22 @@ class Trainer:
             **dict.fromkeys(VALIDATED),
         }
 
-    def forward(self, rows: list[Row]) -> torch.Tensor:
+    def accumulate(self, rows: list[BatchRow], factors: torch.Tensor) -> torch.Tensor:
+        """Add a micro-batch's gradients to those of the step; its sums [terms], not yet divided."""
+        with fail_together():
+            terms = self.forward(rows)
+            loss = (factors * terms).sum()
+            if not torch.isfinite(loss):
+                here = [self.training[i] for i, _ in rows]
+                raise self.not_finite("loss", loss.item(), here, self.state.step + 1)
+        with self.enough_memory(UnreachableError):
+            self.engine.backward(loss * self.world)  # the engine averages over ranks; the counts are global already
+        return terms.detach().double().cpu()
+
+    def forward(self, rows: list[BatchRow]) -> torch.Tensor:
         """The summed terms of one micro-batch. Raises `UserError` where it does not fit into memory."""
-        with self.enough_memory(UnreachableError if self.config.engine.zero_stage == 3 else UserError):
-            batch = collate(rows, self.training, self.device, self.config.engine.padding_free)
+        with self.enough_memory(UnreachableError if self.recipe.engine.zero_stage == 3 else UserError):
+            batch = collate(rows, self.training, self.device, self.recipe.engine.padding_free)
             logits = self.engine(batch.input_ids, batch.positions, batch.ends)
             return self.objective.sums(logits, batch)
 
@@ -183,15 +200,20 @@ class Trainer:
             yield
         except torch.OutOfMemoryError as error:
             raise kind(
-                f"out of memory at step {self.progress.step}: "
-                f"lower engine.micro_batch_tokens={self.config.engine.micro_batch_tokens}, set "
+                f"out of memory at step {self.state.step}: "
+                f"lower engine.micro_batch_tokens={self.recipe.engine.micro_batch_tokens}, set "
                 "engine.gradient_checkpointing=true, or spread the model with engine=zero3"
             ) from error
 
-    def width(self, rows: list[Row]) -> int:
+    def width(self, rows: list[BatchRow]) -> int:
         """Tokens of a micro-batch, pads included."""
         lengths = [len(self.training[i].ids[order]) for i, order in rows]
-        return sum(lengths) if self.config.engine.padding_free else len(rows) * max(lengths)
+        return sum(lengths) if self.recipe.engine.padding_free else len(rows) * max(lengths)
+
+    def validation_is_due(self) -> bool:
+        """At the end of an epoch, and every `train.validate_every` steps."""
+        every, step = self.recipe.train.validate_every, self.state.step
+        return step % self.steps_per_epoch == 0 or bool(every and step % every == 0)
 
     def validate(self) -> Validation:
         """What the judge is worth on the validation conversations of all ranks; the same on all of them.
@@ -200,20 +222,19 @@ class Trainer:
         """
         self.engine.eval()
         lengths = [example.length for example in self.validation]
-        pieces = micro_batches(range(len(lengths)), lengths, self.world, self.config.engine.micro_batch_tokens)[
-            self.rank
-        ]
-        own = score(self.engine, self.validation, pieces, self.device, self.config.engine.padding_free)
+        engine = self.recipe.engine
+        pieces = micro_batches(range(len(lengths)), lengths, self.world, engine.micro_batch_tokens)
+        own = score(self.engine, self.validation, pieces[self.rank], self.device, engine.padding_free)
         logits = total(own)  # each conversation is whole on one rank and zero on the others
         if broken := [e for e, row in zip(self.validation, logits, strict=True) if not torch.isfinite(row).all()]:
-            agree(self.not_finite("validation loss", math.nan, broken, self.progress.step))
-        with together():
-            self.tracker.sample(swap_averaged(logits), self.progress.step)
+            raise_together(self.not_finite("validation loss", math.nan, broken, self.state.step))
+        with fail_together():
+            self.tracker.sample(swap_averaged(logits), self.state.step)
         return validation(self.objective, logits, self.validation)
 
     @staticmethod
     def not_finite(what: str, value: float, examples: Sequence[Example], step: int) -> UserError:
-        """The error for a step that nothing may be saved of."""
+        """The error for a step of which nothing may be saved."""
         return UserError(
             f"{what} is {value} at step {step} on conversations {sorted({e.id for e in examples})}: "
             "lower optimizer.lr or look at these rows"
@@ -221,7 +242,7 @@ class Trainer:
 
     def set_rates(self, step: int) -> None:
         """Linear warm-up, then the decay; a function of the step alone, so no scheduler state can be lost."""
-        optimizer = self.config.optimizer
+        optimizer = self.recipe.optimizer
         factor = rate_factor(step, self.scheduled_steps, optimizer)
         for group, rate in zip(self.engine.optimizer.param_groups, (optimizer.lr, optimizer.head_lr), strict=True):
             group["lr"] = rate * factor
@@ -233,30 +254,30 @@ class Trainer:
         So noise seldom chooses an earlier judge, and a slow rise is measured from its bottom (the one-standard-error
         rule of Breiman et al. 1984, with the later judge where theirs takes the smaller).
         """
-        lowest = self.progress.lowest
+        lowest = self.state.lowest
         if lowest is not None and better(np.array(lowest), objective):
             return False
         if lowest is None or objective.mean() < np.mean(lowest):
-            self.progress.lowest = objective.tolist()
+            self.state.lowest = objective.tolist()
         self.save()
         return True
 
     def save(self) -> None:
         """Write the judge as it is now, in place of the one before. All ranks call it."""
-        with together():
-            self.judge.save(self.folder, gathered=self.config.engine.zero_stage < 3, write=self.rank == 0)
+        with fail_together():
+            self.judge.save(self.folder, gathered=self.recipe.engine.zero_stage < 3, write=self.rank == 0)
 
     def checkpoint_is_due(self) -> bool:
         """Whether `engine.checkpoint_minutes` have passed, by the first rank's clock."""
-        passed = time.monotonic() - self.checkpointed > 60 * self.config.engine.checkpoint_minutes
+        passed = time.monotonic() - self.checkpointed > 60 * self.recipe.engine.checkpoint_minutes
         return bool(from_first(int(passed)))
 
     def checkpoint(self) -> None:
         """Save all that a resumed run needs."""
-        save_checkpoint(self.engine, self.folder / "checkpoints", self.progress)
-        with together():
+        save_checkpoint(self.engine, self.folder / "checkpoints", self.state)
+        with fail_together():
             if self.rank == 0:
-                write_history(self.folder / "history.parquet", self.progress.history)
+                write_history(self.folder / "history.parquet", self.state.history)
         self.checkpointed = time.monotonic()
 
 

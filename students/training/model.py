@@ -32,7 +32,7 @@ class Head(nn.Linear):
         return functional.linear(hidden.float(), self.weight.float())
 
 
-class Judge(nn.Module):
+class JudgeModel(nn.Module):
     """`forward(input_ids, positions, ends [rows]) -> logits [rows, 3]`, in the order shown.
 
     Padded, `input_ids` are [rows, tokens] with pads at the right, and `positions` None: a causal backbone never looks
@@ -99,7 +99,7 @@ def whole(parameter: nn.Parameter) -> Any:
     return deepspeed.zero.GatheredParameters([parameter])
 
 
-def build_judge(base: Path, config: ModelConfig, engine: EngineConfig, seed: int) -> Judge:
+def build_judge(base: Path, config: ModelConfig, engine: EngineConfig, seed: int) -> JudgeModel:
     """Load `base` for training; what is new (LoRA matrices, a score head) is drawn from `seed`."""
     from transformers import AutoModelForSequenceClassification
     from transformers import logging as transformers_logging
@@ -128,12 +128,12 @@ def build_judge(base: Path, config: ModelConfig, engine: EngineConfig, seed: int
     if engine.liger and device.type == "cuda":
         fuse(model)
     if config.tuning == "lora":
-        return Judge(with_lora(model, config), base)
+        return JudgeModel(with_lora(model, config), base)
     model.score.to(dtype)  # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same
     for name, parameter in model.named_parameters():
         if config.freeze_layers and ("embed_tokens" in name or 0 <= layer_of(name) < config.freeze_layers):
             parameter.requires_grad = False
-    return Judge(model, base)
+    return JudgeModel(model, base)
 
 
 def fuse(model: Any) -> None:

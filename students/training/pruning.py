@@ -2,32 +2,30 @@
 
 from pathlib import Path
 
-from core.json_files import write_json
-from distill.config import Config
-from students.training.checkpoints import Progress
+from students.training.checkpoints import RunState
 from students.training.collectives import from_first, rank
-from students.training.ranks import together
-from students.training.studies import Pruned, mark_pruned, told_to_stop
+from students.training.outcome import write_pruned_metrics
+from students.training.ranks import fail_together
+from students.training.studies import Pruned, Trial, mark_pruned, told_to_stop
 
 
-def stop_if_pruned(config: Config, folder: Path, progress: Progress) -> None:
+def stop_if_pruned(trial: Trial | None, folder: Path, state: RunState) -> None:
     """Report the validations to the sweep's study; raise `Pruned` on every rank where its pruner says so.
 
-    It is told the votes' log loss: trials with other weights of the loss have other objectives. Nothing happens outside
-    of a sweep. All ranks call it, after a checkpoint. A pruned run has `metrics.json`, which says so, and no manifest:
-    no later stage takes it for finished, and its checkpoint goes on outside of the sweep.
+    The study compares the votes' log loss: trials with other weights of the loss have other objectives. Without a
+    `trial` nothing happens. All ranks call it, after a checkpoint. A pruned run has a `metrics.json` that says so, and
+    no manifest: no later stage takes it for finished, and the same command without the sweep resumes it.
     """
-    if config.sweep.trial is None:
+    if trial is None:
         return
-    validations = [log_loss for record in progress.history if (log_loss := record["validation_log_loss"]) is not None]
+    validations = [log_loss for record in state.history if (log_loss := record["validation_log_loss"]) is not None]
     first, told = rank() == 0, False
-    with together():
-        told = first and told_to_stop(config, validations)
+    with fail_together():
+        told = first and told_to_stop(trial, validations)
     if not from_first(int(told)):
         return
-    with together():
+    with fail_together():
         if first:
-            summary = {"validation_log_loss": progress.kept["validation_log_loss"], "best_step": progress.kept["step"]}
-            write_json(folder / "metrics.json", {"pruned": True, **summary, "steps": progress.step})
-            mark_pruned(config, progress.step)
-    raise Pruned(progress.kept["validation_log_loss"])
+            write_pruned_metrics(folder, state)
+            mark_pruned(trial, state.step)
+    raise Pruned(state.kept["validation_log_loss"])

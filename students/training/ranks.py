@@ -1,8 +1,8 @@
-"""The ranks of one training: opened together, and ended together by what any of them finds wrong.
+"""The ranks of one training: opened together, and ended together by the error that any of them meets.
 
-A rank that stops alone leaves the others waiting in a collective until its time-out. So what may fail on one rank
-stands in a block that all of them enter (`together`), at whose end they tell each other. Where a rank fails while the
-others are within a collective they cannot be told: it just ends, and the launcher ends the rest.
+A rank that stops alone leaves the others waiting in a collective until its time-out. So whatever may fail on one rank
+stands in a block that all of them enter (`fail_together`); at its end they tell each other. A rank that fails while the
+others are within a collective cannot tell them: it just ends, and the launcher ends the rest.
 """
 
 import os
@@ -32,22 +32,22 @@ def all_ranks() -> Iterator[None]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """A block that all ranks enter: a `UserError` or an `OSError` on any of them ends all; no collective stands in it.
+def fail_together() -> Iterator[None]:
+    """A block that all ranks enter: a `UserError` or an `OSError` on any of them ends all. No collective stands in it.
 
-    Enough for what only the first rank does, too.
+    What only the first rank does may stand in it, too.
     """
     try:
         yield
     except (OtherRankError, UnreachableError):
         raise
     except (UserError, OSError) as error:
-        agree(error)
+        raise_together(error)
     else:
-        agree()
+        raise_together()
 
 
-def agree(error: Exception | None = None) -> None:
+def raise_together(error: Exception | None = None) -> None:
     """Raise where any rank has failed; every rank calls it, one that has failed with its `error`.
 
     The first of those raises its own error, all others `OtherRankError` with the same message.
@@ -63,11 +63,11 @@ def agree(error: Exception | None = None) -> None:
         raise error
 
 
-def common(value: T, what: str) -> T:
+def same_on_all_ranks(value: T, what: str) -> T:
     """`value`, which has to be the same on all ranks: all raise `UserError` where their disks tell otherwise."""
     if several():
         values = gathered(value)
         if any(other != values[0] for other in values):
             told = ", ".join(f"rank {number}: {other}" for number, other in enumerate(values))
-            agree(UserError(f"the ranks see {what} ({told}): give all nodes the same files below paths.root"))
+            raise_together(UserError(f"the ranks see {what} ({told}): give all nodes the same files below paths.root"))
     return value

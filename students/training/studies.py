@@ -5,12 +5,12 @@ tells how they ended, a training reports its validations. Optuna is imported onl
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.artefacts.identity import differing_fields
 from core.errors import UserError
-from distill.config import Config
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 STUDY = "judge"  # one a journal
 PRUNED = "pruned"  # a trial's attribute: the step after which it was stopped
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training as part of a search: the folder of its study, and its number there."""
+
+    study: Path
+    number: int
 
 
 class Pruned(Exception):
@@ -72,33 +80,32 @@ def open_study(folder: Path, pruner: Mapping[str, Any], identity: dict[str, Any]
     return study
 
 
-def own_trial(config: Config) -> tuple["JournalStorage", int, int]:
-    """The storage of the study that a training belongs to, the study's id and the trial's."""
-    assert config.sweep.study is not None and config.sweep.trial is not None, config.sweep
-    storage = open_journal(Path(config.sweep.study))
+def open_trial(trial: Trial) -> tuple["JournalStorage", int, int]:
+    """The storage of the study that `trial` belongs to, the study's id and the trial's."""
+    storage = open_journal(trial.study)
     study_id = storage.get_study_id_from_name(STUDY)
-    return storage, study_id, storage.get_trial_id_from_study_id_trial_number(study_id, config.sweep.trial)
+    return storage, study_id, storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
 
 
-def told_to_stop(config: Config, log_losses: Sequence[float]) -> bool:
-    """Report a training's validations so far, the first as 0; whether the study's pruner wants it to stop.
+def told_to_stop(trial: Trial, log_losses: Sequence[float]) -> bool:
+    """Report a trial's validations so far, the first as 0; whether the study's pruner wants it to stop.
 
     Optuna's pruners count from 0: `n_warmup_steps` and hyperband's `min_resource` are validations that are not judged.
     A report is made once: a resumed training catches up on what it could not report before it was killed.
     """
     import optuna
 
-    storage, study_id, trial = own_trial(config)
-    reported = storage.get_trial(trial).intermediate_values
+    storage, study_id, trial_id = open_trial(trial)
+    reported = storage.get_trial(trial_id).intermediate_values
     for number, log_loss in enumerate(log_losses):
         if number not in reported:
-            storage.set_trial_intermediate_value(trial, number, log_loss)
+            storage.set_trial_intermediate_value(trial_id, number, log_loss)
     pruner = open_pruner(storage.get_study_user_attrs(study_id)["pruner"])
     study = optuna.load_study(study_name=STUDY, storage=storage, pruner=pruner)
-    return pruner.prune(study, storage.get_trial(trial))
+    return pruner.prune(study, storage.get_trial(trial_id))
 
 
-def mark_pruned(config: Config, step: int) -> None:
+def mark_pruned(trial: Trial, step: int) -> None:
     """Note in the study that the trial was stopped after optimiser step `step`."""
-    storage, _, trial = own_trial(config)
-    storage.set_trial_user_attr(trial, PRUNED, step)
+    storage, _, trial_id = open_trial(trial)
+    storage.set_trial_user_attr(trial_id, PRUNED, step)

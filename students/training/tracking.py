@@ -1,7 +1,7 @@
 """Where a run's curve and sample predictions go while it trains: wandb, TensorBoard, or its own folder alone.
 
-`history.parquet` and `samples.parquet` are written in any case, and a tracker shows what they hold. A run that goes on
-takes the steps after its checkpoint again, so its tracker is first told the curve up to there: each step is shown once.
+`history.parquet` and `samples.parquet` are written in any case, and a tracker shows what they hold. A resumed run takes
+the steps after its checkpoint again. So its tracker first gets the curve up to there, and shows each step once.
 """
 
 import json
@@ -18,22 +18,21 @@ import polars as pl
 import torch
 
 from core.artefacts.contents import MANIFEST
-from core.config import to_mapping
 from core.errors import UserError
 from core.json_files import write_json
 from core.records import Conversation
 from core.tables import read_parquet
-from distill.config import Config
+from students.training.outcome import METRICS
+from students.training.recipe import TrainingRun
 from students.training.samples import SAMPLES, markdown, sample_table, shortened
 
 log = logging.getLogger(__name__)
-METRICS = "metrics.json"
 NAME = 128  # characters that wandb's server takes
 Record = Mapping[str, Any]
 
 
 class Tracker:
-    """What a trainer tells of its run. This one is deaf: the tracker of all ranks but the first."""
+    """What a trainer calls. This one does nothing: it is the tracker of all ranks but the first."""
 
     def start(self, history: Sequence[Record]) -> None:
         """Before the first step: `history` holds a record for each step up to the checkpoint, if there is one."""
@@ -51,8 +50,8 @@ class Tracker:
 class OwnFolder(Tracker):
     """`tracker=none`, and what every other does too: `samples.parquet` keeps the samples of each validation."""
 
-    def __init__(self, config: Config, folder: Path, conversations: Sequence[Conversation]):
-        self.config, self.folder, self.conversations = config, folder, conversations
+    def __init__(self, run: TrainingRun, conversations: Sequence[Conversation]):
+        self.run, self.folder, self.conversations = run, run.folder, conversations
         self.samples = pl.DataFrame(schema=SAMPLES)
 
     def start(self, history: Sequence[Record]) -> None:
@@ -62,9 +61,9 @@ class OwnFolder(Tracker):
             self.samples = read_parquet(path).filter(pl.col("step") <= self.done)
 
     def sample(self, logits: torch.Tensor, step: int) -> None:
-        if not self.config.tracker.samples:
+        if not self.run.tracker.samples:
             return
-        table = sample_table(self.conversations, logits, step, self.config.tracker.samples, self.config.seed)
+        table = sample_table(self.conversations, logits, step, self.run.tracker.samples, self.run.recipe.seed)
         self.samples = pl.concat([self.samples, table])
         partial = self.folder / ".samples.parquet.partial"
         self.samples.write_parquet(partial)
@@ -75,37 +74,32 @@ class OwnFolder(Tracker):
 
 
 class Wandb(OwnFolder):
-    """A wandb run, always the same one for a folder: `wandb/id.json` holds its id.
+    """One wandb run for a folder, whose id is in `wandb/id.json`; offline unless WANDB_API_KEY or WANDB_MODE says not.
 
-    It is offline unless WANDB_API_KEY or WANDB_MODE says otherwise. Each process that goes on with an offline run makes
-    another offline folder. `wandb sync` (0.31) would number repeated steps anew, and refuses all folders if one was
-    killed before its first flush; so the new folder gets the whole curve, and the older ones are removed.
-    Raises `UserError` where wandb does not start.
+    Each process that resumes an offline run writes a new offline folder. It gets the whole curve, and older folders
+    that were never uploaded are removed: `wandb sync` (0.31) cannot merge folders whose steps overlap.
     """
 
-    def __init__(self, config: Config, folder: Path, conversations: Sequence[Conversation]):
+    def __init__(self, run: TrainingRun, conversations: Sequence[Conversation]):
+        """Raises `UserError` where wandb does not start."""
         import wandb
 
-        super().__init__(config, folder, conversations)
+        super().__init__(run, conversations)
         wandb.finish()  # the run that an error left open in this process
-        home = folder / "wandb"
-        home.mkdir(parents=True, exist_ok=True)
-        if not (home / "id.json").exists():
-            write_json(home / "id.json", {"id": secrets.token_hex(4)})
-        identifier = json.loads((home / "id.json").read_text())["id"]
-        mode: Any = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-        before = list(home.glob(f"*run-*-{identifier}"))
+        home = self.folder / "wandb"
+        identifier = run_id(home)
+        earlier = list(home.glob(f"*run-*-{identifier}"))
         try:
-            self.run = wandb.init(
-                project=config.tracker.project,
+            self.wandb = wandb.init(
+                project=run.tracker.project,
                 id=identifier,
                 resume="allow",
-                name=shortened(f"{config.role}/{config.run}/fold={config.fold}", NAME),
-                group=shortened(f"{config.role}/{config.run}", NAME),
-                job_type=config.role,
-                config=to_mapping(config),
-                dir=folder,
-                mode=mode,
+                name=shortened(f"{run.role}/{run.name}/fold={run.fold}", NAME),
+                group=shortened(f"{run.role}/{run.name}", NAME),
+                job_type=run.role,
+                config=dict(run.configuration),
+                dir=self.folder,
+                mode=wandb_mode(),
                 # False: an offline run reads its tables from its own folder, not from a copy in the home directory.
                 settings=wandb.Settings(silent=True, console="off", allow_offline_artifacts=False),
             )
@@ -114,20 +108,19 @@ class Wandb(OwnFolder):
                 f"wandb does not start ({error}): see to WANDB_API_KEY and the network, "
                 "or set WANDB_MODE=offline or tracker=none"
             ) from error
-        self.run.define_metric("*", step_metric="step")
-        unseen = [old for old in before if old.name.startswith("offline-") and not any(old.glob("*.synced"))]
-        self.server_knows_it = len(before) > len(unseen)
-        for old in unseen:
+        self.wandb.define_metric("*", step_metric="step")
+        never_uploaded = [old for old in earlier if old.name.startswith("offline-") and not any(old.glob("*.synced"))]
+        self.server_knows_it = len(earlier) > len(never_uploaded)
+        for old in never_uploaded:
             shutil.rmtree(old)
-        if not (self.run.offline or self.run.disabled):
-            log.info("wandb: %s", self.run.url)
+        if not (self.wandb.offline or self.wandb.disabled):
+            log.info("wandb: %s", self.wandb.url)
 
     def start(self, history: Sequence[Record]) -> None:
         super().start(history)
-        if self.run.offline and self.server_knows_it:
-            self.first = self.done + 1
-        else:  # online, the server says how far it got; the steps from there are in the history or will be taken again
-            self.first = self.run.starting_step
+        # The first step to send. Online, wandb's server says how far it got.
+        after_upload = self.wandb.offline and self.server_knows_it
+        self.first = self.done + 1 if after_upload else self.wandb.starting_step
         for record in history:
             self.log(record)
 
@@ -139,46 +132,60 @@ class Wandb(OwnFolder):
         values = {name: value for name, value in record.items() if value is not None}
         if len(samples := self.samples_at(record["step"])):
             values["samples"] = wandb.Table(columns=[*samples.columns], data=[list(row) for row in samples.iter_rows()])
-        self.run.log(values, step=record["step"])
+        self.wandb.log(values, step=record["step"])
 
     def finish(self) -> None:
         manifest = json.loads((self.folder / MANIFEST).read_text())
-        self.run.config.update(
+        self.wandb.config.update(
             {"manifest": {k: v for k, v in manifest.items() if k != "config"}}, allow_val_change=True
         )
-        # Apart from the last step's values, which wandb's summary holds under the same names.
-        self.run.summary.update({"final": json.loads((self.folder / METRICS).read_text())})
+        # Under a name of their own: wandb's summary holds the last step's values under the same names.
+        self.wandb.summary.update({"final": json.loads((self.folder / METRICS).read_text())})
         for name in (MANIFEST, METRICS):
-            self.run.save(
-                shutil.copy(self.folder / name, self.run.dir), base_path=self.run.dir, policy="now", glob=False
+            self.wandb.save(
+                shutil.copy(self.folder / name, self.wandb.dir), base_path=self.wandb.dir, policy="now", glob=False
             )
-        offline, files = self.run.offline, Path(self.run.dir).parent
-        self.run.finish()
+        offline, files = self.wandb.offline, Path(self.wandb.dir).parent
+        self.wandb.finish()
         if offline:
             log.info("wandb sync %s uploads what wandb recorded", files)
+
+
+def run_id(home: Path) -> str:
+    """The id of the wandb run below `home`, drawn once."""
+    path = home / "id.json"
+    if not path.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"id": secrets.token_hex(4)})
+    return str(json.loads(path.read_text())["id"])
+
+
+def wandb_mode() -> Any:
+    """WANDB_MODE, or online where there is a key to log in with."""
+    return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
 
 
 class TensorBoard(OwnFolder):
     """Event files in `tensorboard/`: scalars, samples, configuration and manifest as text, peak GPU memory (GB).
 
-    A run that goes on writes a further file, whose first event has readers drop the steps after the checkpoint.
+    A resumed run writes a further file, whose first event makes readers drop the steps after the checkpoint.
     """
 
-    def __init__(self, config: Config, folder: Path, conversations: Sequence[Conversation]):
+    def __init__(self, run: TrainingRun, conversations: Sequence[Conversation]):
         from torch.utils.tensorboard import SummaryWriter
 
-        super().__init__(config, folder, conversations)
+        super().__init__(run, conversations)
         self.open = SummaryWriter
 
     def start(self, history: Sequence[Record]) -> None:
         super().start(history)
         home = self.folder / "tensorboard"
-        goes_on = [int(path.name.split(".")[3]) for path in home.glob("events.out.tfevents.*")]
-        if goes_on:  # readers take files by name, which is the second, then the process: be in a later second
-            time.sleep(max(0.0, max(goes_on) + 1 - time.time()))
-        self.writer = self.open(str(home), purge_step=self.done + 1 if goes_on else None)
-        if not goes_on:
-            self.writer.add_text("config", _code(to_mapping(self.config)), 0)
+        earlier = [int(path.name.split(".")[3]) for path in home.glob("events.out.tfevents.*")]
+        if earlier:  # readers sort files by name, which begins with the second: be in a later one
+            time.sleep(max(0.0, max(earlier) + 1 - time.time()))
+        self.writer = self.open(str(home), purge_step=self.done + 1 if earlier else None)
+        if not earlier:
+            self.writer.add_text("config", _code(self.run.configuration), 0)
             for record in history:
                 self.log(record)
 
@@ -204,14 +211,13 @@ def _code(value: Any) -> str:
     return "\n".join(f"    {line}" for line in json.dumps(value, indent=1).splitlines())
 
 
-def open_tracker(config: Config, folder: Path, rank: int, validation: Sequence[Conversation]) -> Tracker:
-    """The tracker that `config.tracker` names, on the first rank only. Raises `UserError` where it does not start."""
+def open_tracker(run: TrainingRun, rank: int, validation: Sequence[Conversation]) -> Tracker:
+    """The tracker of `run`, on the first rank only. Raises `UserError` where it does not start."""
     kinds: dict[str, type[OwnFolder]] = {"wandb": Wandb, "tensorboard": TensorBoard, "none": OwnFolder}
     if rank:
         return Tracker()
+    backend = run.tracker.backend
     try:
-        return kinds[config.tracker.backend](config, folder, validation)
+        return kinds[backend](run, validation)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"tracker={config.tracker.backend} needs {error.name}: install it or set tracker=none"
-        ) from error
+        raise UserError(f"tracker={backend} needs {error.name}: install it or set tracker=none") from error

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from core.records import LABELS, ORDERS
-from students.training.data import Example, Row, collate
+from students.training.data import BatchRow, Example, collate
 from students.training.losses import SWAPPED, Objective, cross_entropy_sum
 
 
@@ -38,7 +38,7 @@ class Validation:
 
 @torch.no_grad()
 def score(
-    judge: Any, examples: Sequence[Example], batches: Iterable[list[Row]], device: torch.device, padding_free: bool
+    judge: Any, examples: Sequence[Example], batches: Iterable[list[BatchRow]], device: torch.device, padding_free: bool
 ) -> torch.Tensor:
     """Logits [examples, orders, 3], as shown, of the rows in `batches`; zero for all others."""
     logits = torch.zeros(len(examples), len(ORDERS), len(LABELS))

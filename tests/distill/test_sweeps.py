@@ -23,9 +23,10 @@ from core.artefacts.manifest import read_manifest
 from core.exits import INTERRUPTED
 from distill import prepare, student, sweeps
 from distill.entry_point import CONF, entry_point
+from distill.training_run import run_folder
 from students.training.checkpoints import LATEST
 from students.training.loop import Trainer
-from students.training.studies import STUDY, open_journal, open_study, told_to_stop
+from students.training.studies import STUDY, Trial, open_journal, open_study, told_to_stop
 from tests.composing import configured
 from tests.running import ROOT, succeeds
 
@@ -94,7 +95,7 @@ def told(base: list[str], name: str) -> list[tuple[list[str], TrialState, float 
 
 
 def folder(base: list[str], name: str, *overrides: str) -> Path:
-    return student.run_folder(configured(*base, f"name={name}", *overrides))
+    return run_folder(configured(*base, f"name={name}", *overrides))
 
 
 @pytest.fixture
@@ -134,8 +135,8 @@ def test_a_pruner_spares_the_validations_that_it_promises_to(pruner: dict[str, A
     searched = open_study(tmp_path, pruner, {})
     for number, values in enumerate(([0.9, 0.8, 0.7], [9.0, 9.0])):
         assert searched.ask().number == number
-        config = configured(f"sweep.study={tmp_path}", f"sweep.trial={number}")
-        verdicts = [told_to_stop(config, values[:seen]) for seen in range(1, len(values) + 1)]
+        trial = Trial(tmp_path, number)
+        verdicts = [told_to_stop(trial, values[:seen]) for seen in range(1, len(values) + 1)]
         if number == 0:
             searched.tell(0, values[-1])
     assert verdicts == [False, True]

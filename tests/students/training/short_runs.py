@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill.training_run import recipe
 from students.training.collectives import process_group
 from students.training.loop import Trainer
 from students.training.model import build_judge
@@ -41,11 +42,11 @@ def train(base: Path, stage: int, folder: Path, dies_in: int | None = None, over
     with process_group(), pytest.MonkeyPatch.context() as patch:
         partition_all(patch)
         judge = build_judge(base, config.model, config.engine, config.seed)
-        trainer = Trainer(config, judge, CONVERSATIONS, CONVERSATIONS, folder, Tracker())
+        trainer = Trainer(recipe(config), judge, CONVERSATIONS, CONVERSATIONS, folder, Tracker())
         take_step = trainer.take_step
 
         def take(step: list[int], epoch: int) -> dict[str, Any]:
-            if trainer.progress.step + 1 == dies_in:
+            if trainer.state.step + 1 == dies_in:
                 raise KeyboardInterrupt
             return take_step(step, epoch)
 

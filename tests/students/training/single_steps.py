@@ -20,8 +20,9 @@ from torch.nn import functional
 from core.config import from_mapping
 from core.records import swap_labels
 from distill.config import Config
-from students.training.data import Example, Row, micro_batches
-from students.training.model import Judge, build_judge
+from distill.training_run import recipe
+from students.training.data import BatchRow, Example, micro_batches
+from students.training.model import JudgeModel, build_judge
 from students.training.tracking import Tracker
 from tests.composing import plain
 from tests.running import free_port, own_process
@@ -94,7 +95,7 @@ def with_small_cap(gemma2: Path, folder: Path) -> Path:
     return folder
 
 
-def make_judge(config: Config) -> Judge:
+def make_judge(config: Config) -> JudgeModel:
     """A judge whose LoRA factors are both away from zero, so that all gradients are."""
     judge = build_judge(Path(str(config.model.base)), config.model, config.engine, config.seed)
     rng = torch.Generator().manual_seed(1)
@@ -143,7 +144,7 @@ def take_step(config: Config, conversations: Sequence[Example], folder: Path, sa
             "students.training.engine.open_optimizer", lambda judge, *_: torch.optim.SGD(_groups(judge), lr=1.0)
         )
         partition_all(patch)
-        trainer = Trainer(config, judge, list(conversations), [], folder, Tracker())
+        trainer = Trainer(recipe(config), judge, list(conversations), [], folder, Tracker())
     record = trainer.take_step(list(range(len(conversations))), 0)
     after = trained_values(judge, config.engine.zero_stage == 3)
     if save:
@@ -157,7 +158,7 @@ def take_step(config: Config, conversations: Sequence[Example], folder: Path, sa
     )
 
 
-def trained_values(judge: Judge, partitioned: bool) -> dict[str, torch.Tensor]:
+def trained_values(judge: JudgeModel, partitioned: bool) -> dict[str, torch.Tensor]:
     """Copies of what is trained, by PEFT's names in a file; on all ranks where ZeRO-3 has `partitioned` it."""
     from deepspeed import zero
 
@@ -192,7 +193,7 @@ def partition_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(deepspeed, "initialize", partitioning)
 
 
-def _groups(judge: Judge) -> list[dict[str, Any]]:
+def _groups(judge: JudgeModel) -> list[dict[str, Any]]:
     return [{"params": part} for part in judge.trainable()]
 
 
@@ -210,24 +211,24 @@ def assert_same_gradients(found: Step, expected: Step) -> None:
         assert size > 0 and error < 1e-4 * size, f"{name}: gradient of norm {size:.3g} is off by {error:.3g}"
 
 
-def everything(trainer: "Trainer") -> list[Row]:
+def everything(trainer: "Trainer") -> list[BatchRow]:
     """All rows of a step over all training conversations."""
     return [(i, order) for i in range(len(trainer.training)) for order in (0, 1)]
 
 
-def own_pieces(trainer: "Trainer") -> list[list[Row]]:
+def own_pieces(trainer: "Trainer") -> list[list[BatchRow]]:
     """The micro-batches of this rank in such a step."""
-    budget = trainer.config.engine.micro_batch_tokens
+    budget = trainer.recipe.engine.micro_batch_tokens
     return micro_batches(range(len(trainer.training)), trainer.lengths, trainer.world, budget)[trainer.rank]
 
 
-def counted(trainer: "Trainer", rows: Sequence[Row]) -> torch.Tensor:
+def counted(trainer: "Trainer", rows: Sequence[BatchRow]) -> torch.Tensor:
     """[terms] what the sums would be divided by if `rows` were all."""
     voted, taught = (sum(getattr(trainer.training[i], name) for i, _ in rows) for name in WEIGHTS)
     return trainer.objective.normalisers(voted, taught)
 
 
-def rescale(patch: pytest.MonkeyPatch, factor: Callable[["Trainer", list[Row]], Any]) -> None:
+def rescale(patch: pytest.MonkeyPatch, factor: Callable[["Trainer", list[BatchRow]], Any]) -> None:
     """Plant a factor [terms] on the sums of each micro-batch."""
     from students.training.loop import Trainer
 

@@ -16,8 +16,8 @@ from transformers.integrations.flex_attention import WrappedFlexAttention
 from core.errors import UserError
 from students.training import attention
 from students.training.attention import choose_attention
-from students.training.data import Row, collate
-from students.training.model import Judge
+from students.training.data import BatchRow, collate
+from students.training.model import JudgeModel
 from tests.students.training.gpus import PretendedGpus
 from tests.students.training.single_steps import (
     Step,
@@ -95,12 +95,12 @@ def flex(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield
 
 
-def judge_with(attention: str, gemma: Path, *overrides: str) -> Judge:
+def judge_with(attention: str, gemma: Path, *overrides: str) -> JudgeModel:
     return make_judge(step_config(gemma, f"engine.attention={attention}", *overrides))
 
 
-def logits_of(judge: Judge, conversations: list[int], padding_free: bool = False) -> torch.Tensor:
-    rows: list[Row] = [(i, order) for i in conversations for order in range(2)]
+def logits_of(judge: JudgeModel, conversations: list[int], padding_free: bool = False) -> torch.Tensor:
+    rows: list[BatchRow] = [(i, order) for i in conversations for order in range(2)]
     batch = collate(rows, CONVERSATIONS, CPU, padding_free)
     return judge(batch.input_ids, batch.positions, batch.ends)
 

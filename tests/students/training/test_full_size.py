@@ -21,7 +21,7 @@ from core.records import LABELS, ORDERS
 from distill.config import Config
 from students.training.data import Batch, collate
 from students.training.losses import Objective
-from students.training.model import Head, Judge, with_lora
+from students.training.model import Head, JudgeModel, with_lora
 from tests.composing import configured
 from tests.students.training.single_steps import make_conversations
 
@@ -33,7 +33,7 @@ ALL_TERMS = ("kl", "cosine")
 PRESETS = {"gemma9b": 9.2e9, "teacher_llama70b": 70e9}
 
 
-def judge_of(config: Config, layers: int | None = None) -> Judge:
+def judge_of(config: Config, layers: int | None = None) -> JudgeModel:
     """As `build_judge` makes it of a base's weights, which nobody needs here."""
     settings = model_config(str(config.model.base), Path("nowhere"))
     settings.num_labels, settings.num_hidden_layers = len(LABELS), layers or settings.num_hidden_layers
@@ -43,10 +43,10 @@ def judge_of(config: Config, layers: int | None = None) -> Judge:
             settings, dtype=torch.bfloat16, attn_implementation=attention
         )
         model.score = Head(settings.hidden_size, len(LABELS), bias=False)
-        return Judge(with_lora(model, config.model), Path("nowhere")).train()
+        return JudgeModel(with_lora(model, config.model), Path("nowhere")).train()
 
 
-def put_on_gpu(judge: Judge) -> None:
+def put_on_gpu(judge: JudgeModel) -> None:
     for module in judge.modules():
         for name, old in module.named_parameters(recurse=False):
             new = torch.empty(old.shape, dtype=old.dtype, device=GPU)

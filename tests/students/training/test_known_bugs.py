@@ -43,9 +43,9 @@ from core.records import ORDERS, Conversation
 from students.training import data as dataset
 from students.training import loop, losses
 from students.training.collectives import process_group
-from students.training.data import Batch, Example, Row, make_examples
+from students.training.data import Batch, BatchRow, Example, make_examples
 from students.training.losses import SWAPPED, Objective
-from students.training.model import Judge
+from students.training.model import JudgeModel
 from tests.composing import configured
 from tests.students.training.single_steps import (
     ONE_BATCH,
@@ -117,7 +117,9 @@ def absent_targets_counted(patch: pytest.MonkeyPatch) -> None:
 def batches(patch: pytest.MonkeyPatch, change: Callable[[Batch], dict[str, Any]]) -> None:
     collate = loop.collate
 
-    def changed(rows: Sequence[Row], examples: Sequence[Example], device: torch.device, free: bool = False) -> Batch:
+    def changed(
+        rows: Sequence[BatchRow], examples: Sequence[Example], device: torch.device, free: bool = False
+    ) -> Batch:
         batch = collate(rows, examples, device, free)
         return replace(batch, **change(batch))
 
@@ -196,11 +198,11 @@ def neighbours_seen(patch: pytest.MonkeyPatch) -> None:
 
 
 def mask(patch: pytest.MonkeyPatch, masked: Callable[[torch.Tensor], Any]) -> None:
-    def forward(self: Judge, input_ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> Any:
+    def forward(self: JudgeModel, input_ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> Any:
         hidden = self.classifier.model(input_ids=input_ids, attention_mask=masked(input_ids)).last_hidden_state
         return self.classifier.score(hidden.flatten(0, 1)[ends])
 
-    patch.setattr(Judge, "forward", forward)
+    patch.setattr(JudgeModel, "forward", forward)
 
 
 @planted(ONE_BATCH)

@@ -27,9 +27,9 @@ from torch.nn import functional
 
 from students.training import loop
 from students.training.collectives import process_group
-from students.training.data import Batch, Row
+from students.training.data import Batch, BatchRow
 from students.training.loop import Trainer
-from students.training.model import Judge
+from students.training.model import JudgeModel
 from tests.students.training.single_steps import (
     ONE_EACH,
     Case,
@@ -61,7 +61,7 @@ def alone() -> Iterator[None]:
 
 
 def counts_of_a_rank(patch: pytest.MonkeyPatch) -> None:
-    def factor(trainer: Trainer, _: list[Row]) -> torch.Tensor:
+    def factor(trainer: Trainer, _: list[BatchRow]) -> torch.Tensor:
         own = [row for piece in own_pieces(trainer) for row in piece]
         return counted(trainer, everything(trainer)) / counted(trainer, own) / trainer.world
 
@@ -71,7 +71,7 @@ def counts_of_a_rank(patch: pytest.MonkeyPatch) -> None:
 def dummy_row_counted(patch: pytest.MonkeyPatch) -> None:
     collate = loop.collate
 
-    def counting(rows: list[Row], *others: Any) -> Batch:
+    def counting(rows: list[BatchRow], *others: Any) -> Batch:
         batch = collate(rows, *others)
         return batch if rows else replace(batch, vote_weights=torch.ones(1), teacher_weights=torch.ones(1))
 
@@ -165,7 +165,7 @@ def norm(step: Step) -> float:
 
 
 def wrapper_bypassed(patch: pytest.MonkeyPatch) -> None:
-    def forward(self: Trainer, rows: list[Row]) -> torch.Tensor:
+    def forward(self: Trainer, rows: list[BatchRow]) -> torch.Tensor:
         batch = loop.collate(rows, self.training, self.device)
         return self.objective.sums(self.judge(batch.input_ids, batch.positions, batch.ends), batch)
 
@@ -173,12 +173,12 @@ def wrapper_bypassed(patch: pytest.MonkeyPatch) -> None:
 
 
 def head_beside_the_engine(patch: pytest.MonkeyPatch) -> None:
-    def forward(self: Judge, input_ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> Any:
+    def forward(self: JudgeModel, input_ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> Any:
         hidden = self.classifier.model(input_ids=input_ids, position_ids=positions).last_hidden_state
         (head,) = self.trainable()[1]
         return functional.linear(hidden.flatten(0, 1)[ends], head)
 
-    patch.setattr(Judge, "forward", forward)
+    patch.setattr(JudgeModel, "forward", forward)
 
 
 def test_a_forward_beside_the_engine_is_seen(

@@ -21,12 +21,13 @@ from core.records import LABELS
 from core.scoring import logits_by_order, score_conversations
 from distill import prepare, student
 from distill.config import Config
+from distill.training_run import run_folder
 from eval.metrics import log_loss_rows, predict
 from students.trained import open_trained
 from students.training.collectives import process_group
 from students.training.data import split
-from students.training.engine import open_engine
-from students.training.model import Judge, build_judge
+from students.training.engine import open_deepspeed
+from students.training.model import JudgeModel, build_judge
 from teachers.scorers.transformers import TransformersScorer
 from tests.composing import configured, scorer
 from tests.students.training.gpus import Loaded, PretendedGpus
@@ -55,8 +56,8 @@ def configure(root: Path, tiny_llama: Path) -> Configure:
 
 
 @pytest.fixture
-def judge_of(configure: Configure) -> Callable[..., Judge]:
-    def build(*overrides: str, base: Path | None = None) -> Judge:
+def judge_of(configure: Configure) -> Callable[..., JudgeModel]:
+    def build(*overrides: str, base: Path | None = None) -> JudgeModel:
         config = configure("unused", *overrides, **({} if base is None else {"base": base}))
         return build_judge(Path(str(config.model.base)), config.model, config.engine, config.seed)
 
@@ -64,12 +65,12 @@ def judge_of(configure: Configure) -> Callable[..., Judge]:
 
 
 def losses(config: Config) -> np.ndarray:
-    return pl.read_parquet(student.run_folder(config) / "history.parquet")["loss"].to_numpy()
+    return pl.read_parquet(run_folder(config) / "history.parquet")["loss"].to_numpy()
 
 
 def served_log_loss(config: Config) -> float:
     """The validation log loss of what the run left behind, merged, in an engine that did not train it."""
-    trained = open_trained(student.run_folder(config), config.root, "train it")
+    trained = open_trained(run_folder(config), config.root, "train it")
     rows = load_conversations(config.root / "data" / config.data.name)
     _, held = split(rows, config.fold, config.train.validation_share)
     scores = score_conversations(TransformersScorer(trained.merged(config.root), REFERENCE), trained.renderer, held)
@@ -108,7 +109,7 @@ def test_full_tuning_is_the_same_on_all_stages_of_zero(configure: Configure) -> 
     configs = [configure(f"full-{stage}", "model=full", f"engine={stage}") for stage in ("zero0", "zero2", "zero3")]
     for config in configs:
         student.main(config)
-    first, *others = (load_file(student.run_folder(c) / "model" / "model.safetensors") for c in configs)
+    first, *others = (load_file(run_folder(c) / "model" / "model.safetensors") for c in configs)
     for config, other in zip(configs[1:], others, strict=True):
         np.testing.assert_allclose(losses(configs[0]), losses(config), atol=1e-5)
         assert first.keys() == other.keys()
@@ -116,7 +117,7 @@ def test_full_tuning_is_the_same_on_all_stages_of_zero(configure: Configure) -> 
             torch.testing.assert_close(tensor, other[name], atol=1e-5, rtol=0)
 
 
-def test_frozen_layers_stay_and_the_others_learn(judge_of: Callable[..., Judge], tiny_llama: Path) -> None:
+def test_frozen_layers_stay_and_the_others_learn(judge_of: Callable[..., JudgeModel], tiny_llama: Path) -> None:
     for overrides in (("model=full", "model.freeze_layers=1"), ("model.freeze_layers=1",)):
         names = {name for name, p in judge_of(*overrides).named_parameters() if p.requires_grad}
         assert any("layers.1." in name for name in names) and any("score" in name for name in names)
@@ -125,7 +126,7 @@ def test_frozen_layers_stay_and_the_others_learn(judge_of: Callable[..., Judge],
         judge_of("model.freeze_layers=2")
 
 
-def test_gradient_checkpointing_changes_no_gradient(judge_of: Callable[..., Judge]) -> None:
+def test_gradient_checkpointing_changes_no_gradient(judge_of: Callable[..., JudgeModel]) -> None:
     gradients = []
     for flag in ("false", "true"):
         judge = judge_of(f"engine.gradient_checkpointing={flag}").train()
@@ -160,7 +161,10 @@ def own_judge(tiny_judge_llama: Path, tmp_path: Path) -> Callable[[list[str]], P
 
 class TestStart:
     def test_a_judge_keeps_its_head_in_our_order_of_labels(
-        self, judge_of: Callable[..., Judge], own_judge: Callable[[list[str]], Path], caplog: pytest.LogCaptureFixture
+        self,
+        judge_of: Callable[..., JudgeModel],
+        own_judge: Callable[[list[str]], Path],
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         caplog.set_level(logging.INFO)
         base = own_judge(["winner_tie", "winner_model_a", "winner_model_b"])
@@ -196,13 +200,13 @@ class TestStart:
         (base / "config.json").write_text(json.dumps(settings | own))
         config = configure("from-armorm", base=base)
         assert student.main(config) == pytest.approx(served_log_loss(config), abs=1e-5)
-        merged = open_trained(student.run_folder(config), config.root, "").merged(config.root)
+        merged = open_trained(run_folder(config), config.root, "").merged(config.root)
         assert not any("gating" in name or "regression" in name for name in locate(merged))
 
 
 class TestSoftcapping:
     def test_training_applies_the_cap_that_serving_applies(
-        self, judge_of: Callable[..., Judge], tiny_gemma2: Path
+        self, judge_of: Callable[..., JudgeModel], tiny_gemma2: Path
     ) -> None:
         capped = judge_of(base=tiny_gemma2)(IDS, None, ENDS)
         eager = judge_of("engine.attention=eager", base=tiny_gemma2)(IDS, None, ENDS)
@@ -213,14 +217,14 @@ class TestSoftcapping:
             judge_of("engine.attention=sdpa", base=tiny_gemma2)
 
     @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
-    def test_flash_attention_that_is_not_there_is_told(self, judge_of: Callable[..., Judge]) -> None:
+    def test_flash_attention_that_is_not_there_is_told(self, judge_of: Callable[..., JudgeModel]) -> None:
         with pytest.raises(UserError, match=r"engine\.attention=flash_attention_2 needs flash-attn: pip install"):
             judge_of("engine.attention=flash_attention_2")
 
     def test_an_uncapped_judge_says_so_to_whoever_loads_it(self, configure: Configure, tiny_gemma2: Path) -> None:
         config = configure("said", "model.softcapping=false", base=tiny_gemma2)
         student.main(config)
-        trained = open_trained(student.run_folder(config), config.root, "")
+        trained = open_trained(run_folder(config), config.root, "")
         for folder in (trained.merged(config.root), trained.unmerged(config.root)[0]):
             assert json.loads((folder / "config.json").read_text())["attn_logit_softcapping"] is None
 
@@ -229,7 +233,7 @@ class TestLowPrecision:
     def test_what_lora_trains_stays_in_fp32_over_a_base_in_bf16(self, configure: Configure) -> None:
         config = configure("bf16", "model.dtype=bf16", "optimizer.lr=0.01")
         student.main(config)
-        adapter = load_file(student.run_folder(config) / "adapter" / "adapter_model.safetensors")
+        adapter = load_file(run_folder(config) / "adapter" / "adapter_model.safetensors")
         assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
         assert losses(config)[-1] < losses(config)[0]
 
@@ -243,7 +247,7 @@ class TestLowPrecision:
     )
     def test_gpus_train_in_bf16_where_they_compute_in_it_and_round_to_tf32_beside_it(
         self,
-        judge_of: Callable[..., Judge],
+        judge_of: Callable[..., JudgeModel],
         dtype: str,
         in_bf16: bool,
         loaded: torch.dtype,
@@ -277,13 +281,13 @@ class TestLowPrecision:
             config = configure("refused", "optimizer.master_weights=kahan", *overrides)
             judge = build_judge(Path(str(config.model.base)), config.model, config.engine, 0)
             with process_group(), pytest.raises(ValueError, match="master_weights=kahan is for a full tuning in bf16"):
-                open_engine(judge, config)
+                open_deepspeed(judge, config.optimizer, config.engine)
 
 
 def test_a_full_tuning_has_no_adapter_to_serve(configure: Configure) -> None:
     config = configure("whole", "model=full")
     student.main(config)
-    trained = open_trained(student.run_folder(config), config.root, "")
+    trained = open_trained(run_folder(config), config.root, "")
     with pytest.raises(ValueError, match="is a full tuning and has no adapter"):
         trained.unmerged(config.root)
     assert [*json.loads((trained.merged(config.root) / "config.json").read_text())["id2label"].values()] == [*LABELS]

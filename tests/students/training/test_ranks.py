@@ -44,7 +44,7 @@ def loss_of_one(base: Path, folder: Path, rank: int) -> None:
 
     def poisoned(self: Trainer, rows: list[tuple[int, int]]) -> torch.Tensor:
         terms = forward(self, rows)
-        return terms * float("nan") if rank == 1 and self.progress.step == 3 else terms
+        return terms * float("nan") if rank == 1 and self.state.step == 3 else terms
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "forward", poisoned)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from core.tables import read_parquet
 from distill import prepare, student
 from distill.config import Config
+from distill.training_run import run_folder
 from students.training.checkpoints import LATEST
 from students.training.loop import HISTORY, Trainer
 from tests.composing import configured
@@ -51,15 +52,15 @@ def straight(configure: Configure) -> Config:
 
 
 def history(config: Config) -> pl.DataFrame:
-    return read_parquet(student.run_folder(config) / "history.parquet").select(COLUMNS)
+    return read_parquet(run_folder(config) / "history.parquet").select(COLUMNS)
 
 
 def adapter(config: Config) -> dict[str, torch.Tensor]:
-    return load_file(student.run_folder(config) / "adapter" / "adapter_model.safetensors")
+    return load_file(run_folder(config) / "adapter" / "adapter_model.safetensors")
 
 
 def latest(config: Config) -> str:
-    path = student.run_folder(config) / "checkpoints" / LATEST
+    path = run_folder(config) / "checkpoints" / LATEST
     return path.read_text() if path.exists() else ""
 
 
@@ -85,7 +86,7 @@ def test_killed_at_ten_random_moments_it_equals_a_straight_run_bit_for_bit(
     student.main(config)
     assert history(config).equals(history(straight))
     assert all(torch.equal(tensor, adapter(straight)[name]) for name, tensor in adapter(config).items())
-    assert len(list((student.run_folder(config) / "checkpoints").glob("step-*"))) == 1
+    assert len(list((run_folder(config) / "checkpoints").glob("step-*"))) == 1
 
 
 def test_sigterm_saves_and_exits(configure: Configure, straight: Config) -> None:
@@ -108,7 +109,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_conversations(
 
     def poisoned(self: Trainer, rows: list[tuple[int, int]]) -> torch.Tensor:
         terms = forward(self, rows)
-        return terms * float("nan") if self.progress.step == 3 else terms
+        return terms * float("nan") if self.state.step == 3 else terms
 
     monkeypatch.setattr(Trainer, "forward", poisoned)
     config = configure("poisoned")

@@ -24,6 +24,7 @@ from core.artefacts.manifest import read_manifest
 from core.records import LABELS, Conversation
 from distill import prepare, student
 from distill.config import Config
+from distill.training_run import run_folder, training_run
 from students.training.loop import HISTORY, Trainer
 from students.training.samples import SAMPLES, markdown, sample_table, shortened
 from students.training.tracking import open_tracker
@@ -66,12 +67,12 @@ def fresh_wandb() -> Iterator[None]:
 
 
 def history(config: Config) -> list[dict[str, Any]]:
-    records = pl.read_parquet(student.run_folder(config) / "history.parquet").to_dicts()
+    records = pl.read_parquet(run_folder(config) / "history.parquet").to_dicts()
     return [{name: value for name, value in record.items() if value is not None} for record in records]
 
 
 def samples(config: Config) -> pl.DataFrame:
-    return pl.read_parquet(student.run_folder(config) / "samples.parquet")
+    return pl.read_parquet(run_folder(config) / "samples.parquet")
 
 
 def train_until_killed(config: Config, environment: dict[str, str]) -> None:
@@ -80,7 +81,7 @@ def train_until_killed(config: Config, environment: dict[str, str]) -> None:
     take_step = Trainer.take_step
 
     def killed(self: Trainer, step: list[int], epoch: int) -> dict[str, Any]:
-        if self.progress.step == KILLED_AT:
+        if self.state.step == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
         return take_step(self, step, epoch)
 
@@ -96,7 +97,7 @@ def kill(config: Config, **environment: str) -> None:
 
 
 def wandb_folders(config: Config) -> list[Path]:
-    return sorted((student.run_folder(config) / "wandb").glob("offline-run-*"))
+    return sorted((run_folder(config) / "wandb").glob("offline-run-*"))
 
 
 def wandb_records(folder: Path) -> list[dict[str, Any]]:
@@ -130,7 +131,7 @@ def test_a_killed_wandb_run_goes_on_as_one_run_with_each_step_once(configure: Co
         subprocess.run([WANDB, "sync", "--yes", folder], cwd=folder, env=environment, check=True, timeout=100)
     same_curve(server.lines, config)
 
-    records, home = wandb_records(folder), student.run_folder(config)
+    records, home = wandb_records(folder), run_folder(config)
     run = next(record["run"] for record in records if record["type"] == "run")
     assert run["config"]["update"]["student"]["epochs"] == 2 and run["resume"] and run["job_type"] == "student"
     updates: dict[str, Any] = {}
@@ -183,7 +184,7 @@ def test_an_online_run_tells_the_server_what_it_lacks(
 
 
 def scalars(config: Config) -> dict[str, list[tuple[int, float]]]:
-    reader = EventAccumulator(str(student.run_folder(config) / "tensorboard"), size_guidance={"scalars": 0})
+    reader = EventAccumulator(str(run_folder(config) / "tensorboard"), size_guidance={"scalars": 0})
     reader.Reload()
     return {tag: [(e.step, e.value) for e in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
 
@@ -199,7 +200,7 @@ def test_a_killed_tensorboard_run_shows_each_step_once(configure: Configure) -> 
         expected = [(record["step"], float(record[tag])) for record in records if tag in record]
         assert [step for step, _ in points] == [step for step, _ in expected]
         assert [v for _, v in points] == pytest.approx([v for _, v in expected], rel=1e-6)
-    reader = EventAccumulator(str(student.run_folder(config) / "tensorboard"), size_guidance={"tensors": 0})
+    reader = EventAccumulator(str(run_folder(config) / "tensorboard"), size_guidance={"tensors": 0})
     reader.Reload()
     texts = {tag: reader.Tensors(tag) for tag in reader.Tags()["tensors"]}
     assert {"config/text_summary", "manifest.json/text_summary", "metrics.json/text_summary"} <= texts.keys()
@@ -208,9 +209,9 @@ def test_a_killed_tensorboard_run_shows_each_step_once(configure: Configure) -> 
 
 def test_event_files_of_one_second_are_read_in_their_order(configure: Configure) -> None:
     config = configure("quick", "tracker=tensorboard")
-    folder = student.run_folder(config)
+    folder = run_folder(config)
     for _ in range(2):
-        tracker = open_tracker(config, folder, 0, [])
+        tracker = open_tracker(training_run(config), 0, [])
         tracker.start([])
     first, second = (path.name.split(".")[3] for path in sorted((folder / "tensorboard").iterdir()))
     assert int(first) < int(second)
@@ -223,8 +224,8 @@ def test_without_a_tracker_the_samples_are_there_and_nothing_else(configure: Con
     )
     student.main(config)
     student.main(none)
-    assert not any((student.run_folder(c) / name).exists() for c in (config, none) for name in ("wandb", "tensorboard"))
-    assert not (student.run_folder(none) / "samples.parquet").exists()
+    assert not any((run_folder(c) / name).exists() for c in (config, none) for name in ("wandb", "tensorboard"))
+    assert not (run_folder(none) / "samples.parquet").exists()
     means = samples(config).group_by("step", maintain_order=True).agg(pl.col("log_loss").mean())
     validated = {r["step"]: r["validation_log_loss"] for r in history(config) if "validation_log_loss" in r}
     assert dict(means.rows()) == pytest.approx(validated, abs=1e-6)
@@ -290,7 +291,7 @@ def test_a_package_that_is_missing_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"tracker=wandb needs wandb: install it or set tracker=none"):
-        open_tracker(configure("x", "tracker=wandb"), tmp_path, 0, [])
+        open_tracker(replace(training_run(configure("x", "tracker=wandb")), folder=tmp_path), 0, [])
 
 
 @pytest.mark.usefixtures("fresh_wandb")
@@ -301,4 +302,4 @@ def test_a_server_that_is_not_there_is_named(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
     with pytest.raises(ValueError, match=r"(?s)wandb does not start \(.*WANDB_MODE=offline or tracker=none"):
-        open_tracker(configure("x", "tracker=wandb"), tmp_path, 0, [])
+        open_tracker(replace(training_run(configure("x", "tracker=wandb")), folder=tmp_path), 0, [])

@@ -24,6 +24,7 @@ from core.store.seen import write_seen
 from core.store.writing import StoreWriter
 from distill import prepare, student
 from distill.config import Config
+from distill.training_run import run_folder
 from students.training.loop import Trainer, rate_factor
 from tests.composing import configured
 from tests.running import free_port, succeeds
@@ -80,7 +81,7 @@ def configure(root: Path, tiny_llama: Path) -> Configure:
 
 
 def history(config: Config) -> pl.DataFrame:
-    return pl.read_parquet(student.run_folder(config) / "history.parquet")
+    return pl.read_parquet(run_folder(config) / "history.parquet")
 
 
 def losses(config: Config) -> torch.Tensor:
@@ -95,7 +96,7 @@ def straight(configure: Configure) -> Config:
 
 
 def test_a_run_writes_what_the_contract_says(straight: Config, configure: Configure) -> None:
-    folder = student.run_folder(straight)
+    folder = run_folder(straight)
     assert {p.name for p in folder.iterdir()} >= {
         "adapter",
         "history.parquet",
@@ -169,7 +170,7 @@ def test_zero_stages_agree(configure: Configure) -> None:
         student.main(config)
     for config in configs[1:]:
         torch.testing.assert_close(losses(configs[0]), losses(config), atol=1e-5, rtol=0)
-    first, *others = (load_file(student.run_folder(c) / "adapter" / "adapter_model.safetensors") for c in configs)
+    first, *others = (load_file(run_folder(c) / "adapter" / "adapter_model.safetensors") for c in configs)
     for other in others:
         assert first.keys() == other.keys()
         for name, tensor in first.items():
@@ -215,7 +216,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     monkeypatch.setattr(Trainer, "take_step", dies_at_step_eight)
     with pytest.raises(KeyboardInterrupt):
         student.main(killed)
-    assert not (student.run_folder(killed) / "manifest.json").exists()
+    assert not (run_folder(killed) / "manifest.json").exists()
     with pytest.raises(
         ValueError, match=r"started differently:\n  - loss.kl.temperature: there 2.0, now 3.0\n.*overwrite=true"
     ):

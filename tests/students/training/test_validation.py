@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from distill.student import summary
+from distill.training_run import recipe
 from students.training.checkpoints import LATEST
 from students.training.collectives import process_group
 from students.training.data import collate
 from students.training.loop import Trainer
 from students.training.losses import Objective
 from students.training.model import build_judge
+from students.training.outcome import finished_metrics
 from students.training.tracking import Tracker
 from students.training.validation import better, objective_by_group, standard_error
 from tests.composing import configured
@@ -33,7 +34,7 @@ def trainer_of(base: Path, folder: Path, *overrides: str) -> Trainer:
     judge = build_judge(base, config.model, config.engine, config.seed)
     with pytest.MonkeyPatch.context() as patch:
         partition_all(patch)
-        return Trainer(config, judge, EIGHT, EIGHT, folder, Tracker())
+        return Trainer(recipe(config), judge, EIGHT, EIGHT, folder, Tracker())
 
 
 def test_the_objective_is_the_loss_of_the_training() -> None:
@@ -103,7 +104,7 @@ def test_a_validation_that_is_not_finite_stops_before_anything_is_saved(tiny_lla
 
         def spoilt(step: list[int], epoch: int) -> dict[str, Any]:
             record = take_step(step, epoch)
-            if trainer.progress.step == 4:
+            if trainer.state.step == 4:
                 trainer.judge.trainable()[1][0].data.fill_(float("nan"))
             return record
 
@@ -111,7 +112,7 @@ def test_a_validation_that_is_not_finite_stops_before_anything_is_saved(tiny_lla
         with pytest.raises(ValueError, match=r"validation loss is nan at step 4 on conversations \['0', '1', .*"):
             trainer.train()
     assert json.loads((tmp_path / "checkpoints" / LATEST).read_text()) == {"tag": "step-2"}
-    assert trainer.progress.kept["step"] == 2
+    assert trainer.state.kept["step"] == 2
 
 
 def test_trained_parameters_are_counted_whole_under_zero3(tiny_llama: Path, tmp_path: Path) -> None:
@@ -119,10 +120,10 @@ def test_trained_parameters_are_counted_whole_under_zero3(tiny_llama: Path, tmp_
     with process_group():
         for stage in (2, 3):
             trainer = trainer_of(tiny_llama, tmp_path / str(stage), f"engine=zero{stage}")
-            trainer.progress.history = [
+            trainer.state.history = [
                 trainer.take_step([0], 0) | trainer.validate().record() | {"validation_kept": True}
             ]
-            counts.append(summary(trainer.judge, trainer.progress, 1, 1)["trainable_parameters"])
+            counts.append(finished_metrics(trainer.judge, trainer.state, 1, 1)["trainable_parameters"])
     assert counts[0] == counts[1] != 0
 
 

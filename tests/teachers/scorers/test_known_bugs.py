@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from core.scoring import score
+from distill.training_run import recipe
 from students import merging
 from students.merging import merge_adapter
 from students.training import validation
@@ -64,7 +65,7 @@ def test_validation_is_the_mean_log_loss_of_swap_averaged_logits(
     if plant:
         plant(monkeypatch)
     with process_group():
-        found = Trainer(config, judge, CONVERSATIONS, CONVERSATIONS, tmp_path, Tracker()).validate().log_loss
+        found = Trainer(recipe(config), judge, CONVERSATIONS, CONVERSATIONS, tmp_path, Tracker()).validate().log_loss
     assert (found == pytest.approx(loss, abs=1e-5)) == (plant is None)
 
 

@@ -1,0 +1,63 @@
+"""What a training learns from: its conversations, a teacher's soft targets, and both rendered as examples."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from core import provenance
+from core.artefacts.manifest import read_manifest
+from core.data.table import load_conversations
+from core.errors import UserError
+from core.prompts import Renderer
+from core.records import Conversation
+from core.store.targets import Targets, soft_targets
+from students.training.config import RowWeightsConfig
+from students.training.data import Example, make_examples, split
+from students.training.recipe import SoftTargets, TrainingRun
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Conversations to train on and to validate with, and the teacher's logits for both; None: the votes alone."""
+
+    training: list[Conversation]
+    validation: list[Conversation]
+    targets: Targets | None
+
+    def learned(self, base: Path) -> provenance.Learned:
+        """What a judge that starts from `base` learned from in the end, through all of its teachers."""
+        own = provenance.Learned.of([*self.training, *self.validation]) | provenance.behind_model(base)
+        return own if self.targets is None else own | self.targets.learned
+
+    def examples(self, renderer: Renderer, weights: RowWeightsConfig) -> tuple[list[Example], list[Example]]:
+        """(training, validation) as token ids with their targets; `weights` says what each counts."""
+        logits = None if self.targets is None else self.targets.logits
+        training, validation = (
+            make_examples(part, renderer.render(part), logits, weights) for part in (self.training, self.validation)
+        )
+        return training, validation
+
+
+def load_inputs(run: TrainingRun) -> Inputs:
+    """Read and split the conversations of `run`. Training conversations that have no target are left out."""
+    found = load_conversations(run.data)[: run.limit]
+    training, validation = split(found, run.fold, run.recipe.train.validation_share)
+    if (store := run.soft_targets) is not None:
+        targets = soft_targets(store.folder, [*training, *validation], run.fold, store.rows, store.max_entropy)
+        return Inputs([c for c in training if c.id not in targets.left_out], validation, targets)
+    if unvoted := sum(c.votes is None for c in training):
+        log.info("%d of %d conversations without votes are left out: nothing to learn from", unvoted, len(training))
+    return Inputs([c for c in training if c.votes], validation, None)
+
+
+def check_template(store: SoftTargets, template: str) -> None:
+    """Refuse targets of a teacher that was shown another template, unless `teacher.same_prompt` is off."""
+    theirs = read_manifest(store.folder, "teacher").prompt["template"]
+    if store.same_prompt and theirs != template:
+        raise UserError(
+            f"{store.folder} was made with prompt template {theirs}, this run renders {template}: "
+            "use the teacher's prompt.template, score again with the new one, "
+            "or allow the difference with teacher.same_prompt=false"
+        )
