@@ -22,7 +22,7 @@ import torch
 
 from core.config import from_mapping
 from core.json_files import write_json
-from core.models.memory import GB, Batch, Sharding, activation_bytes, training_memory
+from core.models.memory import GB, MicroBatch, Sharding, activation_bytes, training_memory
 from core.models.shapes import Shape, model_config
 from distill.config import Config
 from distill.plan.measured import MeasuredSpeed
@@ -121,9 +121,9 @@ def measure(config: Config, rows: int, tokens: int, repeats: int) -> tuple[Measu
     return found, reached_in(found, f"{shape.layers} layers of {config.model.base}, {rows} rows of {tokens} tokens")
 
 
-def batch_of(config: Config, shape: Shape, rows: int, tokens: int) -> Batch:
+def batch_of(config: Config, shape: Shape, rows: int, tokens: int) -> MicroBatch:
     """The micro-batch that is trained."""
-    return Batch(
+    return MicroBatch(
         tokens=rows * tokens,
         longest=tokens,
         bytes=2 if BF16 else 4,

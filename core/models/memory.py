@@ -52,7 +52,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatch:
     """A micro-batch of `tokens`, its longest row of `longest`, and how it is computed.
 
     `bytes`: of an element of the base, 2 for bf16 and 4 for fp32. `mask_bytes`: of a dropout mask's, 1 on GPUs; on
@@ -82,7 +82,7 @@ class Sharding:
 
 
 def training_memory(
-    shape: Shape, method: Method, sharding: Sharding, batch: Batch, overhead: float, reserve: float
+    shape: Shape, method: Method, sharding: Sharding, batch: MicroBatch, overhead: float, reserve: float
 ) -> Memory:
     """GB on one GPU. `overhead`: of activations over the formula's, fragmentation among it; `reserve` in GB."""
     zero, gpus, trained = sharding.zero, sharding.gpus, shape.trained(method)
@@ -121,7 +121,7 @@ def checkpoint_gb(shape: Shape, method: Method, sharding: Sharding, element: int
     return shape.trained(method) * (size + optimiser_bytes(size, sharding)) / GB
 
 
-def activation_bytes(shape: Shape, method: Method, batch: Batch) -> float:
+def activation_bytes(shape: Shape, method: Method, batch: MicroBatch) -> float:
     """The most that activations and their gradients take at a time, as backward enters the last layer."""
     layer, e = saved_bytes(shape, method, batch), batch.bytes
     # Gradients of the feed-forward layer's three inner tensors and of the residual stream, which live at a time.
@@ -131,7 +131,7 @@ def activation_bytes(shape: Shape, method: Method, batch: Batch) -> float:
     return batch.tokens * (held + working + ends)
 
 
-def saved_bytes(shape: Shape, method: Method, batch: Batch) -> float:
+def saved_bytes(shape: Shape, method: Method, batch: MicroBatch) -> float:
     """Bytes that autograd saves for backward, per token of one decoder layer, by transformers' Llama, Qwen2, Gemma-2.
 
     Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, count the like for GPT: s b h (34 + 5 a s / h). Here, with

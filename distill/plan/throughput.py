@@ -18,7 +18,7 @@ parameters once a step; ZeRO-3 gathers all parameters in each pass over a micro-
 import math
 from dataclasses import dataclass
 
-from core.models.memory import GB, Batch, Method, Sharding
+from core.models.memory import GB, Method, MicroBatch, Sharding
 from core.models.shapes import Shape
 
 
@@ -70,7 +70,7 @@ def attention_flops(shape: Shape, lengths: Lengths) -> float:
     return 4 * shape.heads * shape.head_dim * seen
 
 
-def step_traffic(shape: Shape, method: Method, sharding: Sharding, batch: Batch, micro_batches: float) -> float:
+def step_traffic(shape: Shape, method: Method, sharding: Sharding, batch: MicroBatch, micro_batches: float) -> float:
     """GB that each GPU sends in one optimiser step of `micro_batches` on each GPU, by ring algorithms."""
     share = (sharding.gpus - 1) / sharding.gpus / GB
     trained = shape.trained(method) * (batch.bytes if method == "full" else 4)

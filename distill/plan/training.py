@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from core.models.memory import GB, METHODS, Batch, Memory, Method, Sharding, checkpoint_gb, training_memory
+from core.models.memory import GB, METHODS, Memory, Method, MicroBatch, Sharding, checkpoint_gb, training_memory
 from core.models.shapes import Shape
 from core.records import ORDERS
 from distill.plan.config import PlanConfig
@@ -41,10 +41,10 @@ class Training:
         return "qlora" if self.model.load_in_4bit else "lora"
 
     @property
-    def batch(self) -> Batch:
+    def batch(self) -> MicroBatch:
         """The largest micro-batch: it holds at least both orders of the longest conversation."""
         model, engine = self.model, self.engine
-        return Batch(
+        return MicroBatch(
             tokens=max(engine.micro_batch_tokens, len(ORDERS) * self.longest),
             longest=self.longest,
             bytes=4 if model.dtype == "fp32" else 2,
@@ -139,7 +139,7 @@ def fold_work(training: Training, work: Work, padding: float) -> tuple[float, fl
     return rows, flops / (1 - padding)
 
 
-def memory_by_stage(plan: PlanConfig, shape: Shape, batch: Batch, masters: str) -> list[list[str]]:
+def memory_by_stage(plan: PlanConfig, shape: Shape, batch: MicroBatch, masters: str) -> list[list[str]]:
     """GB per GPU, a header and a row for each tuning and ZeRO stage; what does not fit is in brackets."""
 
     def cell(method: Method, zero: int, offload: bool, gpus: int) -> str:
@@ -158,7 +158,7 @@ def memory_by_stage(plan: PlanConfig, shape: Shape, batch: Batch, masters: str) 
     ]
 
 
-def attention_name(batch: Batch, shape: Shape) -> str:
+def attention_name(batch: MicroBatch, shape: Shape) -> str:
     """The implementation; the locked set for GPUs lacks flash-attn, which can cap scores, too."""
     return "eager" if batch.eager else "flex" if shape.capped else "flash"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.models.memory import Batch, Sharding
+from core.models.memory import MicroBatch, Sharding
 from core.models.shapes import Shape
 from distill.plan.experiment import count, stages_of, training_of
 from distill.plan.measured import MeasuredSpeed, with_measured
@@ -76,7 +76,7 @@ def test_cut_lengths_have_the_moments_of_a_cut_exponential() -> None:
 
 
 def test_traffic_by_hand() -> None:
-    batch = Batch(1, 1, 2, dropout=False, checkpointing=True, eager=False)
+    batch = MicroBatch(1, 1, 2, dropout=False, checkpointing=True, eager=False)
     # a ring of 4 sends 3/4 of what is reduced, and again of what is gathered: fp32 LoRA gradients of 1e7 parameters
     assert step_traffic(PLAIN, "lora", Sharding(2, False, 4), batch, 5) == pytest.approx(2 * 0.04 * 0.75)
     # ZeRO-3 gathers 2 GB for forward, for its repetition and for backward of each of 5 micro-batches

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from core.models.memory import (
-    Batch,
     Method,
+    MicroBatch,
     Sharding,
     activation_bytes,
     checkpoint_gb,
@@ -37,7 +37,7 @@ def counted(base: str | Path, **changes: object) -> Shape:
     return trained_shape(str(base), Path("artifacts"), judge(**changes))
 
 
-def saved_by_autograd(folder: Path, layers: int, method: Method, batch: Batch) -> float:
+def saved_by_autograd(folder: Path, layers: int, method: Method, batch: MicroBatch) -> float:
     """Bytes per token that a forward pass leaves for backward: storages that are neither weights nor buffers."""
     config = AutoConfig.from_pretrained(folder, num_hidden_layers=layers, num_labels=3)
     if getattr(config, "layer_types", None):
@@ -80,7 +80,7 @@ def test_a_layer_saves_what_the_formula_says(family: str, size: int, request: py
         ("full", False, True),
     ]:
         mask = 4  # PyTorch on a CPU; the adapters' inputs are in fp32
-        batch = Batch(ROWS * TOKENS, TOKENS, size, dropout, checkpointing=False, eager=eager, mask_bytes=mask)
+        batch = MicroBatch(ROWS * TOKENS, TOKENS, size, dropout, checkpointing=False, eager=eager, mask_bytes=mask)
         one, two = (saved_by_autograd(folder, layers, method, batch) for layers in (1, 2))  # type: ignore[arg-type]
         assert saved_bytes(shape, method, batch) == pytest.approx(two - one, rel=0.01), (method, dropout, eager)
 
@@ -119,7 +119,7 @@ def test_the_formats_of_gemma_agree_with_the_anchors() -> None:
 def test_zero_stages_by_hand() -> None:
     """16 bytes a parameter, split as Rajbhandari et al. have it in their figure 1, for a full tuning in bf16."""
     shape = counted("google/gemma-2-2b-it")
-    batch = Batch(1, 1, 2, dropout=False, checkpointing=True, eager=False)
+    batch = MicroBatch(1, 1, 2, dropout=False, checkpointing=True, eager=False)
     p = shape.parameters / 1e9
     for zero, weights, gradients, optimiser in [(0, 2, 2, 12), (1, 2, 2, 1.5), (2, 2, 0.25, 1.5)]:
         memory = training_memory(shape, "full", Sharding(zero, False, 8), batch, 1.0, 0.0)
@@ -142,7 +142,7 @@ def test_checkpoints_hold_what_is_trained_and_the_optimiser() -> None:
 
 def test_lora_needs_less_than_full_and_nf4_less_still() -> None:
     shape = counted("google/gemma-2-9b-it")
-    batch = Batch(8192, 2048, 2, dropout=True, checkpointing=True, eager=True)
+    batch = MicroBatch(8192, 2048, 2, dropout=True, checkpointing=True, eager=True)
     full, lora, qlora = (
         training_memory(shape, method, Sharding(0, False, 1), batch, 1.15, 3).total
         for method in ("full", "lora", "qlora")
