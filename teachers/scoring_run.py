@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import polars as pl
@@ -34,15 +34,6 @@ PROMPTS_AHEAD = 2048  # rendered and waiting: some megabytes, seconds of a large
 STOPPED = 130  # the exit code of what a Ctrl-C ended
 NOTE_SECONDS = 60  # between two lines of progress where nobody watches a bar
 T = TypeVar("T")
-
-
-class Rendered(Protocol):
-    """What a renderer gives: `core.prompts.Rendered`, or one response alone for a reward model."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def ids(self) -> list[int]: ...
 
 
 class Interrupt:

@@ -1,7 +1,7 @@
-"""What lets a training run survive: checkpoints that are whole or absent, and signals that ask it to stop.
+"""How a training survives a kill: checkpoints that are whole or absent, and signals that ask it to stop.
 
-A checkpoint is a folder of DeepSpeed's. Which one counts is told by `latest.json`, replaced atomically once the folder
-is complete, so a kill at any instant leaves the one before.
+A checkpoint is a folder of DeepSpeed's. `latest.json` names the one that counts. It is replaced atomically once the
+folder is complete, so a kill at any instant leaves the checkpoint before.
 """
 
 import json
@@ -72,7 +72,7 @@ def load_checkpoint(engine: Any, folder: Path) -> RunState:
 
 
 class StopRequest:
-    """Within it, SIGTERM (as Slurm and rented machines send it) and Ctrl-C are noted, for the end of the step."""
+    """Within it, SIGTERM (which Slurm and rented machines send) and Ctrl-C are noted until the step has ended."""
 
     def __init__(self) -> None:
         self.number = 0

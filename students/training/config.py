@@ -24,9 +24,7 @@ class LoraConfig:
 class ModelConfig:
     """The judge that `distill.student` trains, and which of its weights.
 
-    `tuning`: `lora` trains matrices beside the weights, `full` the weights. `head`: `auto` continues from the score
-    head of a base that is a judge already. `softcapping` false: Gemma-2's caps are off, in this judge and in all that
-    is made of it.
+    `tuning`: `lora` trains matrices beside the weights, `full` the weights themselves.
     """
 
     base: str | None
@@ -42,7 +40,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """On how much it is trained, in which steps, and what chooses the checkpoint."""
+    """How long it is trained, in which steps, and what chooses the checkpoint."""
 
     epochs: Count
     schedule_epochs: Count | None
@@ -69,11 +67,7 @@ class TeacherTermConfig:
 
 @dataclass(frozen=True)
 class RowWeightsConfig:
-    """How much a conversation counts in the loss.
-
-    `votes`: `one`, or `count`, as many as people voted. `confidence`: c of a teacher's (1 - entropy / ln 3)^c.
-    `sources`: a factor for conversations of a source, such as `+loss.rows.sources.ultrafeedback=0.5`.
-    """
+    """How much a conversation counts in the loss."""
 
     votes: Literal["one", "count"]
     confidence: NonNegative
@@ -108,10 +102,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. `master_weights` says what keeps small steps of weights in bf16 from being rounded away.
-
-    `warmup`: below 1 the share of all steps over which rates rise, from 1 on a number of steps.
-    """
+    """AdamW. `master_weights` says what keeps small steps of weights in bf16 from being rounded away."""
 
     master_weights: Literal["fp32", "kahan", "none"]
     lr: NonNegative
@@ -127,11 +118,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How a step is carried out; nothing here changes what is learnt.
-
-    `offload`: where optimiser states (and, with zero_stage 3, parameters) are kept: `none` (on the device), `cpu`, or a
-    folder on a fast local disk (NVMe, zero_stage 3 alone).
-    """
+    """How a step is carried out; nothing here changes what is learnt."""
 
     micro_batch_tokens: Count
     gradient_checkpointing: bool
@@ -145,7 +132,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    """Where curves go. `samples`: how many validation conversations each validation shows, 0 for none."""
+    """Where curves go."""
 
     backend: Literal["wandb", "tensorboard", "none"]
     project: str
@@ -154,7 +141,7 @@ class TrackerConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Which trial of which study this run is; the sweeper sets both, null outside of a search."""
+    """Which trial of which study this run is. The sweeper sets both; null without a search."""
 
     study: str | None
     trial: Natural | None

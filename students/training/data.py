@@ -208,7 +208,7 @@ def collate(
 
 def _padded(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, None, torch.Tensor]:
     lengths = torch.tensor([len(x) for x in ids])
-    # Pads come after the pooled token: their id is of no account.
+    # Pads come after the pooled token, so any id will do.
     input_ids = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
     for row, x in zip(input_ids, ids, strict=True):
         row[: len(x)] = torch.tensor(x)

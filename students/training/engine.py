@@ -108,7 +108,7 @@ def in_bf16(judge: JudgeModel) -> bool:
 
 
 def offloading(config: EngineConfig) -> dict[str, Any]:
-    """DeepSpeed's offload settings. Raises `UserError` for a folder below ZeRO-3, or what is no folder."""
+    """DeepSpeed's offload settings. Raises `UserError` for a folder without ZeRO-3, or for anything else."""
     if config.offload == "none":
         return {}
     device = {"device": "cpu"}

@@ -19,10 +19,10 @@ def stop_if_pruned(trial: Trial | None, folder: Path, state: RunState) -> None:
     if trial is None:
         return
     validations = [log_loss for record in state.history if (log_loss := record["validation_log_loss"]) is not None]
-    first, told = rank() == 0, False
+    first, stops = rank() == 0, False
     with fail_together():
-        told = first and told_to_stop(trial, validations)
-    if not from_first(int(told)):
+        stops = first and told_to_stop(trial, validations)
+    if not from_first(int(stops)):
         return
     with fail_together():
         if first:

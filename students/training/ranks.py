@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class UnreachableError(UserError):
-    """Found while the other ranks wait in a collective: they cannot be told, the launcher has to end them."""
+    """Raised while the other ranks wait in a collective. This one cannot tell them, so the launcher ends them."""
 
 
 @contextmanager
@@ -64,10 +64,10 @@ def raise_together(error: Exception | None = None) -> None:
 
 
 def same_on_all_ranks(value: T, what: str) -> T:
-    """`value`, which has to be the same on all ranks: all raise `UserError` where their disks tell otherwise."""
+    """`value`, which has to be the same on all ranks. All raise `UserError` where it is not: they see other disks."""
     if several():
         values = gathered(value)
         if any(other != values[0] for other in values):
-            told = ", ".join(f"rank {number}: {other}" for number, other in enumerate(values))
-            raise_together(UserError(f"the ranks see {what} ({told}): give all nodes the same files below paths.root"))
+            seen = ", ".join(f"rank {number}: {other}" for number, other in enumerate(values))
+            raise_together(UserError(f"the ranks see {what} ({seen}): give all nodes the same files below paths.root"))
     return value

@@ -1,4 +1,4 @@
-"""Sample predictions: a few validation conversations with their texts and what the judge said of them."""
+"""Sample predictions: a few validation conversations with their texts and the judge's verdicts."""
 
 from collections.abc import Sequence
 

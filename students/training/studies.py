@@ -1,7 +1,7 @@
 """Optuna studies below `sweeps/`: what a sweep has tried, and whether a training that is under way should stop.
 
 A study is a journal file, which many machines can append to over a network file system. The sweeper asks for trials and
-tells how they ended, a training reports its validations. Optuna is imported only where a sweep searches.
+records how they ended; a training reports its validations. Optuna is imported only where a sweep searches.
 """
 
 from collections.abc import Mapping, Sequence

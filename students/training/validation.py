@@ -67,8 +67,8 @@ def objective_by_group(objective: Objective, logits: torch.Tensor, examples: Seq
     """Values [groups] whose mean is the objective, and whose scatter tells its standard error: float64.
 
     Each term is a ratio, its sum over the weight of the rows that have such a target. A value is the objective plus the
-    group's influence on it, so the standard error is right to first order, whatever rows weigh and however many a group
-    has (the linearised variance of a ratio; Cochran 1977, Sampling Techniques, section 6). Rows of one prompt are not
+    group's influence on it, so the standard error is right to first order for any weights and group sizes
+    (the linearised variance of a ratio; Cochran 1977, Sampling Techniques, section 6). Rows of one prompt are not
     independent, hence groups. Values of two judges on the same rows may be subtracted: their difference is paired.
     """
     device, both = torch.device("cpu"), len(ORDERS)
@@ -87,7 +87,7 @@ def objective_by_group(objective: Objective, logits: torch.Tensor, examples: Seq
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of the mean of independent `values` [groups]; infinite for one, which tells nothing of its own noise."""
+    """Of the mean of independent `values` [groups]; infinite for a single one, whose noise is unknown."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
 
 

@@ -133,7 +133,7 @@ def test_a_killed_wandb_run_goes_on_as_one_run_with_each_step_once(configure: Co
 
     records, home = wandb_records(folder), run_folder(config)
     run = next(record["run"] for record in records if record["type"] == "run")
-    assert run["config"]["update"]["student"]["epochs"] == 2 and run["resume"] and run["job_type"] == "student"
+    assert run["config"]["update"]["train"]["epochs"] == 2 and run["resume"] and run["job_type"] == "student"
     updates: dict[str, Any] = {}
     for record in records:
         updates |= record.get("config", {}).get("update", {})
