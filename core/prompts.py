@@ -4,8 +4,8 @@
 
 With `show_models`, <model_a> name <model_b> name stand before the verdict.
 
-The newest round is always shown. Of what the budget leaves, older rounds are taken from the newest back, and a marker
-stands for those left out. Within a round that does not fit, the question comes first (a third of the room is its own,
+The newest turn is always shown. Of what the budget leaves, older turns are taken from the newest back, and a marker
+stands for those left out. Within a turn that does not fit, the question comes first (a third of the room is its own,
 more where the answers need less), then the longer answer is shortened until both are equally long. A text is
 shortened in its middle, where another marker stands. Shared text is in front, so both orders share a prefix.
 
@@ -157,16 +157,16 @@ class Renderer:
         return [name[:NAME_TOKENS] for name in names]
 
     def _assemble(
-        self, rounds: list[tuple[list[int], list[int], list[int]]], names: Sequence[list[int]]
+        self, turns: list[tuple[list[int], list[int], list[int]]], names: Sequence[list[int]]
     ) -> tuple[list[int], bool]:
-        sizes = [(len(q), len(first), len(second)) for q, first, second in rounds]
+        sizes = [(len(q), len(first), len(second)) for q, first, second in turns]
         authors = [token for part in zip(self._names, names, strict=False) for tokens in part for token in tokens]
         kept = self._fit(sizes, self._budget - len(authors))
-        left_out = len(rounds) - len(kept)
+        left_out = len(turns) - len(kept)
         ids = list(self._opening)
         if left_out:
             ids += self._omitted
-        for texts, lengths in zip(rounds[left_out:], kept, strict=True):
+        for texts, lengths in zip(turns[left_out:], kept, strict=True):
             for marker, text, length in zip((self._question, *self._answers), texts, lengths, strict=True):
                 ids += marker
                 ids += shorten(text, length, self._cut)
@@ -175,7 +175,7 @@ class Renderer:
         return ids, kept != sizes
 
     def _fit(self, sizes: list[tuple[int, int, int]], budget: int) -> list[tuple[int, int, int]]:
-        """Lengths for the newest rounds that the budget holds, oldest of them first."""
+        """Lengths for the newest turns that the budget holds, oldest of them first."""
         if sum(map(sum, sizes)) + len(sizes) * self._round_overhead <= budget:
             return sizes
         budget -= len(self._omitted) if len(sizes) > 1 else 0
