@@ -42,26 +42,41 @@ CHUNK = 1024  # conversations tokenised at a time: enough to keep the tokenizer'
 
 @dataclass(frozen=True)
 class TemplateConfig:
-    """The fixed texts of a prompt; `core/prompts.py` shows how they frame a conversation."""
+    """The fixed texts of a prompt, in the order shown at the top of `core/prompts.py`.
+
+    Special and added tokens in them, such as a chat format's, are understood; in users' texts never.
+    """
 
     instruction: str
+    """Stands first, once."""
     question: str
+    """Before the user's message of each turn."""
     answer_a: str
+    """Before response a of each turn."""
     answer_b: str
+    """Before response b of each turn."""
     verdict: str
+    """Stands last, once; the judge answers after it."""
     cut: str
+    """In place of the middle of a text that was shortened."""
     omitted: str
+    """In place of the older turns that were left out."""
     model_a: str
+    """Before the name of model a, where `show_models` is true."""
     model_b: str
+    """Before the name of model b, where `show_models` is true."""
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """`show_models` tells the judge who wrote each response: for teachers, whose student need not know."""
+    """What a judge is shown of a conversation."""
 
     max_tokens: Count
+    """Budget of one prompt in tokens. Teachers and students of one experiment may differ."""
     min_turn_tokens: Natural
+    """An older turn is left out rather than squeezed into fewer tokens than this."""
     show_models: bool
+    """Tell the judge which models answered. Only for teachers: their student need not know."""
     template: TemplateConfig
 
 

@@ -27,27 +27,36 @@ from teachers.scorers.config import ScorersConfig
 
 @dataclass(frozen=True)
 class PathsConfig:
+    """Where files lie."""
+
     root: str
+    """Folder below which the stages write everything."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything `conf/` says.
-
-    `run` is `name` plus the overrides that change the trained model (see `core/naming.py`). `canaries`: what becomes of
-    an export that this machine computes differently (see `eval/canaries/checking.py`).
-    """
+    """Everything `conf/` says. Each group of keys is explained in the module that its class comes from."""
 
     name: str
+    """Name of the experiment, set by `+exp=NAME`. A student lies in students/<name>/fold=<fold> below `paths.root`."""
     run: str
+    """`name` plus the overrides that change the trained model (`core/naming.py`). The entry point sets it."""
     role: Literal["student", "teacher"]
+    """What `distill.student` trains: a student, which is distilled, or a teacher, which learns from votes alone."""
     fold: Natural
+    """The fold that a training leaves out: the model is not trained on it, nor is the checkpoint chosen on it."""
     seed: Seed
+    """Seed of the score head, the LoRA matrices, dropout and the order of rows."""
     limit: Count | None
+    """Use only the first so many rows, for a trial run; null for all."""
     overwrite: bool
+    """Replace a finished artefact that was made with other settings, instead of refusing to."""
     input: str | None
+    """File that `distill.predict` reads, in a layout of docs/data.md, with or without votes."""
     output: str | None
+    """File that `distill.predict` writes, such as submission.csv; for `distill.kaggle` the bundle's folder."""
     check: str | None
+    """An export's folder that `distill.export` only checks against the rules for T4s; null to make an export."""
     data: DataConfig
     prompt: PromptConfig
     model: ModelConfig

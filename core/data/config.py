@@ -8,36 +8,48 @@ from core.bounds import Count, Seed, Share, ShareBelowOne, at_least, between
 
 @dataclass(frozen=True)
 class FoldsConfig:
+    """How the conversations outside the test split are divided."""
+
     count: Annotated[int, at_least(2)]
+    """Number of folds."""
     split: Literal["grouped", "blackpearl"]
+    """grouped: stratified by label, no prompt in two folds; blackpearl: the split that LMSYS's 1st place published,
+    scikit-learn's StratifiedKFold(5, seed 2025), where folds share prompts."""
     seed: Seed
+    """Seed of the grouped split; another seed gives other folds and the same test split."""
 
 
 @dataclass(frozen=True)
 class SimulateConfig:
-    """How many conversations `core/data/arena_sim.py` writes; the true distribution is written down there."""
+    """A simulated arena, whose true distribution is known (`core/data/arena_sim.py`)."""
 
     conversations: Count
+    """How many conversations to simulate."""
     seed: Seed
+    """Seed of the simulated conversations and votes."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where conversations come from: exactly one of `files`, `hub` and `simulate` is set.
-
-    `test_share`: of the voted conversations, in the locked test split, from which no stage ever learns.
-    `near_duplicates`, 0.6 to 1 or null for off: the similarity from which first prompts count as one, so that none of
-    them lies in another fold than the others (`core/data/near_duplicates.py`). Below 0.6 MinHash misses too many
-    pairs: one in eight at 0.5.
-    """
+    """Where conversations come from: exactly one of `files`, `hub` and `simulate` is set."""
 
     name: str
+    """Name of the prepared data: their folder below data/."""
     files: list[str] | None
+    """Paths or globs of .csv, .parquet or .jsonl files."""
     hub: str | None
+    """A data set of the Hugging Face hub, such as lmarena-ai/arena-human-preference-55k."""
     simulate: SimulateConfig | None
     ignore_columns: list[str]
+    """Columns beyond the contract that are known and not needed; any other is an error."""
     max_rejected: Share
+    """Share of a source's rows that may be unusable; above it nothing is prepared."""
     shuffle_sides: list[str]
+    """Sources whose a/b order is not random: their sides are exchanged at random, by id."""
     test_share: ShareBelowOne
+    """Share of the voted conversations, by whole prompt groups, in the locked test split, from which no stage ever
+    learns; 0: no test split."""
     near_duplicates: Annotated[float, between(0.6, 1)] | None
+    """Jaccard similarity of word pairs from which first prompts stay in one fold; null: only equal prompts do. Below
+    0.6 MinHash misses too many pairs, one in eight at 0.5 (`core/data/near_duplicates.py`)."""
     folds: FoldsConfig
