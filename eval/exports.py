@@ -1,23 +1,35 @@
 """An export beside its student, on conversations that trained neither: what it lost, and the temperature it needs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from rich.console import Console
 
+from core.artefacts.building import Artefact
 from core.artefacts.identity import identity_hash
+from core.json_files import write_json
 from core.prompts import Renderer
 from core.provenance import Learned
 from core.records import Conversation
 from core.scoring import logits_by_order
-from eval.averages import Averages, compare_averages
+from eval.averages import Averages, averages_table, compare_averages
 from eval.bootstrap import Resampling
 from eval.config import FidelityConfig
-from eval.fidelity import Fidelity, Logits, fidelity
+from eval.fidelity import FIDELITY, Logits, exceeded, fidelity, untold
 from eval.judges.predictions import predictions
-from eval.recalibration import Kind, Recalibration, fit_recalibration
-from teachers.scorers.config import ScorerConfig
+from eval.recalibration import Kind, fit_recalibration, write_recalibration
+from eval.results import read_result, write_result
+from students.export.folds import average, methods
+from students.export.steps import ExportModel
+from students.trained import TrainedJudge
+from teachers.scorers.config import ScorerConfig, TransformersConfig, VllmConfig
+
+log = logging.getLogger(__name__)
+AVERAGES = "averages.json"
 
 
 @dataclass(frozen=True)
@@ -39,44 +51,92 @@ class ReadModel:
         return logits_by_order(found.scores, [c.id for c in conversations])
 
 
-def compare_export(
+def unquantised(judge: TrainedJudge, scorer: VllmConfig | TransformersConfig, root: Path) -> ReadModel:
+    """What an export is compared with: base and adapter merged and read in fp32, whatever the type of the base."""
+    model = judge.merged(root, torch.float32)
+    return ReadModel(model, judge.manifest.content, judge.renderer, replace(scorer, dtype="fp32"), root)
+
+
+def exported(judge: TrainedJudge, model: ExportModel, scorer: ScorerConfig, root: Path) -> ReadModel:
+    """The model of a judge's export."""
+    return ReadModel(model.folder, model.content, judge.renderer, scorer, root)
+
+
+def write_fidelity(
+    folder: Path,
     student: ReadModel,
     export: ReadModel,
     conversations: Sequence[Conversation],
     learned: Learned,
     limits: FidelityConfig,
-    *,
-    resampling: Resampling,
+    draws: int,
     bins: int,
-) -> Fidelity:
-    """What an export lost on at most `limits.rows` of the conversations; `learned`: what its student learned from."""
-    compared = sample(conversations, limits.rows, resampling.seed)
-    return fidelity(
+    seed: int,
+) -> list[str]:
+    """Write `folder`/fidelity.json: what an export lost on at most `limits.rows` of the conversations.
+
+    `learned`: what its student learned from. Gives the limits that are broken, in words, and warns of those that these
+    conversations cannot tell.
+    """
+    compared = sample(conversations, limits.rows, seed)
+    found = fidelity(
         student.logits(compared),
         export.logits(compared),
         [c.id for c in compared],
         *votes_and_groups(compared),
         limits,
-        resampling=resampling,
+        resampling=Resampling(draws, seed),
         bins=bins,
         taught=sum(c.fingerprint() in learned.through_teachers for c in compared),
     )
+    write_result(folder / FIDELITY, found)
+    for limit in untold(found.differences, found.rows):
+        log.warning("%s: %s", folder, limit)
+    verdicts = 100 * found.differences["verdicts"].difference
+    losses = found.log_loss, found.student_log_loss
+    log.info("%s: log loss %.4f, unquantised %.4f; %.1f%% of verdicts differ", folder, *losses, verdicts)
+    return exceeded(found.differences)
 
 
-def compare_folds(
-    models: Mapping[str, ReadModel],
-    folds: Sequence[str],
+def write_temperature(folder: Path, export: ReadModel, validation: Sequence[Conversation], kind: Kind) -> None:
+    """Fit an export's own logits to the votes of validation conversations, and write what predict and serve apply."""
+    if kind == "none":
+        return
+    logits, (votes, _) = np.mean(export.logits(validation), axis=0), votes_and_groups(validation)
+    recalibration = fit_recalibration(logits, votes, kind)
+    write_recalibration(folder, recalibration, {"kind": kind, "rows": len(validation)})
+
+
+def print_averages(
+    folds: Sequence[TrainedJudge],
     conversations: Sequence[Conversation],
-    resampling: Resampling,
-) -> Averages:
-    """What averaging costs: the `models` are folds, named by `folds`, and averages of these."""
-    logits = {name: model.logits(conversations) for name, model in models.items()}
-    return compare_averages(logits, folds, *votes_and_groups(conversations), resampling)
+    scorer: VllmConfig | TransformersConfig,
+    below: Path,
+    root: Path,
+    *,
+    draws: int,
+    seed: int,
+) -> None:
+    """Print what averaging costs, and keep it in averages-* `below` a folder: folds, averages, and the ensemble.
 
-
-def recalibrate(export: ReadModel, validation: Sequence[Conversation], kind: Kind) -> Recalibration:
-    """The recalibration of an export's own logits of validation conversations."""
-    return fit_recalibration(np.mean(export.logits(validation), axis=0), votes_and_groups(validation)[0], kind)
+    On validation conversations that trained none of the folds. Whoever chooses an average by it has not looked at the
+    test split.
+    """
+    names = [f"fold {fold.manifest.config['fold']}" for fold in folds]
+    folder = below / f"averages-{identity_hash([fold.manifest.content for fold in folds])}"
+    identity = {"folds": names, "rows": identity_hash([c.id for c in conversations])}
+    artefact = Artefact(folder, "averages", identity, [fold.folder for fold in folds], root)
+    with artefact.building(wait=True) as lacking:
+        if lacking:
+            averages = {f"average, {name}": average(folds, name, root) for name in methods(folds)}
+            judges = {**dict(zip(names, folds, strict=True)), **averages}
+            logits = {n: unquantised(judge, scorer, root).logits(conversations) for n, judge in judges.items()}
+            compared = compare_averages(logits, names, *votes_and_groups(conversations), Resampling(draws, seed))
+            energy = {name: judge.manifest.extra["energy"] for name, judge in averages.items()}
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / AVERAGES, {**asdict(compared), "energy": energy})
+            artefact.finish(rows={"compared": len(conversations)})
+    Console().print(averages_table(read_result(Averages, folder / AVERAGES)))
 
 
 def sample(conversations: Sequence[Conversation], most: int, seed: int) -> list[Conversation]:

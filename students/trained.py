@@ -1,4 +1,4 @@
-"""A finished training run, as later stages see it: what it was made of, and one merged folder that any engine loads."""
+"""A judge whose training is finished: what it was made of, and its weights as folders that engines load."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ from students.merging import caps_off, merge_adapter, unmerge_adapter
 
 @dataclass(frozen=True)
 class TrainedJudge:
-    """One fold of a student or teacher. `renderer` is the prompt it was trained with, read from its manifest."""
+    """A student, a teacher's fold, or an average of either, in the folder that its training wrote.
+
+    `base`: the model that it was trained from. `renderer`: makes the prompts that it was trained with.
+    """
 
     folder: Path
     manifest: Manifest
@@ -32,24 +35,25 @@ class TrainedJudge:
         return self.renderer.config.max_tokens
 
     def learned(self) -> Learned:
-        """What it learned from, its teachers included."""
+        """Which conversations it learned from, through its teachers, too."""
         return read_learned(self.folder)
 
     @property
     def settings(self) -> dict[str, None]:
-        """What its config.json says otherwise than its base's."""
+        """Keys of config.json that differ from its base's."""
         if self.manifest.config["model"]["softcapping"]:
             return {}
         return caps_off(json.loads((self.base / "config.json").read_text()))
 
     @property
     def tuned_whole(self) -> bool:
+        """Whether all weights were trained, so that there is no adapter."""
         return bool(self.manifest.config["model"]["tuning"] == "full")
 
     def merged(self, root: Path, dtype: torch.dtype | None = None) -> Path:
-        """Base and adapter as one sequence classifier below `root`/models, made once; a full tuning is one already.
+        """Base and adapter as one sequence classifier below `root`/models, made once.
 
-        Its weights are stored as `dtype`, None for that of the base.
+        Its weights are stored as `dtype`, None for that of the base. A full tuning of that type is one already.
         """
         stored = stored_dtype(self.folder / "model" if self.tuned_whole else self.base)
         dtype = dtype or stored
@@ -70,7 +74,10 @@ class TrainedJudge:
         return folder
 
     def unmerged(self, root: Path) -> tuple[Path, Path]:
-        """Base with its score head, and the adapter to be served beside it: no copy of the base's weights."""
+        """The base under the trained score head, and the adapter to serve beside it, without a copy of the weights.
+
+        Raises `UserError` for a full tuning.
+        """
         if self.tuned_whole:
             raise UserError(
                 f"{self.folder} is a full tuning and has no adapter to serve beside: set teacher.merge=true"
@@ -104,9 +111,10 @@ def convert(model: Path, out: Path, dtype: torch.dtype) -> None:
 
 
 def open_trained(folder: Path, root: Path, remedy: str, stage: str = "student") -> TrainedJudge:
-    """Open a finished run, or with `stage` "average" the average of several.
+    """Open what `stage` wrote: distill.student, which trains teachers, too, or distill.export ("average").
 
-    Raises `UserError` where it is missing or was trained on other prompts than would be rendered now.
+    Raises `UserError` with `remedy` where it is not there, and where it was trained on other prompts than this code
+    renders.
     """
     manifest = read_manifest(folder, stage, remedy)
     model: dict[str, Any] = manifest.config["model"]

@@ -22,10 +22,7 @@ BESIDE = ("hydra_plugins", "gpu_check", "bench", "studies")
 # What breaks one of the rules below still; nothing may join it, and it has to become empty.
 UNFINISHED: set[str] = {
     "bench/teacher.py imports distill.teacher",
-    "distill/export.py",
-    "distill/export.py: write_export",
     "distill/teacher.py",
-    "students/export/t4.py",
     "teachers/scorers/server.py",
 }
 FILE_LINES, FUNCTION_LINES, ENTRY_POINT_LINES, LEAVES = 350, 60, 120, 200

@@ -14,7 +14,7 @@ from core.data.table import from_frame
 from core.exported import open_exported
 from core.provenance import read_learned
 from core.records import TEST
-from deploy.kaggle.bundle import check_runs_there
+from deploy.kaggle.backends import check_runs_on_kaggle
 from tests.artefacts import finish_again
 from tests.running import refuses, run_door, succeeds
 
@@ -31,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tupl
         "# @package _global_\n"
         "defaults: [smoke]\n"
         "name: tiny\n"
-        f"student: {{base: {tiny_llama}, layers: null}}\n"
+        f"model: {{base: {tiny_llama}, layers: null}}\n"
         "teacher: {name: tiny}\n"
     )
     common = [f"hydra.searchpath=[file://{root}/conf]", "+exp=pipeline", f"paths.root={root}/artifacts"]
@@ -128,8 +128,8 @@ def test_an_export_for_other_gpus_is_told_from_one_for_t4s(finished: tuple[Path,
     folder = root / "exports/tiny/merged"
     succeeds("distill.export", *common, "export.format=merged", "export.dtype=bf16", "overwrite=true")
     with pytest.raises(ValueError, match=r"does not run on T4s: .*bfloat16"):
-        check_runs_there(folder)
-    check_runs_there(root / "exports/tiny/w8a8")
+        check_runs_on_kaggle(folder)
+    check_runs_on_kaggle(root / "exports/tiny/w8a8")
     message = refuses("distill.export", *common, "t4.memory_gb=1")
     assert "t4.memory_gb" in message and "overwrite=true" in message
 
@@ -150,7 +150,8 @@ def test_a_folder_is_checked_for_t4s_alone(finished: tuple[Path, list[str]], tmp
 def test_folds_are_averaged_compared_and_exported(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     succeeds("distill.student", *common, "fold=1", "loss=votes")
-    shown = succeeds("distill.export", *common, "loss=votes", "export.folds=[0,1]", "export.format=merged")
+    folds = ("loss=votes", "export.folds=[0,1]", "export.compare_folds=true", "export.format=merged")
+    shown = succeeds("distill.export", *common, *folds)
     for name in ("fold 0", "fold 1", "average, factors", "average, delta", "average, svd", "ensemble"):
         assert name in shown
     exported = read_manifest(root / "exports/tiny,loss=votes/merged-delta")

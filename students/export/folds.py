@@ -1,10 +1,13 @@
 """Several folds of one student: which conversations trained them, which none of them, and their average as a judge."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.artefacts.building import Artefact
 from core.artefacts.identity import identity_hash
+from core.artefacts.manifest import made_from
+from core.data.table import load_conversations
 from core.errors import UserError
 from core.provenance import union, write_learned
 from core.records import Conversation
@@ -16,7 +19,51 @@ from students.training.data import split
 METHODS = ("factors", "delta", "svd")
 
 
-def parts(judge: TrainedJudge, conversations: Sequence[Conversation]) -> tuple[list[Conversation], list[Conversation]]:
+@dataclass(frozen=True)
+class Rows:
+    """What `training` taught the judge, `validation` chose of its checkpoints, and the export is `compared` on.
+
+    None of them is of the test split, so that no choice between exports spoils it. The compared rows trained nothing
+    of the judge itself; its teachers may have seen their votes, and `fidelity.json` says of how many (`taught`).
+    """
+
+    training: list[Conversation]
+    validation: list[Conversation]
+    compared: list[Conversation]
+
+
+def open_fold(run: Path, fold: int, data: Path, root: Path) -> TrainedJudge:
+    """The finished student of a fold of `run`. Raises `UserError` where `data`, and so the folds, changed since."""
+    folder = run / f"fold={fold}"
+    judge = open_trained(folder, root, "train the student first (make student)")
+    if not made_from(judge.manifest, [data], root):
+        raise UserError(
+            f"{folder} was trained on other data than data.name={data.name} holds now, so nobody can tell "
+            "what is held out from it: prepare the data as they were, or train it again with overwrite=true"
+        )
+    return judge
+
+
+def rows_of_fold(judge: TrainedJudge, data: Path) -> Rows:
+    """The rows of one fold's export, compared on the fold that trained nothing of it."""
+    table = load_conversations(data)
+    fold = judge.manifest.config["fold"]
+    compared = [c for c in table if c.fold == fold and c.votes]
+    if not compared:
+        raise UserError(f"fold={fold} has no voted conversations to compare the export on: choose another fold")
+    return Rows(*training_and_validation(judge, table), compared)
+
+
+def rows_of_average(folds: Sequence[TrainedJudge], data: Path) -> Rows:
+    """The rows of an average's export, compared on the validation rows that trained none of its folds."""
+    table = load_conversations(data)
+    validation = unseen(folds, table)
+    return Rows(training_and_validation(folds[0], table)[0], validation, validation)
+
+
+def training_and_validation(
+    judge: TrainedJudge, conversations: Sequence[Conversation]
+) -> tuple[list[Conversation], list[Conversation]]:
     """What trained the judge of the prepared `conversations`, and what chose its checkpoint."""
     config = judge.manifest.config
     return split(conversations[: config["limit"]], config["fold"], config["train"]["validation_share"])
@@ -29,7 +76,7 @@ def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation])
     None of the test split is among them, nor of the fold that a single one leaves out. Raises `UserError` where nothing
     is left.
     """
-    split_of = [parts(fold, conversations) for fold in folds]
+    split_of = [training_and_validation(fold, conversations) for fold in folds]
     trained = {c.id for training, _ in split_of for c in training}
     chosen = {c.id for _, validation in split_of for c in validation}
     left = [c for c in conversations if c.id in chosen - trained]

@@ -10,15 +10,24 @@ The rules are those of the runtimes on compute capability 7.5:
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.console import Console
+
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE
 from students.export.config import T4Config
 from students.export.formats import Runtime, format_in
 from students.export.t4 import rules
-from students.export.t4.findings import Finding
+from students.export.t4.findings import Finding, findings_table
 from students.export.t4.kernels import kernels
 from students.export.t4.model_files import ModelFiles, read_model_files
 from students.export.t4.quantised_layers import quantised_layers
+
+
+def examine(folder: Path, t4: T4Config, load_in_8bit: bool) -> list[Finding]:
+    """What `check_t4` finds, printed."""
+    findings = check_t4(folder, t4, load_in_8bit=load_in_8bit)
+    Console().print(findings_table(folder, findings))
+    return findings
 
 
 def check_t4(folder: Path, t4: T4Config, *, load_in_8bit: bool = False) -> list[Finding]:
