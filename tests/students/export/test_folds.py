@@ -14,7 +14,7 @@ from students.trained import TrainedJudge
 from students.training.data import split
 from tests.composing import configured
 
-STUDENT = replace(configured("+exp=smoke").student, validation_share=0.3)
+TRAIN = replace(configured("+exp=smoke").train, validation_share=0.3)
 ROWS = [
     Conversation(
         str(i), [f"p{i}"], ["x"], ["y"], votes=[1.0, 0.0, 0.0], group=f"g{i}", fold=TEST if i % 7 == 0 else i % 3
@@ -25,7 +25,7 @@ ROWS = [
 
 def fold(k: int) -> TrainedJudge:
     """A judge of fold k, as far as its manifest tells what trained it."""
-    config = {"limit": None, "fold": k, "student": to_mapping(STUDENT)}
+    config = {"limit": None, "fold": k, "train": to_mapping(TRAIN)}
     return TrainedJudge(Path(), Manifest("student", config, {}, ""), Path(), cast(Any, None))
 
 
