@@ -7,27 +7,33 @@ from core.bounds import Count, Natural, Positive, Probabilities, Share
 
 @dataclass(frozen=True)
 class RulesConfig:
-    """What people vote for kinds of rows that no judge needs to read, as probabilities in the order of `LABELS`; null:
-    the judge decides. In `one_empty` the empty response stands first, whichever side it is.
+    """Probabilities for kinds of rows whose votes are known, so that no judge reads them (docs/predict.md).
+
+    Null: the judge decides.
     """
 
     identical: Probabilities | None
+    """Rows whose two responses are the same: [a, b, tie]."""
     one_empty: Probabilities | None
+    """Rows with one empty response: [the empty response, the other, tie], whichever side is empty."""
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """`model`: an export's folder, null for the experiment's. `devices`: processes side by side, one a GPU; null: as
-    many as there are GPUs. `second_order`: the share of rows that are judged in both orders, those first that need it
-    most, which `pilot` rows, drawn at random, tell; `minutes`: the budget after which no more second orders are begun,
-    null for none. `rows_per_part`: what a kill can cost, and how often the budget is looked at.
-    """
+    """How `distill.predict` judges a file."""
 
     model: str | None
+    """Folder of an export; null for the experiment's, exports/<run>/<format>."""
     devices: Count | None
+    """Processes side by side, one a GPU; null: as many as there are GPUs."""
     max_unreadable: Share
+    """Share of the rows that may be unreadable and get the prior; above it there is no submission."""
     second_order: Share
+    """Share of the rows that are judged in both orders, those first that need it most."""
     pilot: Natural
+    """Rows a process, drawn at random, that tell which rows need it most; at most a quarter of `second_order`."""
     minutes: Positive | None
+    """Time budget: second orders that would end after it are left out; null: no budget."""
     rows_per_part: Count
+    """Rows between two writes: what a kill can cost, and how often the budget is looked at."""
     rules: RulesConfig

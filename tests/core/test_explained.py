@@ -10,15 +10,26 @@ import pytest
 from core.data.config import DataConfig
 from core.explained import explained
 from core.prompts import PromptConfig
+from deploy.predicting.config import PredictConfig
 from deploy.serving.config import ServeConfig
 from distill.config import PathsConfig
 from distill.entry_point import CONF
 from distill.plan.config import PlanConfig
 from eval.config import CanariesConfig, EvalConfig, FidelityConfig
+from students.export.config import ExportConfig, T4Config
+from students.training.config import (
+    EngineConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    SweepConfig,
+    TrackerConfig,
+    TrainConfig,
+)
 
 # Files below conf/ that hold keys of another library, or deltas: exp/ and hydra/ are explained where they stand.
 ELSEWHERE = {"exp", "hydra"}
-TO_DO = {"engine", "model", "train", "loss", "optimizer", "export", "scorer", "teacher", "tracker", "t4", "predict"}
+TO_DO = {"scorer", "teacher"}
 # Values whose source or reason is given beside them.
 SOURCES = {
     "config.yaml": {"output_subdir"},
@@ -26,6 +37,8 @@ SOURCES = {
     "plan/a100.yaml": {"memory_gb", "peak_tflops", "node_bandwidth", "network_bandwidth", "conversations"},
     "plan/h100.yaml": {"node_bandwidth", "network_bandwidth"},
     "plan/models/shapes.yaml": {"sliding_window"},
+    "predict/default.yaml": {"identical", "one_empty"},
+    "t4/default.yaml": {"memory_gb", "conversations"},
 }
 COMMENTED = re.compile(r"^\s*(\w+):.*\s# ", re.MULTILINE)
 
@@ -81,7 +94,8 @@ def test_keys_are_explained_by_the_docstring_below_or_by_their_group() -> None:
     "kind",
     [
         *(DataConfig, PromptConfig, ServeConfig, PathsConfig, PlanConfig),
-        *(CanariesConfig, EvalConfig, FidelityConfig),
+        *(CanariesConfig, EvalConfig, FidelityConfig, ExportConfig, T4Config, PredictConfig),
+        *(ModelConfig, TrainConfig, LossConfig, OptimizerConfig, EngineConfig, TrackerConfig, SweepConfig),
     ],
 )
 def test_every_key_is_explained_in_two_lines_at_most(kind: type) -> None:
