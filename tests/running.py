@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-STAGES = ["distill.student", "distill.teacher", "core.store.targets", "students.training.loop", "students.trained"]
+STAGES = ["distill.student", "distill.teacher", "core.store.targets", "students.training.run", "students.trained"]
 LIBRARIES = ["deepspeed", "peft", "transformers", "teachers.scorers.transformers"]
 
 

@@ -1,4 +1,4 @@
-"""Which implementation of attention trains a judge: one that computes what the finished judge is served with."""
+"""Which implementation of attention trains a judge: one that computes what its serving engine will compute."""
 
 import logging
 import os
@@ -14,8 +14,8 @@ from core.errors import UserError
 from core.models.architecture import attention_for
 
 log = logging.getLogger(__name__)
-# flex_attention is compiled anew for kinds of layers, for training or not, and for kinds of shapes. At torch's own
-# limit of 8 it falls back, without an error, to an implementation that stores every score.
+# flex_attention is compiled anew for each kind of layer and shape, for training and for evaluation. Beyond torch's own
+# limit of 8 kernels it silently falls back to an implementation that stores every score.
 KERNELS = 64
 COMPILER = (
     "a C compiler and Python's headers (apt-get install gcc python3-dev)"  # for the launchers of Triton's kernels
@@ -63,6 +63,6 @@ def _fastest(served: str, on_gpu_in_bf16: bool) -> str:
 
 
 def triton_compiles() -> bool:
-    """Whether Triton finds what it builds the launchers of its kernels with: a C compiler and Python's headers."""
+    """Whether Triton can build its kernels' launchers: with a C compiler and Python's headers."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()

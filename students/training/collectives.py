@@ -17,15 +17,15 @@ from torch import distributed
 from core.errors import UserError
 
 T = TypeVar("T")
-# How long a rank waits for the others. All but the slowest wait while a model of 140 GB comes over a network or is
-# rounded to 4 bits, which NCCL's own 10 minutes do not cover. A rank that dies is seen at once, by the launcher.
+# How long a rank waits for the others. They wait for the slowest to load 140 GB over a network or round them to 4 bits,
+# which takes longer than NCCL's own 10 minutes. The launcher sees at once that a rank has died.
 PATIENCE = timedelta(hours=3)
 
 
 def take_device() -> torch.device:
     """The device of this process, which becomes the current one: the GPU of its local rank, or the CPU.
 
-    Before anything is put on a GPU: what asks for "the" GPU gets the first one otherwise, on every rank.
+    Call it before anything is put on a GPU: without it, every rank's current GPU is the first one.
     Raises `UserError` where a launcher started more ranks than there are GPUs.
     """
     if not torch.cuda.is_available():

@@ -72,21 +72,10 @@ def make_examples(
     """Join conversations, their prompts and the teacher's swap-averaged logits by id; `rows` says what each counts.
 
     Where both orders have the same ids, a and b get the same share of the targets; the log says how many those are.
-    Raises `UserError` naming conversations for which `targets` has no logits, or that have no target at all.
+    Raises `UserError` as `check_targets` does.
     """
+    check_targets(conversations, targets)
     prompts = {(r.id, r.order): r.ids for r in rendered}
-    missing = [c.id for c in conversations if targets is not None and c.id not in targets]
-    if missing:
-        raise UserError(
-            f"the teacher's logits lack {len(missing)} of {len(conversations)} conversations, such as {missing[:3]}: "
-            "score them first (make teacher-logits)"
-        )
-    without = [c.id for c in conversations if targets is None and c.votes is None]
-    if without:
-        raise UserError(
-            f"{len(without)} conversations have no votes, such as {without[:3]}: "
-            "train them with a loss that has a teacher, such as loss=distill"
-        )
     examples = []
     for c in conversations:
         ids = prompts[c.id, ORDERS[0]], prompts[c.id, ORDERS[1]]
@@ -113,6 +102,22 @@ def make_examples(
             len(examples),
         )
     return examples
+
+
+def check_targets(conversations: Sequence[Conversation], targets: Mapping[str, Sequence[float]] | None) -> None:
+    """Raise `UserError` naming conversations for which `targets` has no logits, or that have no target at all."""
+    missing = [c.id for c in conversations if targets is not None and c.id not in targets]
+    if missing:
+        raise UserError(
+            f"the teacher's logits lack {len(missing)} of {len(conversations)} conversations, such as {missing[:3]}: "
+            "score them first (make teacher-logits)"
+        )
+    without = [c.id for c in conversations if targets is None and c.votes is None]
+    if without:
+        raise UserError(
+            f"{len(without)} conversations have no votes, such as {without[:3]}: "
+            "train them with a loss that has a teacher, such as loss=distill"
+        )
 
 
 def vote_weight(conversation: Conversation, rows: RowWeightsConfig) -> float:

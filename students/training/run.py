@@ -1,7 +1,10 @@
 """One training from data to a finished folder: read, render, train, keep the best judge, write the manifest last."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 from core import provenance
 from core.artefacts.building import Artefact
@@ -62,7 +65,7 @@ def train(run: TrainingRun) -> float:
             judge = build_judge(base, run.model, run.recipe.engine, run.recipe.seed)
         state = Trainer(run.recipe, judge, training, validation, run.folder, tracker, run.trial).train()
 
-        # Say what came of it; the manifest is last.
+        # Write the results; the manifest is last.
         with fail_together():
             if rank == 0:
                 provenance.write_learned(run.folder, learned)
@@ -73,10 +76,14 @@ def train(run: TrainingRun) -> float:
                     extra={"base": str(base), "ranks": world},
                 )
             tracker.finish()
-    kept = state.kept
+    return log_kept(run.folder, state.kept)
+
+
+def log_kept(folder: Path, kept: Mapping[str, Any]) -> float:
+    """Report the history's record of the judge that is kept; its validation log loss."""
     log.info(
         "%s: step %d is kept: objective %.4f (standard error %.4f), log loss of the votes %.4f, on validation rows",
-        run.folder,
+        folder,
         *(kept[name] for name in ("step", "validation_objective", "validation_standard_error", "validation_log_loss")),
     )
     return float(kept["validation_log_loss"])

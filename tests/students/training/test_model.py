@@ -72,10 +72,12 @@ def served_log_loss(config: Config) -> float:
     """The validation log loss of what the run left behind, merged, in an engine that did not train it."""
     trained = open_trained(run_folder(config), config.root, "train it")
     rows = load_conversations(config.root / "data" / config.data.name)
-    _, held = split(rows, config.fold, config.train.validation_share)
-    scores = score_conversations(TransformersScorer(trained.merged(config.root), REFERENCE), trained.renderer, held)
-    probabilities = predict(*logits_by_order(scores, [c.id for c in held]))
-    return float(log_loss_rows(probabilities, np.array([c.votes for c in held])).mean())
+    _, validation = split(rows, config.fold, config.train.validation_share)
+    scores = score_conversations(
+        TransformersScorer(trained.merged(config.root), REFERENCE), trained.renderer, validation
+    )
+    probabilities = predict(*logits_by_order(scores, [c.id for c in validation]))
+    return float(log_loss_rows(probabilities, np.array([c.votes for c in validation])).mean())
 
 
 TUNINGS = {

@@ -1,4 +1,4 @@
-"""A training run that is killed, asked to stop or fed nonsense loses nothing, and goes on as if nothing had been."""
+"""A training run that is killed, asked to stop or fed nonsense loses nothing, and resumes as if nothing had been."""
 
 import os
 import random
