@@ -1,15 +1,19 @@
 """What `conf/scorer/` holds: one dataclass a backend, told apart by `backend`.
 
+Each says of itself what its settings amount to; what is fixed for a backend is a row of `teachers.scorers.backends`.
 The `identity` of a scorer is what its logits depend on. What says only how they are computed (URLs, time-outs, batch
 sizes, workers) is no part of it.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from core.bounds import Count, Natural, NonNegative, Positive
+from core.errors import UserError
 
 BATCH_TOKENS = 8192  # of a forward pass, where no configuration says it
+MEMORY_SHARE = 0.9  # of a GPU's memory, which vLLM takes where its arguments do not say
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 # Engine arguments of vLLM that change speed and memory, not what is computed.
 HOW = {
@@ -19,7 +23,45 @@ HOW = {
 
 
 @dataclass(frozen=True)
-class TransformersConfig:
+class Precision:
+    """What a scorer computes in, as far as its configuration tells: "auto" and "" are for the model to say."""
+
+    dtype: Dtype = "auto"
+    quantization: str = ""
+
+
+class Settings:
+    """What holds for a backend unless it says otherwise: one GPU, and nothing known of what it computes in."""
+
+    @property
+    def precision(self) -> Precision:
+        return Precision()
+
+    @property
+    def gpus_spanned(self) -> int:
+        """How many GPUs one engine spans."""
+        return 1
+
+    @property
+    def memory_share(self) -> float:
+        """Of a GPU's memory, what an engine takes."""
+        return MEMORY_SHARE
+
+    def in_transformers(self) -> "TransformersConfig":
+        """The scorer that reads the same model with transformers."""
+        return TransformersConfig("transformers", self.precision.dtype, BATCH_TOKENS, load_in_8bit=False)
+
+    def reads_on_cpu(self, format: str) -> bool:
+        """Whether it computes an export of this format without a GPU."""
+        return True
+
+    def on_worker(self, gpus: float) -> Any:
+        """The settings of a worker on Ray to which Ray gives `gpus` GPUs."""
+        return self
+
+
+@dataclass(frozen=True)
+class TransformersConfig(Settings):
     """One padded forward pass after another, each of at most `batch_tokens` tokens: the reference.
 
     `load_in_8bit`: weights are rounded to int8 as they are loaded (bitsandbytes' LLM.int8).
@@ -34,9 +76,16 @@ class TransformersConfig:
     def identity(self) -> dict[str, Any]:
         return {"backend": self.backend, "dtype": self.dtype, "load_in_8bit": self.load_in_8bit}
 
+    @property
+    def precision(self) -> Precision:
+        return Precision(self.dtype)
+
+    def in_transformers(self) -> "TransformersConfig":
+        return self
+
 
 @dataclass(frozen=True)
-class VllmConfig:
+class VllmConfig(Settings):
     """vLLM in this process. `engine_args` are those of `vllm.EngineArgs`, passed on as they are."""
 
     backend: Literal["vllm"]
@@ -48,9 +97,44 @@ class VllmConfig:
         arguments = {name: value for name, value in self.engine_args.items() if name not in HOW}
         return {"backend": self.backend, "dtype": self.dtype, "engine_args": arguments}
 
+    @property
+    def precision(self) -> Precision:
+        return Precision(self.dtype, str(self.engine_args.get("quantization", "")))
+
+    @property
+    def gpus_spanned(self) -> int:
+        """Raises `UserError` where the parallel sizes are no numbers of GPUs."""
+        sizes = {name: self.engine_args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"scorer.engine_args.{name}={size}: give a number of GPUs, 1 or more")
+        return math.prod(sizes.values())
+
+    @property
+    def memory_share(self) -> float:
+        return float(self.engine_args.get("gpu_memory_utilization", MEMORY_SHARE))
+
+    def reads_on_cpu(self, format: str) -> bool:
+        return format == "w8a8"
+
+    def on_worker(self, gpus: float) -> "VllmConfig":
+        """Raises `UserError` where Ray gives it other GPUs than it spans."""
+        if gpus and math.ceil(gpus) != self.gpus_spanned:
+            raise UserError(
+                f"scorer.gpus={gpus:g}, but scorer.worker.engine_args spreads the model over {self.gpus_spanned}: "
+                "set gpus to tensor_parallel_size x pipeline_parallel_size"
+            )
+        if gpus <= 1:
+            return self
+        # Ray has given the worker its GPUs. vLLM's ray executor would ask Ray for as many again.
+        return replace(self, engine_args={"distributed_executor_backend": "mp", **self.engine_args})
+
+
+LocalConfig = VllmConfig | TransformersConfig  # engines of one process
+
 
 @dataclass(frozen=True)
-class ServerConfig:
+class ServerConfig(Settings):
     """OpenAI-compatible vLLM servers. In `urls`, {fold} stands for the fold of the teacher that a server holds."""
 
     backend: Literal["server"]
@@ -68,11 +152,11 @@ class ServerConfig:
 
 
 @dataclass(frozen=True)
-class RayConfig:
+class RayConfig(Settings):
     """Workers on a Ray cluster: each opens `worker`, a scorer of its own, and has `gpus` GPUs for it."""
 
     backend: Literal["ray"]
-    worker: VllmConfig | TransformersConfig
+    worker: LocalConfig
     address: str | None
     workers: Count
     gpus: NonNegative
@@ -83,34 +167,19 @@ class RayConfig:
     def identity(self) -> dict[str, Any]:
         return self.worker.identity
 
+    @property
+    def precision(self) -> Precision:
+        return self.worker.precision
+
+    @property
+    def memory_share(self) -> float:
+        return self.worker.memory_share
+
+    def in_transformers(self) -> TransformersConfig:
+        return self.worker.in_transformers()
+
 
 ScorerConfig = VllmConfig | TransformersConfig | ServerConfig | RayConfig
-
-
-def precision(config: ScorerConfig) -> tuple[str, str]:
-    """(dtype, quantisation) that a scorer computes in, as far as its configuration tells."""
-    if isinstance(config, RayConfig):
-        return precision(config.worker)
-    if isinstance(config, ServerConfig):
-        return "auto", ""
-    arguments = config.engine_args if isinstance(config, VllmConfig) else {}
-    return config.dtype, str(arguments.get("quantization", ""))
-
-
-def memory_share(config: ScorerConfig) -> float:
-    """Of a GPU's memory, what a vLLM engine takes."""
-    if isinstance(config, RayConfig):
-        return memory_share(config.worker)
-    return float(config.engine_args.get("gpu_memory_utilization", 0.9)) if isinstance(config, VllmConfig) else 0.9
-
-
-def through_transformers(config: ScorerConfig) -> TransformersConfig:
-    """The scorer that reads with transformers what `config` would read: where vLLM cannot."""
-    if isinstance(config, TransformersConfig):
-        return config
-    return TransformersConfig(
-        "transformers", config.dtype if isinstance(config, VllmConfig) else "auto", BATCH_TOKENS, load_in_8bit=False
-    )
 
 
 @dataclass(frozen=True)
@@ -120,6 +189,6 @@ class ScorersConfig:
     """
 
     teacher: ScorerConfig
-    student: VllmConfig | TransformersConfig
+    student: LocalConfig
     check: ScorerConfig
     exported: ScorerConfig

@@ -1,4 +1,4 @@
-"""Opening a scorer by its configuration: one protocol (`core.scoring.Scorer`), four backends, two ways to ask."""
+"""Opening a scorer for a model, after a check that the model can be asked so."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from core.errors import UserError
 from core.records import LABELS
 from core.scoring import Scorer
-from teachers.scorers.config import RayConfig, ScorerConfig, ServerConfig
-from teachers.scorers.engines import open_engine
+from teachers.scorers.backends import ModelSpec, backend_of, open_with
+from teachers.scorers.config import ScorerConfig
 
 
 @contextmanager
@@ -30,26 +30,17 @@ def open_scorer(
 
     `max_tokens` is the longest prompt in tokens. `labels` are the outputs that a classifier must have (None: any).
     With `label_tokens`, one text a label, a language model is asked for these next tokens instead.
-    `adapter` is a LoRA folder that vLLM serves beside `model`, `fold` fills a server's URL. Raises `UserError` where
-    the folder or the servers do not hold such a model.
+    `adapter` is a LoRA folder that is served beside `model`, `fold` fills a server's URL. Raises `UserError` where the
+    folder or the servers do not hold such a model.
     """
     label_ids = None
     if label_tokens is not None:
         label_ids = label_token_ids(label_tokens, model)
-    elif not isinstance(config, ServerConfig):
+    elif backend_of(config).loads_model:
         check_classifier(model, labels)
-    if isinstance(config, ServerConfig):
-        from teachers.scorers.server import ServerScorer
-
-        yield ServerScorer(config, max_tokens, fold, label_ids, None if labels is None else len(labels))
-    elif isinstance(config, RayConfig):
-        from teachers.scorers.ray import RayScorer
-
-        with RayScorer(model, config, max_tokens, label_ids) as scorer:
-            yield scorer
-    else:
-        with open_engine(model, config, max_tokens, label_ids, adapter) as scorer:
-            yield scorer
+    outputs = None if labels is None else len(labels)
+    with open_with(ModelSpec(model, max_tokens, label_ids, outputs, adapter, fold), config) as scorer:
+        yield scorer
 
 
 def label_token_ids(labels: Sequence[str], model: Path) -> list[int]:

@@ -26,6 +26,7 @@ from core.errors import UserError
 from core.naming import inert
 from core.scoring import check_length
 from teachers.scorers.config import VllmConfig
+from teachers.scorers.spec import EngineDied
 
 log = logging.getLogger(__name__)
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -58,39 +59,15 @@ class VllmScorer:
         self._environment = dict(os.environ)
         # Read when vllm is imported. Its warnings tell of kernels and libraries that this machine does without.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from vllm import LLM
-        from vllm.config.lora import MaxLoRARanks
-        from vllm.lora.request import LoRARequest
-        from vllm.platforms import current_platform
-
         check_arguments(config.engine_args)
-        arguments: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
-        if current_platform.is_cpu():
-            arguments |= _cpu_arguments(config)
-        if adapter is not None:
-            rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
-            room = min(size for size in get_args(MaxLoRARanks) if size >= rank)
-            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
         began = time.perf_counter()
-        with _children_without_interrupts(), inert(model) as place:  # vLLM globs for the weights
-            try:
-                self.llm: Any = LLM(
-                    model=str(place),
-                    runner="pooling" if label_ids is None else "generate",
-                    max_model_len=max_tokens + (label_ids is not None),  # room for the token that it is asked for
-                    skip_tokenizer_init=True,
-                    use_tqdm_on_load=False,
-                    **arguments | config.engine_args,
-                )
-            except ValueError as error:  # how vLLM says that model and arguments do not go together
-                raise UserError(f"vLLM does not take {model} with engine_args={config.engine_args}: {error}") from error
+        self.llm: Any = _start(model, config, max_tokens, label_ids, adapter)
         self._watch()
         self._guard = _kill_if_orphaned([process.pid for process in self._processes()])
         log.info("vLLM is ready to score with %s after %.0f s", model, time.perf_counter() - began)
         self.max_tokens, self.label_ids = max_tokens, label_ids
         self.tokens_cached = 0
-        self._lora = None if adapter is None else LoRARequest("adapter", 1, str(adapter))
-        self._params = _params(label_ids)
+        self._lora, self._params = _lora_request(adapter), _params(label_ids)
         scheduler = self.llm.llm_engine.vllm_config.scheduler_config
         self._tokens_ahead = STEPS_AHEAD * scheduler.max_num_batched_tokens
         self._prompts_ahead = STEPS_AHEAD * scheduler.max_num_seqs
@@ -122,9 +99,10 @@ class VllmScorer:
             if not isinstance(error, EngineDeadError) and self._alive():
                 raise
             held.clear()  # whoever meets the death first says so in its own way, vLLM's closed sockets among them
-            raise UserError(
-                "vLLM's engine died (its own message is above). What is written stays: the same command goes on. Where "
-                "memory was short, lower engine_args.gpu_memory_utilization or set engine_args.max_num_seqs"
+            raise EngineDied(
+                "vLLM's engine died (its own message is above). What is written stays: rerun the same command to "
+                "resume. Where memory was short, lower engine_args.gpu_memory_utilization or set "
+                "engine_args.max_num_seqs"
             ) from error
         finally:
             if held and self._alive():  # the consumer stopped, or something broke
@@ -174,6 +152,32 @@ class VllmScorer:
         self.close()
 
 
+def _start(
+    model: Path, config: VllmConfig, max_tokens: int, label_ids: Sequence[int] | None, adapter: Path | None
+) -> Any:
+    """The running `vllm.LLM`."""
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    arguments: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
+    if current_platform.is_cpu():
+        arguments |= _cpu_arguments(config)
+    if adapter is not None:
+        arguments |= _adapter_arguments(adapter)
+    with _children_without_interrupts(), inert(model) as place:  # vLLM globs for the weights
+        try:
+            return LLM(
+                model=str(place),
+                runner="pooling" if label_ids is None else "generate",
+                max_model_len=max_tokens + (label_ids is not None),  # room for the token that it is asked for
+                skip_tokenizer_init=True,
+                use_tqdm_on_load=False,
+                **arguments | config.engine_args,
+            )
+        except ValueError as error:  # how vLLM says that model and arguments do not go together
+            raise UserError(f"vLLM does not take {model} with engine_args={config.engine_args}: {error}") from error
+
+
 @contextmanager
 def _children_without_interrupts() -> Iterator[None]:
     """Children inherit a signal mask: a Ctrl-C, which the terminal sends to all, shall not end the engine while the
@@ -194,6 +198,22 @@ def _kill_if_orphaned(pids: Sequence[int]) -> subprocess.Popen[bytes]:
     """
     command = ["sh", "-c", 'read _ || kill -9 "$@"', "engine-guard", *map(str, pids)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _adapter_arguments(adapter: Path) -> dict[str, Any]:
+    """What has vLLM keep room for one LoRA adapter of this rank."""
+    from vllm.config.lora import MaxLoRARanks
+
+    rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
+    room = min(size for size in get_args(MaxLoRARanks) if size >= rank)
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
+
+
+def _lora_request(adapter: Path | None) -> Any:
+    """What names the adapter in every request; None without one."""
+    from vllm.lora.request import LoRARequest
+
+    return None if adapter is None else LoRARequest("adapter", 1, str(adapter))
 
 
 def _params(label_ids: Sequence[int] | None) -> Any:

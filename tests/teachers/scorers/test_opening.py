@@ -7,7 +7,6 @@ import pytest
 
 from core.errors import UserError
 from core.scoring import score
-from teachers.scorers.engines import engine_gpus
 from teachers.scorers.opening import open_scorer
 from tests.composing import scorer
 from tests.device import Device
@@ -40,7 +39,7 @@ def test_a_failure_leaves_the_device_free_too(tiny_judge_llama: Path, device: De
     [({}, 1), ({"tensor_parallel_size": 8}, 8), ({"tensor_parallel_size": 4, "pipeline_parallel_size": 2}, 8)],
 )
 def test_an_engine_spans_the_product_of_its_parallel_sizes(arguments: dict[str, Any], gpus: int) -> None:
-    assert engine_gpus(arguments) == gpus
+    assert scorer("vllm", engine_args=arguments).gpus_spanned == gpus
 
 
 @pytest.mark.parametrize("size", [0, -1, None, "two", 1.5])

@@ -16,9 +16,12 @@ import pytest
 import ray
 
 from core.scoring import score
+from teachers.scorers.backends import open_here
 from teachers.scorers.config import RayConfig
 from teachers.scorers.opening import open_scorer
-from teachers.scorers.ray import RayScorer, _local_workers
+from teachers.scorers.ray.cluster import local_workers
+from teachers.scorers.ray.scorer import RayScorer
+from teachers.scorers.spec import ModelSpec
 from teachers.scorers.transformers import TransformersScorer
 from tests.composing import scorer
 from tests.running import free_port
@@ -86,7 +89,7 @@ def test_joins_a_running_cluster(cluster: str, tiny_llama: Path) -> None:
 @pytest.mark.timeout(60)
 def test_an_address_where_nothing_answers(tiny_judge_llama: Path) -> None:
     with pytest.raises(ValueError, match=r"scorer\.address=127\.0\.0\.1:9: no Ray cluster"):
-        RayScorer(tiny_judge_llama, on_ray(address="127.0.0.1:9"), MAX_TOKENS)
+        RayScorer(ModelSpec(tiny_judge_llama, MAX_TOKENS), on_ray(address="127.0.0.1:9"), open_here)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,7 @@ def test_a_worker_that_is_killed_loses_nothing(judge: RayScorer, tiny_judge_llam
     killed = None
     for position, output in judge.stream(prompts):
         if killed is None:
-            killed = _local_workers()[0]
+            killed = local_workers()[0]
             killed.kill()
         assert position not in found
         found[position] = output
@@ -135,7 +138,7 @@ def test_a_worker_that_is_killed_loses_nothing(judge: RayScorer, tiny_judge_llam
 def test_stopping_early_ends_the_workers(judge: RayScorer) -> None:
     stream: Any = judge.stream(random_prompts(1600))
     next(stream)
-    workers = _local_workers()
+    workers = local_workers()
     stream.close()
     assert workers and not psutil.wait_procs(workers, timeout=60)[1]
 
@@ -156,7 +159,7 @@ def test_refuses_prompts_of_the_wrong_length(judge: RayScorer, prompt: list[int]
 def test_a_model_that_a_worker_does_not_see(judge: RayScorer, tmp_path: Path) -> None:
     # Ray runs already: the second scorer joins, and leaves it running.
     missing = pytest.raises(ValueError, match=r"there is no model .*elsewhere.*a path that all nodes see")
-    with RayScorer(tmp_path / "elsewhere", on_ray(), MAX_TOKENS) as other, missing:
+    with RayScorer(ModelSpec(tmp_path / "elsewhere", MAX_TOKENS), on_ray(), open_here) as other, missing:
         score(other, random_prompts(4))
     assert ray.is_initialized()
 
@@ -165,7 +168,7 @@ def test_workers_that_fit_nowhere_are_refused_at_once(judge: RayScorer, tiny_jud
     asked: list[dict[str, Any]] = [{"gpus": 64.0}, {"cpus": 4096.0}]
     for changes in asked:
         with pytest.raises(ValueError, match=r"fits on no node .* have \d+ GPUs and \d+ CPUs"):
-            RayScorer(tiny_judge_llama, on_ray(**changes), MAX_TOKENS)
+            RayScorer(ModelSpec(tiny_judge_llama, MAX_TOKENS), on_ray(**changes), open_here)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +180,7 @@ def test_workers_that_fit_nowhere_are_refused_at_once(judge: RayScorer, tiny_jud
 )
 def test_refuses_settings_that_cannot_be_meant(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RayScorer(Path("nowhere"), on_ray(**changes), MAX_TOKENS)
+        RayScorer(ModelSpec(Path("nowhere"), MAX_TOKENS), on_ray(**changes), open_here)
 
 
 @pytest.mark.timeout(900)

@@ -21,9 +21,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from core.scoring import score
-from teachers.scorers import server as module
 from teachers.scorers.config import ServerConfig
-from teachers.scorers.server import ServerScorer
+from teachers.scorers.server import pool
+from teachers.scorers.server.answers import seconds_of
+from teachers.scorers.server.scorer import ServerScorer
 from tests.composing import scorer
 from tests.running import free_port
 
@@ -252,7 +253,7 @@ class Fake:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
-    monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", PATIENCE)
+    monkeypatch.setattr(pool, "FIRST_PAUSE_SECONDS", PATIENCE)
     made: list[Fake] = []
 
     def make(*models: str) -> Fake:
@@ -349,8 +350,8 @@ class TestFailures:
         assert (fake.gaps() >= PATIENCE * 2.0 ** np.arange(4)).all()
 
     def test_pauses_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert 1 <= module._pause(1) <= 1.25 and 4 <= module._pause(3) <= 5
-        assert module._pause(9) == module._pause(5000) == module.LONGEST_PAUSE_SECONDS == 60
+        assert 1 <= pool.pause_after(1) <= 1.25 and 4 <= pool.pause_after(3) <= 5
+        assert pool.pause_after(9) == pool.pause_after(5000) == pool.LONGEST_PAUSE_SECONDS == 60
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_retry_after_is_kept(self, fakes: Callable[..., Fake], status: int) -> None:
@@ -361,9 +362,9 @@ class TestFailures:
 
     def test_retry_after_may_be_a_date_or_nonsense(self) -> None:
         soon = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
-        assert module._seconds(soon) == pytest.approx(30, abs=2)
-        assert module._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == module._seconds("soon") == module._seconds("") == 0
-        assert module._seconds("7") == 7
+        assert seconds_of(soon) == pytest.approx(30, abs=2)
+        assert seconds_of("Wed, 21 Oct 2015 07:28:00 GMT") == seconds_of("soon") == seconds_of("") == 0
+        assert seconds_of("7") == 7
 
     def test_a_refusal_is_final(self, fakes: Callable[..., Fake]) -> None:
         fake = fakes()
