@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.configuration import configured, file_of
+from bench.configuration import file_of
 from bench.conversations import whole_groups
 from bench.processes import processor_seconds
 from core.config import from_mapping
@@ -34,12 +34,13 @@ from core.scoring import to_own_order
 from core.store.parts import NO_FOLD
 from core.store.reading import read_parts
 from core.store.writing import StoreWriter
-from distill.teacher import Judge, fill_store, prefix_order
+from teachers.judgements import Share, TeacherModel, prefix_order, score_conversations
 from teachers.scorers.config import VllmConfig
-from teachers.scoring_run import Interrupt, Progress, not_done
+from teachers.scoring_run import not_done, scoring_run
 
 TARGETS = {"speedup_vs_transformers": [">=", 1.8], "overhead_vs_engine": ["<=", 1.05]}
 BATCH = 8
+ROWS_PER_PART = 4096
 HEAD_STD = 0.02
 AGREEMENT = 1e-3  # the largest difference between the two sides' logits in fp32
 
@@ -125,12 +126,11 @@ def measure(
 def stage(scorer: Any, renderer: Renderer, conversations: list[Conversation], store: Path) -> np.ndarray:
     """What the stage does once its engine runs; logits [prompts, 3] as shown, in the order of the conversations."""
     shutil.rmtree(store, ignore_errors=True)
-    config = configured([])
-    judge = Judge("bench", NO_FOLD, Learned(), renderer, store, lambda: (store, None))
-    with StoreWriter(store, {}, judge.name) as writer, Interrupt() as interrupt:
-        todo, done = not_done(sorted(conversations, key=prefix_order), writer, ORDERS)
-        progress = Progress(len(todo) * len(ORDERS), None)
-        fill_store(config, judge, writer, scorer, todo, done, progress, interrupt)
+    model = TeacherModel("bench", NO_FOLD, Learned(), renderer, store, lambda: (store, None))
+    with StoreWriter(store, {}, model.content) as writer:
+        share = Share(model, writer, *not_done(sorted(conversations, key=prefix_order), writer, ORDERS))
+        with scoring_run(store, share.rows, ROWS_PER_PART) as run:
+            score_conversations(share, scorer, run, by_label_tokens=False)
     rows = read_parts(store).rows_by_key(["id", "order"], named=True, unique=True)
     return np.stack([to_own_order(np.array(rows[c.id, o]["logits"]), o) for c in conversations for o in ORDERS])
 

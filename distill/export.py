@@ -18,7 +18,6 @@ from core.config import to_mapping
 from core.exits import ChecksFailed
 from distill.config import Config
 from distill.entry_point import entry_point
-from teachers.scorers.config import through_transformers
 
 if TYPE_CHECKING:
     from core.artefacts.building import Artefact
@@ -110,7 +109,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
 
 def in_8bit(config: Config) -> bool:
     """Whether the export is loaded in 8 bits where it is checked."""
-    return through_transformers(config.scorers.check).load_in_8bit
+    return config.scorers.check.in_transformers().load_in_8bit
 
 
 if __name__ == "__main__":

@@ -1,18 +1,32 @@
 """Predict whom people prefer in a file without votes: python -m distill.predict +exp=demo input=test.csv output=out.csv
 
 Reads Kaggle's test.csv (or parquet, JSONL) and writes its submission.csv, checked as the contest checks it, with the
-judge that `distill.export` made. Several GPUs share the work, `predict.minutes` bounds it, and a run that was killed
-goes on: docs/predict.md.
+judge that `distill.export` made. Several GPUs share the work, and `predict.minutes` bounds it. A run that was killed
+resumes with the same command: docs/predict.md.
 """
+
+from pathlib import Path
 
 from distill.config import Config
 from distill.entry_point import entry_point
 
 
 def main(config: Config) -> None:
-    from deploy.predicting.run import predict
+    from core.exported import export_folder
+    from deploy.predicting.outputs import checked_output
+    from deploy.predicting.run import write_predictions
+    from deploy.predicting.unlabelled import Source
 
-    predict(config)
+    given = config.predict.model
+    write_predictions(
+        Source(config.input, config.data, config.limit, config.predict.rules),
+        checked_output(config.output, config.input, config.overwrite),
+        Path(given) if given else export_folder(config.root, config.run, config.export.name),
+        config.scorers.exported,
+        config.predict,
+        config.canaries.on_failure,
+        config.overwrite,
+    )
 
 
 if __name__ == "__main__":

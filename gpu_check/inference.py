@@ -17,7 +17,7 @@ from gpu_check.bare import composed
 from gpu_check.judges import TINY, WIDTHS, conversations, random_judge
 from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, close, relative
 from students.export.half_precision import Range, fit_into_fp16
-from teachers.scorers.config import VllmConfig, through_transformers
+from teachers.scorers.config import VllmConfig
 from teachers.scorers.transformers import LARGEST_INT8, TransformersScorer
 
 MAX_TOKENS = 256
@@ -110,7 +110,7 @@ def prompts() -> list[list[int]]:
 
 def in_transformers(model: Path, dtype: str) -> np.ndarray:
     """Logits [prompts, 3]; the device's memory is free again afterwards."""
-    logits = score(TransformersScorer(model, through_transformers(scorer(dtype))), prompts())
+    logits = score(TransformersScorer(model, scorer(dtype).in_transformers()), prompts())
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

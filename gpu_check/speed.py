@@ -35,7 +35,6 @@ from students.training.collectives import process_group
 from students.training.engine import open_deepspeed
 from students.training.model import build_judge
 from students.training.shape import trained_shape
-from teachers.scorers.config import through_transformers
 from teachers.scorers.transformers import TransformersScorer
 
 CUDA = torch.cuda.is_available()
@@ -191,7 +190,7 @@ def opened(folder: Path, config: Config) -> Iterator[Any]:
 
 def score(config: Config, folder: Path, ids: torch.Tensor, repeats: int) -> float:
     """Seconds of one forward pass over all rows."""
-    scorer = TransformersScorer(folder, replace(through_transformers(config.scorers.student), batch_tokens=ids.numel()))
+    scorer = TransformersScorer(folder, replace(config.scorers.student.in_transformers(), batch_tokens=ids.numel()))
     prompts = ids.tolist()
     timed(lambda: list(scorer.stream(prompts)))
     return min(timed(lambda: list(scorer.stream(prompts))) for _ in range(repeats))

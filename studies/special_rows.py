@@ -26,7 +26,7 @@ from core.records import Conversation
 from core.scoring import swap_average
 from core.store.reading import read_logits
 from deploy.predicting.config import RulesConfig
-from deploy.predicting.submission import apply_rules
+from deploy.predicting.unlabelled import apply_rules
 from eval.metrics import log_loss_rows, shares
 
 # Daoyuan Li's notebook for the contest; what is null there is the prior.

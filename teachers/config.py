@@ -41,3 +41,8 @@ class TeacherConfig:
     mixture: MixtureConfig
     method: Literal["classify", "label_tokens"]
     labels: list[str]
+
+    @property
+    def label_tokens(self) -> list[str] | None:
+        """The next tokens that a language model is asked for; None where a score head is read."""
+        return self.labels if self.method == "label_tokens" else None

@@ -12,14 +12,14 @@ from core.provenance import Learned
 from core.store.parts import clear
 from core.store.rows import LOGITS
 from core.store.seen import write_seen
-from distill.config import Config
-from teachers.scoring_run import open_writer
+from core.store.writing import StoreWriter
+from teachers.scorers.config import Precision
+from teachers.scoring_run import store_identity
 
 log = logging.getLogger(__name__)
 
 
 def write_derived(
-    config: Config,
     store: Artefact,
     logits: pl.DataFrame,
     seen: Mapping[int, Learned],
@@ -33,10 +33,10 @@ def write_derived(
     """
     with alone(store.folder):
         clear(store.folder)  # half of it may be there
-        for (fold,), part in logits.select(LOGITS.names()).cast(LOGITS).group_by("judge_fold", maintain_order=True):
-            with open_writer(config, store.folder, hashes, judge, fold, LOGITS) as writer:
-                writer.append(part)
+        identity = store_identity(hashes["prompt"], Precision())
+        for (fold,), rows in logits.select(LOGITS.names()).cast(LOGITS).group_by("judge_fold", maintain_order=True):
+            with StoreWriter(store.folder, identity, judge, fold, LOGITS) as writer:
+                writer.append(rows)
             write_seen(store.folder, fold, seen[fold])
-        rows = {"logits": len(logits)}
-        store.finish(rows=rows, prompt=hashes, extra=extra)
+        store.finish(rows={"logits": len(logits)}, prompt=hashes, extra=extra)
     log.info("%s: %d rows", store.folder, len(logits))

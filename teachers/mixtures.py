@@ -1,4 +1,4 @@
-"""Several teachers as one: each calibrated on votes it was not fitted to, then a weighted mean.
+"""Several teachers as one: each scaled by a temperature that suits votes of other folds, then a weighted mean.
 
     mixture = softmax(sum_t w_t log softmax(z_t / T_t))     space: logits
     mixture =         sum_t w_t     softmax(z_t / T_t)      space: probabilities
@@ -9,6 +9,7 @@ networks"), for the rows of fold k found on the votes of the other folds, and ne
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from scipy.special import log_softmax, logsumexp
 
 from core.artefacts.building import Artefact
 from core.artefacts.manifest import read_manifest
-from core.config import to_mapping
 from core.errors import UserError
 from core.provenance import Learned, union
 from core.records import ORDERS, TEST, Conversation
@@ -27,7 +27,6 @@ from core.store.parts import NO_FOLD
 from core.store.reading import read_logits
 from core.store.seen import learned_by_judges
 from core.store.targets import check_texts
-from distill.config import Config
 from teachers.config import MixtureConfig
 from teachers.derived import write_derived
 
@@ -58,7 +57,7 @@ def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> n
         others = voted & (folds != fold) & (folds != TEST)
         if not others.any():
             raise UserError(
-                f"teacher.mixture.temperature_scaling=true: no votes outside fold {fold} to calibrate on; "
+                f"teacher.mixture.temperature_scaling=true: no votes outside fold {fold} to fit a temperature to; "
                 "switch it off, or prepare the data with more folds"
             )
         found[folds == fold] = fit_temperature(logits[others], votes[others])
@@ -106,55 +105,81 @@ def shares(config: MixtureConfig) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def write_mixture(config: Config, store: Path, rows: Sequence[Conversation]) -> None:
-    """Mix stored teachers into a store of its own.
+@dataclass(frozen=True)
+class Mixed:
+    """Rows of a mixture as a store holds them, what the judge of each fold learned from, and what was fitted."""
 
-    With `teacher.rows=in_fold` the teachers of one fold are mixed with each other, fold by fold, on all rows.
+    logits: pl.DataFrame
+    seen: dict[int, Learned]
+    temperatures: dict[str, list[float]]
+
+
+def write_mixture(
+    artefact: Artefact,
+    folders: Mapping[str, Path],
+    rows: Sequence[Conversation],
+    config: MixtureConfig,
+    *,
+    in_fold: bool,
+) -> None:
+    """Mix the stores of teachers, in `folders` by name, into a store of its own.
+
+    With `in_fold` the teachers of one fold are mixed with each other, fold by fold, on all rows.
     """
-    mixture, in_fold = config.teacher.mixture, config.teacher.rows == "in_fold"
-    shares(mixture)
-    if in_fold and mixture.temperature_scaling:
+    if in_fold and config.temperature_scaling:
         raise UserError(
-            "teacher.rows=in_fold with teacher.mixture.temperature_scaling=true: a temperature fitted to rows that the "
-            "teacher "
-            "was trained on says nothing; set teacher.mixture.temperature_scaling=false"
+            "teacher.rows=in_fold with teacher.mixture.temperature_scaling=true: a temperature fitted to rows that "
+            "the teacher was trained on says nothing; set teacher.mixture.temperature_scaling=false"
         )
-    folders = {name: config.root / "logits" / name for name in mixture.teachers}
     stored = {}
     for name, folder in folders.items():
         logits = read_logits(folder, f"score with teacher {name} first")
         check_texts(folder, logits, rows)
         stored[name] = logits if in_fold else logits.filter(~pl.col("in_sample"))
-    parents = [config.root / "data" / config.data.name, *folders.values()]
-    identity = {"mixture": to_mapping(mixture), "rows": config.teacher.rows, "limit": config.limit}
-    artefact = Artefact(store, "teacher", identity, parents, config.root)
     if artefact.is_finished():
-        log.info("%s is finished", store)
+        log.info("%s is finished", artefact.folder)
         return
-    temperatures: dict[str, list[float]] = {}
-    if in_fold:
-        folds = sorted({fold for logits in stored.values() for fold in logits["judge_fold"].unique()})
-        tables = []
-        for fold in folds:
-            of_fold = {name: logits.filter(judge_fold=fold) for name, logits in stored.items()}
-            tables.append(mixed_table(of_fold, rows, mixture)[0].with_columns(judge_fold=fold))
-        table = pl.concat(tables)
-        seen = {fold: union(learned_by_judges(folder, [fold]) for folder in folders.values()) for fold in folds}
-    else:
-        table, temperatures = mixed_table(stored, rows, mixture)
-        judges = judges_of(rows)
-        table = table.with_columns(judge_fold=pl.col("id").replace_strict(judges, return_dtype=pl.Int32))
-        fitted = [c for c in rows if c.votes and c.fold != TEST] if mixture.temperature_scaling else []
-        seen = {}
-        for fold in sorted({*judges.values()}):
-            others = [c for c in fitted if judges[c.id] != fold]  # the temperatures are fitted to what was said of them
-            told = [key for key, of in judges.items() if of == fold] + [c.id for c in others]
-            seen[fold] = behind(told, stored, folders) | Learned.of(others)
-        for name, values in temperatures.items():
-            log.info("teacher %s: temperatures by fold %s", name, ", ".join(f"{t:.3f}" for t in values))
+    mixed = fold_by_fold(stored, folders, rows, config) if in_fold else across_folds(stored, folders, rows, config)
     hashes = read_manifest(next(iter(folders.values()))).prompt
-    extra = {"temperatures": temperatures}
-    write_derived(config, artefact, table, seen, hashes, " + ".join(folders), extra)
+    extra = {"temperatures": mixed.temperatures}
+    write_derived(artefact, mixed.logits, mixed.seen, hashes, " + ".join(folders), extra)
+
+
+def fold_by_fold(
+    stored: Mapping[str, pl.DataFrame],
+    folders: Mapping[str, Path],
+    rows: Sequence[Conversation],
+    config: MixtureConfig,
+) -> Mixed:
+    """What the judges of each fold said of all rows, mixed with each other."""
+    folds = sorted({fold for logits in stored.values() for fold in logits["judge_fold"].unique()})
+    tables = []
+    for fold in folds:
+        of_fold = {name: logits.filter(judge_fold=fold) for name, logits in stored.items()}
+        tables.append(mixed_table(of_fold, rows, config)[0].with_columns(judge_fold=fold))
+    seen = {fold: union(learned_by_judges(folder, [fold]) for folder in folders.values()) for fold in folds}
+    return Mixed(pl.concat(tables), seen, {})
+
+
+def across_folds(
+    stored: Mapping[str, pl.DataFrame],
+    folders: Mapping[str, Path],
+    rows: Sequence[Conversation],
+    config: MixtureConfig,
+) -> Mixed:
+    """What the teachers said of rows that they did not learn from, with the temperatures that suit other folds."""
+    table, temperatures = mixed_table(stored, rows, config)
+    judges = judges_of(rows)
+    table = table.with_columns(judge_fold=pl.col("id").replace_strict(judges, return_dtype=pl.Int32))
+    fitted = [c for c in rows if c.votes and c.fold != TEST] if config.temperature_scaling else []
+    seen = {}
+    for fold in sorted({*judges.values()}):
+        others = [c for c in fitted if judges[c.id] != fold]  # the temperatures are fitted to what was said of them
+        told = [key for key, of in judges.items() if of == fold] + [c.id for c in others]
+        seen[fold] = behind(told, stored, folders) | Learned.of(others)
+    for name, values in temperatures.items():
+        log.info("teacher %s: temperatures by fold %s", name, ", ".join(f"{t:.3f}" for t in values))
+    return Mixed(table, seen, temperatures)
 
 
 def judges_of(conversations: Sequence[Conversation]) -> dict[str, int]:

@@ -2,91 +2,118 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from core.artefacts.building import Artefact
-from core.artefacts.contents import content_hash
 from core.models.folders import model_hash
-from core.models.resolving import resolve
-from core.provenance import Learned, behind_model
+from core.provenance import Learned
 from core.records import ORDERS, TEST, Conversation
 from core.store.parts import NO_FOLD
 from core.store.reading import read_parts
 from core.store.rows import REWARDS
-from distill.config import Config
+from core.store.writing import StoreWriter
 from teachers.bradley_terry import cross_fit
+from teachers.config import TeacherConfig
 from teachers.derived import write_derived
-from teachers.rewards import RESPONSES, RewardRenderer, as_classifier
-from teachers.scorers.config import RayConfig
+from teachers.rewards import RESPONSES, RenderedResponse, RewardRenderer, as_classifier
+from teachers.scorers.backends import backend_of
+from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
-from teachers.scoring_run import fill, not_done, open_writer, scoring_run
+from teachers.scoring_run import not_done, scoring_run, store_identity
 
 log = logging.getLogger(__name__)
 
 
-def write_rewards(config: Config, store: Path, rows: Sequence[Conversation]) -> None:
-    """Score each response alone into rewards/<name>; map that to logits by a model fitted on the other folds' votes."""
-    source = resolve(config.teacher.model, config.root, key="teacher.model")
-    judge, renderer = model_hash(source), RewardRenderer(source, config.prompt.max_tokens)
-    raw = config.root / "rewards" / store.name
-    limited = rows[: config.limit]
-    with open_writer(config, raw, renderer.hashes, judge, NO_FOLD, REWARDS) as writer:
-        todo, done = not_done(sorted(limited, key=lambda c: (c.group, c.id)), writer, RESPONSES)
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model: its `source` folder, its content's hash, and where its form as a classifier is made."""
+
+    source: Path
+    content: str
+    renderer: RewardRenderer
+    classifier: Path
+
+    @classmethod
+    def at(cls, source: Path, max_tokens: int, models: Path) -> "RewardModel":
+        """The model in `source`, shown prompts of up to `max_tokens` tokens; its classifier is made below `models`."""
+        content = model_hash(source)
+        return cls(source, content, RewardRenderer(source, max_tokens), models / f"reward-{content[:16]}")
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return self.renderer.hashes
+
+
+def score_responses(
+    store: Path,
+    model: RewardModel,
+    rows: Sequence[Conversation],
+    teacher: TeacherConfig,
+    scorer: ScorerConfig,
+    limit: int | None,
+) -> None:
+    """Score each response of `rows` alone into `store`, in `REWARDS`: those of the first `limit` rows."""
+    identity = store_identity(model.hashes["prompt"], scorer.precision)
+    with StoreWriter(store, identity, model.content, NO_FOLD, REWARDS) as writer:
+        # What is scored already.
+        in_order = sorted(rows[:limit], key=lambda c: (c.group, c.id))
+        todo, done = not_done(in_order, writer, RESPONSES)
         by_id = {c.id: c for c in todo}
-        count = len(todo) * len(RESPONSES) - len(done)
-        with scoring_run(config, raw, count, len(rows) * len(RESPONSES)) as (progress, interrupt):
+
+        def row(prompt: RenderedResponse, rewards: np.ndarray) -> dict[str, Any]:
+            return {
+                "id": prompt.id,
+                "response": prompt.response,
+                "rewards": rewards.tolist(),
+                "prompt_tokens": len(prompt.ids),
+                "truncated": prompt.truncated,
+                "judge_fold": NO_FOLD,
+                "fingerprint": by_id[prompt.id].sided_fingerprint(),
+            }
+
+        # The rest.
+        with scoring_run(
+            store,
+            len(todo) * len(RESPONSES) - len(done),
+            teacher.rows_per_part,
+            draws_all=backend_of(scorer).draws_all,
+            price_per_hour=teacher.price_per_hour,
+            everything=None if limit is None else len(rows) * len(RESPONSES),
+        ) as run:
             if todo:
-                model = as_classifier(source, config.root / "models" / f"reward-{judge[:16]}")
-                with open_scorer(model, config.scorers.teacher, config.prompt.max_tokens, labels=None) as scorer:
-                    prompts = (p for p in renderer.render(todo) if (p.id, p.response) not in done)
-                    fill(
-                        writer,
-                        scorer,
-                        prompts,
-                        lambda p, rewards: {
-                            "id": p.id,
-                            "response": p.response,
-                            "rewards": rewards.tolist(),
-                            "prompt_tokens": len(p.ids),
-                            "truncated": p.truncated,
-                            "judge_fold": NO_FOLD,
-                            "fingerprint": by_id[p.id].sided_fingerprint(),
-                        },
-                        config.teacher.rows_per_part,
-                        progress,
-                        interrupt,
-                        isinstance(config.scorers.teacher, RayConfig),
-                    )
-    write_fitted(config, store, raw, limited, behind_model(source), renderer.hashes)
+                folder = as_classifier(model.source, model.classifier)
+                with open_scorer(folder, scorer, model.renderer.max_tokens, labels=None) as opened:
+                    prompts = (p for p in model.renderer.render(todo) if (p.id, p.response) not in done)
+                    run.score(writer, opened, prompts, row)
 
 
 def write_fitted(
-    config: Config,
-    store: Path,
-    raw: Path,
+    artefact: Artefact,
+    rewards: Path,
     rows: Sequence[Conversation],
+    l2: float,
     behind: Learned,
     hashes: Mapping[str, str],
 ) -> None:
-    """The logits of `rows` from the rewards in the store `raw`, as a finished store of soft logits.
+    """The logits of `rows` from the store `rewards`, as a finished store of soft logits.
 
     `behind`: what the reward model itself learned from, as far as it was made here. Each fold's fit learned from the
-    votes of the others, none from the test split's.
+    votes of the others, none from the test split's. `l2` and the content of `rewards` are in the artefact's identity.
     """
-    rewards, content = read_parts(raw), content_hash(raw)
-    data = config.root / "data" / config.data.name
-    identity = {"l2": config.teacher.reward_l2, "rewards": content, "limit": config.limit}
-    artefact = Artefact(store, "teacher", identity, [data], config.root)
     if artefact.is_finished():
-        log.info("%s is finished", store)
+        log.info("%s is finished", artefact.folder)
         return
-    logits = cross_fit(rewards, rows, config.teacher.reward_l2)
+    scored = read_parts(rewards)
+    logits = cross_fit(scored, rows, l2)
     voted = [c for c in rows if c.votes and c.fold != TEST]
     seen = {fold: Learned.of(c for c in voted if c.fold != fold) | behind for fold in logits["judge_fold"].unique()}
     judges = dict(logits.select("id", "judge_fold").iter_rows())
-    tokens = rewards.group_by("id").agg(pl.col("prompt_tokens").max(), pl.col("truncated").any())
+    tokens = scored.group_by("id").agg(pl.col("prompt_tokens").max(), pl.col("truncated").any())
     texts = pl.DataFrame(
         [(c.id, c.sided_fingerprint(), c.fingerprint() in seen[judges[c.id]].directly) for c in rows],
         schema={"id": pl.String, "fingerprint": pl.UInt64, "in_sample": pl.Boolean},
@@ -94,4 +121,4 @@ def write_fitted(
     )
     table = logits.join(tokens, on="id").join(texts, on="id").with_columns(outside=pl.lit(None))
     table = table.join(pl.DataFrame({"order": ORDERS}), how="cross")
-    write_derived(config, artefact, table, seen, hashes, content)
+    write_derived(artefact, table, seen, hashes, artefact.identity["rewards"])

@@ -1,130 +1,56 @@
-"""Filling a store: what a judge has not scored yet goes through its scorer, and is written part by part.
+"""A scoring run: the rows that a store lacks go through a scorer, and are written part file by part file.
 
-Prompts are rendered by a thread that stays ahead of the engine. A part is written as soon as enough rows are finished,
-while the engine works on. A Ctrl-C ends the prompts: what the engine still holds is finished and written.
+Prompts are rendered by a thread that stays ahead of the engine. A part file is written as soon as enough rows are
+finished, while the engine works on. A Ctrl-C ends the prompts: what the engine still holds is finished and written.
 """
 
 import logging
-import queue
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
-from tqdm import tqdm
 
 from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.records import Conversation
 from core.scoring import Scorer, check_finite
 from core.store.writing import StoreWriter
-from distill.config import Config
-from teachers.scorers.config import precision
+from teachers.interrupts import STOPPED, Interrupt
+from teachers.prefetching import ahead
+from teachers.progress import ScoringProgress, duration
+from teachers.scorers.config import Precision
 
 log = logging.getLogger(__name__)
 PROMPTS_AHEAD = 2048  # rendered and waiting: some megabytes, seconds of a large engine's work
-STOPPED = 130  # the exit code of what a Ctrl-C ended
-NOTE_SECONDS = 60  # between two lines of progress where nobody watches a bar
-T = TypeVar("T")
 
 
-class Interrupt:
-    """Within it, the first Ctrl-C (or SIGTERM, as rented machines send it) sets `asked`; the second is one as usual."""
+class Prompt(Protocol):
+    """What a renderer of this project makes, for both responses (`core.prompts.Rendered`) or for one alone."""
 
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            for number in self._before:
-                signal.signal(number, self._ask)
-        else:
-            self._before = {}
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print("finishing what is in hand, then stopping; once more stops at once", file=sys.stderr)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    @property
+    def id(self) -> str: ...
+    @property
+    def ids(self) -> list[int]: ...
 
 
-class Progress:
-    """Rows, rates, time left and cost of a whole scoring run, as a bar or, where nobody watches, as a line a minute."""
-
-    def __init__(self, total: int, price_per_hour: float | None) -> None:
-        """`total`: rows to score, over all judges. Only seconds within `running` count, not the start of engines."""
-        self.total, self.price = total, price_per_hour
-        self.rows = self.tokens = self.cached = 0
-        self.seconds = 0.0
-        self._bar = tqdm(total=total, unit=" rows", dynamic_ncols=True, disable=None, bar_format="{l_bar}{bar}| {desc}")
-        self._noted = time.monotonic()
-
-    def running(self, seconds: float) -> None:
-        """Add the time that a scorer was at work."""
-        self.seconds += seconds
-
-    def advance(self, tokens: int, cached: int, elapsed: float) -> None:
-        """One more row is scored; `cached` prompt tokens of this scorer came from its cache until now."""
-        self.rows, self.tokens = self.rows + 1, self.tokens + tokens
-        if self._bar.disable:
-            if time.monotonic() - self._noted > NOTE_SECONDS:
-                self._noted = time.monotonic()
-                log.info("%s", self.describe(self.seconds + elapsed, cached))
-        else:
-            self._bar.set_description_str(self.describe(self.seconds + elapsed, cached), refresh=False)
-            self._bar.update()
-
-    def describe(self, seconds: float, cached: int = 0) -> str:
-        """One line: `1,200 of 9,000 rows, 41.2 rows/s, 30,112 tokens/s, 38% cached, 0 h 3 min left, about 2.41`."""
-        seconds = max(seconds, 1e-9)
-        line = f"{self.rows:,} of {self.total:,} rows, {self.rows / seconds:.1f} rows/s, "
-        line += f"{self.tokens / seconds:,.0f} tokens/s, {(self.cached + cached) / max(1, self.tokens):.0%} cached"
-        if 0 < self.rows < self.total:
-            left = (self.total - self.rows) * seconds / self.rows
-            line += f", {duration(left)} left" + self.cost(left)
-        return line
-
-    def cost(self, seconds: float) -> str:
-        """`, about 2.41` at the given price per hour; nothing without one."""
-        return "" if self.price is None else f", about {seconds / 3600 * self.price:,.2f} in cost"
-
-    def close(self) -> None:
-        self._bar.close()
+P = TypeVar("P", bound=Prompt)
 
 
-def duration(seconds: float) -> str:
-    """`3 h 05 min`, or `42 s` for less than two minutes."""
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def open_writer(
-    config: Config, folder: Path, hashes: Mapping[str, str], judge: str, fold: int, schema: pl.Schema
-) -> StoreWriter:
-    """The store's writer for one judge; what the identity names may not differ within a store."""
-    teacher, dtype, quantization = config.teacher, *precision(config.scorers.teacher)
-    identity = {
-        "prompt": hashes["prompt"],
-        "method": teacher.method,
-        "labels": " ".join(map(repr, teacher.labels)) if teacher.method == "label_tokens" else "",
-        "dtype": dtype,
-        "quantization": quantization,
+def store_identity(prompt_hash: str, precision: Precision, label_tokens: Sequence[str] | None = None) -> dict[str, str]:
+    """What may not differ within a store: prompts, how the model is asked, and what it computes in."""
+    return {
+        "prompt": prompt_hash,
+        "method": "classify" if label_tokens is None else "label_tokens",
+        "labels": " ".join(map(repr, label_tokens or [])),
+        "dtype": precision.dtype,
+        "quantization": precision.quantization,
     }
-    return StoreWriter(folder, identity, judge, fold, schema)
 
 
 def not_done(
@@ -143,119 +69,98 @@ def not_done(
     if changed:
         raise UserError(
             f"{writer.folder} scored other texts under the same ids, such as {changed[:3]} ({len(changed)} in all): "
-            "the data changed since; choose another teacher.name, or score anew with overwrite=true"
+            "the data changed since; choose another teacher.name, or score again with overwrite=true"
         )
     todo = [c for c in conversations if len(there.get(c.id, ())) < len(sides)]
     return todo, {(c.id, side) for c in todo for side in there.get(c.id, ())}
 
 
-@contextmanager
-def scoring_run(config: Config, store: Path, rows: int, everything: int) -> Iterator[tuple[Progress, Interrupt]]:
-    """Around the scoring of `rows`: progress, Ctrl-C, and after `limit` what `everything` would take.
+@dataclass(frozen=True)
+class ScoringRun:
+    """What the scorers of one run share. `rows_per_part`: how many rows a crash can cost.
 
-    A run that was interrupted ends here, with exit code 130 and the word how it goes on.
+    `draws_all`: the scorer draws all prompts before it answers, so a Ctrl-C does not wait for them.
+    """
+
+    progress: ScoringProgress
+    interrupt: Interrupt
+    rows_per_part: int
+    draws_all: bool = False
+
+    def score(
+        self,
+        writer: StoreWriter,
+        scorer: Scorer,
+        prompts: Iterable[P],
+        row: Callable[[P, np.ndarray], Mapping[str, Any]],
+    ) -> None:
+        """Score `prompts` and append `row(prompt, logits as shown)` of each to the store.
+
+        Whatever stops it (an engine that dies, a full disk, a Ctrl-C), rows that are finished are written.
+        """
+        held: dict[int, P] = {}
+        finished: list[Mapping[str, Any]] = []
+        began = time.perf_counter()
+        try:
+            for position, output in scorer.stream(self._ids(prompts, held)):
+                prompt = held.pop(position)
+                check_finite(output[None], [prompt.id])
+                finished.append(row(prompt, output))
+                self.progress.advance(len(prompt.ids), scorer.tokens_cached, time.perf_counter() - began)
+                if len(finished) >= self.rows_per_part:
+                    write(writer, finished)
+                if self.interrupt.asked and self.draws_all:
+                    break  # it has drawn all prompts already
+        finally:
+            self.progress.running(time.perf_counter() - began)
+            self.progress.cached += scorer.tokens_cached
+            write(writer, finished)
+
+    def _ids(self, prompts: Iterable[P], held: dict[int, P]) -> Iterator[Sequence[int]]:
+        """The token ids of `prompts` until somebody asks to stop; each prompt is put into `held`."""
+        for position, prompt in enumerate(ahead(prompts, PROMPTS_AHEAD)):
+            if self.interrupt.asked:
+                return
+            # Only the number of its ids is needed from here on; Ray draws all prompts, whose ids would be many GB.
+            held[position] = replace(prompt, ids=range(len(prompt.ids)))  # type: ignore[type-var]
+            yield prompt.ids
+
+
+def write(writer: StoreWriter, finished: list[Mapping[str, Any]]) -> None:
+    """Append the `finished` rows as one part file, and empty the list before: no row is written twice."""
+    rows, finished[:] = list(finished), []
+    if rows:
+        table = pl.DataFrame(rows, schema=writer.schema)
+        writer.append(table.sort(table.columns[:2]))  # equal ids side by side take no space
+
+
+@contextmanager
+def scoring_run(
+    store: Path,
+    rows: int,
+    rows_per_part: int,
+    *,
+    draws_all: bool = False,
+    price_per_hour: float | None = None,
+    everything: int | None = None,
+) -> Iterator[ScoringRun]:
+    """Around the scoring of `rows` into `store`: progress, Ctrl-C, and at the end what `everything` would take.
+
+    A run that was interrupted ends here, with exit code 130 and how to resume it.
     """
     if rows:
         (store / MANIFEST).unlink(missing_ok=True)  # it is not finished until they are there
-    progress = Progress(rows, config.teacher.price_per_hour)
+    progress = ScoringProgress(rows, price_per_hour)
     try:
         with Interrupt() as interrupt:
-            yield progress, interrupt
+            yield ScoringRun(progress, interrupt, rows_per_part, draws_all)
     finally:
         progress.close()
         if progress.rows:
             log.info("%s", progress.describe(progress.seconds))
     if interrupt.asked:
-        log.info("stopped: %d of %d rows are written in %s; the same command goes on", progress.rows, rows, store)
+        log.info("stopped: %d of %d rows are in %s; rerun the same command to resume", progress.rows, rows, store)
         sys.exit(STOPPED)
-    if config.limit is not None and progress.rows:
+    if everything is not None and progress.rows:
         seconds = progress.seconds / progress.rows * everything
         log.info("all %d rows would take about %s%s", everything, duration(seconds), progress.cost(seconds))
-
-
-def fill(
-    writer: StoreWriter,
-    scorer: Scorer,
-    rendered: Iterable[Any],
-    row: Callable[[Any, np.ndarray], dict[str, Any]],
-    rows_per_part: int,
-    progress: Progress,
-    interrupt: Interrupt,
-    draws_all: bool = False,
-) -> None:
-    """Score `rendered` and append `row(rendered, logits as shown)` of each to the store.
-
-    `draws_all`: the scorer draws all prompts before it answers, so a Ctrl-C does not wait for them. Whatever happens
-    (an engine that dies, a full disk, a Ctrl-C), rows that are finished are written.
-    """
-    held: dict[int, Any] = {}
-    finished: list[dict[str, Any]] = []
-    began = time.perf_counter()
-
-    def prompts() -> Iterator[Sequence[int]]:
-        for position, item in enumerate(ahead(rendered, PROMPTS_AHEAD)):
-            if interrupt.asked:
-                return
-            # Only the number of its ids is needed from here on; Ray draws all prompts, whose ids would be many GB.
-            held[position] = replace(item, ids=range(len(item.ids)))
-            yield item.ids
-
-    def write() -> None:
-        rows, finished[:] = list(finished), []
-        if rows:
-            table = pl.DataFrame(rows, schema=writer.schema)
-            writer.append(table.sort(table.columns[:2]))  # equal ids side by side take no space
-
-    stream = scorer.stream(prompts())
-    try:
-        for position, output in stream:
-            item = held.pop(position)
-            check_finite(output[None], [item.id])
-            finished.append(row(item, output))
-            progress.advance(len(item.ids), scorer.tokens_cached, time.perf_counter() - began)
-            if len(finished) >= rows_per_part:
-                write()
-            if interrupt.asked and draws_all:
-                break  # it has drawn all prompts already
-    finally:
-        progress.running(time.perf_counter() - began)
-        progress.cached += scorer.tokens_cached
-        write()
-
-
-def ahead(items: Iterable[T], size: int) -> Iterator[T]:
-    """`items` as a thread produces them, up to `size` of them ahead; its exceptions are raised here."""
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(size)
-    closed = threading.Event()
-
-    def put(entry: tuple[bool, Any]) -> bool:
-        while not closed.is_set():
-            try:
-                ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def produce() -> None:
-        try:
-            for item in items:
-                if not put((True, item)):
-                    return
-            put((False, None))
-        except BaseException as error:  # raised again where the items are used
-            put((False, error))
-
-    thread = threading.Thread(target=produce, name="rendering", daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = ready.get()
-            if not more:
-                if item is not None:
-                    raise item
-                return
-            yield item
-    finally:
-        closed.set()
-        thread.join()

@@ -27,7 +27,6 @@ from gpu_check.verdicts import Failed, Skip, relative
 from students.training.collectives import process_group
 from students.training.loop import Trainer
 from students.training.tracking import Tracker
-from teachers.scorers.config import through_transformers
 from teachers.scorers.transformers import TransformersScorer, int8_linears
 from tests.composing import plain
 
@@ -187,7 +186,7 @@ class TestSteps:
         judge = random_judge(tmp_path, "llama", True, torch.float16)
         plain_logits = inference.in_transformers(judge, "fp32")
         inference.write_w8a8(judge)
-        scorer = TransformersScorer(judge, through_transformers(inference.scorer("fp32")))
+        scorer = TransformersScorer(judge, inference.scorer("fp32").in_transformers())
         assert len(list(int8_linears(scorer.model))) == 2 * 7
         rounded = torch.tensor(inference.in_transformers(judge, "fp32"))
         assert 1e-3 < relative(rounded, torch.tensor(plain_logits)) < 0.1

@@ -89,7 +89,7 @@ def groups(parts: Sequence[Part], rows_per_part: int) -> list[list[Part]]:
     found: list[list[Part]] = []
     for part in parts:
         last = found[-1] if found else []
-        fits = last and part.origin.judge_fold == last[0].origin.judge_fold
+        fits = last and part.origin.writer == last[0].origin.writer
         if fits and sum(p.height for p in last) + part.height <= rows_per_part:
             last.append(part)
         else:
@@ -101,8 +101,8 @@ def merge(folder: Path, group: Sequence[Part]) -> Path:
     """Publish the rows of `group` as one part with the highest number of its fold, then delete the group."""
     origin = group[0].origin
     rows = pl.concat([part.checked() for part in group]).sort("id", view(origin.columns))
-    number = 1 + max(p.number for p in list_parts(folder) if p.origin.judge_fold == origin.judge_fold)
-    path = part_path(folder, origin.judge_fold, number)
+    number = 1 + max(p.number for p in list_parts(folder) if p.origin.writer == origin.writer)
+    path = part_path(folder, origin.writer, number)
     replaces = json.dumps([part.path.name for part in group])
     publish(rows, path, {**origin.metadata(), REPLACES: replaces})
     with explained(folder):

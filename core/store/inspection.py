@@ -23,7 +23,7 @@ def inspect(folder: Path) -> list[Table]:
     what, side = Table("made by", Column(overflow="fold"), title=str(folder)), view(rows.columns)
     for name, value in parts[0].origin.identity.items():
         what.add_row(name, value)
-    for fold, judge in {part.origin.judge_fold: part.origin.judge for part in parts}.items():
+    for fold, judge in {part.origin.writer: part.origin.judge for part in parts}.items():
         what.add_row(f"judge of fold {token(fold)}", judge)
     like = Table("rows", f"{len(rows):,}")
     for name, told in {**files(folder, parts, len(rows)), **facts(rows)}.items():
@@ -83,7 +83,7 @@ def verify(folder: Path) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     replaced = {name for part in parts for name in part.replaces}
-    parts = sorted((p for p in parts if p.path.name not in replaced), key=lambda p: (p.origin.judge_fold, p.number))
+    parts = sorted((p for p in parts if p.path.name not in replaced), key=lambda p: (p.origin.writer, p.number))
     problems += mixed_parts(parts)
     tables = []
     for part in parts:

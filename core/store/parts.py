@@ -27,7 +27,7 @@ from core.errors import REMEDIES, UserError
 
 NO_FOLD = -1  # a judge that belongs to no fold: a ready-made model, or what was fitted to all folds
 NAME = re.compile(r"part-(x|\d{2,})-(\d{5,})\.parquet")
-IDENTITY, JUDGE, JUDGE_FOLD, ROWS = "distill.identity", "distill.judge", "distill.judge_fold", "distill.rows"
+IDENTITY, JUDGE, WRITER, ROWS = "distill.identity", "distill.judge", "distill.judge_fold", "distill.rows"
 REPLACES = "distill.replaces"
 AGAIN = "delete it (and manifest.json, where there is one): the teacher stage scores its rows again"
 ENCODINGS = {  # both orders lie side by side: ids are stored as deltas to the row above, floats by the place of a byte
@@ -41,23 +41,25 @@ ROW_GROUP = 2**18
 
 @dataclass(frozen=True)
 class Origin:
-    """What made a part. `identity` is one for the whole store, `judge` one for each fold."""
+    """What made a part. `identity` is one for the whole store, `judge` one for each `writer`: the fold of a teacher's
+    judge, or one of the processes that share a judge's work.
+    """
 
     identity: dict[str, str]
     judge: str
-    judge_fold: int
+    writer: int
     columns: dict[str, str]
 
     def differences(self, now: "Origin") -> list[tuple[str, Any, Any]]:
         """(field, value there, value now) for all that keeps the two from lying in one store."""
         there, here = ({**o.identity, "columns": o.columns} for o in (self, now))
-        if self.judge_fold == now.judge_fold:
+        if self.writer == now.writer:
             there, here = {**there, "judge": self.judge}, {**here, "judge": now.judge}
         return differing_fields(there, here)
 
     def metadata(self) -> dict[str, str]:
         identity = json.dumps(self.identity, sort_keys=True)
-        return {IDENTITY: identity, JUDGE: self.judge, JUDGE_FOLD: str(self.judge_fold)}
+        return {IDENTITY: identity, JUDGE: self.judge, WRITER: str(self.writer)}
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def list_parts(folder: Path) -> list[Part]:
     parts = [open_part(path) for path in part_files(folder)]
     replaced = {name for part in parts for name in part.replaces}
     kept = [part for part in parts if part.path.name not in replaced]
-    return sorted(kept, key=lambda part: (part.origin.judge_fold, part.number))
+    return sorted(kept, key=lambda part: (part.origin.writer, part.number))
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -119,10 +121,10 @@ def open_part(path: Path) -> Part:
     with readable(path), pq.ParquetFile(path) as file:
         found = file.schema_arrow
         metadata = {k.decode(): v.decode() for k, v in (found.metadata or {}).items()}
-        if {IDENTITY, JUDGE, JUDGE_FOLD, ROWS} - set(metadata) or token(int(metadata[JUDGE_FOLD])) != name[1]:
+        if {IDENTITY, JUDGE, WRITER, ROWS} - set(metadata) or token(int(metadata[WRITER])) != name[1]:
             raise UserError(foreign)
         columns = columns_of(pl.DataFrame(found.remove_metadata().empty_table()).schema)
-        origin = Origin(json.loads(metadata[IDENTITY]), metadata[JUDGE], int(metadata[JUDGE_FOLD]), columns)
+        origin = Origin(json.loads(metadata[IDENTITY]), metadata[JUDGE], int(metadata[WRITER]), columns)
         replaces = tuple(json.loads(metadata.get(REPLACES, "[]")))
         return Part(path, int(name[2]), origin, file.metadata.num_rows, replaces, metadata)
 
@@ -133,7 +135,7 @@ def tidy(folder: Path, judge_fold: int) -> list[Part]:
         stale.unlink()
     parts = list_parts(folder)
     for part in parts:
-        if part.origin.judge_fold == judge_fold:
+        if part.origin.writer == judge_fold:
             for name in part.replaces:
                 (folder / name).unlink(missing_ok=True)
     return parts

@@ -33,7 +33,7 @@ def mixed_parts(parts: Sequence[Part]) -> list[str]:
     """What keeps `parts` from being one store: a sentence for each that was made differently from those before it."""
     problems, of_fold = [], dict[int, Part]()
     for part in parts:
-        first = of_fold.setdefault(part.origin.judge_fold, part)
+        first = of_fold.setdefault(part.origin.writer, part)
         for other in (parts[0], first):
             if differences := part.origin.differences(other.origin):
                 told = "; ".join(f"{name}: {there!r}, but {now!r} there" for name, there, now in differences)

@@ -30,9 +30,14 @@ REWARDS = pl.Schema(
 
 def key(schema: Iterable[str]) -> list[str]:
     """The columns by which the rows of a store are unique."""
-    return ["id", view(schema), "judge_fold"]
+    return ["id", view(schema), writer_column(schema)]
 
 
 def view(schema: Iterable[str]) -> str:
     """The column that tells apart the two rows of a conversation: which order, or which response, the judge saw."""
     return "order" if "order" in schema else "response"
+
+
+def writer_column(schema: Iterable[str]) -> str:
+    """The column that says who wrote a row: its judge's fold, or one of the processes that share a judge's work."""
+    return "judge_fold" if "judge_fold" in schema else "process"

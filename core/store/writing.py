@@ -1,4 +1,4 @@
-"""Adding rows to a store: one writer a judge's fold, which knows by key what is done already."""
+"""Adding rows to a store: one writer a judge's fold or process, which knows by key what is done already."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,16 +9,16 @@ import polars as pl
 
 from core.errors import UserError
 from core.store.parts import NO_FOLD, Origin, columns_of, explained, locked, part_path, publish, tidy
-from core.store.rows import LOGITS, key
+from core.store.rows import LOGITS, key, writer_column
 
 
 class StoreWriter:
-    """Appends the rows of one judge to `folder`: a context manager that holds the lock of the judge's fold.
+    """Appends the rows of one judge to `folder`: a context manager that holds the writer's lock.
 
-    `identity` is what all parts of a store share (prompt hash, dtype, method); `judge` tells the judge of `judge_fold`
-    from any other. Inside, `done` has the key and the fingerprint of every row that this fold has. Entering raises
-    `UserError` where another process writes this fold, and where the folder holds parts that were made differently,
-    foreign parquet files, or damaged ones.
+    `identity` is what all parts of a store share (prompt hash, dtype, method). `writer` is the judge's fold, or one of
+    the processes that share a judge's work; `judge` tells its judge from any other. Inside, `done` has the key and the
+    fingerprint of every row that this writer has. Entering raises `UserError` where another process has the lock, and
+    where the folder holds parts that were made differently, foreign parquet files, or damaged ones.
     """
 
     def __init__(
@@ -26,18 +26,18 @@ class StoreWriter:
         folder: Path,
         identity: Mapping[str, str],
         judge: str,
-        judge_fold: int = NO_FOLD,
+        writer: int = NO_FOLD,
         schema: pl.Schema = LOGITS,
     ):
         assert not {"columns", "judge"} & set(identity), identity
         self.folder, self.schema = folder, schema
-        self.origin = Origin(dict(identity), judge, judge_fold, columns_of(schema))
+        self.origin = Origin(dict(identity), judge, writer, columns_of(schema))
         self.done = pl.DataFrame(schema=schema).select(*key(schema), "fingerprint")
         self._next = 0
         self._held: ExitStack | None = None
 
     def __enter__(self) -> Self:
-        fold = self.origin.judge_fold
+        fold = self.origin.writer
         with ExitStack() as stack:
             with explained(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class StoreWriter:
                         + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)
                         + f"\n  choose another teacher.name, or replace the rows in {self.folder} with overwrite=true"
                     )
-            own = [part for part in parts if part.origin.judge_fold == fold]
+            own = [part for part in parts if part.origin.writer == fold]
             self._next = max((part.number for part in own), default=-1) + 1
             empty = pl.DataFrame(schema=self.schema).select(self.done.columns)
             self.done = pl.concat([empty, *(part.read(self.done.columns) for part in own)])
@@ -69,9 +69,10 @@ class StoreWriter:
         """
         assert self._held is not None, "append() outside of the with block"
         assert rows.schema == self.schema, rows.schema
-        assert (rows["judge_fold"] == self.origin.judge_fold).all(), rows["judge_fold"].unique()
+        writers = rows[writer_column(self.schema)]
+        assert (writers == self.origin.writer).all(), writers.unique()
         assert not sum(rows.drop("outside", strict=False).null_count().row(0)), rows.null_count()
-        path = part_path(self.folder, self.origin.judge_fold, self._next)
+        path = part_path(self.folder, self.origin.writer, self._next)
         publish(rows, path, self.origin.metadata())
         self._next += 1
         self.done = pl.concat([self.done, rows.select(self.done.columns)], rechunk=False)

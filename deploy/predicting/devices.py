@@ -15,9 +15,9 @@ from typing import Any
 from core.errors import UserError
 from core.exits import surroundings_explained
 from core.scoring import given_threads
-from teachers.scorers.config import ScorerConfig, TransformersConfig, VllmConfig
-from teachers.scorers.engines import engine_gpus
-from teachers.scoring_run import STOPPED, Interrupt
+from teachers.interrupts import STOPPED, Interrupt
+from teachers.scorers.backends import backend_of
+from teachers.scorers.config import ScorerConfig
 
 log = logging.getLogger(__name__)
 REFUSED = 2  # the exit code of a process that said what is wrong
@@ -32,35 +32,30 @@ def count_devices(wanted: int | None, scorer: ScorerConfig) -> int:
     """
     import torch
 
-    gpus, span = torch.cuda.device_count(), gpus_per_engine(scorer)
+    gpus, span = torch.cuda.device_count(), scorer.gpus_spanned
     engines = gpus // span
     if wanted is None:
-        return max(1, engines if isinstance(scorer, VllmConfig | TransformersConfig) else 1)
+        return max(1, engines) if backend_of(scorer).in_process else 1
     if gpus and wanted > engines:
         raise UserError(f"predict.devices={wanted}: there are {gpus} GPUs, {span} to an engine")
     return wanted
 
 
-def gpus_per_engine(scorer: ScorerConfig) -> int:
-    """How many GPUs one engine spans."""
-    return engine_gpus(scorer.engine_args) if isinstance(scorer, VllmConfig) else 1
-
-
-def side_by_side(work: Callable[..., None], count: int, config: Any, *arguments: Any) -> None:
-    """Run `work(number, count, config, *arguments)` for each number below `count`, each in a process of its own.
+def side_by_side(work: Callable[..., None], count: int, span: int, *arguments: Any) -> None:
+    """Run `work(number, count, *arguments)` for each number below `count`, each in a process with `span` GPUs.
 
     A single one runs in this process. Ctrl-C and SIGTERM are passed on, and end this process like the others, with the
-    code of an interruption. Raises `UserError` once one of them has failed; the rest then finish what is in hand.
+    code of an interruption. Raises `UserError` once one of them has failed; the rest then finish what they are
+    working on.
     """
     if count == 1:
-        work(0, 1, config, *arguments)
+        work(0, 1, *arguments)
         return
-    span = gpus_per_engine(config.scorers.exported)
     processes = []
     for number in range(count):
         with environment(environment_of(number, count, span)):
             process = multiprocessing.get_context("spawn").Process(
-                target=run_alone, args=(work, number, count, config, *arguments), name=f"device {number}"
+                target=run_alone, args=(work, number, count, *arguments), name=f"device {number}"
             )
             process.start()
         processes.append(process)
@@ -73,7 +68,8 @@ def side_by_side(work: Callable[..., None], count: int, config: Any, *arguments:
     failed = [f"{p.name} (exit code {p.exitcode})" for p in processes if p.exitcode not in WELL]
     if failed:
         raise UserError(
-            f"{', '.join(failed)} ended early, its own message is above; what is judged stays: the same command goes on"
+            f"{', '.join(failed)} ended early, its own message is above. What is judged stays: rerun the same command "
+            "to resume"
         )
     if interrupted:
         sys.exit(STOPPED)
@@ -92,14 +88,14 @@ def wait(processes: Sequence[BaseProcess]) -> bool:
         return interrupt.asked
 
 
-def run_alone(work: Callable[..., None], number: int, count: int, config: Any, *arguments: Any) -> None:
+def run_alone(work: Callable[..., None], number: int, count: int, *arguments: Any) -> None:
     """`work` in a process that was started for it: deaf to the terminal's Ctrl-C, which the command passes on."""
     os.setpgrp()
     threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s device {number}: %(message)s", datefmt="%H:%M:%S")
     try:
         with surroundings_explained():
-            work(number, count, config, *arguments)
+            work(number, count, *arguments)
     except UserError as problem:
         log.error("%s", problem)
         sys.exit(REFUSED)

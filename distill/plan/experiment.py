@@ -15,7 +15,6 @@ from distill.plan.stage import Stage
 from distill.plan.t4 import t4_stage
 from distill.plan.training import Training, training_stage
 from distill.plan.work import Work, work_of
-from teachers.scorers.config import memory_share
 
 
 def stages_of(config: Config) -> Iterator[Stage]:
@@ -39,7 +38,7 @@ def teacher_stages(config: Config, trained: Config | None) -> Iterator[Stage]:
         base = trained.model.base
         shape, work = count(trained, base), work_for(trained, base)
         yield training_stage("teacher", training_of(trained, base, shape), work, trained.plan)
-        yield scoring_stage(base, shape, work, config.teacher, memory_share(config.scorers.teacher), trained.plan)
+        yield scoring_stage(base, shape, work, config.teacher, config.scorers.teacher.memory_share, trained.plan)
     elif config.teacher.model is not None:
         base = config.teacher.model
         whole = replace(config, model=replace(config.model, layers=None, freeze_layers=0))
@@ -48,7 +47,7 @@ def teacher_stages(config: Config, trained: Config | None) -> Iterator[Stage]:
             count(whole, base),
             work_for(config, base),
             config.teacher,
-            memory_share(config.scorers.teacher),
+            config.scorers.teacher.memory_share,
             config.plan,
         )
     else:

@@ -24,7 +24,7 @@ from core.scoring import check_finite, score
 from eval.canaries.checking import Differences, write_canaries
 from eval.config import CanariesConfig
 from students.export.calibration_rows import canary_prompts
-from teachers.scorers.config import Dtype, ScorerConfig, through_transformers
+from teachers.scorers.config import Dtype, ScorerConfig
 from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer
 
@@ -57,7 +57,7 @@ def answer(
     model: Path, scorer: ScorerConfig, dtype: Dtype, repeats: int, prompts: Prompts, max_tokens: int
 ) -> Iterator[np.ndarray]:
     """Logits [prompts, 3] of the exported model: the exact ones, then those of several engines that are all right."""
-    exact = replace(through_transformers(scorer), dtype="fp32")
+    exact = replace(scorer.in_transformers(), dtype="fp32")
     if (model / GGUF_BACKBONE).exists():
         for each in (exact, exact, replace(exact, dtype="auto")):
             with open_scorer(model, each, max_tokens) as llama_cpp:

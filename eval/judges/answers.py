@@ -28,7 +28,7 @@ from eval.judges.predictions import predictions
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
 from students.export.formats import format_named
 from students.trained import open_trained
-from teachers.scorers.config import ScorerConfig, VllmConfig, through_transformers
+from teachers.scorers.config import ScorerConfig
 
 
 class Unfit(UserError):
@@ -169,9 +169,9 @@ def _engine(format: str, scorer: ScorerConfig) -> ScorerConfig:
         row = format_named(format)
     except UserError as error:
         raise Unfit(str(error)) from error
-    if not isinstance(scorer, VllmConfig) or row.vllm_on_cpus or torch.cuda.is_available():
+    if not scorer.limited_on_cpus or row.vllm_on_cpus or torch.cuda.is_available():
         return scorer
-    return through_transformers(scorer)
+    return scorer.in_transformers()
 
 
 def count_alike(renderer: Renderer, conversations: Sequence[Conversation]) -> int:

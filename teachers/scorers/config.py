@@ -51,9 +51,10 @@ class Settings:
         """The scorer that reads the same model with transformers."""
         return TransformersConfig("transformers", self.precision.dtype, BATCH_TOKENS, load_in_8bit=False)
 
-    def reads_on_cpu(self, format: str) -> bool:
-        """Whether it computes an export of this format without a GPU."""
-        return True
+    @property
+    def limited_on_cpus(self) -> bool:
+        """Whether it reads only some formats of exports without a GPU: those whose row says `vllm_on_cpus`."""
+        return False
 
     def on_worker(self, gpus: float) -> Any:
         """The settings of a worker on Ray to which Ray gives `gpus` GPUs."""
@@ -114,8 +115,9 @@ class VllmConfig(Settings):
     def memory_share(self) -> float:
         return float(self.engine_args.get("gpu_memory_utilization", MEMORY_SHARE))
 
-    def reads_on_cpu(self, format: str) -> bool:
-        return format == "w8a8"
+    @property
+    def limited_on_cpus(self) -> bool:
+        return True
 
     def on_worker(self, gpus: float) -> "VllmConfig":
         """Raises `UserError` where Ray gives it other GPUs than it spans."""

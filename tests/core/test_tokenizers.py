@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from core.prompts import PromptConfig, Renderer, TemplateConfig
 from core.records import Conversation
-from distill.teacher import ready_made_judge
+from teachers.judgements import ready_made_model
 from tests.composing import TEMPLATE, configured
 from tests.tiny_models import BOS, EOS, TEXT
 
@@ -166,6 +166,5 @@ def test_texts_are_tokenised_apart_each_with_its_own_space(kind: str, tmp_path: 
 def test_no_verdict_is_asked_for_after_the_end_of_the_text(byte_level: Tokenizer, tmp_path: Path) -> None:
     folder = written(tmp_path / "model", byte_level, f"$A {EOS}")
     (folder / "config.json").write_text("{}")
-    config = configured("teacher.kind=model", f"teacher.model={folder}", "teacher.method=label_tokens")
     with pytest.raises(ValueError, match="puts an end-of-text token after every prompt"):
-        ready_made_judge(config)
+        ready_made_model(folder, configured().prompt, by_label_tokens=True)

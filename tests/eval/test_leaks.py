@@ -14,6 +14,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from core.artefacts.building import Artefact
+from core.artefacts.contents import content_hash
 from core.data.folds import assign_folds
 from core.data.groups import assign_groups
 from core.data.table import CONVERSATIONS, from_frame, to_frame
@@ -107,7 +108,8 @@ def test_a_law_that_some_rows_alone_follow_reaches_nobody_from_the_test_split(
     Artefact(data, "prepare", {}, [], tmp_path).finish()
     with StoreWriter(raw, {}, "linear", schema=REWARDS) as writer:
         writer.append(rewards_of(rows, rewards))
-    write_fitted(config, store, raw, rows, Learned(), {"template": "t", "prompt": "p"})
+    artefact = Artefact(store, "teacher", {"rewards": content_hash(raw)}, [data], tmp_path)
+    write_fitted(artefact, raw, rows, config.teacher.reward_l2, Learned(), {"template": "t", "prompt": "p"})
 
     training, _ = split(rows, 0, 0.05)
     targets = soft_targets(store, training, 0, "out_of_fold", None)

@@ -1,4 +1,4 @@
-"""Filling a store through any scorer: rows are written as they finish, and whatever stops it costs none of them."""
+"""A scoring run with any scorer: rows are written as they finish, and whatever stops it costs none of them."""
 
 import os
 import signal
@@ -17,7 +17,10 @@ from core.records import Conversation
 from core.store.parts import NO_FOLD
 from core.store.rows import LOGITS
 from core.store.writing import StoreWriter
-from teachers.scoring_run import Interrupt, Progress, ahead, duration, fill, not_done
+from teachers.interrupts import Interrupt
+from teachers.prefetching import ahead
+from teachers.progress import ScoringProgress, duration
+from teachers.scoring_run import ScoringRun, not_done
 
 pytestmark = pytest.mark.timeout(60)
 ROWS_PER_PART = 10
@@ -64,8 +67,9 @@ def row(prompt: Prompt, logits: np.ndarray) -> dict[str, Any]:
 
 
 def run(folder: Path, scorer: Arithmetic, prompts: Iterable[Prompt], interrupt: Interrupt | None = None) -> None:
+    scoring = ScoringRun(ScoringProgress(35, None), interrupt or Interrupt(), ROWS_PER_PART)
     with StoreWriter(folder, {}, "judge") as writer:
-        fill(writer, scorer, prompts, row, ROWS_PER_PART, Progress(35, None), interrupt or Interrupt())
+        scoring.score(writer, scorer, prompts, row)
 
 
 def stored(folder: Path) -> dict[str, float]:
@@ -167,7 +171,7 @@ def test_what_is_not_done_is_found_by_id_side_and_text(tmp_path: Path) -> None:
 
 
 def test_progress_tells_time_left_and_cost() -> None:
-    progress = Progress(100, price_per_hour=36.0)
+    progress = ScoringProgress(100, price_per_hour=36.0)
     for _ in range(25):
         progress.advance(tokens=40, cached=100, elapsed=0)
     assert progress.describe(50, cached=100) == (

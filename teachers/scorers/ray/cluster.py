@@ -1,6 +1,7 @@
 """The Ray cluster that workers run on: joined or started, whether they fit there, and who they are."""
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -62,8 +63,25 @@ def check_address(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
+def room_for_workers(settings: RayConfig) -> float:
+    """How many workers the nodes can hold, whoever uses them now. Raises `UserError` for none: Ray would just wait."""
+    needs = {name: need for name, need in (("GPU", settings.gpus), ("CPU", settings.cpus)) if need}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min((node.get(name, 0) // need for name, need in needs.items()), default=math.inf) for node in nodes)
+    if not room:
+        there = "; ".join(f"{node.get('GPU', 0):g} GPUs and {node.get('CPU', 0):g} CPUs" for node in nodes)
+        raise UserError(
+            f"scorer: a worker with gpus={settings.gpus:g}, cpus={settings.cpus:g} fits on no node of the cluster, "
+            f"whose nodes have {there}: ask for less, or add nodes first"
+        )
+    if room < settings.workers:
+        more = "the others start when nodes come"
+        log.warning("scorer.workers=%d: the cluster has room for %d now; %s", settings.workers, room, more)
+    return room
+
+
 def local_workers() -> list[psutil.Process]:
-    """The workers that run on this machine as children of this process."""
+    """The workers that are children of this process: those of a cluster that it started."""
     found = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):

@@ -30,17 +30,20 @@ from core.records import Conversation
 from core.scoring import logits_by_order, score_conversations, swap_average
 from core.store.parts import part_files
 from core.store.reading import read_parts
+from deploy.predicting import outputs
 from deploy.predicting.devices import environment_of
 from deploy.predicting.engine_notes import note_of, tell_marked
-from deploy.predicting.run import discard, parts_folder, read_scores
+from deploy.predicting.judging import read_scores
+from deploy.predicting.run import discard
 from deploy.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
-from deploy.predicting.submission import COLUMNS, check_submission, read_unlabelled
+from deploy.predicting.submission import COLUMNS, check_submission
+from deploy.predicting.unlabelled import Source, read_unlabelled
 from distill import predict
 from distill.config import Config
 from eval.recalibration import Recalibration, write_recalibration
+from teachers.interrupts import STOPPED
 from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer
-from teachers.scoring_run import STOPPED
 from tests.artefacts import finish_again
 from tests.composing import configured, scorer
 from tests.device import Device
@@ -111,6 +114,10 @@ def configure(export: Path, file: Path, tmp_path: Path) -> Configure:
         return configured(*overrides, f"predict.model={export}", *FAST, *more)
 
     return build
+
+
+def parts_folder(config: Config) -> Path:
+    return outputs.parts_folder(Path(str(config.output)))
 
 
 FAST = ("scorer@scorers.exported=transformers", "predict.rows_per_part=3", "predict.devices=1")
@@ -195,7 +202,8 @@ def test_whatever_a_row_holds_it_is_answered_in_its_place(
 
 def test_rules_can_be_left_to_the_judge(configure: Configure, tmp_path: Path) -> None:
     path = write_csv(tmp_path / "same.csv", [("same", '["q"]', '["yes"]', '["yes"]')])
-    rows = read_unlabelled(configure(f"input={path}", "predict.rules.identical=null"))
+    config = configure(f"input={path}", "predict.rules.identical=null")
+    rows = read_unlabelled(Source(config.input, config.data, config.limit, config.predict.rules))
     assert not rows.ruled and len(rows.conversations) == 1
 
 
@@ -404,7 +412,7 @@ def test_a_device_that_dies_is_told_of_and_costs_nothing_that_is_written(
     wait_until(lambda: len(part_files(parts_folder(config))) >= 2)
     workers_of(config)[0].kill()
     process.join()
-    assert "ended early" in message.read_text() and "the same command goes on" in message.read_text()
+    assert "ended early" in message.read_text() and "rerun the same command to resume" in message.read_text()
     there = len(read_scores(parts_folder(config)))
     assert there >= 2
     predict.main(config)
@@ -463,7 +471,9 @@ def test_ids_that_a_submission_cannot_have_are_refused(configure: Configure, tmp
     without = write_csv(tmp_path / "without.csv", [("1", *row), (" ", *row)])
     latin = tmp_path / "latin.csv"
     latin.write_bytes(double.read_bytes().replace(b"2,", b"\xe9,"))
-    with pytest.raises(ValueError, match=r"latin.csv, row 3: id is not UTF-8: '\\udce9'\. .*: mend this one, in UTF-8"):
+    with pytest.raises(
+        ValueError, match=r"latin.csv, row 3: id is not UTF-8: '\\udce9'\. .*: give this row one, in UTF-8"
+    ):
         predict.main(configure(f"input={latin}"))
     (lone := tmp_path / "lone.jsonl").write_text(
         json.dumps({"id": "\ud83d", **dict.fromkeys(("prompt", "response_a", "response_b"), "")})

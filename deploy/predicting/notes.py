@@ -1,0 +1,71 @@
+"""What a user is told of a prediction: unreadable rows, rows that the judge learned from, rows judged in one order."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from core.data.collecting import kinds
+from core.errors import UserError
+from core.provenance import read_learned
+from core.records import Conversation
+from deploy.predicting.outputs import ONE_ORDER, one_order_list, unreadable_list
+from deploy.predicting.second_orders import margin
+from deploy.predicting.unlabelled import Unlabelled
+
+log = logging.getLogger(__name__)
+
+
+def tell_unreadable(rows: Unlabelled, most: float, output: Path) -> None:
+    """Log the rows that get the prior, and list them all beside the submission.
+
+    Raises `UserError` where these are all rows or a larger share than `most`: most likely the file is laid out
+    otherwise than it should be.
+    """
+    path = unreadable_list(output)
+    path.unlink(missing_ok=True)  # of an earlier submission
+    if rows.unreadable.is_empty():
+        return
+    rows.unreadable.write_csv(path)
+    first, count = rows.unreadable.row(0, named=True), len(rows.unreadable)
+    told = f"{kinds(rows.unreadable)}, such as line {first['line']}, id {first['id']}: {first['reason']}"
+    if count > most * len(rows.ids) or count == len(rows.ids):
+        raise UserError(
+            f"{count:,} of {len(rows.ids):,} rows cannot be read, predict.max_unreadable={most:g}: {told}; each "
+            f'text is a JSON list of turns, such as ["Hello"], docs/data.md has the layouts. All are in {path}'
+        )
+    log.warning("%d rows cannot be read and get the prior: %s; all are listed in %s", count, told, path)
+
+
+def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:
+    """Warn of rows that the judge, or its teachers, learned from: it is surer of them than of new ones."""
+    try:
+        learned = read_learned(model).taught().through_teachers
+    except UserError as error:
+        log.warning("%s", error)
+        return
+    if count := sum(c.fingerprint() in learned for c in conversations):
+        log.warning(
+            "%d of %d conversations are among those that this judge or its teachers learned from: its answers there do "
+            "not show how good it is",
+            *(count, len(conversations)),
+        )
+
+
+def tell_left_out(rows: Unlabelled, scores: pl.DataFrame, output: Path) -> None:
+    """Log how many conversations were judged in one order only, and list them with their margins in a file."""
+    path = one_order_list(output)
+    path.unlink(missing_ok=True)
+    again = scores.filter(pl.col("order") == "ba")["id"].implode()
+    once = scores.filter(pl.col("order") == "ab", ~pl.col("id").is_in(again))
+    if len(once):
+        margins = margin(once["logits"].to_numpy())
+        once.select("id", margin=margins).select(ONE_ORDER).write_csv(path)
+        low, median, high = np.quantile(margins, (0, 0.5, 1))
+        log.info(
+            "%d of %d conversations (%.0f%%) were judged in one order only; their margins, between the two likeliest "
+            "labels: %.3f to %.3f, median %.3f; all are listed in %s",
+            *(len(once), len(rows.conversations), 100 * len(once) / len(rows.conversations), low, high, median, path),
+        )
