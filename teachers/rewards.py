@@ -47,7 +47,7 @@ class RenderedResponse:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a chat template puts around the texts of so many rounds.
+    """What a chat template puts around the texts of so many turns.
 
     `pieces` are one more than texts, `ids` their tokens; `strips` says of each text whether the template strips it.
     """
@@ -72,13 +72,13 @@ class RewardRenderer:
     """Renders both responses of a conversation as chats in the model's own template, within a budget of tokens.
 
     The ids are those of transformers' `apply_chat_template` (without a generation prompt, `date_string` fixed to
-    `DATE`) as long as no text of the rounds shown holds a special token of the tokenizer or a marker of the template.
+    `DATE`) as long as no text of the turns shown holds a special token of the tokenizer or a marker of the template.
     Where one does, or a text is shortened, the texts of both responses are tokenised apart from the template, markers
     in them as plain text, so that no text can pose as a turn; there the tokens where a text meets the template may
     differ from those of the whole (SentencePiece puts a space before each part). A template that looks into its texts,
     as reasoning models' do to drop thoughts, is not followed in that.
 
-    What does not fit is left out for both responses alike, so that their rewards can be compared: the oldest rounds
+    What does not fit is left out for both responses alike, so that their rewards can be compared: the oldest turns
     first, then the middle of the last question, which keeps a third of the room at least, and of the answer.
     """
 
@@ -122,25 +122,25 @@ class RewardRenderer:
                 for response, ids, cut in zip(RESPONSES, pair, truncated, strict=True):
                     yield RenderedResponse(c.id, response, ids, cut)
 
-    def _is_safe(self, chats: Sequence[list[int]], rounds: int) -> bool:
+    def _is_safe(self, chats: Sequence[list[int]], count: int) -> bool:
         """Whether chats that were tokenised as a whole fit, and all of their markers are the template's."""
-        own = sum(token in self._markers for piece in self._layout(rounds).ids for token in piece)
+        own = sum(token in self._markers for piece in self._layout(count).ids for token in piece)
         return all(len(i) <= self.max_tokens and sum(token in self._markers for token in i) == own for i in chats)
 
     def _render_apart(self, conversation: Conversation) -> tuple[list[list[int]], list[bool]]:
-        rounds = len(conversation.prompt)
+        count = len(conversation.prompt)
         chats = [_interleave(conversation.prompt, side) for side in (conversation.response_a, conversation.response_b)]
-        sides = [_encode(self._plain, self._layout(rounds).stripped(turns)) for turns in chats]
-        for kept in range(rounds, 0, -1):
+        sides = [_encode(self._plain, self._layout(count).stripped(turns)) for turns in chats]
+        for kept in range(count, 0, -1):
             layout, shown = self._layout(kept), [side[-2 * kept :] for side in sides]
             if layout.overhead + max(sum(map(len, side)) for side in shown) <= self.max_tokens:
                 whole = _encode(self._whole, [layout.chat(turns[-2 * kept :]) for turns in chats])
                 pair = whole if self._is_safe(whole, kept) else [self._assemble(side) for side in shown]
-                return pair, [kept < rounds] * 2
+                return pair, [kept < count] * 2
         room = self.max_tokens - layout.overhead
         question = share_room(len(shown[0][0]), max(len(answer) for _, answer in shown), 0, room)[0]
         short = [[shorten(q, question, self._cut), shorten(a, room - question, self._cut)] for q, a in shown]
-        truncated = [rounds > 1 or side != full for side, full in zip(short, shown, strict=True)]
+        truncated = [count > 1 or side != full for side, full in zip(short, shown, strict=True)]
         return [self._assemble(side) for side in short], truncated
 
     def _assemble(self, texts: Sequence[list[int]]) -> list[int]:
@@ -149,26 +149,26 @@ class RewardRenderer:
         assert len(ids) <= self.max_tokens
         return ids
 
-    def _layout(self, rounds: int) -> Layout:
-        if rounds not in self._layouts:
-            pieces, padded = self._pieces(rounds, ""), self._pieces(rounds, " ")
+    def _layout(self, count: int) -> Layout:
+        if count not in self._layouts:
+            pieces, padded = self._pieces(count, ""), self._pieces(count, " ")
             strips = tuple(piece == other for piece, other in zip(pieces[:-1], padded[:-1], strict=True))
-            self._layouts[rounds] = Layout(pieces, tuple(_encode(self._whole, pieces)), strips)
-        return self._layouts[rounds]
+            self._layouts[count] = Layout(pieces, tuple(_encode(self._whole, pieces)), strips)
+        return self._layouts[count]
 
-    def _pieces(self, rounds: int, padding: str) -> tuple[str, ...]:
-        slots = [SLOT.format(i) for i in range(2 * rounds)]
+    def _pieces(self, count: int, padding: str) -> tuple[str, ...]:
+        slots = [SLOT.format(i) for i in range(2 * count)]
         turns = [{"role": ("user", "assistant")[i % 2], "content": padding + slot} for i, slot in enumerate(slots)]
         where = f"the chat template of {self._folder}"
         try:
             chat = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=False, date_string=DATE)
         except jinja2.TemplateError as error:
-            raise UserError(f"{where} cannot show {rounds} rounds of user and assistant: {error}") from error
+            raise UserError(f"{where} cannot show {count} turns of user and assistant: {error}") from error
         rest, pieces = str(chat), []
         for slot in slots:
             piece, found, rest = rest.partition(slot)
             if not found or slot in rest:
-                raise UserError(f"{where} does not show each text of {rounds} rounds once and in order: use another")
+                raise UserError(f"{where} does not show each text of {count} turns once and in order: use another")
             pieces.append(piece)
         return (*pieces, rest)
 

@@ -51,7 +51,7 @@ def test_a_fold_s_own_votes_do_not_move_its_temperature() -> None:
     assert (before[own] == after[own]).all() and (before[~own] != after[~own]).all()
 
 
-def test_votes_are_needed_to_calibrate() -> None:
+def test_votes_are_needed_to_fit_a_temperature() -> None:
     with pytest.raises(ValueError, match="no votes outside fold 0"):
         temperatures(np.zeros((6, 3)), conversations(None, 6))
 
@@ -74,7 +74,7 @@ def test_a_constant_added_to_a_teacher_s_logits_changes_nothing() -> None:
     assert np.abs(found - shifted).max() < 1e-4
 
 
-def test_calibration_makes_a_mixture_of_an_overconfident_teacher_better() -> None:
+def test_temperatures_make_a_mixture_with_an_overconfident_teacher_better() -> None:
     logits, votes = voted(3000)
     noisy = logits + np.random.default_rng(9).normal(size=logits.shape)
     rows = conversations(votes, 3000)
@@ -113,7 +113,7 @@ def test_texts_that_some_voted_on_have_one_judge_in_all_sources() -> None:
     assert judges_of(rows) == {"voted": 1, "copy": 1, "pseudo": NO_FOLD, "tested": NO_FOLD}
 
 
-def test_votes_of_the_test_split_calibrate_nobody() -> None:
+def test_votes_of_the_test_split_fit_no_temperature() -> None:
     logits, votes = voted(300)
     rows = [replace(c, fold=TEST) if i % 5 == 0 else c for i, c in enumerate(conversations(votes, 300))]
     changed = [replace(c, votes=[0.0, 0.0, 1.0]) if c.fold == TEST else c for c in rows]

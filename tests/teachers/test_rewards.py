@@ -39,8 +39,8 @@ examples = settings(suppress_health_check=[HealthCheck.function_scoped_fixture],
 
 @st.composite
 def conversations(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> Conversation:
-    rounds = draw(st.integers(1, 3))
-    prompt, a, b = (draw(st.lists(texts, min_size=rounds, max_size=rounds)) for _ in range(3))
+    count = draw(st.integers(1, 3))
+    prompt, a, b = (draw(st.lists(texts, min_size=count, max_size=count)) for _ in range(3))
     return Conversation("1", prompt, a, b)
 
 
@@ -54,8 +54,8 @@ tokenizer_of = cache(AutoTokenizer.from_pretrained)
 
 
 def as_transformers(folder: Path, questions: list[str], answers: list[str]) -> list[int]:
-    rounds = zip(questions, answers, strict=True)
-    turns = [{"role": r, "content": t} for pair in rounds for r, t in zip(("user", "assistant"), pair, strict=True)]
+    pairs = zip(questions, answers, strict=True)
+    turns = [{"role": r, "content": t} for pair in pairs for r, t in zip(("user", "assistant"), pair, strict=True)]
     return list(tokenizer_of(folder).apply_chat_template(turns, add_generation_prompt=False)["input_ids"])
 
 
@@ -113,7 +113,7 @@ class TestRendering:
             swapped_a.truncated,
         )
 
-    def test_old_rounds_go_first_then_the_middle_of_the_last(self, folder: Path, renderer: RewardRenderer) -> None:
+    def test_old_turns_go_first_then_the_middle_of_the_last(self, folder: Path, renderer: RewardRenderer) -> None:
         tokenizer = tokenizer_of(folder)
         long = " ".join(f"word{i}" for i in range(200))
         two = Conversation("1", ["old question", "new question"], ["old a " * 40, "new a"], ["old b", "new b"])
@@ -168,10 +168,10 @@ def test_unusable_templates_and_budgets_are_refused(tiny_tokenizer_folder: Path,
     with pytest.raises(ValueError, match=r"has no chat template.*chat_template\.jinja"):
         RewardRenderer(tiny_tokenizer_folder, BUDGET)
     folder = with_template(tiny_tokenizer_folder, tmp_path / "last", "{{ messages[-1]['content'] }}")
-    with pytest.raises(ValueError, match="does not show each text of 2 rounds once and in order"):
+    with pytest.raises(ValueError, match="does not show each text of 2 turns once and in order"):
         RewardRenderer(folder, BUDGET)
     folder = with_template(tiny_tokenizer_folder, tmp_path / "raises", "{{ raise_exception('system turn missing') }}")
-    with pytest.raises(ValueError, match="cannot show 2 rounds of user and assistant: system turn missing"):
+    with pytest.raises(ValueError, match="cannot show 2 turns of user and assistant: system turn missing"):
         RewardRenderer(folder, BUDGET)
     folder = with_template(tiny_tokenizer_folder, tmp_path / "chatml", CHATML)
     with pytest.raises(ValueError, match=r"prompt.max_tokens=30: the chat template of .* needs \d+"):
@@ -189,8 +189,8 @@ def test_a_real_tokenizer_with_its_own_template(smollm2: Path) -> None:
         "and\n\n\n- a\n- b",
     ]
     rng = np.random.default_rng(0)
-    rounds = [[list(rng.choice(texts, n)) for _ in range(3)] for n in (1, 1, 2, 3, 5) for _ in range(10)]
-    shown = [Conversation(str(i), *three) for i, three in enumerate(rounds)]
+    chats = [[list(rng.choice(texts, n)) for _ in range(3)] for n in (1, 1, 2, 3, 5) for _ in range(10)]
+    shown = [Conversation(str(i), *three) for i, three in enumerate(chats)]
     answers = {(c.id, side): getattr(c, f"response_{side}") for c in shown for side in "ab"}
     for c, pair in zip(shown, zip(*[RewardRenderer(smollm2, 4096).render(shown)] * 2, strict=True), strict=True):
         for rendered in pair:
