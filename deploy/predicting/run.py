@@ -18,8 +18,8 @@ from deploy.predicting.config import PredictConfig
 from deploy.predicting.devices import count_devices, side_by_side
 from deploy.predicting.engine_notes import notes_in, tell_marked
 from deploy.predicting.judging import Judging, judge_share, read_scores
-from deploy.predicting.notes import tell_learned, tell_left_out, tell_unreadable
 from deploy.predicting.outputs import parts_folder
+from deploy.predicting.row_notes import tell_learned, tell_left_out, tell_unreadable
 from deploy.predicting.submission import probabilities, write_submission
 from deploy.predicting.unlabelled import Source, read_unlabelled
 from eval.config import CanaryMode
