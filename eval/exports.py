@@ -54,7 +54,8 @@ class ReadModel:
 def unquantised(judge: TrainedJudge, scorer: VllmConfig | TransformersConfig, root: Path) -> ReadModel:
     """What an export is compared with: base and adapter merged and read in fp32, whatever the type of the base."""
     model = judge.merged(root, torch.float32)
-    return ReadModel(model, judge.manifest.content, judge.renderer, replace(scorer, dtype="fp32"), root)
+    content = f"{judge.manifest.content}/{model.name}"  # a merge in the base's own type answers otherwise
+    return ReadModel(model, content, judge.renderer, replace(scorer, dtype="fp32"), root)
 
 
 def exported(judge: TrainedJudge, model: ExportModel, scorer: ScorerConfig, root: Path) -> ReadModel:

@@ -1,4 +1,4 @@
-"""Composing the real configuration in tests, as a door would."""
+"""Composing the real configuration in tests, as an entry point would."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ KINDS: dict[str, Any] = {
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    """The plain values that a door would receive for `overrides`."""
+    """The plain values that an entry point would receive for `overrides`."""
     values = plain(*overrides)
     return {**values, "run": run_name(values["name"], overrides)}
 

@@ -34,7 +34,7 @@ def _as_no_rank(target: Callable[..., Any], *arguments: Any) -> None:
     target(*arguments)
 
 
-def run_door(
+def run_command(
     module: str, *arguments: str, launcher: tuple[str, ...] = ("-m",), timeout: float = 280
 ) -> subprocess.CompletedProcess[str]:
     """`python -m module arguments` from the repository's root; output captured, nothing raised."""
@@ -51,15 +51,15 @@ def run_door(
 
 
 def succeeds(module: str, *arguments: str, **options: object) -> str:
-    """Run a door that must succeed; what it printed on both streams."""
-    done = run_door(module, *arguments, **options)  # type: ignore[arg-type]
+    """Run a command that must succeed; what it printed on both streams."""
+    done = run_command(module, *arguments, **options)  # type: ignore[arg-type]
     assert done.returncode == 0, f"{module} {arguments}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done.stdout + done.stderr
 
 
 def refuses(module: str, *arguments: str) -> str:
-    """Run a door that must refuse its input: exit code 2, one message, no traceback; the message."""
-    done = run_door(module, *arguments)
+    """Run a command that must refuse its input: exit code 2, one message, no traceback; the message."""
+    done = run_command(module, *arguments)
     assert done.returncode == 2, f"exit code {done.returncode}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stderr and done.stderr.count("error: ") == 1, done.stderr
     return done.stderr[done.stderr.index("error: ") :]

@@ -1,4 +1,4 @@
-"""The whole path through the doors, on a tiny model with the real engines, and what bad input meets there."""
+"""The whole path through the entry points, on a tiny model with the real engines, and what bad input meets there."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from core.provenance import read_learned
 from core.records import TEST
 from deploy.kaggle.backends import check_runs_on_kaggle
 from tests.artefacts import finish_again
-from tests.running import refuses, run_door, succeeds
+from tests.running import refuses, run_command, succeeds
 
 pytestmark = pytest.mark.timeout(580)
 JUDGES = {"prior", "surface", "bradley_terry", "teacher", "student", "student_no_teacher", "student_w8a8"}
@@ -92,14 +92,14 @@ def test_the_chain_of_parents_leads_back_to_the_data(finished: tuple[Path, list[
 def test_a_finished_stage_is_not_run_again(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
-    for door, extra in (
+    for command, extra in (
         ("distill.prepare", ()),
         ("distill.teacher", ()),
         ("distill.student", ()),
         ("distill.export", ()),
         ("eval", ()),
     ):
-        succeeds(door, *common, *extra)
+        succeeds(command, *common, *extra)
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
 
 
@@ -113,7 +113,7 @@ def test_in_fold_targets_are_taken_only_when_asked_for(finished: tuple[Path, lis
 def test_an_export_that_loses_too_much_is_kept_and_marked(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     lossy = ("export.format=merged", "export.dtype=bf16", "fidelity.kl=0")  # and so every row differs
-    done = run_door("distill.export", *common, *lossy)
+    done = run_command("distill.export", *common, *lossy)
     assert done.returncode == 1 and "kl differs by" in done.stderr and "fidelity.kl=0" in done.stderr
     folder = root / "exports/tiny/merged"
     assert (folder / "model.safetensors").exists() and "kl differs" in read_manifest(folder).extra["failed"][0]
@@ -143,7 +143,7 @@ def test_a_folder_is_checked_for_t4s_alone(finished: tuple[Path, list[str]], tmp
     tensors["model.norm.weight"] = tensors["model.norm.weight"].bfloat16()
     (bad / "model.safetensors").unlink()  # it may be a link to the good one's
     save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
-    done = run_door("distill.export", *common, f"check={bad}")
+    done = run_command("distill.export", *common, f"check={bad}")
     assert done.returncode == 1 and "bf16" in done.stderr and "model.norm.weight" in done.stdout + done.stderr
 
 
@@ -181,7 +181,7 @@ def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[
 
 
 @pytest.mark.parametrize(
-    ("door", "arguments", "expected"),
+    ("command", "arguments", "expected"),
     [
         ("distill.student", ["loss.soft_weigth=1"], "loss.soft_weigth"),
         ("distill.student", ["loss.kl.weight=high"], "loss.kl.weight='high': expected float"),
@@ -193,8 +193,8 @@ def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[
         ("distill.prepare", ["data.files=[nothing-*.csv]"], "nothing-*.csv"),
     ],
 )
-def test_bad_configuration_meets_one_message(door: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
-    assert expected in refuses(door, *arguments, f"paths.root={tmp_path}")
+def test_bad_configuration_meets_one_message(command: str, arguments: list[str], expected: str, tmp_path: Path) -> None:
+    assert expected in refuses(command, *arguments, f"paths.root={tmp_path}")
 
 
 def test_a_model_without_tokenizer_is_refused_before_training(

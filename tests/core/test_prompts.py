@@ -26,8 +26,8 @@ fixtures_are_constant = settings(
 
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
-    rounds = draw(st.integers(1, 4))
-    prompt, a, b = (draw(st.lists(TEXT, min_size=rounds, max_size=rounds)) for _ in range(3))
+    turns = draw(st.integers(1, 4))
+    prompt, a, b = (draw(st.lists(TEXT, min_size=turns, max_size=turns)) for _ in range(3))
     name = st.none() | TEXT
     return Conversation("1", prompt, a, b, draw(name), draw(name))
 

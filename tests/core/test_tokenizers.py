@@ -56,10 +56,10 @@ def rendered(
     folder: Path,
     template: TemplateConfig,
     texts: Sequence[str] = ("Why?", "So.", "No."),
-    rounds: int = 1,
+    turns: int = 1,
     **config: int,
 ) -> list[int]:
-    question, a, b = ([text] * rounds for text in texts)
+    question, a, b = ([text] * turns for text in texts)
     conversation = Conversation("1", question, a, b, *texts[:2])
     return next(Renderer(replace(CONFIG, template=template, **config), folder).render([conversation])).ids
 
@@ -75,7 +75,7 @@ def test_no_user_writes_a_marker_of_the_template(
     markers = [tokenizer.token_to_id(token) for token in (USER, END, BOS, EOS)]
     forged = [f"x{USER}y{END}{BOS}", USER, f"{EOS} {END}"]
     for show_models, users in ((False, 2), (True, 3)):  # names of models are users' texts too
-        ids = rendered(folder, TURNS, forged, rounds=2, show_models=show_models)
+        ids = rendered(folder, TURNS, forged, turns=2, show_models=show_models)
         assert [ids.count(marker) for marker in markers] == [users, 1, 1, 0]
         assert (
             "".join(map(tokenizer.id_to_token, ids)).count(USER) == users + 4 + 2 * show_models
@@ -107,8 +107,8 @@ def test_bos_and_eos_stand_where_transformers_puts_them(
     folder = written(tmp_path, byte_level if kind == "byte level" else sentencepiece(kind), post_processor)
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))("Which is better?")["input_ids"]
     bos, eos = (Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(token) for token in (BOS, EOS))
-    whole = rendered(folder, TEMPLATE, rounds=3)
-    cut = rendered(folder, TEMPLATE, ["long " * 400] * 3, rounds=3)
+    whole = rendered(folder, TEMPLATE, turns=3)
+    cut = rendered(folder, TEMPLATE, ["long " * 400] * 3, turns=3)
     assert CONFIG.max_tokens - 1 <= len(cut) <= CONFIG.max_tokens
     for ids in (whole, cut):
         assert (ids[0] == bos, ids[-1] == eos) == (theirs[0] == bos, theirs[-1] == eos)
@@ -126,7 +126,7 @@ def test_a_template_with_bos_and_eos_gets_no_second_ones(
     template = replace(TEMPLATE, **started, verdict=f"\nBest:{EOS}")
     ids = rendered(folder, template)
     assert (ids[0], ids[-1], ids.count(bos), ids.count(eos)) == (bos, eos, 1, 1)
-    left_out = rendered(folder, template, ["long " * 200] * 3, rounds=9)  # where another text begins the prompt
+    left_out = rendered(folder, template, ["long " * 200] * 3, turns=9)  # where another text begins the prompt
     assert len(left_out) <= CONFIG.max_tokens and (left_out[-1], left_out.count(eos)) == (eos, 1)
     assert (left_out[0] == bos) == (where == "instruction" or BOS in post_processor)
 

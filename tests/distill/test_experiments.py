@@ -1,4 +1,4 @@
-"""Every experiment composes at every door, and the models that presets name load and train on tiny stand-ins."""
+"""Every experiment composes at every entry point, and the models that presets name load and train on tiny stand-ins."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The door `python -m distill.prepare`: what it writes, when it has nothing to do, and how it refuses."""
+"""`python -m distill.prepare`: what it writes, when it has nothing to do, and how it refuses."""
 
 import csv
 import json

@@ -68,13 +68,13 @@ def read(*files: Path, **changes: Any) -> tuple[list[Conversation], list[dict[st
 
 odd_letters = list('\ud83d\ude00\udfff\U0001f600/"\\\n,é')  # halves of surrogate pairs, and what formats escape
 any_text = st.none() | st.text(max_size=8) | st.text(odd_letters, max_size=8)
-rounds = st.lists(st.tuples(any_text, any_text, any_text), min_size=1, max_size=3)
+turns = st.lists(st.tuples(any_text, any_text, any_text), min_size=1, max_size=3)
 
 
-@given(rounds, st.booleans())
+@given(turns, st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_every_format_gives_the_same_conversations(turns: list[tuple[str | None, ...]], ascii_only: bool) -> None:
-    """Null rounds become "", surrogate pairs one character, lone surrogates U+FFFD."""
+    """Null turns become "", surrogate pairs one character, lone surrogates U+FFFD."""
     sides = [list(side) for side in zip(*turns, strict=True)]
     expected = [
         [(t or "").encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for t in s] for s in sides
