@@ -12,7 +12,7 @@ export TORCH_INDEX ALLOW_CUDA PYTHON VENV REQUIREMENTS
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
-	@echo; echo "  EXP=$(EXP) chooses the experiment, ARGS='seed=1 ...' overrides single keys: see conf/"
+	@echo; echo "  EXP=$(EXP) chooses the experiment, ARGS='seed=1 ...' overrides single keys: see conf/, whose files say where keys are explained"
 
 setup: ## Make .venv from requirements/cpu.txt with Python 3.11 to 3.13 (TORCH_INDEX=<index with torch's CPU wheels> where pip would take a CUDA build)
 	bash requirements/setup.sh
