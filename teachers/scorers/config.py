@@ -63,15 +63,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class TransformersConfig(Settings):
-    """One padded forward pass after another, each of at most `batch_tokens` tokens: the reference.
-
-    `load_in_8bit`: weights are rounded to int8 as they are loaded (bitsandbytes' LLM.int8).
-    """
+    """One padded forward pass after another: the reference."""
 
     backend: Literal["transformers"]
+    """Name of the backend, one of the files in conf/scorer/."""
     dtype: Dtype
+    """Type that is computed in; auto: what suits the device and the stored weights, fp32 on CPUs."""
     batch_tokens: Count
+    """Tokens of one forward pass, at most, padding included."""
     load_in_8bit: bool
+    """Round the weights to int8 as they are loaded (bitsandbytes' LLM.int8)."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -87,11 +88,14 @@ class TransformersConfig(Settings):
 
 @dataclass(frozen=True)
 class VllmConfig(Settings):
-    """vLLM in this process. `engine_args` are those of `vllm.EngineArgs`, passed on as they are."""
+    """vLLM in this process."""
 
     backend: Literal["vllm"]
+    """Name of the backend, one of the files in conf/scorer/."""
     dtype: Dtype
+    """Type that is computed in; auto: what suits the device and the stored weights, fp32 on CPUs."""
     engine_args: dict[str, Any]
+    """Arguments of `vllm.EngineArgs`, passed on as they are; more with a plus: +scorers.teacher.engine_args.NAME="""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -137,16 +141,24 @@ LocalConfig = VllmConfig | TransformersConfig  # engines of one process
 
 @dataclass(frozen=True)
 class ServerConfig(Settings):
-    """OpenAI-compatible vLLM servers. In `urls`, {fold} stands for the fold of the teacher that a server holds."""
+    """OpenAI-compatible vLLM servers that are running already."""
 
     backend: Literal["server"]
+    """Name of the backend, one of the files in conf/scorer/."""
     urls: list[str]
+    """Addresses such as http://localhost:8000; {fold} stands for the fold of the teacher that a server holds."""
     model: str | None
+    """What the servers call the model; null: the only one that they serve."""
     api_key_variable: str | None
+    """Environment variable that holds the key; null: no key is sent."""
     prompts_per_request: Count
+    """Prompts in one request."""
     requests_in_flight: Count
+    """Requests that wait for an answer, to each server."""
     retries: Natural
+    """How often a request is sent again after 429, 5xx, a time-out or a lost connection: after 1, 2, 4 ... seconds."""
     timeout_s: Positive
+    """Seconds that an answer may take."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -155,15 +167,22 @@ class ServerConfig(Settings):
 
 @dataclass(frozen=True)
 class RayConfig(Settings):
-    """Workers on a Ray cluster: each opens `worker`, a scorer of its own, and has `gpus` GPUs for it."""
+    """Workers on a Ray cluster, each of which opens a scorer of its own."""
 
     backend: Literal["ray"]
+    """Name of the backend, one of the files in conf/scorer/."""
     worker: LocalConfig
+    """Scorer that each worker opens."""
     address: str | None
+    """Address of a running cluster, such as auto; null: start one on this machine."""
     workers: Count
+    """Number of workers."""
     gpus: NonNegative
+    """GPUs of each worker: tensor_parallel_size x pipeline_parallel_size."""
     cpus: NonNegative
+    """CPU cores of each worker."""
     prompts_per_task: Count
+    """Prompts in one task: what the loss of a worker can cost."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -186,11 +205,13 @@ ScorerConfig = VllmConfig | TransformersConfig | ServerConfig | RayConfig
 
 @dataclass(frozen=True)
 class ScorersConfig:
-    """What reads which model: `teacher` the teachers, `student` trained students, `check` an export while it is
-    compared with its student, `exported` exports that evaluate, predict and serve.
-    """
+    """Which scorer reads which model."""
 
     teacher: ScorerConfig
+    """Reads teachers."""
     student: LocalConfig
+    """Reads trained students, in eval and to compare exports with."""
     check: ScorerConfig
+    """Reads an export while it is compared with its student."""
     exported: ScorerConfig
+    """Reads exports, in eval, predict and serve."""
