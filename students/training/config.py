@@ -48,7 +48,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long it is trained, in which steps, and what chooses the checkpoint."""
+    """How long a judge is trained, in which steps, and what chooses the checkpoint."""
 
     epochs: Count
     """Passes over the training rows."""
@@ -177,7 +177,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    """Where curves go."""
+    """Where the curves of a training go."""
 
     backend: Literal["wandb", "tensorboard", "none"]
     """wandb is offline unless WANDB_API_KEY is set or WANDB_MODE says otherwise. Whatever the backend, history.parquet,
