@@ -425,7 +425,7 @@ def test_ctrl_c_finishes_what_the_engine_holds_and_the_command_goes_on(
     wait_for_a_part(run, folder)
     os.killpg(run.pid, signal.SIGINT)  # the terminal's Ctrl-C reaches the engine's processes, too
     output, _ = run.communicate(timeout=200)
-    assert run.returncode == 130 and "the same command goes on" in output, output[-3000:]
+    assert run.returncode == 130 and "rerun the same command to resume" in output, output[-3000:]
     assert "Traceback" not in output and not (folder / MANIFEST).exists()
     expected = straight.filter(judge_fold=0)
     assert 0 < sum(len(pl.read_parquet(part)) for part in folder.glob("part-*.parquet")) < len(expected)
