@@ -1,6 +1,6 @@
 """Numbers with their bounds, as types for the keys of `core/config.py`: `epochs: Count`, `warmup: Share`.
 
-Each is a plain type with what its values must satisfy beside it. NaN and infinities are refused everywhere.
+Each is a plain type annotated with its bounds. NaN and infinities are refused everywhere.
 """
 
 import math

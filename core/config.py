@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from core.bounds import (
-    is_finite,
-)
+from core.bounds import is_finite
 from core.errors import UserError
 from core.renamed import advice, removed
 

@@ -35,7 +35,7 @@ class OtherRankError(UserError):
 def of_file_system(error: BaseException) -> str | None:
     """What a user is told of an error for which a disk or its permissions are the cause; None for any other error.
 
-    A file that is merely missing is none of them: we should have known.
+    A file that is merely missing is not included: a missing file is our own bug.
     """
     path: object = None
     if isinstance(error, UserError):

@@ -1,1 +1,1 @@
-"""The contract between the stages (records, prompts, scores, store, runs, config) and the doors that run them."""
+"""Entry points: `python -m distill.NAME`, one file a stage. `plan/` is the planner, `config.py` the configuration."""

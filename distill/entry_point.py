@@ -33,7 +33,7 @@ def entry_point(stage: Callable[[Config], Any]) -> Callable[[], Any]:
         from hydra.types import RunMode
         from omegaconf import OmegaConf
 
-        from students.training.studies import Pruned
+        from students.training.optuna_studies import Pruned
 
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)

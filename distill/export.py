@@ -21,7 +21,7 @@ from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
     from core.artefacts.building import Artefact
-    from students.export.folds import Rows
+    from students.export.fold_average import Rows
     from students.trained import TrainedJudge
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ def main(config: Config) -> None:
 
 def judge_and_rows(config: Config) -> "tuple[TrainedJudge, Rows]":
     """The student of the configured fold, or the average of `export.folds`; and the conversations for its export."""
-    from eval.exports import print_averages
-    from students.export.folds import average, check_alike, open_fold, rows_of_average, rows_of_fold
+    from eval.export_comparison import print_averages
+    from students.export.fold_average import average, check_alike, open_fold, rows_of_average, rows_of_fold
 
     root, data = config.root, config.root / "data" / config.data.name
     folds = [open_fold(root / "students" / config.run, k, data, root) for k in config.export.folds or [config.fold]]
@@ -79,7 +79,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     """Fill the folder of an export, and finish it."""
     from core.provenance import write_learned
     from eval.canaries.making import make_canaries
-    from eval.exports import exported, unquantised, write_fidelity, write_temperature
+    from eval.export_comparison import exported, unquantised, write_fidelity, write_temperature
     from students.export.steps import copy_linked, export_model
     from students.export.t4.checking import examine
     from students.export.t4.findings import broken_rules, write_findings

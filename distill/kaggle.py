@@ -20,8 +20,8 @@ def main(config: Config) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from core.exported import export_folder, open_exported
-    from deploy.kaggle.backends import backends_for, check_runs_on_kaggle
     from deploy.kaggle.bundle import check_output, write_bundle
+    from deploy.kaggle.runtimes import backends_for, check_runs_on_kaggle
 
     # Check
     if config.output is None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from core.config import to_mapping
 from core.errors import UserError
 from distill.config import Config
+from students.training.optuna_studies import Trial
 from students.training.recipe import Recipe, SoftTargets, TrainingRun
-from students.training.studies import Trial
 
 
 def run_folder(config: Config) -> Path:

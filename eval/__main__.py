@@ -27,10 +27,10 @@ def main(config: Config) -> None:
     from core.artefacts.contents import MANIFEST
     from core.data.table import load_conversations
     from core.locks import alone
+    from eval.evaluation import METRICS, Evaluation, unanswered
     from eval.judges.answers import Engines
     from eval.judges.candidates import candidates, file_digests, teacher_stores
     from eval.judges.panel import ask_all
-    from eval.measuring import METRICS, Evaluation, unanswered
     from eval.report.terminal import lines, table
     from eval.results import read_result, write_result
     from eval.scored import scored_and_training
@@ -43,7 +43,7 @@ def main(config: Config) -> None:
     found = candidates(root, config.run, config.fold, teacher_stores(config.teacher), config.eval.judges)
     engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
 
-    # Evaluate, unless it is done; what gave no answer may give one now, so that evaluation is made again
+    # Evaluate, unless it is done; what gave no answer is asked again, and the evaluation made anew
     identity = {**settings(config, split), "files": file_digests(found)}
     artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
     parents = [artefact for artefact in artefacts if (artefact / MANIFEST).exists()]
@@ -65,7 +65,7 @@ def main(config: Config) -> None:
     if config.eval.seeds:
         with alone(folder):
             summary = judge_seeds(config, engines, scored)
-            (folder / MANIFEST).unlink()  # until it knows of the new file
+            (folder / MANIFEST).unlink()  # rewritten below, with seeds.json in it
             write_result(folder / "seeds.json", summary)
             artefact.finish(rows=rows)
         console.print(seeds_table(summary))
@@ -87,7 +87,7 @@ def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", s
     import polars as pl
 
     from core.tables import read_parquet
-    from eval.measuring import METRICS, measure
+    from eval.evaluation import METRICS, measure
     from eval.report.page import Report, write_report
     from eval.results import write_result
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from gpu_check.machine import this_machine
 from gpu_check.processes import Processes
+from gpu_check.results import Failed
 from gpu_check.runner import Record, run_all, table
 from gpu_check.steps import STEPS
-from gpu_check.verdicts import Failed
 
 
 def main() -> int:

@@ -7,7 +7,7 @@ import torch
 
 from core.records import ORDERS
 from gpu_check.judges import Family, configured, conversations, device, random_judge, working_dtype
-from gpu_check.verdicts import EXACT, LOGITS, Failed, Figures, Skip, close, name_of, relative
+from gpu_check.results import EXACT, LOGITS, Failed, Figures, Skip, close, name_of, relative
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.data import Example, collate
 from students.training.model import JudgeModel, build_judge

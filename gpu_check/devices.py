@@ -17,7 +17,7 @@ from torch import distributed
 
 from core.errors import OtherRankError, UserError
 from gpu_check.bare import stand_in
-from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, close, name_of, relative
+from gpu_check.results import LOGITS, Failed, Figures, Skip, close, name_of, relative
 
 TYPES = (torch.int64, torch.float32, torch.float64, torch.bfloat16)
 SUM = distributed.ReduceOp.SUM

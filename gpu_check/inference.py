@@ -15,7 +15,7 @@ from core.config import from_mapping
 from core.scoring import score
 from gpu_check.bare import composed
 from gpu_check.judges import TINY, WIDTHS, conversations, random_judge
-from gpu_check.verdicts import LOGITS, Failed, Figures, Skip, close, relative
+from gpu_check.results import LOGITS, Failed, Figures, Skip, close, relative
 from students.export.half_precision import Range, fit_into_fp16
 from teachers.scorers.config import VllmConfig
 from teachers.scorers.transformers import LARGEST_INT8, TransformersScorer

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from core.artefacts.versions import installed_versions
 from gpu_check.processes import Processes
-from gpu_check.verdicts import Failed, Figures
+from gpu_check.results import Failed, Figures
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("core", "teachers", "students", "distill", "gpu_check", "conf")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from core.json_files import write_json
 from gpu_check.bare import stand_in
-from gpu_check.verdicts import Failed, Figures, Skip
+from gpu_check.results import Failed, Figures, Skip
 
 PRELOADED = ("torch", "transformers", "peft", "deepspeed", "bitsandbytes")  # where a CPU runs tiny steps one by one
 ENVIRONMENT = {  # nothing is looked up or reported

@@ -13,7 +13,7 @@ from typing import Any
 from core.json_files import write_json
 from gpu_check.machine import Machine
 from gpu_check.processes import Answer, Processes, Status
-from gpu_check.verdicts import Figures, Skip, need
+from gpu_check.results import Figures, Skip, need
 
 PATIENCE = 10  # times a step's limit, in a dry run: a busy CPU is no fault
 

@@ -29,8 +29,8 @@ from distill.plan.measured import MeasuredSpeed
 from distill.plan.throughput import Lengths, scoring_flops, training_flops
 from distill.plan.training import stores_scores
 from gpu_check.bare import composed
+from gpu_check.results import Figures
 from gpu_check.training import PlainEngine
-from gpu_check.verdicts import Figures
 from students.training.collectives import process_group
 from students.training.engine import open_deepspeed
 from students.training.model import build_judge

@@ -12,7 +12,7 @@ from core.records import ORDERS
 from distill.config import Config
 from distill.training_run import recipe
 from gpu_check.judges import TINY, WIDTHS, Family, configured, conversations, device, random_judge, working_dtype
-from gpu_check.verdicts import EXACT, LOSS, Failed, Figures, name_of, same
+from gpu_check.results import EXACT, LOSS, Failed, Figures, name_of, same
 from students.training.collectives import process_group
 from students.training.config import OptimizerConfig
 from students.training.data import Example, collate

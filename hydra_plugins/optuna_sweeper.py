@@ -27,7 +27,7 @@ from core.naming import names_a_run
 from distill.config import Config
 from distill.entry_point import launched_ranks, typed
 from distill.training_run import run_identity
-from students.training.studies import PRUNED, open_study
+from students.training.optuna_studies import PRUNED, open_study
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -5,7 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from gpu_check.verdicts import Failed, Figures, Skip
+from gpu_check.results import Failed, Figures, Skip
 
 
 def passes(folder: Path, dry: bool, count: str) -> Figures:

@@ -21,9 +21,9 @@ from gpu_check.bare import composed
 from gpu_check.judges import configured, conversations, random_judge
 from gpu_check.machine import Machine
 from gpu_check.processes import Processes
+from gpu_check.results import Failed, Skip, relative
 from gpu_check.runner import Record, Step, run_all, table
 from gpu_check.steps import STEPS
-from gpu_check.verdicts import Failed, Skip, relative
 from students.training.collectives import process_group
 from students.training.loop import Trainer
 from students.training.tracking import Tracker

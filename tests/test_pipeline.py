@@ -14,7 +14,7 @@ from core.data.table import from_frame
 from core.exported import open_exported
 from core.provenance import read_learned
 from core.records import TEST
-from deploy.kaggle.backends import check_runs_on_kaggle
+from deploy.kaggle.runtimes import check_runs_on_kaggle
 from tests.artefacts import finish_again
 from tests.running import refuses, run_command, succeeds
 

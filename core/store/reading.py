@@ -36,7 +36,7 @@ def mixed_parts(parts: Sequence[Part]) -> list[str]:
         first = of_fold.setdefault(part.origin.writer, part)
         for other in (parts[0], first):
             if differences := part.origin.differences(other.origin):
-                told = "; ".join(f"{name}: {there!r}, but {now!r} there" for name, there, now in differences)
+                told = "; ".join(f"{name}: {there!r} here, {now!r} there" for name, there, now in differences)
                 problems.append(
                     f"{part.path} was made differently from {other.path.name} ({told}): move away the one that does "
                     "not belong here, or score anew with overwrite=true"

@@ -17,7 +17,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.folders import new_folder
 from core.json_files import write_json
-from deploy.kaggle.backends import DRIVERS, requirements_of
+from deploy.kaggle.runtimes import DRIVERS, requirements_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("conf", "core", "teachers", "students", "eval", "deploy", "distill")

@@ -1,6 +1,6 @@
 """The canaries of an export: what an engine must answer, and how far it may be off (checked by `checking`).
 
-Asked is the exported model in floating point: transformers in fp32, with int8 activations rounded as int8 kernels round
+The reference is the exported model in floating point: transformers in fp32, with int8 activations rounded as int8 kernels round
 them. Engines compute in 16 bits and add in another order, so the model answers several times, every module's output off
 at random by what 16 bits cost. The mean of the answers is expected of an engine, and their scatter is what it may be
 off by. In `merged` and w4a16 that is next to nothing. In w8a8 a small change turns roundings to int8, these turn

@@ -13,8 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from core.records import LABELS, Conversation
 from core.tables import read_parquet
 from eval.conclusions import Row
+from eval.evaluation import METRICS, Evaluation, JudgeResult
 from eval.fidelity import FIDELITY, Fidelity, read_fidelities
-from eval.measuring import METRICS, Evaluation, JudgeResult
 from eval.report.charts import Axis, training_plots
 from eval.report.ladder import LADDER, UNREAD, ordered, unconvincing
 from eval.report.lineage import Lineage, trace

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from eval.measuring import METRICS
+from eval.evaluation import METRICS
 
 ABSENT = "–"
 FORMATS: dict[str, Callable[[Any], str]] = {

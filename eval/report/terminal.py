@@ -3,8 +3,8 @@
 from rich.table import Table
 from rich.text import Text
 
+from eval.evaluation import Evaluation
 from eval.means import METHODS
-from eval.measuring import Evaluation
 from eval.report.ladder import ordered, unconvincing
 
 

@@ -182,7 +182,9 @@ def _refuse_variants(model: Path, config: Mapping[str, Any]) -> None:
         "bidirectional attention": bool(config.get("use_bidirectional_attention")),
     }
     if found := [what for what, differs in variants.items() if differs]:
-        raise UserError(f"{model} has {', '.join(found)}, which llama.cpp's {family} has not: export another format")
+        raise UserError(
+            f"{model} has {', '.join(found)}, which llama.cpp does not support for {family}: set export.format to another one"
+        )
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

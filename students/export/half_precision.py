@@ -100,7 +100,7 @@ def activation_ranges(model: Path, prompts: Sequence[Sequence[int]]) -> dict[str
     `model.layers.0.mlp.up_proj.output`; the norms' inputs are the residual stream and the ends of branches. Not seen
     are queries and keys after their rotation (up to √2 larger) and attention's scores, which vLLM and sdpa hold in
     fp32, and transformers' eager attention does not. On the first GPU, where it has the memory, which is free again
-    afterwards: the next measurement looks at what is.
+    afterwards: the next measurement measures the current weights.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
     from transformers import logging as transformers_logging

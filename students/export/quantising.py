@@ -42,7 +42,7 @@ def quantise(
 ) -> None:
     """Write `out`: the judge in `model` in one of the three formats above, as transformers and vLLM load it.
 
-    `prompts` are token ids of training conversations; w8a8 without smoothing does without. What is not rounded keeps
+    `prompts` are token ids of training conversations; w8a8 needs none unless it is smoothed. What is not rounded keeps
     its every bit, but for norms that are smoothed. `out` appears at once and complete, in the place of an older one.
     Raises `UserError` where `model` is quantised already, and for settings that do not fit it or the format.
     """

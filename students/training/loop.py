@@ -24,10 +24,10 @@ from students.training.data import BatchRow, Example, collate, micro_batches, pl
 from students.training.engine import open_deepspeed
 from students.training.losses import Objective
 from students.training.model import JudgeModel
+from students.training.optuna_studies import Trial
 from students.training.pruning import stop_if_pruned
 from students.training.ranks import UnreachableError, fail_together, raise_together
 from students.training.recipe import Recipe
-from students.training.studies import Trial
 from students.training.tracking import Tracker
 from students.training.validation import Validation, better, score, swap_averaged, validation
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from students.training.checkpoints import RunState
 from students.training.collectives import from_first, rank
+from students.training.optuna_studies import Pruned, Trial, mark_pruned, told_to_stop
 from students.training.outcome import write_pruned_metrics
 from students.training.ranks import fail_together
-from students.training.studies import Pruned, Trial, mark_pruned, told_to_stop
 
 
 def stop_if_pruned(trial: Trial | None, folder: Path, state: RunState) -> None:

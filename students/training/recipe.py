@@ -14,7 +14,7 @@ from students.training.config import (
     TrackerConfig,
     TrainConfig,
 )
-from students.training.studies import Trial
+from students.training.optuna_studies import Trial
 
 
 @dataclass(frozen=True)

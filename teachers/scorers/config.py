@@ -112,7 +112,7 @@ class VllmConfig(Settings):
         sizes = {name: self.engine_args.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
-                raise UserError(f"scorer.engine_args.{name}={size}: give a number of GPUs, 1 or more")
+                raise UserError(f"scorers.*.engine_args.{name}={size}: give a number of GPUs, 1 or more")
         return math.prod(sizes.values())
 
     @property
@@ -127,7 +127,7 @@ class VllmConfig(Settings):
         """Raises `UserError` where Ray gives it other GPUs than it spans."""
         if gpus and math.ceil(gpus) != self.gpus_spanned:
             raise UserError(
-                f"scorer.gpus={gpus:g}, but scorer.worker.engine_args spreads the model over {self.gpus_spanned}: "
+                f"scorers.*.gpus={gpus:g}, but scorers.*.worker.engine_args spreads the model over {self.gpus_spanned}: "
                 "set gpus to tensor_parallel_size x pipeline_parallel_size"
             )
         if gpus <= 1:

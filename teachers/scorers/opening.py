@@ -56,7 +56,7 @@ def label_token_ids(labels: Sequence[str], model: Path) -> list[int]:
     if problems:
         raise UserError(
             f"teacher.labels must be one token each for {model}, but {'; '.join(problems)}: "
-            "choose other texts, with or without their leading space, as prompt.template.verdict ends"
+            "choose other texts, with or without their leading space, depending on how prompt.template.verdict ends"
         )
     ids = [p.ids[0] for p in pieces]
     if len(set(ids)) != len(ids):

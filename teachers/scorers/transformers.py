@@ -46,7 +46,7 @@ class TransformersScorer:
             # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless
             # told so, that waits for the classifier's own forward, which `_outputs` goes around.
             if config.load_in_8bit:
-                raise UserError(f"scorer.load_in_8bit=true: {model} is quantised already; set it to false")
+                raise UserError(f"scorers.*.load_in_8bit=true: {model} is quantised already; set it to false")
             settings.quantization_config["dequantize"] = True
         transformers_logging.disable_progress_bar()
         kind = AutoModelForSequenceClassification if label_ids is None else AutoModelForCausalLM

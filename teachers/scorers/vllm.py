@@ -244,12 +244,14 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     kinds = {field.name: field.type for field in fields(EngineArgs)}
     if unknown := sorted(set(given) - {*inspect.signature(LLM).parameters, *kinds}):
         raise UserError(
-            f"scorer.engine_args: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs"
+            f"scorers.*.engine_args: vllm.LLM has no engine arguments {unknown}; see the keys of vllm.EngineArgs"
         )
     for name, value in given.items():
         listed = QUANTIZATION_METHODS if name == "quantization" else _listed(kinds.get(name))
         if listed and value is not None and _spelt(value) not in map(_spelt, listed):
-            raise UserError(f"scorer.engine_args.{name}={value}: vLLM {__version__} has {', '.join(map(str, listed))}")
+            raise UserError(
+                f"scorers.*.engine_args.{name}={value}: vLLM {__version__} has {', '.join(map(str, listed))}"
+            )
 
 
 def _spelt(value: Any) -> Any:

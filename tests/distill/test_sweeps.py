@@ -26,7 +26,7 @@ from distill.entry_point import CONF, entry_point
 from distill.training_run import run_folder
 from students.training.checkpoints import LATEST
 from students.training.loop import Trainer
-from students.training.studies import STUDY, Trial, open_journal, open_study, told_to_stop
+from students.training.optuna_studies import STUDY, Trial, open_journal, open_study, told_to_stop
 from tests.composing import configured
 from tests.running import ROOT, succeeds
 

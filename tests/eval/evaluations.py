@@ -12,12 +12,12 @@ from core.artefacts.building import Artefact
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES
 from eval.bootstrap import Resampling
+from eval.evaluation import METRICS, Evaluation, measure
 from eval.fidelity import FIDELITY, fidelity
 from eval.judges.answers import Answers
 from eval.judges.baselines import prior, surface
 from eval.judges.bradley_terry import bradley_terry
 from eval.judges.panel import Panel
-from eval.measuring import METRICS, Evaluation, measure
 from eval.recalibration import Recalibration
 from eval.report.page import Report, write_report
 from eval.results import read_result, write_result

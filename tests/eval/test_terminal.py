@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from eval.measuring import METRICS
+from eval.evaluation import METRICS
 from eval.report.ladder import ordered
 from eval.report.terminal import table
 from tests.eval.evaluations import evaluate, typed

@@ -79,7 +79,7 @@ def _tiles(model: ModelFiles, schemes: Sequence[Scheme]) -> Finding:
     odd = [name for name, (rows, columns) in shapes.items() if rows % outputs or columns % inputs]
     if not odd:
         return Finding("tiles", True, f"every layer is made of tiles of {outputs} x {inputs}")
-    way = "run by Triton, not CUTLASS" if int8 else "filled up with zeros by vLLM 0.33 (earlier ones refuse them)"
+    way = "run by Triton, not CUTLASS" if int8 else "padded with zeros by vLLM 0.33 (earlier ones refuse them)"
     return Finding("tiles", True, f"not made of tiles of {outputs} x {inputs}: {some(odd)}; they are {way}")
 
 

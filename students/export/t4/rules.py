@@ -78,7 +78,7 @@ def attention(model: ModelFiles) -> Finding:
 
 
 def memory(model: ModelFiles, t4: T4Config) -> Finding:
-    """Weights as they are held; keys, values and one layer's work by the formula of `core.models.memory`."""
+    """Weights as they lie in memory; keys, values and one layer's work by the formula of `core.models.memory`."""
     config, tokens = model.config, t4.batch_tokens
     keys = config["num_key_value_heads"] * head_dim(config)
     sizes = config["num_hidden_layers"], keys, config["intermediate_size"], config["hidden_size"]

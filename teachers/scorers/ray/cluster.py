@@ -46,7 +46,7 @@ def start(settings: RayConfig) -> None:
         if settings.address is None:
             raise
         raise UserError(
-            f"scorer.address={settings.address}: no Ray cluster lets us in there ({error}); start it, set "
+            f"scorers.*.address={settings.address}: cannot connect to a Ray cluster there ({error}); start it, set "
             "RAY_AUTH_MODE=token if it asks for a token, or set the address to null for this machine alone"
         ) from error
     finally:
@@ -76,7 +76,7 @@ def room_for_workers(settings: RayConfig) -> float:
         )
     if room < settings.workers:
         more = "the others start when nodes come"
-        log.warning("scorer.workers=%d: the cluster has room for %d now; %s", settings.workers, room, more)
+        log.warning("scorers.*.workers=%d: the cluster has room for %d now; %s", settings.workers, room, more)
     return room
 
 

@@ -58,7 +58,7 @@ class RayScorer:
         """
         self.settings, self.max_tokens, self.tokens_cached = config, spec.max_tokens, 0
         if config.gpus > 1 and config.gpus % 1:
-            raise UserError(f"scorer.gpus={config.gpus:g}: give GPUs as a whole number or a share of one")
+            raise UserError(f"scorers.*.gpus={config.gpus:g}: give GPUs as a whole number or a share of one")
         self._worker = (open_worker, replace(spec, model=spec.model.resolve()), config.worker.on_worker(config.gpus))
         self._results: Any = None
         self._environment = dict(os.environ)

@@ -13,7 +13,7 @@ from core.errors import UserError
 def filled_urls(templates: Sequence[str], fold: int | None) -> list[str]:
     """The servers' addresses, {fold} filled in, without a trailing slash or /v1, which clients of OpenAI write."""
     if not templates:
-        raise UserError("scorer.urls=[]: give the URL of each vLLM server, such as [http://localhost:8000]")
+        raise UserError("scorers.*.urls=[]: give the URL of each vLLM server, such as [http://localhost:8000]")
     urls: list[str] = []
     for template in templates:
         try:
@@ -28,11 +28,11 @@ def filled_urls(templates: Sequence[str], fold: int | None) -> list[str]:
                 raise UserError("no http:// or https:// address")
         except (ValueError, httpx.InvalidURL) as error:
             raise UserError(
-                f"scorer.urls: {template!r}: {error}; write http://host:port, with {{fold}} where each fold's "
+                f"scorers.*.urls: {template!r}: {error}; write http://host:port, with {{fold}} where each fold's "
                 "teacher has a server of its own"
             ) from error
         if url in urls:
-            raise UserError(f"scorer.urls: {url} is there twice; raise scorer.requests_in_flight")
+            raise UserError(f"scorers.*.urls: {url} is there twice; raise scorers.*.requests_in_flight")
         urls.append(url)
     return urls
 
@@ -43,7 +43,9 @@ def headers_of(api_key_variable: str | None) -> dict[str, str]:
         return {}
     key = os.environ.get(api_key_variable, "").strip()
     if not key or not (key.isascii() and key.isprintable()):
-        raise UserError(f"scorer.api_key_variable={api_key_variable}: the environment has no such key; set it, or null")
+        raise UserError(
+            f"scorers.*.api_key_variable={api_key_variable}: the environment has no such key; set it, or null"
+        )
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -55,10 +57,10 @@ def common_model(cards: dict[str, dict[str, dict[str, Any]]], wanted: str | None
     chosen: dict[str, str] = {}
     for url, served in cards.items():
         if wanted is None and len(served) != 1:
-            raise UserError(f"{url} serves {sorted(served)}: choose one with scorer.model")
+            raise UserError(f"{url} serves {sorted(served)}: choose one with scorers.*.model")
         chosen[url] = name = next(iter(served)) if wanted is None else wanted
         if name not in served:
-            raise UserError(f"scorer.model={name}: {url} serves {sorted(served)}")
+            raise UserError(f"scorers.*.model={name}: {url} serves {sorted(served)}")
         room = served[name].get("max_model_len")
         if room is not None and room < tokens:
             raise UserError(

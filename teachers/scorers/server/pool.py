@@ -185,5 +185,5 @@ def given_up(url: str, retries: int, failure: TryAgain) -> UserError:
     """What to say when the retries are used up."""
     return UserError(
         f"{url} still fails after {retries} retries: {failure}. What is written stays: rerun the same command to "
-        "resume once the server answers; for a server that needs longer raise scorer.timeout_s"
+        "resume once the server answers; for a server that needs longer raise scorers.*.timeout_s"
     )

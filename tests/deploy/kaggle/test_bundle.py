@@ -21,8 +21,8 @@ from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
 from core.prompts import Renderer
 from core.provenance import Learned, write_learned
-from deploy.kaggle.backends import BESIDE_TORCH, backends_for, requirements_of
 from deploy.kaggle.bundle import COMPETITION, LONGEST_SLUG, TEMPLATE, slug_of
+from deploy.kaggle.runtimes import BESIDE_TORCH, backends_for, requirements_of
 from deploy.predicting.submission import check_submission
 from distill.kaggle import chooses_scorer, notebook_overrides
 from eval.canaries.checking import CANARIES

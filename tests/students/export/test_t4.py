@@ -230,7 +230,7 @@ def test_what_is_quantised_already_is_not_rounded_again(exports: dict[str, Path]
 
 def test_odd_shapes_are_a_note(exports: dict[str, Path]) -> None:
     tiles = {f.rule: f for f in check_t4(exports["w4a16"], T4)}["tiles"]
-    assert tiles.ok and "layers.0" in tiles.detail and "filled up with zeros" in tiles.detail  # 64 wide, tiles of 128
+    assert tiles.ok and "layers.0" in tiles.detail and "padded with zeros" in tiles.detail  # 64 wide, tiles of 128
     assert "every layer" in {f.rule: f.detail for f in check_t4(exports["w8a8"], T4)}["tiles"]
 
 

@@ -114,7 +114,7 @@ class TestJudge:
     def test_refuses_what_the_server_does_not_serve(self, judge_server: str, tiny_judge_llama: Path) -> None:
         with pytest.raises(ValueError, match=rf"takes {MAX_TOKENS} tokens, {MAX_TOKENS + 1} are needed.*--max-model-l"):
             ServerScorer(configured(judge_server), MAX_TOKENS + 1)
-        with pytest.raises(ValueError, match=rf"scorer.model=other: .* serves \['{tiny_judge_llama}'\]"):
+        with pytest.raises(ValueError, match=rf"scorers\.\*\.model=other: .* serves \['{tiny_judge_llama}'\]"):
             ServerScorer(configured(judge_server, model="other"), MAX_TOKENS)
         asked = ServerScorer(configured(judge_server), MAX_TOKENS - 1, label_ids=[5, 6, 7])
         with pytest.raises(ValueError, match=r"/v1/completions answered 404.*--runner generate"):
@@ -484,7 +484,7 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("urls", "fold", "message"),
         [
-            ([], 0, r"scorer.urls=\[\]"),
+            ([], 0, r"scorers\.\*\.urls=\[\]"),
             (["http://host{fold}:1"], None, "belongs to no fold"),
             (["http://host{fold"], 0, "'http://host{fold'"),
             (["http://host{number}"], 0, "unknown {number}"),
@@ -499,11 +499,11 @@ class TestConfiguration:
 
     def test_servers_must_agree_on_one_model(self, fakes: Callable[..., Fake]) -> None:
         one, other, both = fakes("one"), fakes("other"), fakes("one", "other")
-        with pytest.raises(ValueError, match=r"serves \['one', 'other'\]: choose one with scorer.model"):
+        with pytest.raises(ValueError, match=r"serves \['one', 'other'\]: choose one with scorers\.\*\.model"):
             ServerScorer(configured(both.url), MAX_TOKENS)
         with pytest.raises(ValueError, match="different models"):
             ServerScorer(configured(one.url, other.url), MAX_TOKENS)
-        with pytest.raises(ValueError, match=rf"scorer.model=other: {one.url} serves \['one'\]"):
+        with pytest.raises(ValueError, match=rf"scorers\.\*\.model=other: {one.url} serves \['one'\]"):
             ServerScorer(configured(both.url, one.url, model="other"), MAX_TOKENS)
         assert ServerScorer(configured(both.url, other.url, model="other"), MAX_TOKENS).model == "other"
 
@@ -512,7 +512,7 @@ class TestConfiguration:
     ) -> None:
         fake = fakes()
         config = configured(fake.url, api_key_variable="JUDGE_SERVER_KEY")
-        with pytest.raises(ValueError, match=r"scorer.api_key_variable=JUDGE_SERVER_KEY"):
+        with pytest.raises(ValueError, match=r"scorers\.\*\.api_key_variable=JUDGE_SERVER_KEY"):
             ServerScorer(config, MAX_TOKENS)
         monkeypatch.setenv("JUDGE_SERVER_KEY", "secret\n")
         score(ServerScorer(config, MAX_TOKENS), PROMPTS[:1])

@@ -113,7 +113,7 @@ def test_names_engine_arguments_that_vllm_does_not_have(tiny_judge_llama: Path) 
     ("name", "value", "listed"), [("quantization", "bitsandbytes", "fp8"), ("runner", "score", "pooling")]
 )
 def test_names_values_that_vllm_does_not_have_before_it_reads_the_model(name: str, value: str, listed: str) -> None:
-    with pytest.raises(UserError, match=rf"scorer\.engine_args\.{name}={value}: vLLM [\d.]+ has .*{listed}"):
+    with pytest.raises(UserError, match=rf"scorers\.\*\.engine_args\.{name}={value}: vLLM [\d.]+ has .*{listed}"):
         VllmScorer(Path("nowhere"), scorer("vllm", engine_args={name: value}), MAX_TOKENS)
     check_arguments({"quantization": "FP8", "enable_prefix_caching": True, name: None})
 

@@ -9,7 +9,7 @@ import torch
 from core.artefacts.building import Artefact
 from core.models.resolving import resolve
 from core.prompts import Renderer
-from eval.exports import unquantised
+from eval.export_comparison import unquantised
 from students.trained import TrainedJudge
 from tests.composing import configured, scorer
 

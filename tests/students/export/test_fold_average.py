@@ -9,7 +9,7 @@ import pytest
 from core.artefacts.manifest import Manifest
 from core.config import to_mapping
 from core.records import TEST, Conversation
-from students.export.folds import unseen
+from students.export.fold_average import unseen
 from students.trained import TrainedJudge
 from students.training.data import split
 from tests.composing import configured

@@ -23,7 +23,7 @@ from eval.fidelity import FIDELITY, Logits, exceeded, fidelity, untold
 from eval.judges.predictions import predictions
 from eval.recalibration import Kind, fit_recalibration, write_recalibration
 from eval.results import read_result, write_result
-from students.export.folds import average, methods
+from students.export.fold_average import average, methods
 from students.export.steps import ExportModel
 from students.trained import TrainedJudge
 from teachers.scorers.config import ScorerConfig, TransformersConfig, VllmConfig
