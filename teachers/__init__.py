@@ -1,1 +1,1 @@
-"""Scoring at scale: prompts as token ids in, raw three-way logits out, one file per backend."""
+"""Scoring at scale: prompts as token ids in, raw three-way logits out, one file or folder a backend."""

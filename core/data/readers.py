@@ -119,10 +119,10 @@ def _names(paths: list[Path]) -> list[str]:
 
 
 def _open_file(path: Path, name: str, ignored: list[str], problems: list[str]) -> Source | None:
-    if path.suffix not in FORMATS:
-        problems.append(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(FORMATS)}")
+    if path.suffix not in READERS:
+        problems.append(f"{path}: unknown suffix {path.suffix!r}; known are {', '.join(READERS)}")
         return None
-    list_columns, read_rows = FORMATS[path.suffix]
+    list_columns, read_rows = READERS[path.suffix]
     kind = None
     try:
         kind = seems(path, KNOWN)
@@ -280,7 +280,7 @@ def _open_hub(hub: str, ignored: list[str], problems: list[str]) -> Source | Non
     return Source(path.name, usable, rows, identity)
 
 
-FORMATS: dict[str, tuple[Callable[[Path], list[str]], Callable[[Path], Iterator[Row]]]] = {
+READERS: dict[str, tuple[Callable[[Path], list[str]], Callable[[Path], Iterator[Row]]]] = {
     ".csv": (_csv_columns, _csv_rows),
     ".parquet": (_parquet_columns, _parquet_rows),
     ".jsonl": (_jsonl_columns, _jsonl_rows),

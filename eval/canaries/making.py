@@ -1,11 +1,11 @@
 """The canaries of an export: what an engine must answer, and how far it may be off (checked by `checking`).
 
-The reference is the exported model in floating point: transformers in fp32, with int8 activations rounded as int8 kernels round
-them. Engines compute in 16 bits and add in another order, so the model answers several times, every module's output off
-at random by what 16 bits cost. The mean of the answers is expected of an engine, and their scatter is what it may be
-off by. In `merged` and w4a16 that is next to nothing. In w8a8 a small change turns roundings to int8, these turn
-others, and after some layers the answers scatter as much as quantising itself has moved them, which no engine can
-avoid. What is wrong beyond that shows in the mean over prompts, where scatter averages out.
+The reference is the exported model in floating point: transformers in fp32, with int8 activations rounded as int8
+kernels round them. Engines compute in 16 bits and add in another order, so the model answers several times, every
+module's output off at random by what 16 bits cost. The mean of the answers is expected of an engine, and their scatter
+is what it may be off by. In `merged` and w4a16 that is next to nothing. In w8a8 a small change turns roundings to int8,
+these turn others, and after some layers the answers scatter as much as quantising itself has moved them, which no
+engine can avoid. What is wrong beyond that shows in the mean over prompts, where scatter averages out.
 
 llama.cpp, which reads GGUF, answers twice: with keys and values in fp32, and in fp16 as usual.
 """

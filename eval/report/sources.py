@@ -13,7 +13,7 @@ from markupsafe import Markup
 from eval.evaluation import METRICS
 
 ABSENT = "–"
-FORMATS: dict[str, Callable[[Any], str]] = {
+DISPLAY: dict[str, Callable[[Any], str]] = {
     "nats": "{:.4f}".format,
     "signed": "{:+z.4f}".format,
     "share": "{:.1%}".format,
@@ -53,7 +53,7 @@ class Sources:
 
     def _element(self, tag: str, text: str, shown: Sequence[tuple[str, *tuple[Place, ...]]], file: str) -> Markup:
         values = [(form, self._value(place, file)) for form, *place in shown]
-        filled = text.format(*(ABSENT if value is None else FORMATS[form](value) for form, value in values))
+        filled = text.format(*(ABSENT if value is None else DISPLAY[form](value) for form, value in values))
         sources = " ".join(_pointer(file, place) for _, *place in shown)
         forms = " ".join(form for form, *_ in shown)
         element = Markup('<{tag} data-source="{sources}" data-format="{forms}">{filled}</{tag}>')

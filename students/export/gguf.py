@@ -183,7 +183,8 @@ def _refuse_variants(model: Path, config: Mapping[str, Any]) -> None:
     }
     if found := [what for what, differs in variants.items() if differs]:
         raise UserError(
-            f"{model} has {', '.join(found)}, which llama.cpp does not support for {family}: set export.format to another one"
+            f"{model} has {', '.join(found)}, which llama.cpp does not support for {family}: "
+            "choose another export.format"
         )
 
 

@@ -127,7 +127,7 @@ class VllmConfig(Settings):
         """Raises `UserError` where Ray gives it other GPUs than it spans."""
         if gpus and math.ceil(gpus) != self.gpus_spanned:
             raise UserError(
-                f"scorers.*.gpus={gpus:g}, but scorers.*.worker.engine_args spreads the model over {self.gpus_spanned}: "
+                f"scorers.*.gpus={gpus:g}, but worker.engine_args spreads the model over {self.gpus_spanned}: "
                 "set gpus to tensor_parallel_size x pipeline_parallel_size"
             )
         if gpus <= 1:

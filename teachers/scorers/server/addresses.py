@@ -44,7 +44,7 @@ def headers_of(api_key_variable: str | None) -> dict[str, str]:
     key = os.environ.get(api_key_variable, "").strip()
     if not key or not (key.isascii() and key.isprintable()):
         raise UserError(
-            f"scorers.*.api_key_variable={api_key_variable}: the environment has no such key; set it, or null"
+            f"scorers.*.api_key_variable={api_key_variable}: no such key in the environment; set it, or null"
         )
     return {"Authorization": f"Bearer {key}"}
 

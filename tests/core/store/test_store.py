@@ -452,7 +452,7 @@ def test_verify_reports_every_problem(tmp_path: Path) -> None:
     for what in (
         "train.parquet is not a part of this store",
         "part-00-00000.parquet is cut short",
-        "part-00-00012.parquet was made differently from part-00-00001.parquet (dtype: 'bf16' here, 'fp32' there; judge",
+        "part-00-00012.parquet was made differently from part-00-00001.parquet (dtype: 'bf16' here, 'fp32' there;",
         "2 keys (id, order, judge_fold) have more than one row",
         "1 rows have logits that are not finite, such as [('5', 'ab', 0)]",
         "1 judgements lack one order of the two, such as [('6', 0)]",

@@ -26,7 +26,6 @@ from students.export.t4.checking import check_t4
 from students.export.t4.findings import Finding, read_findings, write_findings
 from students.export.t4.kernels import RELEASES, kernels
 from students.trained import convert
-from teachers.scorers.config import memory_share
 from tests.composing import configured
 from tests.tiny_models import Family, tiny_judge
 
@@ -197,7 +196,7 @@ def test_memory_is_what_the_plan_expects(family: Family, tmp_path: Path) -> None
 
 def test_an_engine_is_granted_what_vllm_takes_of_a_t4() -> None:
     """vLLM refuses a model beyond its share of the card, of whose memory torch reports 14.56 GiB."""
-    share = memory_share(configured().scorers.exported)
+    share = configured().scorers.exported.memory_share
     assert 0.97 < T4.memory_gb / (share * 14.56 * 2**30 / 1e9) <= 1
 
 
