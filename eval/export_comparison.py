@@ -26,7 +26,7 @@ from eval.results import read_result, write_result
 from students.export.fold_average import average, methods
 from students.export.steps import ExportModel
 from students.trained import TrainedJudge
-from teachers.scorers.config import ScorerConfig, TransformersConfig, VllmConfig
+from teachers.scorers.config import LocalConfig, ScorerConfig
 
 log = logging.getLogger(__name__)
 AVERAGES = "averages.json"
@@ -51,7 +51,7 @@ class ReadModel:
         return logits_by_order(found.scores, [c.id for c in conversations])
 
 
-def unquantised(judge: TrainedJudge, scorer: VllmConfig | TransformersConfig, root: Path) -> ReadModel:
+def unquantised(judge: TrainedJudge, scorer: LocalConfig, root: Path) -> ReadModel:
     """What an export is compared with: base and adapter merged and read in fp32, whatever the type of the base."""
     model = judge.merged(root, torch.float32)
     content = f"{judge.manifest.content}/{model.name}"  # a merge in the base's own type answers otherwise
@@ -111,7 +111,7 @@ def write_temperature(folder: Path, export: ReadModel, validation: Sequence[Conv
 def print_averages(
     folds: Sequence[TrainedJudge],
     conversations: Sequence[Conversation],
-    scorer: VllmConfig | TransformersConfig,
+    scorer: LocalConfig,
     below: Path,
     root: Path,
     *,

@@ -127,8 +127,8 @@ def _blackpearl(strata: list[str], folds: FoldsConfig) -> list[int]:
         )
     fold = [-1] * len(strata)
     splitter = StratifiedKFold(folds.count, shuffle=True, random_state=folds.seed)
-    for k, (_, held_out) in enumerate(splitter.split(strata, strata)):
-        for row in held_out:
+    for k, (_, left_out) in enumerate(splitter.split(strata, strata)):
+        for row in left_out:
             fold[row] = k
     assert min(fold) >= 0
     return fold

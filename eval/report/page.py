@@ -139,7 +139,7 @@ def _functions(report: Report) -> dict[str, Any]:
         "between": sources.between,
         "tip": sources.tip,
         "Axis": Axis,
-        "told": told,
+        "shown_rows": shown_rows,
         "turns": turns,
         "leaning": lambda bias: leaning(judges, bias, closely),
         "unknown": lambda bias, shown: unknown(judges, bias, shown),
@@ -164,7 +164,7 @@ def fidelity_of(lineage: Lineage, judge: str) -> str:
     return f"{lineage.places[judge]}/{FIDELITY}"
 
 
-def told(rows: Sequence[Row]) -> list[tuple[int, Row]]:
+def shown_rows(rows: Sequence[Row]) -> list[tuple[int, Row]]:
     """The rows of a bias's table that have a value, with their places; of many, those of most conversations."""
     known = [(i, row) for i, row in enumerate(rows) if row.value is not None]
     return sorted(sorted(known, key=lambda at: -at[1].count)[:ROWS], key=lambda at: at[0])
@@ -174,14 +174,14 @@ def leaning(judges: Mapping[str, JudgeResult], bias: str, closely: Sequence[str]
     """The judges with a measured bias, of these those in `closely` if there are any; the axis of its rows and zero."""
     there = [judge for judge in _readers(judges) if bias in judges[judge].biases]
     shown = [judge for judge in there if judge in closely] or there
-    rows = [row for judge in shown for _, row in told(judges[judge].biases[bias].table)]
+    rows = [row for judge in shown for _, row in shown_rows(judges[judge].biases[bias].table)]
     return shown, Axis.over([0, *(end for row in rows for end in (row.low, row.high))])
 
 
 def unknown(judges: Mapping[str, JudgeResult], bias: str, shown: Sequence[str]) -> bool:
-    """Whether nothing can be told of the bias of any judge."""
+    """Whether nothing is known of the bias of any judge."""
     measured = [judges[judge].biases[bias] for judge in shown]
-    return not any(of.value is not None or told(of.table) for of in measured)
+    return not any(of.value is not None or shown_rows(of.table) for of in measured)
 
 
 def reach(

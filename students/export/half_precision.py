@@ -214,8 +214,8 @@ def _fitting(model: Path, ranges: Mapping[str, float], margin: float, factors: d
         lower = ", or lower export.margin" if found.margin > 1 else ""
         raise UserError(
             f"{model}: |activations| reach {found.largest:.4g} at {place}, fitting {found.margin:.2g} times into fp16 "
-            f"(up to {LARGEST:g}), fewer than export.margin={margin:g}: bf16 (export.dtype) is for newer GPUs than "
-            f"T4s; for these export gguf, whose activations are fp32{lower}"
+            f"(up to {LARGEST:g}), fewer than export.margin={margin:g}. T4s have no bf16: set "
+            f"export.format=gguf, whose activations are fp32; for newer GPUs set export.dtype=bf16{lower}"
         )
     return found
 
@@ -224,8 +224,8 @@ def _check_weights(model: Path, ranges: Mapping[str, float]) -> None:
     name = max(ranges, key=lambda tensor: ranges[tensor])
     if ranges[name] > LARGEST:
         raise UserError(
-            f"{model}: |weights| of {name} reach {ranges[name]:.4g}, and fp16 ends at {LARGEST:g}: export it in bf16 "
-            "(export.dtype), for newer GPUs than T4s"
+            f"{model}: |weights| of {name} reach {ranges[name]:.4g}, and fp16 ends at {LARGEST:g}: set "
+            "export.dtype=bf16, for newer GPUs than T4s"
         )
 
 

@@ -20,7 +20,7 @@ from eval.conclusions import Row
 from eval.metrics import kl_rows, log_loss_rows, predict
 from eval.report.ladder import LADDER
 from eval.report.lineage import trace
-from eval.report.page import LONGEST, Report, told, turns, write_report
+from eval.report.page import LONGEST, Report, shown_rows, turns, write_report
 from eval.report.terminal import bayes_line, checks_line, surface_line, table
 from tests.eval.evaluations import Evaluated, evaluate, history, typed
 
@@ -342,7 +342,7 @@ def test_long_texts_are_cut_with_a_note_and_turns_stay_side_by_side() -> None:
 def test_a_long_table_keeps_its_most_frequent_rows_in_order() -> None:
     values = [None if i % 5 == 0 else 0.1 for i in range(31)]
     rows = [Row(x="", value=value, low=value, high=value, count=i * 7 % 31) for i, value in enumerate(values)]
-    kept = told(rows)
+    kept = shown_rows(rows)
     assert len(kept) == 12 and [i for i, _ in kept] == sorted(i for i, _ in kept)
     left = [row.count for i, row in enumerate(rows) if row.value is not None and i not in dict(kept)]
     assert min(row.count for _, row in kept) > max(left)

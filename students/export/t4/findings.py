@@ -14,7 +14,7 @@ ANSWERS = {True: "ok", False: "NO", None: "?"}
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether a rule holds, None where that cannot be told here; `detail` says what to do where it does not."""
+    """Whether a rule holds, None where that cannot be determined here; `detail` says what to do where it does not."""
 
     rule: str
     ok: bool | None

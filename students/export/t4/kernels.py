@@ -15,14 +15,14 @@ PINNED = "that of requirements/gpu-teacher.txt"
 def kernels() -> Finding:
     """None where this environment cannot tell: without vLLM, with its CPU build or a release that the table lacks."""
     if find_spec("vllm") is None:
-        detail = "cannot be told here: this environment has no vLLM; check the folder in the one that serves it"
+        detail = "cannot be determined here: this environment has no vLLM; check the folder in the one that serves it"
         return Finding("kernels", None, detail)
     try:
         installed = version("vllm")
     except PackageNotFoundError:
         installed = CPU_BUILD  # as a package of another name
     if installed.endswith(CPU_BUILD):
-        return Finding("kernels", None, "cannot be told here: this is vLLM's CPU build")
+        return Finding("kernels", None, "cannot be determined here: this is vLLM's CPU build")
     release = ".".join(installed.split(".")[:2])
     if release not in RELEASES:
         detail = f"whether vLLM {installed} has code for T4s is not known: install {PINNED}, which has"
