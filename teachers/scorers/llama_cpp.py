@@ -22,6 +22,7 @@ from teachers.scorers.config import BATCH_TOKENS, Dtype
 
 log = logging.getLogger(__name__)
 AS_IS, ALL_CORES = -1, -1  # llama.cpp's words for an embedding that is not normalised, and for as many threads as cores
+MOST_SEQUENCES = 256  # llama.cpp's own limit, LLAMA_MAX_SEQ
 
 
 class GgufScorer:
@@ -45,7 +46,7 @@ class GgufScorer:
         except ImportError as error:
             raise UserError(f"scoring {folder / GGUF_BACKBONE} needs llama.cpp: pip install xllamacpp") from error
         self.max_tokens = max_tokens
-        self.slots = max(1, BATCH_TOKENS // max_tokens)
+        self.slots = min(max(1, BATCH_TOKENS // max_tokens), MOST_SEQUENCES)
         self.head = load_file(folder / GGUF_HEAD)["score.weight"]
         log.info("scoring with %s through llama.cpp, %d prompts at a time", folder, self.slots)
         self._server: Any = xllamacpp.Server(self._parameters(folder / GGUF_BACKBONE, dtype))

@@ -124,12 +124,12 @@ def test_llama_cpp_gives_the_logits_of_transformers(judge: tuple[Family, Path], 
     family, folder = judge
     expected = logits_of(folder)
     write_gguf(folder, tmp_path / "exact", "F32")
-    with GgufScorer(tmp_path / "exact", EXACT, max(LENGTHS)) as exact:
+    with GgufScorer(tmp_path / "exact", "fp32", max(LENGTHS)) as exact:
         assert np.abs(score(exact, PROMPTS) - expected).max() < TOLERANCE[family]
         backwards = score(exact, PROMPTS[::-1])[::-1]
         assert np.abs(backwards - expected).max() < TOLERANCE[family]
     write_gguf(folder, tmp_path / "rounded")
-    with GgufScorer(tmp_path / "rounded", scorer("transformers"), max(LENGTHS)) as rounded:
+    with GgufScorer(tmp_path / "rounded", "auto", max(LENGTHS)) as rounded:
         drift = score(rounded, PROMPTS) - expected
     assert 0 < np.sqrt((drift**2).mean()) < 0.1 * expected.std()
 
@@ -143,7 +143,7 @@ def test_rotary_frequencies_of_llama_3_1(tmp_path: Path) -> None:
     write_gguf(judge, tmp_path / "out", "F32")
     expected = logits_of(judge)
     assert np.abs(expected - logits_of(plain)).max() > 0.1
-    with GgufScorer(tmp_path / "out", EXACT, max(LENGTHS)) as exact:
+    with GgufScorer(tmp_path / "out", "fp32", max(LENGTHS)) as exact:
         assert np.abs(score(exact, PROMPTS) - expected).max() < TOLERANCE["llama"]
 
 
@@ -155,16 +155,16 @@ def test_gemma_without_softcapping(tmp_path: Path) -> None:
     assert UNCAPPED * np.tanh(50 / UNCAPPED) == pytest.approx(50, abs=0.003)
     expected = logits_of(judge)
     assert np.abs(expected - logits_of(capped)).max() > 0.05
-    with GgufScorer(tmp_path / "out", EXACT, max(LENGTHS)) as exact:
+    with GgufScorer(tmp_path / "out", "fp32", max(LENGTHS)) as exact:
         assert np.abs(score(exact, PROMPTS) - expected).max() < TOLERANCE["gemma2"]
 
 
 @llama_cpp
 def test_refuses_prompts_and_folders(tiny_judge_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no backbone\.gguf"):
-        GgufScorer(tiny_judge_llama, EXACT, 8)
+        GgufScorer(tiny_judge_llama, "fp32", 8)
     write_gguf(tiny_judge_llama, tmp_path / "out")
-    with GgufScorer(tmp_path / "out", EXACT, 8) as judge:
+    with GgufScorer(tmp_path / "out", "fp32", 8) as judge:
         with pytest.raises(ValueError, match="prompt 1 has 9 tokens"):
             score(judge, [[1], [1] * 9])
         with pytest.raises(ValueError, match="invalid tokens"):
