@@ -398,7 +398,9 @@ def replace_labels(config: Config, labels: list[str]) -> Config:
 
 def vllm_stage(configure: Configure, tiny_llama: Path, root: Path, name: str) -> tuple[Any, list[str]]:
     """The stage as a command with the real engine, in a process group of its own, as a terminal would start it."""
-    command = [sys.executable, "-m", "distill.teacher", *overrides(root, tiny_llama, f"teacher.name={name}")]
+    in_transformers = ("scorer@", "scorers.teacher.")
+    shared = [o for o in overrides(root, tiny_llama, f"teacher.name={name}") if not o.startswith(in_transformers)]
+    command = [sys.executable, "-m", "distill.teacher", *shared]
     command += [
         "scorer@scorers.teacher=vllm",
         "teacher.folds=[0]",
