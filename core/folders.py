@@ -19,8 +19,14 @@ def new_folder(folder: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-    except Exception:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(place, ignore_errors=True)
-    partial.rename(place)
+    if place.exists():  # moved aside first: a kill between leaves the old folder or none, never half of one
+        old = place.with_name(f".{place.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        place.rename(old)
+        partial.rename(place)
+        shutil.rmtree(old)
+    else:
+        partial.rename(place)

@@ -26,10 +26,12 @@ RENAMED = {
     "teacher.scorer.labels": "teacher.labels",
     **{f"{old}.vllm": f"{new}.engine_args" for old, new in SCORERS.items()},
     **{f"{old}.server": new for old, new in SCORERS.items()},
+    **{f"{old}.ray.backend": f"scorer@{new}.worker" for old, new in SCORERS.items()},
     **{f"{old}.ray": new for old, new in SCORERS.items()},
     **{f"{old}.backend": f"scorer@{new}" for old, new in SCORERS.items()},
     **SCORERS,
     "teacher.mixture.calibrate": "teacher.mixture.temperature_scaling",
+    "mixture.calibrate": "mixture.temperature_scaling",  # in manifests
     "export.calibration": "export.scaling",
     "export.fidelity": "fidelity",
     "export.canaries": "canaries",
@@ -51,6 +53,10 @@ REMOVED = {
     },
     "loss.cross_entropy.temperature": "the cross-entropy with votes has no temperature",
     "tracker.sample_characters": "samples show 500 characters of a text",
+    "plan.conversations": "plan.assumed.conversations holds for data that are not prepared",
+    "plan.tokens": "plan.assumed.tokens holds for a model without its tokenizer",
+    "predict.rules.both_empty": "the judge decides where both responses are empty",
+    "export.quantisation.damping": "GPTQ's own default of 0.01 holds",
 }
 UNCHANGED = {"canaries": ("on_failure", "rows", "tokens", "repeats", "factors", "floor")}  # names that are groups now
 # Values that are gone: key -> value -> what to give in its place.
@@ -95,6 +101,8 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
         if new.startswith("engine."):
             continue  # it says how, not what, and left the identity
         if old == "optimizer.warmup_steps" and value is None:
+            if group["warmup"] == 1:  # all steps, then; one step, now
+                group["warmup"] = "all steps"
             continue  # then `optimizer.warmup` held
         *groups, last = new.split(".")
         target = found

@@ -73,9 +73,14 @@ def entry_point(stage: Callable[[Config], Any]) -> Callable[[], Any]:
 
 def refuse_old_keys(arguments: Iterable[str]) -> None:
     """Say what to do about an override whose key earlier versions knew: Hydra would only say that there is none."""
-    keys = [argument.split("=")[0].lstrip("+~") for argument in arguments if "=" in argument]
-    old = {key: advice(key.rpartition("@")[2]) for key in keys}
-    if found := [f"{key}: {remedy}" for key, remedy in old.items() if remedy]:
+    found = []
+    for argument in arguments:
+        key, _, value = argument.lstrip("+~").partition("=")
+        group, at, place = key.rpartition("@")
+        remedy = advice(place) if value else None
+        if remedy and not (key == "canaries" and value not in ("refuse", "warn")):  # a group of that name
+            found.append(f"{key}: {remedy.replace('called ', f'called {group}{at}')}")
+    if found:
         refuse(UserError("; ".join(found)))
 
 

@@ -39,7 +39,7 @@ def main(config: Config) -> None:
     else:
         judge, rows = judge_and_rows(config)
         identity = {
-            "export": to_mapping(config.export),
+            "export": {**to_mapping(config.export), "compare_folds": None},
             "fold": config.fold,
             "prompt": judge.manifest.config["prompt"],
             "fidelity": to_mapping(config.fidelity),

@@ -7,10 +7,11 @@ scorers.exported and canaries.on_failure. deploy/kaggle/README.md explains what 
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from core.errors import UserError
 from distill.config import Config
-from distill.entry_point import entry_point
+from distill.entry_point import entry_point, typed
 
 log = logging.getLogger(__name__)
 SCORER = "scorers.exported"
@@ -39,13 +40,30 @@ def main(config: Config) -> None:
     # Write
     given = HydraConfig.get().overrides.task
     backends = backends_for(model, config.scorers.exported, chooses_scorer(given), config.t4.memory_gb)
-    write_bundle(output, model, config.run, notebook_overrides(given), backends)
+    overrides = notebook_overrides(given)
+    backends = [name for name in backends if name == config.scorers.exported.backend or composes(overrides, name)]
+    write_bundle(output, model, config.run, overrides, backends)
     log.info("%s is written, for %s; deploy/kaggle/README.md explains the next steps", output, " and ".join(backends))
 
 
 def chooses_scorer(overrides: Iterable[str]) -> bool:
     """Whether the command says which scorer reads the export, or how."""
     return any(key_of(override).startswith((SCORER, f"scorer@{SCORER}")) for override in overrides)
+
+
+def composes(overrides: Iterable[str], backend: str) -> bool:
+    """Whether the notebook can choose this backend: an experiment's keys of another one do not fit it."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    chosen = [*overrides, f"scorer@{SCORER}={backend}"]
+    values: Any = OmegaConf.to_container(compose("config", overrides=chosen), resolve=True)
+    try:
+        typed(values, chosen)
+    except UserError as error:
+        log.warning("the notebook cannot fall back on %s: %s", backend, error)
+        return False
+    return True
 
 
 def notebook_overrides(overrides: Iterable[str]) -> list[str]:

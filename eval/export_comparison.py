@@ -55,7 +55,8 @@ def unquantised(judge: TrainedJudge, scorer: LocalConfig, root: Path) -> ReadMod
     """What an export is compared with: base and adapter merged and read in fp32, whatever the type of the base."""
     model = judge.merged(root, torch.float32)
     content = f"{judge.manifest.content}/{model.name}"  # a merge in the base's own type answers otherwise
-    return ReadModel(model, content, judge.renderer, replace(scorer, dtype="fp32"), root)
+    exact = replace(scorer.in_transformers(), dtype="fp32", load_in_8bit=False)
+    return ReadModel(model, content, judge.renderer, exact, root)
 
 
 def exported(judge: TrainedJudge, model: ExportModel, scorer: ScorerConfig, root: Path) -> ReadModel:

@@ -100,20 +100,20 @@ class ScoringRun:
         """
         held: dict[int, P] = {}
         finished: list[Mapping[str, Any]] = []
-        began = time.perf_counter()
+        began, before = time.perf_counter(), scorer.tokens_cached
         try:
             for position, output in scorer.stream(self._ids(prompts, held)):
                 prompt = held.pop(position)
                 check_finite(output[None], [prompt.id])
                 finished.append(row(prompt, output))
-                self.progress.advance(len(prompt.ids), scorer.tokens_cached, time.perf_counter() - began)
+                self.progress.advance(len(prompt.ids), scorer.tokens_cached - before, time.perf_counter() - began)
                 if len(finished) >= self.rows_per_part:
                     write(writer, finished)
                 if self.interrupt.asked and self.draws_all:
                     break  # it has drawn all prompts already
         finally:
             self.progress.running(time.perf_counter() - began)
-            self.progress.cached += scorer.tokens_cached
+            self.progress.cached += scorer.tokens_cached - before
             write(writer, finished)
 
     def _ids(self, prompts: Iterable[P], held: dict[int, P]) -> Iterator[Sequence[int]]:

@@ -21,6 +21,7 @@ from core.artefacts.versions import installed_versions
 from core.errors import UserError
 from core.json_files import read_json, write_json
 from core.locks import alone
+from core.renamed import with_new_names
 
 STARTED = Path(SCRATCH[0], "started.json")
 
@@ -135,7 +136,7 @@ class Artefact:
         path = self.folder / STARTED
         if not path.exists():
             return []
-        return differing_fields(read_json(path, "start over with overwrite=true"), self._start())
+        return differing_fields(with_new_names(read_json(path, "start over with overwrite=true")), self._start())
 
     def _start(self) -> dict[str, Any]:
         start = {**self.identity, "parents": parent_contents(self.parents, self.root)}

@@ -25,6 +25,7 @@ from deploy.predicting.engine_notes import check_engine
 from deploy.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure
 from deploy.predicting.unlabelled import Source, read_unlabelled
 from eval.config import CanaryMode
+from teachers.scorers.backends import backend_of
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
 from teachers.scoring_run import ScoringRun, scoring_run, store_identity
@@ -91,10 +92,11 @@ def judge_share(number: int, count: int, judging: Judging) -> None:
     """
     judge, share = open_exported(judging.model), take_share(judging, number, count)
     waiting, settings = share.waiting(), judging.settings
+    draws_all = backend_of(judging.scorer).draws_all
     identity = store_identity(judge.renderer.hashes["prompt"], judging.scorer.precision)
     with (
         StoreWriter(judging.parts, identity, judge.manifest.content, number, JUDGED) as writer,
-        scoring_run(judging.parts, waiting, settings.rows_per_part) as run,
+        scoring_run(judging.parts, waiting, settings.rows_per_part, draws_all=draws_all) as run,
     ):
         if waiting:
             with open_scorer(judge.folder, judging.scorer, judge.max_tokens) as scorer:

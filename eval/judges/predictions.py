@@ -15,6 +15,7 @@ from core.scoring import score_conversations
 from core.tables import read_parquet
 from eval.canaries.checking import check_canaries
 from eval.config import CanaryMode
+from teachers.scorers.backends import backend_of
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
 
@@ -53,7 +54,9 @@ def predictions(
     }
     folder = root / "predictions" / identity_hash(identity)
     artefact = Artefact(folder, "predictions", identity, [], root)
-    with artefact.building(wait=True) as lacking:
+    # Which model a server holds is known to its owner alone: it is asked each time.
+    asked_anew = not backend_of(scorer).loads_model
+    with artefact.building(wait=True, overwrite=asked_anew) as lacking:
         if lacking:
             with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
                 problem = None if canaries is None else check_canaries(model, renderer, opened, canaries)

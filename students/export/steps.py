@@ -83,7 +83,10 @@ def export_model(
     # A full tuning of this type is its own merged model, which has no manifest.
     manifest = read_manifest(model) if (model / MANIFEST).exists() else None
     unchanged = export.dtype == "fp32" and row.write is None
-    content = judge.manifest.content if unchanged or manifest is None else manifest.content
+    if unchanged:
+        content = f"{judge.manifest.content}/{model.name}"  # as the unquantised student, which it is
+    else:
+        content = judge.manifest.content if manifest is None else manifest.content
     return ExportModel(model, content, {} if manifest is None else manifest.extra)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.artefacts.identity import differing_fields
 from core.errors import UserError
+from core.renamed import with_new_names
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -69,7 +70,7 @@ def open_study(folder: Path, pruner: Mapping[str, Any], identity: dict[str, Any]
         direction="minimize",
         load_if_exists=True,
     )
-    if differences := differing_fields(study.user_attrs.get("identity", identity), identity):
+    if differences := differing_fields(with_new_names(study.user_attrs.get("identity", identity)), identity):
         raise UserError(
             f"{folder} is a study of other trials:\n"
             + "\n".join(f"  - {name}: there {there!r}, now {now!r}" for name, there, now in differences)

@@ -177,7 +177,7 @@ def test_a_key_of_before_is_refused_with_its_new_name() -> None:
     told = refuses("distill.plan", "student.lora.rank=8", "scorer@teacher.scorer=ray", "teacher.scorer.vllm.x=1")
     assert told.splitlines()[-1] == (
         "error: student.lora.rank: it is called model.lora.rank now; scorer@teacher.scorer: it is called "
-        "scorers.teacher now; teacher.scorer.vllm.x: it is called scorers.teacher.engine_args.x now"
+        "scorer@scorers.teacher now; teacher.scorer.vllm.x: it is called scorers.teacher.engine_args.x now"
     )
 
 

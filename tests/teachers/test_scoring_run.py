@@ -72,6 +72,19 @@ def run(folder: Path, scorer: Arithmetic, prompts: Iterable[Prompt], interrupt: 
         scoring.score(writer, scorer, prompts, row)
 
 
+def test_what_the_cache_spared_is_counted_once(tmp_path: Path) -> None:
+    class Caches(Arithmetic):
+        def answer(self, position: int, prompt: Sequence[int]) -> tuple[int, np.ndarray]:
+            self.tokens_cached += 2  # since the engine started, as engines count
+            return super().answer(position, prompt)
+
+    scoring, scorer = ScoringRun(ScoringProgress(8, None), Interrupt(), ROWS_PER_PART), Caches()
+    with StoreWriter(tmp_path, {}, "judge") as writer:
+        for part in ("first", "second"):
+            scoring.score(writer, scorer, [Prompt(f"{part} {i}", [1, 2, 3]) for i in range(4)], row)
+    assert scoring.progress.cached == scorer.tokens_cached == 16
+
+
 def stored(folder: Path) -> dict[str, float]:
     rows = pl.concat([pl.read_parquet(part) for part in sorted(folder.glob("part-*.parquet"))])
     assert rows["id"].is_unique().all()

@@ -144,4 +144,4 @@ class ServerScorer:
                     pause = max(pause_after(attempt + 1), failure.after)
                     log.warning("%s: %s; asking again in %.1f s", url, failure, pause)
                     time.sleep(pause)
-        raise AssertionError(f"scorer.retries={self.server.retries}")
+        raise AssertionError(f"retries={self.server.retries}")

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -24,7 +25,8 @@ from core.provenance import Learned, write_learned
 from deploy.kaggle.bundle import COMPETITION, LONGEST_SLUG, TEMPLATE, slug_of
 from deploy.kaggle.runtimes import BESIDE_TORCH, backends_for, requirements_of
 from deploy.predicting.submission import check_submission
-from distill.kaggle import chooses_scorer, notebook_overrides
+from distill.entry_point import CONF
+from distill.kaggle import chooses_scorer, composes, notebook_overrides
 from eval.canaries.checking import CANARIES
 from tests.composing import configured, scorer
 from tests.imports import demands
@@ -243,3 +245,9 @@ def test_names_and_overrides_are_the_notebooks() -> None:
     ]
     assert notebook_overrides(given) == kept
     assert chooses_scorer(given) and chooses_scorer(given[-1:]) and not chooses_scorer(given[:-2])
+
+
+def test_a_backend_that_an_experiment_s_keys_do_not_fit_is_not_offered() -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        assert composes(["+exp=smoke"], "transformers")
+        assert not composes(["+exp=smoke", "+scorers.exported.engine_args={max_num_seqs: 64}"], "transformers")

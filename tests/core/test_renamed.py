@@ -1,0 +1,41 @@
+"""Keys of earlier versions: what they are called now, and what manifests that hold them are taken for."""
+
+import pytest
+
+from core.renamed import advice, with_new_names
+from distill.entry_point import refuse_old_keys
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("student.lora.rank", "it is called model.lora.rank now"),
+        ("teacher.scorer.ray.backend", "it is called scorer@scorers.teacher.worker now"),
+        ("export.canaries.rows", "it is called canaries.rows now"),
+        ("plan.tokens", "it was removed: plan.assumed.tokens holds for a model without its tokenizer"),
+        ("export.quantisation.damping", "it was removed: GPTQ's own default of 0.01 holds"),
+        ("canaries.rows", None),
+        ("seed", None),
+    ],
+)
+def test_an_old_key_is_told_with_its_new_name_or_why_it_is_gone(key: str, told: str | None) -> None:
+    assert advice(key) == told
+
+
+def test_a_group_that_has_an_old_key_s_name_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    refuse_old_keys(["canaries=default", "+exp=demo"])
+    with pytest.raises(SystemExit):
+        refuse_old_keys(["canaries=warn", "scorer@teacher.scorer=ray"])
+    told = capsys.readouterr().err
+    assert "canaries.on_failure now" in told and "scorer@scorers.teacher now" in told
+
+
+def test_a_manifest_of_before_is_read_in_new_names() -> None:
+    old = {"mixture": {"calibrate": True}, "optimizer": {"warmup": 0.1, "warmup_steps": None}}
+    assert with_new_names(old) == {"mixture": {"temperature_scaling": True}, "optimizer": {"warmup": 0.1}}
+    steps = {"optimizer": {"warmup": 0.1, "warmup_steps": 100}}
+    assert with_new_names(steps) == {"optimizer": {"warmup": 100}}
+
+
+def test_a_warm_up_over_all_steps_is_not_taken_for_one_of_a_single_step() -> None:
+    assert with_new_names({"optimizer": {"warmup": 1.0, "warmup_steps": None}})["optimizer"]["warmup"] != 1
