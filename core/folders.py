@@ -14,7 +14,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     leaves the older folder as it was.
     """
     place = folder.resolve() if folder.is_symlink() else folder
-    partial = place.with_name(f".{place.name}.partial")
+    partial, old = (place.with_name(f".{place.name}.{state}") for state in ("partial", "old"))
+    if old.exists():  # a kill came while the folder was replaced
+        shutil.rmtree(old) if place.exists() else old.rename(place)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -23,8 +25,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if place.exists():  # moved aside first: a kill between leaves the old folder or none, never half of one
-        old = place.with_name(f".{place.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         place.rename(old)
         partial.rename(place)
         shutil.rmtree(old)

@@ -34,6 +34,7 @@ RENAMED = {
     "mixture.calibrate": "mixture.temperature_scaling",  # in manifests
     "export.calibration": "export.scaling",
     "export.fidelity": "fidelity",
+    "export.fidelity_rows": "fidelity.rows",
     "export.canaries": "canaries",
     "canaries": "canaries.on_failure",
     "plan.t4": "t4",
@@ -81,7 +82,10 @@ def new_name(key: str) -> str | None:
     for old, new in RENAMED.items():
         rest = key.removeprefix(old)
         if rest == "" or (
-            rest != key and rest.startswith(".") and rest[1:].split(".")[0] not in UNCHANGED.get(old, ())
+            rest != key
+            and rest.startswith(".")
+            and rest[1:].split(".")[0] not in UNCHANGED.get(old, ())
+            and old != "student"
         ):
             return new + rest
     return None
@@ -101,7 +105,7 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
         if new.startswith("engine."):
             continue  # it says how, not what, and left the identity
         if old == "optimizer.warmup_steps" and value is None:
-            if group["warmup"] == 1:  # all steps, then; one step, now
+            if group.get("warmup") == 1:  # all steps, then; one step, now
                 group["warmup"] = "all steps"
             continue  # then `optimizer.warmup` held
         *groups, last = new.split(".")

@@ -6,6 +6,7 @@ from typing import Literal
 
 from core.bounds import Count, Natural, Seed
 from core.data.config import DataConfig
+from core.exported import export_folder
 from core.prompts import PromptConfig
 from deploy.predicting.config import PredictConfig
 from deploy.serving.config import ServeConfig
@@ -81,3 +82,7 @@ class Config:
     @property
     def root(self) -> Path:
         return Path(self.paths.root)
+
+    def export_folder(self, chosen: str | None = None) -> Path:
+        """The export that a user has `chosen` by its folder, or the experiment's own."""
+        return Path(chosen) if chosen else export_folder(self.root, self.run, self.export.name)

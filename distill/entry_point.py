@@ -77,8 +77,10 @@ def refuse_old_keys(arguments: Iterable[str]) -> None:
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")
         group, at, place = key.rpartition("@")
-        remedy = advice(place) if value else None
-        if remedy and not (key == "canaries" and value not in ("refuse", "warn")):  # a group of that name
+        remedy = advice(place) if "=" in argument or argument.startswith("~") else None
+        if key == "canaries" and not {*value.strip("'\"").split(",")} <= {"refuse", "warn"}:
+            continue  # it chooses a file of the group that has this name now
+        if remedy:
             found.append(f"{key}: {remedy.replace('called ', f'called {group}{at}')}")
     if found:
         refuse(UserError("; ".join(found)))

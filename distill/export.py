@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 def main(config: Config) -> None:
     from core.artefacts.building import Artefact
     from core.artefacts.manifest import read_manifest
-    from core.exported import export_folder
     from students.export.t4.checking import examine
     from students.export.t4.findings import broken_rules
 
@@ -47,7 +46,7 @@ def main(config: Config) -> None:
             "scorer": config.scorers.check.identity,
             "t4": {"memory_gb": config.t4.memory_gb, "batch_tokens": config.t4.batch_tokens},
         }
-        folder = export_folder(config.root, config.run, config.export.name)
+        folder = config.export_folder()
         artefact = Artefact(folder, "export", identity, [judge.folder], config.root)
         with artefact.building(overwrite=config.overwrite) as lacking:
             if lacking:

@@ -20,7 +20,7 @@ SCORER = "scorers.exported"
 def main(config: Config) -> None:
     from hydra.core.hydra_config import HydraConfig
 
-    from core.exported import export_folder, open_exported
+    from core.exported import open_exported
     from deploy.kaggle.bundle import check_output, write_bundle
     from deploy.kaggle.runtimes import backends_for, check_runs_on_kaggle
 
@@ -29,12 +29,7 @@ def main(config: Config) -> None:
         raise UserError("output=null: name the folder to write, as in output=kaggle-bundle")
     output = Path(config.output)
     check_output(output, config.overwrite)
-    model = (
-        Path(config.predict.model)
-        if config.predict.model
-        else export_folder(config.root, config.run, config.export.name)
-    )
-    model = open_exported(model).folder
+    model = open_exported(config.export_folder(config.predict.model)).folder
     check_runs_on_kaggle(model)
 
     # Write

@@ -5,23 +5,19 @@ judge that `distill.export` made. Several GPUs share the work, and `predict.minu
 resumes with the same command: docs/predict.md.
 """
 
-from pathlib import Path
-
 from distill.config import Config
 from distill.entry_point import entry_point
 
 
 def main(config: Config) -> None:
-    from core.exported import export_folder
     from deploy.predicting.outputs import checked_output
     from deploy.predicting.run import write_predictions
     from deploy.predicting.unlabelled import Source
 
-    given = config.predict.model
     write_predictions(
         Source(config.input, config.data, config.limit, config.predict.rules),
         checked_output(config.output, config.input, config.overwrite),
-        Path(given) if given else export_folder(config.root, config.run, config.export.name),
+        config.export_folder(config.predict.model),
         config.scorers.exported,
         config.predict,
         config.canaries.on_failure,

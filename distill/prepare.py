@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from core.data.readers import Source
 
 STAGE = "prepare"
-REJECTED, TRUE_DISTRIBUTION = "rejected.parquet", "law.parquet"
+REJECTED = "rejected.parquet"
 
 
 def main(config: Config) -> None:
@@ -49,7 +49,7 @@ def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None
 
     data, folder = config.data, artefact.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONVERSATIONS, REJECTED, TRUE_DISTRIBUTION):  # what a broken run left
+    for name in (CONVERSATIONS, REJECTED, arena_sim.TRUE_DISTRIBUTION):  # what a broken run left
         (folder / name).unlink(missing_ok=True)
 
     table, rejected, tallies = collect(sources, config.limit, data.shuffle_sides)
@@ -57,7 +57,7 @@ def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None
         simulated, true_distribution = arena_sim.simulate(data.simulate)
         table = to_frame(simulated[: config.limit])
         tallies = [Tally(data.name, read=len(table), kept=len(table))]
-        true_distribution[: config.limit].write_parquet(folder / TRUE_DISTRIBUTION)
+        true_distribution[: config.limit].write_parquet(folder / arena_sim.TRUE_DISTRIBUTION)
     rejected.write_parquet(folder / REJECTED)
     summary.check_rejected(rejected, tallies, data.max_rejected, folder / REJECTED)
     table = assign_groups(table, data.near_duplicates)

@@ -3,21 +3,16 @@
 It listens on http://127.0.0.1:8080 until SIGTERM or Ctrl-C; docs/serve.md describes the API.
 """
 
-from pathlib import Path
-
 from distill.config import Config
 from distill.entry_point import entry_point
 
 
 def main(config: Config) -> None:
-    from core.exported import export_folder, open_exported
+    from core.exported import open_exported
     from deploy.serving.server import serve
 
-    folder = (
-        Path(config.serve.model) if config.serve.model else export_folder(config.root, config.run, config.export.name)
-    )
-    jobs = config.root / "serve" / "jobs"
-    serve(open_exported(folder), config.scorers.exported, config.serve, jobs, config.canaries.on_failure)
+    jobs, exported = config.root / "serve" / "jobs", open_exported(config.export_folder(config.serve.model))
+    serve(exported, config.scorers.exported, config.serve, jobs, config.canaries.on_failure)
 
 
 if __name__ == "__main__":

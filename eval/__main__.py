@@ -86,18 +86,14 @@ def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", s
     """predictions.parquet, metrics.json and report.html from what the judges answered."""
     import polars as pl
 
-    from core.tables import read_parquet
     from eval.evaluation import METRICS, measure
     from eval.report.page import Report, write_report
     from eval.results import write_result
+    from eval.scored import true_distribution
 
     frames = [of.scores.select(pl.lit(name).alias("judge"), pl.all()) for name, of in panel.answers.items()]
     pl.concat(frames, how="diagonal").write_parquet(folder / "predictions.parquet")
-    truth = None
-    if (data / "law.parquet").exists():  # of a simulated arena: one more judge, whose entropy is the bound
-        ids = pl.DataFrame({"id": [c.id for c in scored]})
-        truth = ids.join(read_parquet(data / "law.parquet"), on="id", how="left", maintain_order="left")
-    evaluation = measure(panel, scored, truth, config.eval, config.seed)
+    evaluation = measure(panel, scored, true_distribution(data, scored), config.eval, config.seed)
     write_result(folder / METRICS, evaluation)
     artefacts = {name: of.artefact for name, of in panel.answers.items() if of.artefact is not None}
     report = Report.of(config.run, evaluation, scored, artefacts, data, config.root)

@@ -2,9 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
+import polars as pl
+
+from core.data.arena_sim import TRUE_DISTRIBUTION
 from core.errors import UserError
 from core.records import TEST, Conversation
+from core.tables import read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -29,3 +34,14 @@ def scored_and_training(
     if not scored:
         raise UserError(f"fold={fold} of these data has no votes to evaluate on: choose another fold or data set")
     return split, scored, [c for c in conversations if c.fold not in (TEST, scored[0].fold)]
+
+
+def true_distribution(data: Path, conversations: Sequence[Conversation]) -> pl.DataFrame | None:
+    """The probabilities that a simulated arena drew its votes from, one row a conversation; None for other data.
+
+    They are one more judge, and their entropy is the bound.
+    """
+    if not (data / TRUE_DISTRIBUTION).exists():
+        return None
+    ids = pl.DataFrame({"id": [c.id for c in conversations]})
+    return ids.join(read_parquet(data / TRUE_DISTRIBUTION), on="id", how="left", maintain_order="left")

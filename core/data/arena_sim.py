@@ -28,6 +28,7 @@ import polars as pl
 from core.data.config import SimulateConfig
 from core.records import Conversation
 
+TRUE_DISTRIBUTION = "law.parquet"  # beside the conversations; the name is part of artefacts that exist
 TIPS = (-0.9, 0.2, 0.9)
 TONE = 2.2
 HEDGE = 1.4

@@ -1,4 +1,5 @@
-"""What a model answers, kept below predictions/: no stage has the same model score the same conversations twice."""
+"""What a model answers, kept below predictions/: no stage has the same model score the same conversations twice,
+but for models that servers hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ def predictions(
     With `canaries`, the model is an export whose engine is checked first: with "warn", what is wrong with it is among
     what `failed`. Raises `UserError` where, with "refuse", it computes something else than was exported.
     """
+    if not backend_of(scorer).loads_model:  # a server's owner alone knows which model it holds now: nothing is kept
+        return ask(model, renderer, scorer, conversations, canaries)
     shown = [[c.id, c.model_a, c.model_b, c.prompt, c.response_a, c.response_b] for c in conversations]
     identity = {
         "content": content,
@@ -54,15 +57,23 @@ def predictions(
     }
     folder = root / "predictions" / identity_hash(identity)
     artefact = Artefact(folder, "predictions", identity, [], root)
-    # Which model a server holds is known to its owner alone: it is asked each time.
-    asked_anew = not backend_of(scorer).loads_model
-    with artefact.building(wait=True, overwrite=asked_anew) as lacking:
+    with artefact.building(wait=True) as lacking:
         if lacking:
-            with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
-                problem = None if canaries is None else check_canaries(model, renderer, opened, canaries)
-                frame = score_conversations(opened, renderer, conversations)
+            found = ask(model, renderer, scorer, conversations, canaries)
             folder.mkdir(parents=True, exist_ok=True)
-            frame.write_parquet(folder / SCORED)
-            rows, extra = {"scored": len(conversations)}, {FAILED: [problem] if problem else []}
-            artefact.finish(rows=rows, extra=extra)
+            found.scores.write_parquet(folder / SCORED)
+            artefact.finish(rows={"scored": len(conversations)}, extra={FAILED: [*found.failed]})
     return Predictions(read_parquet(folder / SCORED), read_manifest(folder).extra[FAILED])
+
+
+def ask(
+    model: Path,
+    renderer: Renderer,
+    scorer: ScorerConfig,
+    conversations: Sequence[Conversation],
+    canaries: CanaryMode | None,
+) -> Predictions:
+    """The answers of a scorer that is opened for them."""
+    with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
+        problem = None if canaries is None else check_canaries(model, renderer, opened, canaries)
+        return Predictions(score_conversations(opened, renderer, conversations), [problem] if problem else [])

@@ -35,3 +35,14 @@ def test_what_fails_halfway_leaves_the_older_folder_and_is_made_anew(
         assert names(partial) == [] and names(folder) == ["old"]
         (partial / "new").touch()
     assert names(folder) == ["new"] and names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_kill_while_the_folder_is_replaced_leaves_nothing_behind(replaced: bool, tmp_path: Path) -> None:
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "older").touch()
+    if replaced:  # the kill came when the new folder was in place
+        (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError), new_folder(tmp_path / "model"):
+        raise ValueError
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ([] if replaced else ["older"])

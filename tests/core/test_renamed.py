@@ -16,6 +16,8 @@ from distill.entry_point import refuse_old_keys
         ("export.quantisation.damping", "it was removed: GPTQ's own default of 0.01 holds"),
         ("canaries.rows", None),
         ("seed", None),
+        ("student.dropout", None),
+        ("student", "it is called model now"),
     ],
 )
 def test_an_old_key_is_told_with_its_new_name_or_why_it_is_gone(key: str, told: str | None) -> None:
@@ -24,6 +26,9 @@ def test_an_old_key_is_told_with_its_new_name_or_why_it_is_gone(key: str, told: 
 
 def test_a_group_that_has_an_old_key_s_name_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     refuse_old_keys(["canaries=default", "+exp=demo"])
+    for old in ("canaries=refuse,warn", "student.lora.rank=", "~student.lora"):
+        with pytest.raises(SystemExit):
+            refuse_old_keys([old])
     with pytest.raises(SystemExit):
         refuse_old_keys(["canaries=warn", "scorer@teacher.scorer=ray"])
     told = capsys.readouterr().err
