@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 LABELS = ("a", "b", "tie")
 Order = Literal["ab", "ba"]
 ORDERS: tuple[Order, ...] = ("ab", "ba")
 TEST = -1  # the fold of the locked test split: no model of any stage learns from it
+BOTH_BAD = {"tie": "both bad"}  # the tag of a tie between two bad responses, where the data tell such ties apart
 T = TypeVar("T")
 
 
@@ -20,7 +21,8 @@ class Conversation:
     `prompt`, `response_a` and `response_b` hold one text a turn. `votes` are three counts in the order of `LABELS`:
     one-hot for a single vote, more where several people voted, None where nobody did. `group` is a hash of the first
     prompt, the same for near-duplicates: conversations of one group never sit in different folds. `fold` is 0 or
-    above, or `TEST`.
+    above, or `TEST`. `score_a` and `score_b` are what somebody gave each response alone, on the scale of the data.
+    `tags` say what else the data tell, such as {"language": "English"} and `BOTH_BAD`: a name and a value each.
     """
 
     id: str
@@ -33,9 +35,12 @@ class Conversation:
     group: str = ""
     fold: int = 0
     source: str = ""
+    score_a: float | None = None
+    score_b: float | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def swap(self) -> "Conversation":
-        """The same conversation with the two sides exchanged: responses, models and votes."""
+        """The same conversation with the two sides exchanged: responses, models, votes and scores."""
         return replace(
             self,
             response_a=self.response_b,
@@ -43,6 +48,8 @@ class Conversation:
             model_a=self.model_b,
             model_b=self.model_a,
             votes=None if self.votes is None else list(swap_labels(self.votes)),
+            score_a=self.score_b,
+            score_b=self.score_a,
         )
 
     def fingerprint(self) -> int:

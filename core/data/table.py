@@ -23,23 +23,33 @@ SCHEMA = pl.Schema(
         "group": pl.String(),
         "fold": pl.Int32(),
         "source": pl.String(),
+        "score_a": pl.Float64(),
+        "score_b": pl.Float64(),
+        "tags": pl.List(pl.Struct({"name": pl.String, "value": pl.String})),
     }
 )
+LATER = ("score_a", "score_b", "tags")  # what tables of earlier versions lack
 
 
 def to_frame(conversations: Sequence[Conversation]) -> pl.DataFrame:
     """A table in `SCHEMA`, one row a conversation, in the given order."""
-    columns = {name: [getattr(c, name) for c in conversations] for name in SCHEMA}
+    columns = {name: [getattr(c, name) for c in conversations] for name in SCHEMA if name != "tags"}
+    columns["tags"] = [[{"name": name, "value": value} for name, value in c.tags.items()] for c in conversations]
     return pl.DataFrame(columns, schema=SCHEMA)
 
 
 def from_frame(frame: pl.DataFrame) -> list[Conversation]:
-    """The conversations of a table in `SCHEMA`. Raises `UserError` naming the columns that differ."""
+    """The conversations of a table in `SCHEMA`, or of an earlier version's (`LATER`).
+
+    Raises `UserError` naming the columns that differ.
+    """
+    frame = frame.with_columns(pl.lit(None, SCHEMA[name]).alias(name) for name in LATER if name not in frame.columns)
     if frame.schema != SCHEMA:
         wrong = {name: str(kind) for name, kind in frame.schema.items() if SCHEMA.get(name) != kind}
         missing = [name for name in SCHEMA if name not in frame.schema]
         raise UserError(f"not a conversations table: unexpected columns {wrong}, missing columns {missing}")
-    return [Conversation(**row) for row in frame.iter_rows(named=True)]
+    rows = frame.select(SCHEMA).iter_rows(named=True)
+    return [Conversation(**row | {"tags": {t["name"]: t["value"] for t in row["tags"] or ()}}) for row in rows]
 
 
 def save_conversations(folder: Path, conversations: pl.DataFrame) -> None:

@@ -19,7 +19,7 @@ from core.data.folds import assign_folds, labels
 from core.data.groups import assign_groups, group_of
 from core.data.readers import Row, Source
 from core.data.table import from_frame, load_conversations, save_conversations, to_frame
-from core.records import LABELS, TEST, Conversation
+from core.records import BOTH_BAD, LABELS, TEST, Conversation
 
 WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
 GROUPED = FoldsConfig(count=5, split="grouped", seed=0)
@@ -204,6 +204,15 @@ def test_blackpearl_is_the_published_split() -> None:
 def test_impossible_folds_are_refused(folds: FoldsConfig, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         assign_folds(voted(*[one_hot(0)] * 20), folds, 0)
+
+
+def test_tags_and_scores_are_kept_and_tables_of_before_have_none() -> None:
+    plain = Conversation("x", ["q"], ["a"], ["b"], votes=[0, 0, 1])
+    tagged = replace(plain, score_a=7.0, score_b=0.1, tags={"language": "English", **BOTH_BAD})
+    assert from_frame(to_frame([tagged, plain])) == [tagged, plain]
+    assert from_frame(to_frame([tagged]).drop("score_a", "score_b", "tags")) == [plain]
+    assert (tagged.swap().score_a, tagged.swap().score_b, tagged.swap().tags) == (0.1, 7.0, tagged.tags)
+    assert tagged.swap().swap() == tagged and tagged.fingerprint() == plain.fingerprint()
 
 
 def test_only_a_finished_table_is_loaded(tmp_path: Path) -> None:
