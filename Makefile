@@ -8,13 +8,19 @@ TEACHER_EXP ?= demo_teacher
 export TORCH_INDEX ALLOW_CUDA PYTHON VENV REQUIREMENTS
 
 .DEFAULT_GOAL := help
+# setup.sh writes the file last: without it the environment is not there, or not complete.
+ifneq ($(filter-out help setup clean,$(or $(MAKECMDGOALS),help)),)
+ifeq ($(filter setup,$(MAKECMDGOALS))$(wildcard $(VENV)/.installed),)
+$(error run make setup first: there is no complete $(VENV))
+endif
+endif
 .PHONY: help setup plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages predict serve test test-gpu-pins checks format bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
 	@echo; echo "  EXP=$(EXP) chooses the experiment, ARGS='seed=1 ...' overrides single keys: see conf/, whose files say where keys are explained"
 
-setup: ## Make .venv from requirements/cpu.txt with Python 3.11 to 3.13 (TORCH_INDEX=<index with torch's CPU wheels> where pip would take a CUDA build)
+setup: ## Make .venv from requirements/cpu.txt with Python 3.11 to 3.13, GPU or not; stopped, it goes on where it was
 	bash requirements/setup.sh
 
 plan: ## Memory, hours and cost of every stage of EXP, before anything is rented (ARGS='plan=h100 plan.gpus=16')
