@@ -8,8 +8,8 @@ from bench.configuration import file_of
 from core.config import from_mapping
 from core.data.collecting import collect
 from core.data.config import DataConfig
+from core.data.files.opening import open_sources
 from core.data.groups import group_of
-from core.data.readers import open_sources
 from core.data.table import from_frame
 from core.records import Conversation
 

@@ -14,7 +14,7 @@ from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
     from core.artefacts.building import Artefact
-    from core.data.readers import Source
+    from core.data.files.rows import Source
 
 STAGE = "prepare"
 REJECTED = "rejected.parquet"
@@ -23,14 +23,14 @@ REJECTED = "rejected.parquet"
 def main(config: Config) -> None:
     """Prepare the data that `config.data` names, unless that is done. Raises `UserError` for what a user can mend."""
     from core.artefacts.building import Artefact
-    from core.data import readers
+    from core.data.files import opening
 
     data, folder = config.data, config.root / "data" / config.data.name
-    readers.check_origin(data)
-    sources = [] if data.simulate else readers.open_sources(data)
+    opening.check_origin(data)
+    sources = [] if data.simulate else opening.open_sources(data)
     made_of = {**to_mapping(data), "limit": config.limit, "inputs": {s.name: s.identity for s in sources}}
     del made_of["max_rejected"]  # changes nothing in what it lets pass
-    inputs = readers.input_files(data)
+    inputs = opening.input_files(data)
     artefact = Artefact(folder, STAGE, made_of, [], config.root)
     with artefact.building(inputs=inputs, overwrite=config.overwrite) as lacking:
         if lacking:

@@ -20,8 +20,8 @@ import polars as pl
 from scipy.special import softmax
 
 from bench.configuration import configured
+from core.data.files.opening import open_sources
 from core.data.parsing import BadRow, parse
-from core.data.readers import open_sources
 from core.records import Conversation
 from core.scoring import swap_average
 from core.store.reading import read_logits

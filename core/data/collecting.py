@@ -13,8 +13,9 @@ from typing import Any
 
 import polars as pl
 
+from core.data.columns import MODELS, TEXTS
+from core.data.files.rows import ROWS_AT_ONCE, Source, shown
 from core.data.parsing import BadRow, clean, parse
-from core.data.readers import MODELS, ROWS_AT_ONCE, TEXTS, Source, shown
 from core.data.table import SCHEMA, to_frame
 from core.errors import UserError
 from core.records import Conversation

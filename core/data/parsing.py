@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from core.data.readers import BALLOTS, COUNTS, MODELS, SHOWN, SURROGATES, TEXTS, WINNERS, Row, Source, shown
+from core.data.columns import BALLOTS, COUNTS, MODELS, TEXTS, WINNERS
+from core.data.files.rows import SHOWN, SURROGATES, Row, Source, shown
 from core.errors import UserError
 from core.records import Conversation
 

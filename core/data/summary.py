@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 
 from core.data.collecting import Tally, kinds
+from core.data.files.rows import shown
 from core.data.folds import UNVOTED, labels
 from core.data.groups import joined_prompts
-from core.data.readers import shown
 from core.errors import UserError
 from core.records import LABELS, TEST
 

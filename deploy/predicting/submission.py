@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
-from core.data.readers import WINNERS
+from core.data.columns import WINNERS
 from core.errors import UserError
 from core.records import LABELS
 from core.scoring import swap_average

@@ -14,9 +14,11 @@ from typing import Any
 import polars as pl
 
 from core.data.collecting import REJECTED
+from core.data.columns import BALLOTS, COUNTS, FOREIGN_VOTES, REQUIRED, WINNERS
 from core.data.config import DataConfig
+from core.data.files.opening import open_sources
+from core.data.files.rows import Row
 from core.data.parsing import BadRow, identify, parse
-from core.data.readers import BALLOTS, COUNTS, FOREIGN_VOTES, REQUIRED, WINNERS, Row, open_sources
 from core.errors import UserError
 from core.records import Conversation, swap_labels
 from deploy.predicting.config import RulesConfig

@@ -12,7 +12,7 @@ import polars as pl
 
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import changed_parents, read_manifest
-from core.data.file_kinds import seems
+from core.data.files.kinds import seems
 from core.errors import UserError
 from core.exported import open_exported
 from core.prompts import Renderer, renderer_of

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from core.artefacts.building import Artefact
 from core.data.collecting import collect, is_swapped
 from core.data.config import FoldsConfig
+from core.data.files.rows import Row, Source
 from core.data.folds import assign_folds, labels
 from core.data.groups import assign_groups, group_of
-from core.data.readers import Row, Source
 from core.data.table import from_frame, load_conversations, save_conversations, to_frame
 from core.records import BOTH_BAD, LABELS, TEST, Conversation
 

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.collecting import collect
+from core.data.columns import WINNERS
 from core.data.config import DataConfig, FoldsConfig
+from core.data.files.opening import open_sources
+from core.data.files.rows import Row, Source
 from core.data.parsing import BadRow, parse
-from core.data.readers import WINNERS, Row, Source, open_sources
 from core.data.table import from_frame
 from core.errors import UserError
 from core.records import Conversation
