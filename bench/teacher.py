@@ -126,7 +126,7 @@ def measure(
 def stage(scorer: Any, renderer: Renderer, conversations: list[Conversation], store: Path) -> np.ndarray:
     """What the stage does once its engine runs; logits [prompts, 3] as shown, in the order of the conversations."""
     shutil.rmtree(store, ignore_errors=True)
-    model = TeacherModel("bench", NO_FOLD, Learned(), renderer, store, lambda: (store, None))
+    model = TeacherModel("bench", NO_FOLD, Learned(), LABELS, renderer, store, lambda: (store, None))
     with StoreWriter(store, {}, model.content) as writer:
         share = Share(model, writer, *not_done(sorted(conversations, key=prefix_order), writer, ORDERS))
         with scoring_run(store, share.rows, ROWS_PER_PART) as run:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
+from core.labels import Labels, labels_of
 from core.prompts import Renderer, renderer_of
 from core.renamed import removed
 
@@ -22,6 +23,11 @@ class ExportedJudge:
     @property
     def max_tokens(self) -> int:
         return self.renderer.config.max_tokens
+
+    @property
+    def labels(self) -> Labels:
+        """What it gives probabilities of."""
+        return labels_of(self.manifest)
 
 
 def export_folder(root: Path, run: str, name: str) -> Path:

@@ -46,6 +46,7 @@ def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None
     from core.data.folds import assign_folds
     from core.data.groups import assign_groups
     from core.data.table import CONVERSATIONS, save_conversations, to_frame
+    from core.labels import labels_of_votes, noted
 
     data, folder = config.data, artefact.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +70,12 @@ def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None
         told = f"{len(rejected):,} rows were rejected ({kinds(rejected)}), see {folder / REJECTED}"
         raise UserError(f"{error}; {told}") from error
     save_conversations(folder, table)
-    artefact.finish(rows={what: sum(getattr(tally, what) for tally in tallies) for what in summary.ROWS})
-    summary.summarise(table, rejected, tallies, folder, folder / REJECTED)
+    rows, labels = (
+        {what: sum(getattr(t, what) for t in tallies) for what in summary.ROWS},
+        labels_of_votes(table["votes"]),
+    )
+    artefact.finish(rows=rows, extra=noted(labels))
+    summary.summarise(table, rejected, tallies, labels, folder, folder / REJECTED)
 
 
 if __name__ == "__main__":

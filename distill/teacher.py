@@ -15,23 +15,25 @@ from distill.config import Config
 from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
+    from core.labels import Labels
     from core.records import Conversation
     from teachers.judgements import TeacherModel
 
 
 def main(config: Config) -> None:
     from core.data.table import load_conversations
+    from core.labels import labels_in
     from core.store.parts import clear
 
     store = logits_folder(config)
-    rows = load_conversations(data_folder(config))
+    rows, labels = load_conversations(data_folder(config)), labels_in(data_folder(config))
     if config.overwrite:
         clear(store)
     write = {"reward": from_rewards, "mixture": from_teachers}.get(config.teacher.kind, from_models)
-    write(config, store, rows)
+    write(config, store, rows, labels)
 
 
-def from_models(config: Config, store: Path, rows: "Sequence[Conversation]") -> None:
+def from_models(config: Config, store: Path, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The logits of fold teachers, or of one ready-made model."""
     from core.artefacts.building import Artefact
     from core.models.resolving import resolve
@@ -45,10 +47,10 @@ def from_models(config: Config, store: Path, rows: "Sequence[Conversation]") -> 
         models = [ready_made_model(folder, config.prompt, teacher.label_tokens is not None)]
     identity = {"rows": teacher.rows, "judges": {str(model.fold): model.content for model in models}}
     artefact = Artefact(store, "teacher", identity, parents, config.root)
-    write_judgements(artefact, models, rows, teacher, config.scorers.teacher, config.limit)
+    write_judgements(artefact, models, rows, labels, teacher, config.scorers.teacher, config.limit)
 
 
-def from_rewards(config: Config, store: Path, rows: "Sequence[Conversation]") -> None:
+def from_rewards(config: Config, store: Path, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The rewards of single responses, then the logits that a model fitted on other folds' votes makes of them."""
     from core.artefacts.building import Artefact
     from core.artefacts.contents import content_hash
@@ -62,10 +64,11 @@ def from_rewards(config: Config, store: Path, rows: "Sequence[Conversation]") ->
     score_responses(rewards, model, rows, teacher, config.scorers.teacher, config.limit)
     identity = {"l2": teacher.reward_l2, "rewards": content_hash(rewards), "limit": config.limit}
     artefact = Artefact(store, "teacher", identity, [data_folder(config)], config.root)
-    write_fitted(artefact, rewards, rows[: config.limit], teacher.reward_l2, behind_model(source), model.hashes)
+    fitted, behind = rows[: config.limit], behind_model(source)
+    write_fitted(artefact, rewards, fitted, labels, teacher.reward_l2, behind, model.hashes)
 
 
-def from_teachers(config: Config, store: Path, rows: "Sequence[Conversation]") -> None:
+def from_teachers(config: Config, store: Path, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The mixture of the logits of other teachers."""
     from core.artefacts.building import Artefact
     from core.config import to_mapping
@@ -76,7 +79,8 @@ def from_teachers(config: Config, store: Path, rows: "Sequence[Conversation]") -
     folders = {name: config.root / "logits" / name for name in mixture.teachers}
     identity = {"mixture": to_mapping(mixture), "rows": config.teacher.rows, "limit": config.limit}
     artefact = Artefact(store, "teacher", identity, [data_folder(config), *folders.values()], config.root)
-    write_mixture(artefact, folders, rows[: config.limit], mixture, in_fold=config.teacher.rows == "in_fold")
+    in_fold = config.teacher.rows == "in_fold"
+    write_mixture(artefact, folders, rows[: config.limit], labels, mixture, in_fold=in_fold)
 
 
 def data_folder(config: Config) -> Path:
@@ -109,7 +113,8 @@ def fold_models(config: Config) -> "list[TeacherModel]":
         def folders() -> tuple[Path, Path | None]:
             return (trained.merged(config.root), None) if config.teacher.merge else trained.unmerged(config.root)
 
-        return TeacherModel(trained.manifest.content, fold, trained.learned(), trained.renderer, trained.base, folders)
+        told = (trained.manifest.content, fold, trained.learned(), trained.labels, trained.renderer, trained.base)
+        return TeacherModel(*told, folders)
 
     opened = [open_trained(f, config.root, "train it first (role=teacher)") for f in teacher_folders(config)]
     return [model(fold, trained) for fold, trained in zip(config.teacher.folds, opened, strict=True)]

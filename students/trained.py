@@ -10,6 +10,7 @@ import torch
 from core.artefacts.building import Artefact
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
+from core.labels import Labels, labels_of, noted
 from core.models.folders import model_hash, new_model
 from core.models.resolving import resolve
 from core.models.shards import locate, read_shapes, read_tensor, write_weights
@@ -33,6 +34,11 @@ class TrainedJudge:
     @property
     def max_tokens(self) -> int:
         return self.renderer.config.max_tokens
+
+    @property
+    def labels(self) -> Labels:
+        """What the people whose votes it learned from could vote for."""
+        return labels_of(self.manifest)
 
     def learned(self) -> Learned:
         """Which conversations it learned from, through its teachers, too."""
@@ -70,7 +76,7 @@ class TrainedJudge:
                 merge_adapter(self.base, self.folder / "adapter", folder, dtype, self.settings)
             if lacking:
                 write_learned(folder, self.learned())
-                artefact.finish(prompt=self.manifest.prompt)
+                artefact.finish(prompt=self.manifest.prompt, extra=noted(self.labels))
         return folder
 
     def unmerged(self, root: Path) -> tuple[Path, Path]:
@@ -90,7 +96,7 @@ class TrainedJudge:
                 bare = folder / "adapter"
                 unmerge_adapter(self.base, self.folder / "adapter", folder / "model", bare, self.settings)
                 write_learned(folder / "model", self.learned())
-                artefact.finish(prompt=self.manifest.prompt)
+                artefact.finish(prompt=self.manifest.prompt, extra=noted(self.labels))
         return folder / "model", folder / "adapter"
 
 

@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
 from core.errors import UserError
+from core.labels import NO_TIE, Labels, among
 from core.records import LABELS, TEST, Conversation
 from core.scoring import SCORES
 from core.store.parts import NO_FOLD
@@ -41,12 +42,13 @@ class BradleyTerry:
 
 
 def fit_bradley_terry(differences: np.ndarray, votes: np.ndarray, l2: float) -> BradleyTerry:
-    """The maximum of the penalised likelihood of `votes` [n, 3] given `differences` r_a - r_b [n, objectives].
+    """The maximum of the penalised likelihood of `votes` [n, labels] given `differences` r_a - r_b [n, objectives].
 
     Each row counts one, as vote shares. The penalty is `l2`/2 times the squared weights for differences measured in
     their root mean square (their standard deviation over both orders), so it does not depend on a reward's scale; an
     objective that never differs gets weight 0. One vote for each label is added at difference 0 (Laplace), so that a
-    label which nobody chose stays possible. Raises `UserError` where there is nothing to fit.
+    label which nobody chose stays possible. Of two labels, without ties, it is Bradley and Terry's own model. Raises
+    `UserError` where there is nothing to fit.
     """
     totals = votes.sum(axis=1, keepdims=True)
     if not len(votes) or not (totals > 0).all() or (votes < 0).any():
@@ -54,9 +56,10 @@ def fit_bradley_terry(differences: np.ndarray, votes: np.ndarray, l2: float) -> 
     assert len(differences) == len(votes) and np.isfinite(differences).all()
     scale = np.sqrt(np.mean(differences**2, axis=0))
     scaled = np.divide(differences, scale, out=np.zeros_like(differences), where=scale > 0)
-    level = np.zeros((len(LABELS), scaled.shape[1]))
-    scaled, shares = np.concatenate([scaled, level]), np.concatenate([votes / totals, np.eye(len(LABELS))])
-    start = np.zeros(scaled.shape[1] + 1)
+    labels = votes.shape[1]
+    level = np.zeros((labels, scaled.shape[1]))
+    scaled, shares = np.concatenate([scaled, level]), np.concatenate([votes / totals, np.eye(labels)])
+    start = start_of_fit(scaled.shape[1], labels)
     best = minimize(davidson_loss, start, (scaled, shares, l2), "L-BFGS-B", jac=True, options={"ftol": 1e-14})
     if not np.isfinite(best.x).all():
         raise UserError(
@@ -66,20 +69,26 @@ def fit_bradley_terry(differences: np.ndarray, votes: np.ndarray, l2: float) -> 
     return BradleyTerry(weights, float(best.x[-1]))
 
 
+def start_of_fit(weights: int, labels: int) -> np.ndarray:
+    """Where `davidson_loss` is minimised from: without ties, log_tie stays where it is."""
+    return np.append(np.zeros(weights), 0.0 if labels == len(LABELS) else NO_TIE)
+
+
 def davidson_loss(
     parameters: np.ndarray, differences: np.ndarray, shares: np.ndarray, l2: float
 ) -> tuple[float, np.ndarray]:
     """The negative log-likelihood in nats, a sum over rows, with its penalty, and its gradient.
 
-    `parameters` are the weights [objectives] and log_tie. Convex: a linear model's cross-entropy and a square.
+    `parameters` are the weights [objectives] and log_tie; `shares` [n, labels]. Convex: a linear model's cross-entropy
+    and a square.
     """
     weights, log_tie = parameters[:-1], parameters[-1]
-    logits = BradleyTerry(weights, log_tie).logits(differences)
+    logits = BradleyTerry(weights, log_tie).logits(differences)[:, : shares.shape[1]]
     norm = logsumexp(logits, axis=1, keepdims=True)
     surplus = np.exp(logits - norm) - shares  # of probability over votes, which sum to one
     loss = float(norm.sum() - (shares * logits).sum() + l2 / 2 * weights @ weights)
     slope = differences.T @ (surplus[:, 0] - surplus[:, 1]) / 2 + l2 * weights
-    return loss, np.append(slope, surplus[:, 2].sum())
+    return loss, np.append(slope, surplus[:, 2:].sum())
 
 
 @dataclass(frozen=True)
@@ -96,16 +105,20 @@ class CrossFit:
     prior_log_loss: float
 
 
-def cross_fit(rewards: pl.DataFrame, conversations: Sequence[Conversation], l2: float) -> pl.DataFrame:
+def cross_fit(
+    rewards: pl.DataFrame, conversations: Sequence[Conversation], l2: float, labels: Labels = LABELS
+) -> pl.DataFrame:
     """Logits of all `conversations` in `CROSS_FIT`, as `cross_fitted` says; tells the log what was fitted."""
-    fitted = cross_fitted(rewards, conversations, l2)
+    fitted = cross_fitted(rewards, conversations, l2, labels)
     for fold, fit in fitted.fits.items():
         log.info("fold %d left out: weights %s, log tie %.3f", fold, np.round(fit.weights, 4).tolist(), fit.log_tie)
     log.info("log loss on the folds left out: %.4f, of the prior %.4f", fitted.log_loss, fitted.prior_log_loss)
     return fitted.logits
 
 
-def cross_fitted(rewards: pl.DataFrame, conversations: Sequence[Conversation], l2: float) -> CrossFit:
+def cross_fitted(
+    rewards: pl.DataFrame, conversations: Sequence[Conversation], l2: float, labels: Labels = LABELS
+) -> CrossFit:
     """Turn `rewards` (`distill.store.REWARDS`) into logits by models that never saw the votes of the rows they judge.
 
     Fold k, with votes or without, gets the model fitted on the votes of all other folds; its `judge_fold` is k, as
@@ -116,9 +129,10 @@ def cross_fitted(rewards: pl.DataFrame, conversations: Sequence[Conversation], l
     differences = reward_differences(rewards, [c.id for c in conversations])
     folds = np.array([c.fold for c in conversations])
     voted = np.array([bool(c.votes) and sum(c.votes or []) > 0 for c in conversations])
-    votes = np.array([c.votes if has else [0.0, 0.0, 0.0] for c, has in zip(conversations, voted, strict=True)])
+    counts = np.array([c.votes if has else [0.0, 0.0, 0.0] for c, has in zip(conversations, voted, strict=True)])
+    votes = among(counts, labels)
     shares = votes / np.maximum(votes.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    logits, priors = np.empty((2, *votes.shape))
+    logits, priors = np.empty((len(votes), len(LABELS))), np.empty(votes.shape)
     fits = {}
     for fold in np.unique(folds).tolist():
         here, others = folds == fold, (folds != fold) & (folds != TEST) & voted
@@ -130,7 +144,8 @@ def cross_fitted(rewards: pl.DataFrame, conversations: Sequence[Conversation], l
         fits[fold] = fit_bradley_terry(differences[others], votes[others], l2)
         logits[here] = fits[fold].logits(differences[here])
         priors[here] = np.log(shares[others].sum(axis=0) + 1)
-    losses = [-float((shares * log_softmax(scores, axis=1))[voted].sum(axis=1).mean()) for scores in (logits, priors)]
+    judged = (among(logits, labels), priors)
+    losses = [-float((shares * log_softmax(scores, axis=1))[voted].sum(axis=1).mean()) for scores in judged]
     judges = np.where(folds == TEST, NO_FOLD, folds)
     table = {"id": [c.id for c in conversations], "logits": logits.astype(np.float32), "judge_fold": judges}
     return CrossFit(pl.DataFrame(table, schema=CROSS_FIT), fits, *losses)

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from core.artefacts.building import Artefact
+from core.labels import Labels, noted
 from core.locks import alone
 from core.provenance import Learned
 from core.store.parts import clear
@@ -25,11 +26,13 @@ def write_derived(
     seen: Mapping[int, Learned],
     hashes: Mapping[str, str],
     judge: str,
+    labels: Labels,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a finished store of `logits` (schema `LOGITS`), in place of what is there.
 
-    `seen` says what the judge of each fold learned from; `judge` names what it is.
+    `seen` says what the judge of each fold learned from; `judge` names what it is,
+    `labels` what it speaks of.
     """
     with alone(store.folder):
         clear(store.folder)  # half of it may be there
@@ -38,5 +41,5 @@ def write_derived(
             with StoreWriter(store.folder, identity, judge, fold, LOGITS) as writer:
                 writer.append(rows)
             write_seen(store.folder, fold, seen[fold])
-        store.finish(rows={"logits": len(logits)}, prompt=hashes, extra=extra)
+        store.finish(rows={"logits": len(logits)}, prompt=hashes, extra={**(extra or {}), **noted(labels)})
     log.info("%s: %d rows", store.folder, len(logits))

@@ -11,6 +11,7 @@ import numpy as np
 
 from core.artefacts.building import Artefact
 from core.errors import UserError
+from core.labels import Labels, check_knows, labels_behind, noted, shared
 from core.models.folders import model_hash
 from core.prompts import PromptConfig, Rendered, Renderer
 from core.provenance import Learned, behind_model
@@ -33,13 +34,14 @@ log = logging.getLogger(__name__)
 class TeacherModel:
     """One model of a teacher.
 
-    `content` tells it from any other; `learned`: what it learned from; `folders()`: its folder, made ready when it is
-    asked for, and an adapter that is served beside it.
+    `content` tells it from any other; `learned`: what it learned from, `labels`: and what could be voted for there;
+    `folders()`: its folder, made ready when it is asked for, and an adapter that is served beside it.
     """
 
     content: str
     fold: int
     learned: Learned
+    labels: Labels
     renderer: Renderer
     tokenizer: Path
     folders: Callable[[], tuple[Path, Path | None]]
@@ -67,21 +69,26 @@ def ready_made_model(folder: Path, prompt: PromptConfig, by_label_tokens: bool) 
             f"teacher.method=label_tokens with {folder}: its tokenizer puts an end-of-text token after every "
             "prompt, where the verdict should follow; take out its post-processor's end, or another model"
         )
-    return TeacherModel(model_hash(folder), NO_FOLD, behind_model(folder), renderer, folder, lambda: (folder, None))
+    told = (model_hash(folder), NO_FOLD, behind_model(folder), labels_behind(folder), renderer, folder)
+    return TeacherModel(*told, lambda: (folder, None))
 
 
 def write_judgements(
     artefact: Artefact,
     models: Sequence[TeacherModel],
     rows: Sequence[Conversation],
+    labels: Labels,
     teacher: TeacherConfig,
     scorer: ScorerConfig,
     limit: int | None,
 ) -> None:
     """Score with each model the conversations that are its own, in an order in which shared prefixes are neighbours.
 
-    `limit`: only the first of `rows` are scored, and the log tells what all would take.
+    `labels`: what people could vote for on `rows`. `limit`: only the first of these are scored, and the log tells what
+    all would take. Raises `UserError` for a model that does not know ties where `rows` have them.
     """
+    known = shared(model.labels for model in models)
+    check_knows(artefact.folder, known, labels)
     store, limited = artefact.folder, {c.id for c in rows[:limit]}
     wanted = rows_of_each(models, sorted(rows, key=prefix_order), teacher)
     with ExitStack() as stack:
@@ -105,7 +112,7 @@ def write_judgements(
                 if share.todo and not run.interrupt.asked:
                     score_share(share, store, teacher, scorer, run)
         written = sum(len(share.writer.done) for share in shares)
-    artefact.finish(rows={"logits": written}, prompt=models[0].renderer.hashes)
+    artefact.finish(rows={"logits": written}, prompt=models[0].renderer.hashes, extra=noted(known))
     log.info("%s: %d rows", store, written)
 
 

@@ -20,8 +20,9 @@ from scipy.special import log_softmax, logsumexp
 from core.artefacts.building import Artefact
 from core.artefacts.manifest import read_manifest
 from core.errors import UserError
+from core.labels import NO_TIE, Labels, among, check_knows, labels_in, with_tie
 from core.provenance import Learned, union
-from core.records import ORDERS, TEST, Conversation
+from core.records import LABELS, ORDERS, TEST, Conversation
 from core.scoring import logits_by_order, mean_logits
 from core.store.parts import NO_FOLD
 from core.store.reading import read_logits
@@ -35,7 +36,7 @@ LOG_TEMPERATURES = (-4.0, 4.0)
 
 
 def fit_temperature(logits: np.ndarray, votes: np.ndarray) -> float:
-    """T > 0 that minimises the log loss of softmax(logits / T) [n, 3] on soft votes [n, 3] (rows sum to 1)."""
+    """T > 0 that minimises the log loss of softmax(logits / T) [n, labels] on soft votes (rows sum to 1)."""
 
     def loss(log_temperature: float) -> float:
         return float(-(votes * log_softmax(logits / np.exp(log_temperature), axis=1)).sum(1).mean())
@@ -44,13 +45,13 @@ def fit_temperature(logits: np.ndarray, votes: np.ndarray) -> float:
 
 
 def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> np.ndarray:
-    """One temperature for each row of `logits` [n, 3]: fitted on the votes of the folds that the row is not in.
+    """One temperature for each row of `logits` [n, labels]: fitted on the votes of the folds that the row is not in.
 
     Votes of the test split fit none. Raises `UserError` where there are no votes outside a row's fold.
     """
     folds = np.array([c.fold for c in conversations])
     voted = np.array([c.votes is not None for c in conversations])
-    votes = np.array([c.votes or (0.0, 0.0, 0.0) for c in conversations], dtype=float)
+    votes = np.array([(c.votes or (0.0, 0.0, 0.0))[: logits.shape[1]] for c in conversations], dtype=float)
     votes[voted] /= votes[voted].sum(1, keepdims=True)
     found = np.empty(len(folds))
     for fold in np.unique(folds):
@@ -65,9 +66,14 @@ def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> n
 
 
 def mix(
-    teachers: Mapping[str, pl.DataFrame], conversations: Sequence[Conversation], config: MixtureConfig
+    teachers: Mapping[str, pl.DataFrame],
+    conversations: Sequence[Conversation],
+    config: MixtureConfig,
+    labels: Labels = LABELS,
 ) -> tuple[np.ndarray, dict[str, list[float]]]:
     """Log-probabilities float32 [n, 2 orders, 3] of the mixture, and each teacher's temperatures by fold.
+
+    Where `labels` have no tie, those of a and b are mixed as if there were none, and a tie has `NO_TIE`.
 
     `teachers` holds out-of-fold logits with one row for each id and order. Raises `UserError` naming the teacher and
     ids where it does not cover all conversations.
@@ -80,7 +86,8 @@ def mix(
             orders = np.stack(logits_by_order(teachers[name], ids), axis=1).astype(float)
         except UserError as error:
             raise UserError(f"teacher {name!r} of the mixture: {error}") from error
-        assert orders.shape == (len(ids), len(ORDERS), 3), orders.shape
+        assert orders.shape == (len(ids), len(ORDERS), len(LABELS)), orders.shape
+        orders = among(orders, labels)
         temperature = np.ones(len(ids))
         if config.temperature_scaling:
             temperature = temperatures(orders.mean(1), conversations)
@@ -91,7 +98,7 @@ def mix(
         mixed = log_softmax(sum(weight * logs for weight, logs in parts), axis=2)
     else:
         mixed = logsumexp([np.log(weight) + logs for weight, logs in parts], axis=0)
-    return mixed.astype(np.float32), fitted
+    return with_tie(mixed, NO_TIE).astype(np.float32), fitted
 
 
 def shares(config: MixtureConfig) -> list[float]:
@@ -118,11 +125,12 @@ def write_mixture(
     artefact: Artefact,
     folders: Mapping[str, Path],
     rows: Sequence[Conversation],
+    labels: Labels,
     config: MixtureConfig,
     *,
     in_fold: bool,
 ) -> None:
-    """Mix the stores of teachers, in `folders` by name, into a store of its own.
+    """Mix the stores of teachers, in `folders` by name, into a store of its own; people voted for `labels`.
 
     With `in_fold` the teachers of one fold are mixed with each other, fold by fold, on all rows.
     """
@@ -135,14 +143,15 @@ def write_mixture(
     for name, folder in folders.items():
         logits = read_logits(folder, f"score with teacher {name} first")
         check_texts(folder, logits, rows)
+        check_knows(folder, labels_in(folder), labels)
         stored[name] = logits if in_fold else logits.filter(~pl.col("in_sample"))
     if artefact.is_finished():
         log.info("%s is finished", artefact.folder)
         return
-    mixed = fold_by_fold(stored, folders, rows, config) if in_fold else across_folds(stored, folders, rows, config)
+    mixed = (fold_by_fold if in_fold else across_folds)(stored, folders, rows, config, labels)
     hashes = read_manifest(next(iter(folders.values()))).prompt
     extra = {"temperatures": mixed.temperatures}
-    write_derived(artefact, mixed.logits, mixed.seen, hashes, " + ".join(folders), extra)
+    write_derived(artefact, mixed.logits, mixed.seen, hashes, " + ".join(folders), labels, extra)
 
 
 def fold_by_fold(
@@ -150,13 +159,14 @@ def fold_by_fold(
     folders: Mapping[str, Path],
     rows: Sequence[Conversation],
     config: MixtureConfig,
+    labels: Labels,
 ) -> Mixed:
     """What the judges of each fold said of all rows, mixed with each other."""
     folds = sorted({fold for logits in stored.values() for fold in logits["judge_fold"].unique()})
     tables = []
     for fold in folds:
         of_fold = {name: logits.filter(judge_fold=fold) for name, logits in stored.items()}
-        tables.append(mixed_table(of_fold, rows, config)[0].with_columns(judge_fold=fold))
+        tables.append(mixed_table(of_fold, rows, config, labels)[0].with_columns(judge_fold=fold))
     seen = {fold: union(learned_by_judges(folder, [fold]) for folder in folders.values()) for fold in folds}
     return Mixed(pl.concat(tables), seen, {})
 
@@ -166,9 +176,10 @@ def across_folds(
     folders: Mapping[str, Path],
     rows: Sequence[Conversation],
     config: MixtureConfig,
+    labels: Labels,
 ) -> Mixed:
     """What the teachers said of rows that they did not learn from, with the temperatures that suit other folds."""
-    table, temperatures = mixed_table(stored, rows, config)
+    table, temperatures = mixed_table(stored, rows, config, labels)
     judges = judges_of(rows)
     table = table.with_columns(judge_fold=pl.col("id").replace_strict(judges, return_dtype=pl.Int32))
     fitted = [c for c in rows if c.votes and c.fold != TEST] if config.temperature_scaling else []
@@ -201,7 +212,7 @@ def behind(ids: Sequence[str], stored: Mapping[str, pl.DataFrame], folders: Mapp
 
 
 def mixed_table(
-    teachers: Mapping[str, pl.DataFrame], rows: Sequence[Conversation], config: MixtureConfig
+    teachers: Mapping[str, pl.DataFrame], rows: Sequence[Conversation], config: MixtureConfig, labels: Labels
 ) -> tuple[pl.DataFrame, dict[str, list[float]]]:
     """The mixture of logits that one judge of each teacher gave, as a store holds it, and the temperatures by fold."""
     facts = pl.col("prompt_tokens").max(), pl.col("truncated", "in_sample").any()
@@ -209,7 +220,7 @@ def mixed_table(
         name: logits.group_by("id", "order", maintain_order=True).agg(mean_logits(), *facts)
         for name, logits in teachers.items()
     }
-    mixed, fitted = mix(one_each, rows, config)
+    mixed, fitted = mix(one_each, rows, config, labels)
     table = pl.DataFrame(
         {
             "id": [c.id for c in rows for _ in ORDERS],

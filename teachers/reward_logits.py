@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from core.artefacts.building import Artefact
+from core.labels import Labels
 from core.models.folders import model_hash
 from core.provenance import Learned
 from core.records import ORDERS, TEST, Conversation
@@ -96,11 +97,12 @@ def write_fitted(
     artefact: Artefact,
     rewards: Path,
     rows: Sequence[Conversation],
+    labels: Labels,
     l2: float,
     behind: Learned,
     hashes: Mapping[str, str],
 ) -> None:
-    """The logits of `rows` from the store `rewards`, as a finished store of soft logits.
+    """The logits of `rows`, whose votes are for `labels`, from the store `rewards`, as a finished store.
 
     `behind`: what the reward model itself learned from, as far as it was made here. Each fold's fit learned from the
     votes of the others, none from the test split's. `l2` and the content of `rewards` are in the artefact's identity.
@@ -109,7 +111,7 @@ def write_fitted(
         log.info("%s is finished", artefact.folder)
         return
     scored = read_parts(rewards)
-    logits = cross_fit(scored, rows, l2)
+    logits = cross_fit(scored, rows, l2, labels)
     voted = [c for c in rows if c.votes and c.fold != TEST]
     seen = {fold: Learned.of(c for c in voted if c.fold != fold) | behind for fold in logits["judge_fold"].unique()}
     judges = dict(logits.select("id", "judge_fold").iter_rows())
@@ -121,4 +123,4 @@ def write_fitted(
     )
     table = logits.join(tokens, on="id").join(texts, on="id").with_columns(outside=pl.lit(None))
     table = table.join(pl.DataFrame({"order": ORDERS}), how="cross")
-    write_derived(artefact, table, seen, hashes, artefact.identity["rewards"])
+    write_derived(artefact, table, seen, hashes, artefact.identity["rewards"], labels)

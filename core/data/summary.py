@@ -11,6 +11,7 @@ from core.data.files.rows import shown
 from core.data.folds import UNVOTED, labels
 from core.data.groups import joined_prompts
 from core.errors import UserError
+from core.labels import Labels
 from core.records import LABELS, TEST
 
 ROWS = ("read", "kept", "duplicates", "rejected")  # the counts of a `Tally`
@@ -29,8 +30,10 @@ def check_rejected(rejected: pl.DataFrame, tallies: Sequence[Tally], most: float
             )
 
 
-def summarise(table: pl.DataFrame, rejected: pl.DataFrame, tallies: Sequence[Tally], folder: Path, file: Path) -> None:
-    """Print what was read, kept, dropped and rejected and why, what was joined, and how the folds came out."""
+def summarise(
+    table: pl.DataFrame, rejected: pl.DataFrame, tallies: Sequence[Tally], found: Labels, folder: Path, file: Path
+) -> None:
+    """Print what was read, kept, dropped and rejected and why, the labels `found`, what was joined, and the folds."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -38,14 +41,19 @@ def summarise(table: pl.DataFrame, rejected: pl.DataFrame, tallies: Sequence[Tal
     sources = Table(Column("source", overflow="fold"), *ROWS, box=None)
     for tally in tallies:
         sources.add_row(tally.source, *(f"{getattr(tally, what):,}" for what in ROWS))
-    folds = Table("fold", "conversations", "groups", *LABELS, UNVOTED, box=None)
+    folds = Table("fold", "conversations", "groups", *found, UNVOTED, box=None)
     for (fold,), part in sorted(table.with_columns(labels(table)).partition_by("fold", as_dict=True).items()):
-        shares = [f"{100 * part['label'].eq(name).sum() / len(part):.1f}%" for name in (*LABELS, UNVOTED)]
+        shares = [f"{100 * part['label'].eq(name).sum() / len(part):.1f}%" for name in (*found, UNVOTED)]
         folds.add_row("test" if fold == TEST else str(fold), f"{len(part):,}", f"{part['group'].n_unique():,}", *shares)
     console.print(sources)
     for (source, kind), count in Counter((s, r.split(": ")[0]) for s, _, _, r in rejected.iter_rows()).items():
         console.print(f"rejected from {source}: {count:,} x {kind}; see {file}")
     console.print(folds)
+    if found != LABELS:
+        console.print(
+            "no votes for a tie: these data have two labels, a and b, and so have the judges that learn from them "
+            "(docs/data.md)"
+        )
     if TEST not in table["fold"]:
         console.print("no test split: figures will be cross-validated ones, of judges whose teachers saw the votes")
     if joined := joined_prompts(table):

@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 
 from core.errors import UserError
+from core.labels import Labels
 from core.provenance import Learned
-from core.records import Conversation
+from core.records import LABELS, Conversation
 from core.scoring import swap_average
 from core.store.parts import NO_FOLD
 from core.store.reading import read_logits
@@ -32,14 +33,19 @@ class Targets:
 
 
 def soft_targets(
-    store: Path, conversations: Sequence[Conversation], fold: int, rows: str, max_entropy: float | None
+    store: Path,
+    conversations: Sequence[Conversation],
+    fold: int,
+    rows: str,
+    max_entropy: float | None,
+    labels: Labels = LABELS,
 ) -> Targets:
     """What a store holds of `conversations`, for a student that holds out `fold`.
 
     `rows="out_of_fold"` takes what judges said of rows they were not trained on. `"in_fold"` takes what the teacher of
     the student's own fold said, which was trained on the same rows as the student will be (the LMSYS winner's way).
-    To be left out are conversations without votes whose target's entropy is above `max_entropy` nats. Raises
-    `UserError` where the store leaks, is unfinished, or scored other texts under the same id.
+    To be left out are conversations without votes whose target's entropy over `labels` is above `max_entropy` nats.
+    Raises `UserError` where the store leaks, is unfinished, or scored other texts under the same id.
     """
     logits = read_logits(store, REMEDY)
     if rows == "out_of_fold":
@@ -54,7 +60,7 @@ def soft_targets(
     if max_entropy is None:
         return Targets(targets, set(), learned)
     unvoted = [c.id for c in conversations if c.votes is None and c.id in targets]
-    unsure = {key for key in unvoted if entropy(targets[key]) > max_entropy}
+    unsure = {key for key in unvoted if entropy(targets[key][: len(labels)]) > max_entropy}
     log.info("%d of %d conversations without votes left out: entropy above %g", len(unsure), len(unvoted), max_entropy)
     return Targets(targets, unsure, learned)
 

@@ -9,6 +9,7 @@ from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import made_from
 from core.data.table import load_conversations
 from core.errors import UserError
+from core.labels import noted
 from core.provenance import union, write_learned
 from core.records import Conversation
 from students.export.averaging import average_adapters, write_adapter
@@ -89,13 +90,15 @@ def unseen(folds: Sequence[TrainedJudge], conversations: Sequence[Conversation])
 
 
 def check_alike(folds: Sequence[TrainedJudge]) -> None:
-    """Raise `UserError` naming settings other than the fold in which the folds were trained differently.
+    """Raise `UserError` naming settings other than the fold in which the folds were trained differently, or labels.
 
     They must share their start above all (base, seed): the mean of factors means something only there.
     """
     configs = [fold.manifest.config for fold in folds]
     names = sorted({*configs[0]} - {"fold"})
     problems = [f"{n}: {[c.get(n) for c in configs]}" for n in names if any(c.get(n) != configs[0][n] for c in configs)]
+    known = ["/".join(fold.labels) for fold in folds]
+    problems += [f"labels of the votes: {known}"] if len({*known}) > 1 else []
     problems += [f"{fold.folder}: a full tuning has no adapter" for fold in folds if fold.tuned_whole]
     if problems:
         raise UserError("export.folds cannot be averaged:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -122,5 +125,7 @@ def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJu
             averaged = average_adapters(adapters, method)
             write_adapter(averaged.adapter, folds[0].folder / "adapter", folder / "adapter")
             write_learned(folder, union(fold.learned() for fold in folds))
-            artefact.finish(prompt=folds[0].manifest.prompt, extra={"energy": averaged.energy})
+            artefact.finish(
+                prompt=folds[0].manifest.prompt, extra={"energy": averaged.energy, **noted(folds[0].labels)}
+            )
     return open_trained(folder, root, "", stage="average")

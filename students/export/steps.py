@@ -18,6 +18,7 @@ from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import read_manifest
 from core.config import to_mapping
 from core.folders import new_folder
+from core.labels import noted
 from core.models.folders import model_hash
 from core.models.shards import DTYPES
 from core.provenance import write_learned
@@ -65,7 +66,7 @@ class Steps:
 
     def finish(self, artefact: Artefact, extra: Mapping[str, Any]) -> None:
         write_learned(artefact.folder, self.judge.learned())
-        artefact.finish(prompt=self.judge.manifest.prompt, extra=extra)
+        artefact.finish(prompt=self.judge.manifest.prompt, extra={**extra, **noted(self.judge.labels)})
 
 
 def export_model(

@@ -89,7 +89,7 @@ class RowWeightsConfig:
     votes: Literal["one", "count"]
     """one: the votes on a conversation count one together; count: as many as people voted."""
     confidence: NonNegative
-    """c: a teacher's row counts (1 - entropy / ln 3)^c; 0: every row counts one."""
+    """c: a teacher's row counts (1 - entropy / ln k)^c, k labels; 0: every row counts one."""
     sources: dict[str, NonNegative]
     """Factor for the conversations of a source, such as +loss.rows.sources.ultrafeedback=0.5."""
 

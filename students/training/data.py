@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from core.errors import UserError
+from core.labels import Labels
 from core.prompts import Rendered
 from core.records import LABELS, ORDERS, TEST, Conversation, swap_labels
 from core.store.targets import entropy
@@ -68,6 +69,7 @@ def make_examples(
     rendered: Iterable[Rendered],
     targets: Mapping[str, Sequence[float]] | None,
     rows: RowWeightsConfig,
+    labels: Labels = LABELS,
 ) -> list[Example]:
     """Join conversations, their prompts and the teacher's swap-averaged logits by id; `rows` says what each counts.
 
@@ -90,7 +92,7 @@ def make_examples(
                 votes=votes,
                 teacher=teacher,
                 vote_weight=vote_weight(c, rows),
-                teacher_weight=0.0 if teacher is None else teacher_weight(c, teacher, rows),
+                teacher_weight=0.0 if teacher is None else teacher_weight(c, teacher, rows, labels),
                 group=c.group,
             )
         )
@@ -128,9 +130,11 @@ def vote_weight(conversation: Conversation, rows: RowWeightsConfig) -> float:
     return count * rows.sources.get(conversation.source, 1.0)
 
 
-def teacher_weight(conversation: Conversation, logits: Sequence[float], rows: RowWeightsConfig) -> float:
-    """What the teacher's logits count: (1 - entropy / ln 3)^confidence times the source's weight."""
-    sure = max(0.0, 1 - entropy(logits) / math.log(len(LABELS)))
+def teacher_weight(
+    conversation: Conversation, logits: Sequence[float], rows: RowWeightsConfig, labels: Labels = LABELS
+) -> float:
+    """What the teacher's logits count: (1 - entropy / its largest)^confidence times the source's weight."""
+    sure = max(0.0, 1 - entropy(logits[: len(labels)]) / math.log(len(labels)))
     return sure**rows.confidence * rows.sources.get(conversation.source, 1.0)
 
 

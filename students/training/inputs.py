@@ -8,6 +8,7 @@ from core import provenance
 from core.artefacts.manifest import read_manifest
 from core.data.table import load_conversations
 from core.errors import UserError
+from core.labels import Labels, check_knows, labels_in
 from core.prompts import Renderer
 from core.records import Conversation
 from core.store.targets import Targets, soft_targets
@@ -20,11 +21,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Conversations to train on and to validate with, and the teacher's logits for both; None: the votes alone."""
+    """Conversations to train on and to validate with, and the teacher's logits for both; None: the votes alone.
+
+    `labels`: what people could vote for.
+    """
 
     training: list[Conversation]
     validation: list[Conversation]
     targets: Targets | None
+    labels: Labels
 
     def learned(self, base: Path) -> provenance.Learned:
         """What a judge that starts from `base` learned from in the end, through all of its teachers."""
@@ -35,21 +40,24 @@ class Inputs:
         """(training, validation) as token ids with their targets; `weights` says what each counts."""
         logits = None if self.targets is None else self.targets.logits
         training, validation = (
-            make_examples(part, renderer.render(part), logits, weights) for part in (self.training, self.validation)
+            make_examples(part, renderer.render(part), logits, weights, self.labels)
+            for part in (self.training, self.validation)
         )
         return training, validation
 
 
 def load_inputs(run: TrainingRun) -> Inputs:
     """Read and split the conversations of `run`. Training conversations that have no target are left out."""
-    found = load_conversations(run.data)[: run.limit]
+    found, labels = load_conversations(run.data)[: run.limit], labels_in(run.data)
     training, validation = split(found, run.fold, run.recipe.train.validation_share)
     if (store := run.soft_targets) is not None:
-        targets = soft_targets(store.folder, [*training, *validation], run.fold, store.rows, store.max_entropy)
-        return Inputs([c for c in training if c.id not in targets.left_out], validation, targets)
+        asked, settings = [*training, *validation], (run.fold, store.rows, store.max_entropy, labels)
+        targets = soft_targets(store.folder, asked, *settings)
+        check_knows(store.folder, labels_in(store.folder), labels)
+        return Inputs([c for c in training if c.id not in targets.left_out], validation, targets, labels)
     if unvoted := sum(c.votes is None for c in training):
         log.info("%d of %d conversations without votes are left out: nothing to learn from", unvoted, len(training))
-    return Inputs([c for c in training if c.votes], validation, None)
+    return Inputs([c for c in training if c.votes], validation, None, labels)
 
 
 def check_template(store: SoftTargets, template: str) -> None:

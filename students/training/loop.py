@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from core.errors import UserError
-from core.records import ORDERS
+from core.labels import Labels
+from core.records import LABELS, ORDERS
 from students.training.checkpoints import RunState, StopRequest, load_checkpoint, save_checkpoint
 from students.training.collectives import from_first, rank, total, world
 from students.training.config import LossConfig, OptimizerConfig
@@ -54,7 +55,10 @@ VALIDATED = tuple(name for name in HISTORY if name.startswith("validation_"))
 
 
 class Trainer:
-    """Trains one judge on one fold. `folder` receives `adapter/` (`model/`), `checkpoints/` and `history.parquet`."""
+    """Trains one judge on one fold, for votes of `labels`.
+
+    `folder` receives `adapter/` (`model/`), `checkpoints/` and `history.parquet`.
+    """
 
     def __init__(
         self,
@@ -65,11 +69,12 @@ class Trainer:
         folder: Path,
         tracker: Tracker,
         trial: Trial | None = None,
+        labels: Labels = LABELS,
     ):
         self.recipe, self.judge, self.training, self.validation = recipe, judge, training, validation
         self.folder, self.tracker, self.trial = folder, tracker, trial
         self.rank, self.world = rank(), world()
-        self.objective = Objective(recipe.loss)
+        self.objective = Objective(recipe.loss, labels)
         self.engine = open_deepspeed(judge, recipe.optimizer, recipe.engine)
         self.device = self.engine.device
         self.lengths = [example.length for example in training]

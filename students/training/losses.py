@@ -1,4 +1,4 @@
-"""Losses on three-way logits, as pure functions that return sums over rows, and their weighted combination.
+"""Losses on logits of a, b and tie, as pure functions that return sums over rows, and their weighted combination.
 
 A sum over a batch is the sum of the sums over its parts, so micro-batches and ranks add up exactly; the training loop
 divides once, by the number of rows that the whole optimiser step holds.
@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from core.errors import UserError
+from core.labels import Labels, among
 from core.records import LABELS, swap_labels
 from students.training.config import LossConfig, VotesTermConfig
 
@@ -29,7 +30,7 @@ SWAPPED = list(swap_labels(range(len(LABELS))))
 
 
 def cross_entropy_sum(logits: torch.Tensor, votes: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy against `votes` [rows, 3], each row a distribution."""
+    """Cross-entropy against `votes` [rows, labels], each row a distribution."""
     return -(weights * (votes * logits.log_softmax(-1)).sum(-1)).sum()
 
 
@@ -55,11 +56,14 @@ DIVERGENCES: Mapping[str, Divergence] = {"kl": kl, "cosine": cosine}
 
 
 class Objective:
-    """The configured sum of losses: `names` are the terms whose weight is not zero, in the order of all results."""
+    """The configured sum of losses: `names` are the terms whose weight is not zero, in the order of all results.
 
-    def __init__(self, config: LossConfig):
+    Only the outputs of `labels` count: where nobody can vote for a tie, its logit has no gradient.
+    """
+
+    def __init__(self, config: LossConfig, labels: Labels = LABELS):
         """Raises `UserError` where no term has a weight."""
-        self.terms = config.terms
+        self.terms, self.labels = config.terms, labels
         if not self.terms:
             raise UserError("loss: all weights are zero; give a term one, as in loss.cross_entropy.weight=1")
         self.names = tuple(self.terms)
@@ -70,14 +74,16 @@ class Objective:
         return torch.tensor([term.weight for term in self.terms.values()], dtype=torch.float64)
 
     def sums(self, logits: torch.Tensor, batch: "Batch") -> torch.Tensor:
-        """[terms] sums over the batch's rows, without the terms' weights."""
-        return torch.stack([self._sum(name, logits, batch) for name in self.names])
-
-    def _sum(self, name: str, logits: torch.Tensor, batch: "Batch") -> torch.Tensor:
-        term = self.terms[name]
-        if isinstance(term, VotesTermConfig):
-            return cross_entropy_sum(logits, batch.votes, batch.vote_weights)
-        return divergence_sum(DIVERGENCES[name], logits, batch.teacher, batch.teacher_weights, term.temperature)
+        """[terms] sums over the batch's rows, without the terms' weights; `logits` [rows, 3]."""
+        votes, teacher, judge = (among(of, self.labels) for of in (batch.votes, batch.teacher, logits))
+        sums = []
+        for name, term in self.terms.items():
+            if isinstance(term, VotesTermConfig):
+                sums.append(cross_entropy_sum(judge, votes, batch.vote_weights))
+            else:
+                weights = batch.teacher_weights
+                sums.append(divergence_sum(DIVERGENCES[name], judge, teacher, weights, term.temperature))
+        return torch.stack(sums)
 
     def normalisers(self, voted: float, taught: float) -> torch.Tensor:
         """[terms] what each term's sum is divided by: the global weight of the rows that have such a target."""

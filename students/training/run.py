@@ -8,6 +8,7 @@ from typing import Any
 
 from core import provenance
 from core.artefacts.building import Artefact
+from core.labels import noted
 from core.locks import alone
 from core.models.resolving import resolve
 from core.prompts import Renderer
@@ -61,9 +62,10 @@ def train(run: TrainingRun) -> float:
 
         # Train, from the last checkpoint where there is one.
         with fail_together():
-            tracker = open_tracker(run, rank, inputs.validation)
+            tracker = open_tracker(run, rank, inputs.validation, inputs.labels)
             judge = build_judge(base, run.model, run.recipe.engine, run.recipe.seed)
-        state = Trainer(run.recipe, judge, training, validation, run.folder, tracker, run.trial).train()
+        told = (tracker, run.trial, inputs.labels)
+        state = Trainer(run.recipe, judge, training, validation, run.folder, *told).train()
 
         # Write the results; the manifest is last.
         with fail_together():
@@ -73,7 +75,7 @@ def train(run: TrainingRun) -> float:
                 artefact.finish(
                     prompt=renderer.hashes,
                     rows={"training": len(training), "validation": len(validation)},
-                    extra={"base": str(base), "ranks": world},
+                    extra={"base": str(base), "ranks": world, **noted(inputs.labels)},
                 )
             tracker.finish()
     return log_kept(run.folder, state.kept)

@@ -6,33 +6,43 @@ import numpy as np
 import polars as pl
 import torch
 
+from core.labels import Labels, among
 from core.records import LABELS, Conversation
 
 TEXTS = ("prompt", "response_a", "response_b")
 CHARACTERS = 500  # of a prompt or response that is shown
-SAMPLES = pl.Schema(
-    {
-        "step": pl.Int64(),
-        "chosen": pl.String(),
-        "id": pl.String(),
-        **dict.fromkeys(TEXTS, pl.String()),
-        **{f"votes_{label}": pl.Float64() for label in LABELS},
-        **{f"p_{label}": pl.Float64() for label in LABELS},
-        "log_loss": pl.Float64(),
-    }
-)
+
+
+def samples_schema(labels: Labels = LABELS) -> pl.Schema:
+    """The columns of a table of samples, with votes and probabilities of `labels`."""
+    return pl.Schema(
+        {
+            "step": pl.Int64(),
+            "chosen": pl.String(),
+            "id": pl.String(),
+            **dict.fromkeys(TEXTS, pl.String()),
+            **{f"votes_{label}": pl.Float64() for label in labels},
+            **{f"p_{label}": pl.Float64() for label in labels},
+            "log_loss": pl.Float64(),
+        }
+    )
 
 
 def sample_table(
-    conversations: Sequence[Conversation], logits: torch.Tensor, step: int, count: int, seed: int
+    conversations: Sequence[Conversation],
+    logits: torch.Tensor,
+    step: int,
+    count: int,
+    seed: int,
+    labels: Labels = LABELS,
 ) -> pl.DataFrame:
-    """A table in `SAMPLES` of `count` voted conversations, largest log loss (nats) first.
+    """A table in `samples_schema` of `count` voted conversations, largest log loss (nats) first.
 
     Half of them are drawn by `seed` alone, so each validation shows the same ones; the others are the worst of the
     rest. `logits` [conversations, 3] are the judge's, in the conversation's own a/b order.
     """
-    votes = torch.tensor([c.votes for c in conversations], dtype=torch.float64)
-    log_probabilities = logits.double().log_softmax(-1)
+    votes = among(torch.tensor([c.votes for c in conversations], dtype=torch.float64), labels)
+    log_probabilities = among(logits.double(), labels).log_softmax(-1)
     losses = -(votes / votes.sum(-1, keepdim=True) * log_probabilities).sum(-1)
     order = np.random.default_rng(seed).permutation(len(conversations)).tolist()
     drawn, rest = order[: count // 2], order[count // 2 :]
@@ -50,7 +60,7 @@ def sample_table(
         )
         for i, how in chosen.items()
     ]
-    return pl.DataFrame(rows, schema=SAMPLES, orient="row").sort("log_loss", descending=True)
+    return pl.DataFrame(rows, schema=samples_schema(labels), orient="row").sort("log_loss", descending=True)
 
 
 def shortened(text: str, characters: int) -> str:

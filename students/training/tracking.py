@@ -20,11 +20,12 @@ import torch
 from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.json_files import write_json
-from core.records import Conversation
+from core.labels import Labels
+from core.records import LABELS, Conversation
 from core.tables import read_parquet
 from students.training.outcome import METRICS
 from students.training.recipe import TrainingRun
-from students.training.samples import SAMPLES, markdown, sample_table, shortened
+from students.training.samples import markdown, sample_table, samples_schema, shortened
 
 log = logging.getLogger(__name__)
 NAME = 128  # characters that wandb's server takes
@@ -50,9 +51,9 @@ class Tracker:
 class OwnFolder(Tracker):
     """`tracker=none`, and what every other does too: `samples.parquet` keeps the samples of each validation."""
 
-    def __init__(self, run: TrainingRun, conversations: Sequence[Conversation]):
-        self.run, self.folder, self.conversations = run, run.folder, conversations
-        self.samples = pl.DataFrame(schema=SAMPLES)
+    def __init__(self, run: TrainingRun, conversations: Sequence[Conversation], labels: Labels):
+        self.run, self.folder, self.conversations, self.labels = run, run.folder, conversations, labels
+        self.samples = pl.DataFrame(schema=samples_schema(labels))
 
     def start(self, history: Sequence[Record]) -> None:
         self.done = history[-1]["step"] if history else 0
@@ -63,7 +64,8 @@ class OwnFolder(Tracker):
     def sample(self, logits: torch.Tensor, step: int) -> None:
         if not self.run.tracker.samples:
             return
-        table = sample_table(self.conversations, logits, step, self.run.tracker.samples, self.run.recipe.seed)
+        count, seed = self.run.tracker.samples, self.run.recipe.seed
+        table = sample_table(self.conversations, logits, step, count, seed, self.labels)
         self.samples = pl.concat([self.samples, table])
         partial = self.folder / ".samples.parquet.partial"
         self.samples.write_parquet(partial)
@@ -80,11 +82,11 @@ class Wandb(OwnFolder):
     that were never uploaded are removed: `wandb sync` (0.31) cannot merge folders whose steps overlap.
     """
 
-    def __init__(self, run: TrainingRun, conversations: Sequence[Conversation]):
+    def __init__(self, run: TrainingRun, conversations: Sequence[Conversation], labels: Labels):
         """Raises `UserError` where wandb does not start."""
         import wandb
 
-        super().__init__(run, conversations)
+        super().__init__(run, conversations, labels)
         wandb.finish()  # the run that an error left open in this process
         home = self.folder / "wandb"
         identifier = run_id(home)
@@ -171,10 +173,10 @@ class TensorBoard(OwnFolder):
     A resumed run writes a further file, whose first event makes readers drop the steps after the checkpoint.
     """
 
-    def __init__(self, run: TrainingRun, conversations: Sequence[Conversation]):
+    def __init__(self, run: TrainingRun, conversations: Sequence[Conversation], labels: Labels):
         from torch.utils.tensorboard import SummaryWriter
 
-        super().__init__(run, conversations)
+        super().__init__(run, conversations, labels)
         self.open = SummaryWriter
 
     def start(self, history: Sequence[Record]) -> None:
@@ -211,13 +213,13 @@ def _code(value: Any) -> str:
     return "\n".join(f"    {line}" for line in json.dumps(value, indent=1).splitlines())
 
 
-def open_tracker(run: TrainingRun, rank: int, validation: Sequence[Conversation]) -> Tracker:
+def open_tracker(run: TrainingRun, rank: int, validation: Sequence[Conversation], labels: Labels = LABELS) -> Tracker:
     """The tracker of `run`, on the first rank only. Raises `UserError` where it does not start."""
     kinds: dict[str, type[OwnFolder]] = {"wandb": Wandb, "tensorboard": TensorBoard, "none": OwnFolder}
     if rank:
         return Tracker()
     backend = run.tracker.backend
     try:
-        return kinds[backend](run, validation)
+        return kinds[backend](run, validation, labels)
     except ModuleNotFoundError as error:
         raise UserError(f"tracker={backend} needs {error.name}: install it or set tracker=none") from error

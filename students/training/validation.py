@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.labels import among
 from core.records import LABELS, ORDERS
 from students.training.data import BatchRow, Example, collate
 from students.training.losses import SWAPPED, Objective, cross_entropy_sum
@@ -59,7 +60,8 @@ def validation(objective: Objective, logits: torch.Tensor, examples: Sequence[Ex
     """What `logits` [examples, orders, 3], as shown, are worth."""
     voted = [(row, e.votes) for row, e in zip(swap_averaged(logits), examples, strict=True) if e.votes]
     averaged, votes = torch.stack([row for row, _ in voted]), torch.tensor([v for _, v in voted])
-    log_loss = cross_entropy_sum(averaged, votes, torch.ones(len(averaged))).item() / len(averaged)
+    judged, chosen = (among(of, objective.labels) for of in (averaged, votes))
+    log_loss = cross_entropy_sum(judged, chosen, torch.ones(len(averaged))).item() / len(averaged)
     return Validation(log_loss, objective_by_group(objective, logits, examples))
 
 

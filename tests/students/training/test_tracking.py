@@ -26,7 +26,7 @@ from distill import prepare, student
 from distill.config import Config
 from distill.training_run import run_folder, training_run
 from students.training.loop import HISTORY, Trainer
-from students.training.samples import SAMPLES, markdown, sample_table, shortened
+from students.training.samples import markdown, sample_table, samples_schema, shortened
 from students.training.tracking import open_tracker
 from tests.composing import configured
 from tests.running import own_process
@@ -147,7 +147,7 @@ def test_a_killed_wandb_run_goes_on_as_one_run_with_each_step_once(configure: Co
 
     tables = sorted((folder / "files" / "media" / "table").glob("samples_*"), key=lambda p: int(p.name.split("_")[1]))
     shown = [json.loads(path.read_text()) for path in tables]
-    assert all(table["columns"] == list(SAMPLES) for table in shown)
+    assert all(table["columns"] == list(samples_schema()) for table in shown)
     assert [row for table in shown for row in table["data"]] == [list(row) for row in samples(config).iter_rows()]
 
 
