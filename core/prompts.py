@@ -77,6 +77,8 @@ class PromptConfig:
     """An older turn is left out rather than squeezed into fewer tokens than this."""
     show_models: bool
     """Tell the judge which models answered. Only for teachers: their student need not know."""
+    label_tokens: list[str]
+    """How a language model names its verdict after this prompt, one token each: a wins, b wins, tie."""
     template: TemplateConfig
 
 
@@ -263,6 +265,15 @@ def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     mask = encoding.special_tokens_mask
     first, last = mask.index(0), len(mask) - mask[::-1].index(0)
     return encoding.ids[:first], encoding.ids[last:]
+
+
+def check_open(renderer: Renderer, asked: str, folder: Path) -> None:
+    """Raise `UserError` where the tokenizer in `folder` ends every prompt, so that no verdict can follow it."""
+    if renderer.closed:
+        raise UserError(
+            f"{asked} with {folder}: its tokenizer puts an end-of-text token after every prompt, where the verdict "
+            "should follow; take out its post-processor's end, or another model"
+        )
 
 
 def renderer_of(manifest: Manifest, folder: Path, tokenizer: Path) -> Renderer:

@@ -23,7 +23,8 @@ RENAMED = {
     **{f"student.{key}": f"engine.{key}" for key in ENGINE},
     "student": "model",
     "teacher.scorer.method": "teacher.method",
-    "teacher.scorer.labels": "teacher.labels",
+    "teacher.scorer.labels": "prompt.label_tokens",
+    "teacher.labels": "prompt.label_tokens",
     **{f"{old}.vllm": f"{new}.engine_args" for old, new in SCORERS.items()},
     **{f"{old}.server": new for old, new in SCORERS.items()},
     **{f"{old}.ray.backend": f"scorer@{new}.worker" for old, new in SCORERS.items()},
@@ -59,6 +60,8 @@ REMOVED = {
     "predict.rules.both_empty": "the judge decides where both responses are empty",
     "export.quantisation.damping": "GPTQ's own default of 0.01 holds",
 }
+# Keys that earlier manifests lack -> what held then.
+ADDED = {"prompt.label_tokens": [" A", " B", " C"]}
 UNCHANGED = {"canaries": ("on_failure", "rows", "tokens", "repeats", "factors", "floor")}  # names that are groups now
 # Values that are gone: key -> value -> what to give in its place.
 REMOVED_VALUES = {"export.format": {"gptq": "the format is gone; give w8a16, which has the same weights"}}
@@ -113,6 +116,10 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
         for name in groups:
             target = target.setdefault(name, {})
         target[last] = value
+    for new, value in ADDED.items():
+        *groups, last = new.split(".")
+        if group := _at(found, groups):
+            group.setdefault(last, value)
     for old in REMOVED:
         *groups, last = old.split(".")
         group = _at(found, groups)

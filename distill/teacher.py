@@ -44,7 +44,7 @@ def from_models(config: Config, store: Path, rows: "Sequence[Conversation]", lab
         models, parents = fold_models(config), [*parents, *teacher_folders(config)]
     else:
         folder = resolve(teacher.model, config.root, key="teacher.model")
-        models = [ready_made_model(folder, config.prompt, teacher.label_tokens is not None)]
+        models = [ready_made_model(folder, config.prompt, teacher.method == "label_tokens")]
     identity = {"rows": teacher.rows, "judges": {str(model.fold): model.content for model in models}}
     artefact = Artefact(store, "teacher", identity, parents, config.root)
     write_judgements(artefact, models, rows, labels, teacher, config.scorers.teacher, config.limit)

@@ -52,11 +52,4 @@ class TeacherConfig:
     """Price of the machine for an hour, in any currency, for the cost that the progress bar shows; null: none."""
     mixture: MixtureConfig
     method: Literal["classify", "label_tokens"]
-    """classify reads a score head; label_tokens reads the log-probabilities of `labels` as the next token."""
-    labels: list[str]
-    """One token each: a wins, b wins, tie."""
-
-    @property
-    def label_tokens(self) -> list[str] | None:
-        """The next tokens that a language model is asked for; None where a score head is read."""
-        return self.labels if self.method == "label_tokens" else None
+    """classify reads a score head; label_tokens the log-probabilities of `prompt.label_tokens` as the next token."""

@@ -13,7 +13,7 @@ from core.artefacts.building import Artefact
 from core.errors import UserError
 from core.labels import Labels, check_knows, labels_behind, noted, shared
 from core.models.folders import model_hash
-from core.prompts import PromptConfig, Rendered, Renderer
+from core.prompts import PromptConfig, Rendered, Renderer, check_open
 from core.provenance import Learned, behind_model
 from core.records import ORDERS, TEST, Conversation
 from core.scoring import Scorer, scored_row
@@ -46,6 +46,10 @@ class TeacherModel:
     tokenizer: Path
     folders: Callable[[], tuple[Path, Path | None]]
 
+    def asked_tokens(self, teacher: TeacherConfig) -> list[str] | None:
+        """The next tokens that the model is asked for; None where its score head is read."""
+        return self.renderer.config.label_tokens if teacher.method == "label_tokens" else None
+
 
 @dataclass(frozen=True)
 class Share:
@@ -64,11 +68,8 @@ class Share:
 def ready_made_model(folder: Path, prompt: PromptConfig, by_label_tokens: bool) -> TeacherModel:
     """A language model, or a judge with a score head. One from elsewhere has seen none of the rows."""
     renderer = Renderer(prompt, folder)
-    if by_label_tokens and renderer.closed:
-        raise UserError(
-            f"teacher.method=label_tokens with {folder}: its tokenizer puts an end-of-text token after every "
-            "prompt, where the verdict should follow; take out its post-processor's end, or another model"
-        )
+    if by_label_tokens:
+        check_open(renderer, "teacher.method=label_tokens", folder)
     told = (model_hash(folder), NO_FOLD, behind_model(folder), labels_behind(folder), renderer, folder)
     return TeacherModel(*told, lambda: (folder, None))
 
@@ -95,7 +96,7 @@ def write_judgements(
         # What is scored already, by whichever run.
         shares = []
         for model, own in zip(models, wanted, strict=True):
-            identity = store_identity(model.renderer.hashes["prompt"], scorer.precision, teacher.label_tokens)
+            identity = store_identity(model.renderer.hashes["prompt"], scorer.precision, model.asked_tokens(teacher))
             writer = stack.enter_context(StoreWriter(store, identity, model.content, model.fold, LOGITS))
             shares.append(Share(model, writer, *not_done([c for c in own if c.id in limited], writer, ORDERS)))
 
@@ -161,11 +162,11 @@ def score_share(share: Share, store: Path, teacher: TeacherConfig, scorer: Score
         folder,
         scorer,
         model.renderer.config.max_tokens,
-        label_tokens=teacher.label_tokens,
+        label_tokens=model.asked_tokens(teacher),
         adapter=adapter,
         fold=model.fold if model.fold >= 0 else None,
     ) as opened:
-        score_conversations(share, opened, run, by_label_tokens=teacher.label_tokens is not None)
+        score_conversations(share, opened, run, by_label_tokens=teacher.method == "label_tokens")
 
 
 def score_conversations(share: Share, scorer: Scorer, run: ScoringRun, by_label_tokens: bool) -> None:

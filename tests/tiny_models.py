@@ -59,9 +59,10 @@ def tiny_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_causal(folder: Path, family: Family, seed: int = 0) -> Path:
+def tiny_causal(folder: Path, family: Family, seed: int = 0, *, tied: bool | None = None) -> Path:
     """Write a causal language model of `family` with its tokenizer; llama's head is untied, the others' tied."""
     config = _config(folder, family)
+    config.tie_word_embeddings = config.tie_word_embeddings if tied is None else tied
     return _save(AutoModelForCausalLM.from_config(config, dtype=torch.float32), folder, seed)
 
 

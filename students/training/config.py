@@ -33,8 +33,9 @@ class ModelConfig:
     """Keep only the first so many layers of the base; null keeps all."""
     freeze_layers: Natural
     """How many first layers are not trained; above 0, a full tuning does not train the embeddings either."""
-    head: Literal["auto", "new"]
-    """auto: a base that is a judge already keeps its score head; new: the head is drawn anew, whatever the base is."""
+    head: Literal["auto", "new", "label_tokens"]
+    """auto: a base that is a judge keeps its score head, others get a new one; new: drawn anew, whatever the base is;
+    label_tokens: the language model's own outputs for `prompt.label_tokens`: training goes on from zero-shot."""
     softcapping: bool
     """false: without Gemma-2's caps on attention scores, in this judge and in all that is made of it."""
     dtype: Literal["auto", "fp32", "bf16"]

@@ -1,7 +1,7 @@
 """The judge as a module: a causal backbone, tuned by LoRA or whole, pooled at the last token, and a three-way head."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from core.errors import UserError
 from core.folders import new_folder
@@ -17,19 +16,13 @@ from core.models.architecture import layer_of
 from core.models.folders import copy_tokenizer
 from core.models.shards import DTYPES
 from core.records import LABELS
-from students.merging import SCORE, caps_off, stored_head
+from students.merging import SCORE, caps_off
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.collectives import take_device
 from students.training.config import EngineConfig, ModelConfig
+from students.training.heads import start_head
 
 log = logging.getLogger(__name__)
-
-
-class Head(nn.Linear):
-    """A linear layer that computes in fp32, whatever type its weights are in."""
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.linear(hidden.float(), self.weight.float())
 
 
 class JudgeModel(nn.Module):
@@ -99,8 +92,13 @@ def whole(parameter: nn.Parameter) -> Any:
     return deepspeed.zero.GatheredParameters([parameter])
 
 
-def build_judge(base: Path, config: ModelConfig, engine: EngineConfig, seed: int) -> JudgeModel:
-    """Load `base` for training; what is new (LoRA matrices, a score head) is drawn from `seed`."""
+def build_judge(
+    base: Path, config: ModelConfig, engine: EngineConfig, seed: int, label_tokens: Sequence[str] = ()
+) -> JudgeModel:
+    """Load `base` for training; what is new (LoRA matrices, a score head) is drawn from `seed`.
+
+    `label_tokens` are the verdicts whose output rows `model.head=label_tokens` starts from.
+    """
     from transformers import AutoModelForSequenceClassification
     from transformers import logging as transformers_logging
 
@@ -122,7 +120,7 @@ def build_judge(base: Path, config: ModelConfig, engine: EngineConfig, seed: int
         device_map={"": str(device)} if config.load_in_4bit else None,  # else DeepSpeed moves it
         ignore_mismatched_sizes=True,  # the head of a reward model
     )
-    model.score = start_head(model.score.weight, base, config.head)
+    model.score = start_head(model.score.weight, base, config.head, label_tokens)
     if engine.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if engine.liger and device.type == "cuda":
@@ -187,21 +185,6 @@ def with_lora(model: Any, config: ModelConfig) -> Any:
         task_type="SEQ_CLS",
     )
     return get_peft_model(model, adapter)
-
-
-def start_head(drawn: nn.Parameter, base: Path, wanted: str) -> Head:
-    """The score head to begin with, in fp32: the base's own rows [3, width] in our order of labels, or else `drawn`."""
-    rows, reason = stored_head(base)
-    head = Head(drawn.shape[1], len(LABELS), bias=False, device="meta")  # draws nothing from the seed
-    if rows is not None and wanted == "auto":
-        log.info("the score head is the base's: %s", reason)
-        head.weight = nn.Parameter(rows.float())
-        return head
-    log.info("the score head is drawn anew: %s", reason if rows is None else "model.head=new")
-    head.weight = nn.Parameter(drawn.detach().float())
-    if rows is not None:  # transformers has loaded it
-        nn.init.normal_(head.weight, std=rows.std().item())
-    return head
 
 
 def four_bits(dtype: torch.dtype) -> Any:

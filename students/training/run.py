@@ -11,7 +11,7 @@ from core.artefacts.building import Artefact
 from core.labels import noted
 from core.locks import alone
 from core.models.resolving import resolve
-from core.prompts import Renderer
+from core.prompts import Renderer, check_open
 from students.training.collectives import process_group
 from students.training.inputs import check_template, load_inputs
 from students.training.loop import Trainer
@@ -45,6 +45,8 @@ def train(run: TrainingRun) -> float:
         with fail_together():
             base = resolve(run.model.base, run.root, run.model.layers)
             renderer = Renderer(run.prompt, base)
+            if run.model.head == "label_tokens":
+                check_open(renderer, "model.head=label_tokens", base)
             if run.soft_targets is not None:
                 check_template(run.soft_targets, renderer.hashes["template"])
             learned = inputs.learned(base)
@@ -63,7 +65,7 @@ def train(run: TrainingRun) -> float:
         # Train, from the last checkpoint where there is one.
         with fail_together():
             tracker = open_tracker(run, rank, inputs.validation, inputs.labels)
-            judge = build_judge(base, run.model, run.recipe.engine, run.recipe.seed)
+            judge = build_judge(base, run.model, run.recipe.engine, run.recipe.seed, run.prompt.label_tokens)
         told = (tracker, run.trial, inputs.labels)
         state = Trainer(run.recipe, judge, training, validation, run.folder, *told).train()
 

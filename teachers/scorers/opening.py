@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from core.errors import UserError
+from core.models.label_tokens import label_token_ids
 from core.records import LABELS
 from core.scoring import Scorer
 from teachers.scorers.backends import ModelSpec, backend_of, open_with
@@ -41,27 +40,6 @@ def open_scorer(
     outputs = None if labels is None else len(labels)
     with open_with(ModelSpec(model, max_tokens, label_ids, outputs, adapter, fold), config) as scorer:
         yield scorer
-
-
-def label_token_ids(labels: Sequence[str], model: Path) -> list[int]:
-    """The token of each of the three `labels`, in the order of `LABELS`.
-
-    Raises `UserError` for a label that is more than one token, or two labels that are the same.
-    """
-    if len(labels) != len(LABELS):
-        raise UserError(f"teacher.labels={list(labels)}: give one text for each of {list(LABELS)}, in this order")
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    pieces = [tokenizer.encode(label, add_special_tokens=False) for label in labels]
-    problems = [f"{label!r} is {p.tokens}" for label, p in zip(labels, pieces, strict=True) if len(p.ids) != 1]
-    if problems:
-        raise UserError(
-            f"teacher.labels must be one token each for {model}, but {'; '.join(problems)}: "
-            "choose other texts, with or without their leading space, depending on how prompt.template.verdict ends"
-        )
-    ids = [p.ids[0] for p in pieces]
-    if len(set(ids)) != len(ids):
-        raise UserError(f"teacher.labels={list(labels)}: two of them are the same token of {model}")
-    return ids
 
 
 def check_classifier(model: Path, labels: Sequence[str] | None = LABELS) -> None:

@@ -13,7 +13,9 @@ from core.records import Conversation
 from tests.composing import TEMPLATE
 from tests.tiny_models import BOS, EOS, PAD
 
-CONFIG = PromptConfig(max_tokens=96, min_turn_tokens=20, show_models=False, template=TEMPLATE)
+CONFIG = PromptConfig(
+    max_tokens=96, min_turn_tokens=20, show_models=False, label_tokens=["A", "B", "C"], template=TEMPLATE
+)
 PRIVILEGED = replace(CONFIG, max_tokens=144, show_models=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=120) | st.sampled_from(
     [BOS, EOS, PAD, f"x{EOS}y", "\nA: ", ""]

@@ -18,7 +18,9 @@ from tests.tiny_models import BOS, EOS, TEXT
 
 USER, END = "<|user|>", "<|end|>"
 TURNS = replace(TEMPLATE, question=f"\n{USER}", verdict=f"{END}\nBest:", model_a=f"\n{USER}A by ")
-CONFIG = PromptConfig(max_tokens=400, min_turn_tokens=20, show_models=False, template=TEMPLATE)
+CONFIG = PromptConfig(
+    max_tokens=400, min_turn_tokens=20, show_models=False, label_tokens=["A", "B", "C"], template=TEMPLATE
+)
 POST_PROCESSORS = ("$A", f"{BOS} $A", f"$A {EOS}", f"{BOS} $A {EOS}")
 
 

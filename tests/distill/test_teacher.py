@@ -356,7 +356,7 @@ def test_a_language_model_labels_without_any_fine_tuning(configure: Configure, t
         "teacher.name=zero_shot",
         f"teacher.model={tiny_llama}",
         "teacher.method=label_tokens",
-        "teacher.labels=[A,B,C]",
+        "prompt.label_tokens=[A,B,C]",
     )
     teacher.main(config)
     logits = read_logits(teacher.logits_folder(config), "")
@@ -393,7 +393,8 @@ def test_a_reward_model_is_a_teacher_like_any_other(configure: Configure, tmp_pa
 
 
 def replace_labels(config: Config, labels: list[str]) -> Config:
-    return replace(config, teacher=replace(config.teacher, name="other_labels", labels=labels))
+    config = replace(config, teacher=replace(config.teacher, name="other_labels"))
+    return replace(config, prompt=replace(config.prompt, label_tokens=labels))
 
 
 def vllm_stage(configure: Configure, tiny_llama: Path, root: Path, name: str) -> tuple[Any, list[str]]:

@@ -20,8 +20,9 @@ from core.models.shapes import model_config
 from core.records import LABELS, ORDERS
 from distill.config import Config
 from students.training.data import Batch, collate
+from students.training.heads import Head
 from students.training.losses import Objective
-from students.training.model import Head, JudgeModel, with_lora
+from students.training.model import JudgeModel, with_lora
 from tests.composing import configured
 from tests.students.training.single_steps import make_conversations
 

@@ -16,13 +16,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from core.errors import UserError
+from core.models.label_tokens import label_token_ids
 from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import score
 from eval.canaries.checking import check_canaries
 from students.merging import merge_adapter, unmerge_adapter
 from teachers.scorers.int8 import multiplies_exactly
-from teachers.scorers.opening import label_token_ids, open_scorer
+from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer
 from teachers.scorers.vllm import VllmScorer, check_arguments
 from tests.composing import configured, scorer

@@ -1,0 +1,105 @@
+"""A head of label tokens: the judge begins as the language model that it is made of, and says why where it cannot."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from core.errors import UserError
+from core.models.label_tokens import label_token_ids, output_rows
+from core.prompts import Renderer
+from core.records import Conversation
+from distill import prepare, student
+from students.training.model import build_judge
+from tests.composing import configured
+from tests.tiny_models import FAMILIES, Family, tiny_causal
+
+pytestmark = pytest.mark.timeout(300)
+LABEL_TOKENS = ["A", "B", "?"]
+CONVERSATIONS = [
+    Conversation(f"{n}", ["Why is the sky blue?"] * n, ["Light is scattered."] * n, ["I cannot see it."] * n)
+    for n in (1, 2, 3)
+]
+
+
+def judge_of(base: Path, *overrides: str) -> torch.nn.Module:
+    config = configured("+exp=smoke", "model.layers=null", "model.head=label_tokens", *overrides)
+    return build_judge(base, config.model, config.engine, 0, LABEL_TOKENS).eval()
+
+
+def shares(model: torch.nn.Module, ids: list[int], tokens: list[int]) -> torch.Tensor:
+    """The language model's own softmax over three next tokens, of its logits before a final cap: [3]."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+    if cap := getattr(model.config, "final_logit_softcapping", None):
+        logits = cap * torch.atanh(logits / cap)
+    return logits[tokens].softmax(-1)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_at_step_0_the_judge_is_the_language_model(family: Family, tied: bool, tuning: str, tmp_path: Path) -> None:
+    base = tiny_causal(tmp_path / "base", family, tied=tied)
+    judge = judge_of(base, f"model={tuning}", "model.softcapping=true")
+    # sdpa leaves out Gemma-2's cap on attention scores.
+    causal = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    renderer, tokens = Renderer(configured("+exp=smoke").prompt, base), label_token_ids(LABEL_TOKENS, base)
+    with torch.no_grad():
+        for prompt in renderer.render(CONVERSATIONS):
+            ids = torch.tensor([prompt.ids])
+            found = judge(ids, None, torch.tensor([len(prompt.ids) - 1]))[0].double()
+            assert (found.softmax(-1) - shares(causal, prompt.ids, tokens)).abs().max() < 1e-5
+            assert abs(found.sum()) < 1e-3  # the head's rows have no mean
+
+
+def test_logits_are_scaled_as_the_family_scales_them(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scaled"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"logits_scaling": 8.0}))
+    assert torch.equal(output_rows(folder, [3, 4]) * 8, output_rows(tiny_llama, [3, 4]))
+
+
+def test_what_has_no_outputs_for_the_labels_says_so(tiny_llama: Path, tiny_judge_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no output matrix"):
+        judge_of(tiny_judge_llama)
+    with pytest.raises(UserError, match="must be one token each"):
+        label_token_ids(["yes indeed", "B", "?"], tiny_llama)
+    with_bias = tmp_path / "bias"
+    shutil.copytree(tiny_llama, with_bias)
+    tensors = load_file(with_bias / "model.safetensors")
+    bias = torch.zeros(len(tensors["lm_head.weight"]))
+    save_file({**tensors, "lm_head.bias": bias}, with_bias / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"has lm_head\.bias"):
+        judge_of(with_bias)
+
+
+def test_a_run_begins_from_the_prompt_s_label_tokens(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[torch.Tensor] = []
+
+    def remember(build: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
+        def call(*arguments: object) -> torch.nn.Module:
+            judge = build(*arguments)
+            built.append(judge.classifier.score.weight.detach().clone())
+            return judge
+
+        return call
+
+    monkeypatch.setattr("students.training.run.build_judge", remember(build_judge))
+    fixed = ["+exp=smoke", f"paths.root={tmp_path}", "model.layers=null", "loss=votes", f"model.base={tiny_llama}"]
+    config = configured(*fixed, "model.head=label_tokens", "prompt.label_tokens=[A,B,'?']")
+    prepare.main(config)
+    assert student.main(config) < 5
+    rows = output_rows(tiny_llama, label_token_ids(LABEL_TOKENS, tiny_llama))
+    assert torch.equal(built[0], rows - rows.mean(dim=0))
+    other = replace(config, prompt=replace(config.prompt, label_tokens=["B", "A", "?"]))
+    with pytest.raises(UserError, match=r"prompt\.label_tokens"):
+        student.main(other)
