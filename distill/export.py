@@ -14,8 +14,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.config import to_mapping
 from core.exits import ChecksFailed
+from distill.artefacts import data_folder, exported_judge
 from distill.config import Config
 from distill.entry_point import entry_point
 
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 
 def main(config: Config) -> None:
-    from core.artefacts.building import Artefact
     from core.artefacts.manifest import read_manifest
     from students.export.t4.checking import examine
     from students.export.t4.findings import broken_rules
@@ -37,22 +36,12 @@ def main(config: Config) -> None:
         failed = broken_rules(examine(Path(config.check), config.t4, in_8bit(config)))
     else:
         judge, rows = judge_and_rows(config)
-        identity = {
-            "export": {**to_mapping(config.export), "compare_folds": None},
-            "fold": config.fold,
-            "prompt": judge.manifest.config["prompt"],
-            "fidelity": to_mapping(config.fidelity),
-            "canaries": {**to_mapping(config.canaries), "on_failure": None},
-            "scorer": config.scorers.check.identity,
-            "t4": {"memory_gb": config.t4.memory_gb, "batch_tokens": config.t4.batch_tokens},
-        }
-        folder = config.export_folder()
-        artefact = Artefact(folder, "export", identity, [judge.folder], config.root)
+        artefact = exported_judge(config, judge.folder, judge.manifest.config["prompt"])
         with artefact.building(overwrite=config.overwrite) as lacking:
             if lacking:
                 write_export(config, judge, rows, artefact)
-        log.info("%s is finished", folder)
-        failed = read_manifest(folder).extra["failed"]
+        log.info("%s is finished", artefact.folder)
+        failed = read_manifest(artefact.folder).extra["failed"]
     if failed:
         raise ChecksFailed("\n".join(["it failed its checks:", *(f"  - {reason}" for reason in failed)]))
 
@@ -62,7 +51,7 @@ def judge_and_rows(config: Config) -> "tuple[TrainedJudge, Rows]":
     from eval.export_comparison import print_averages
     from students.export.fold_average import average, check_alike, open_fold, rows_of_average, rows_of_fold
 
-    root, data = config.root, config.root / "data" / config.data.name
+    root, data = config.root, data_folder(config)
     folds = [open_fold(root / "students" / config.run, k, data, root) for k in config.export.folds or [config.fold]]
     if not config.export.folds:
         return folds[0], rows_of_fold(folds[0], data)

@@ -7,8 +7,8 @@ Rows that cannot be read are not lost: `rejected.parquet` keeps source, line, id
 
 from typing import TYPE_CHECKING
 
-from core.config import to_mapping
 from core.errors import UserError
+from distill.artefacts import conversations
 from distill.config import Config
 from distill.entry_point import entry_point
 
@@ -16,27 +16,22 @@ if TYPE_CHECKING:
     from core.artefacts.building import Artefact
     from core.data.files.rows import Source
 
-STAGE = "prepare"
 REJECTED = "rejected.parquet"
 
 
 def main(config: Config) -> None:
     """Prepare the data that `config.data` names, unless that is done. Raises `UserError` for what a user can mend."""
-    from core.artefacts.building import Artefact
     from core.data.files import opening
 
-    data, folder = config.data, config.root / "data" / config.data.name
+    data = config.data
     opening.check_origin(data)
     sources = [] if data.simulate else opening.open_sources(data)
-    made_of = {**to_mapping(data), "limit": config.limit, "inputs": {s.name: s.identity for s in sources}}
-    del made_of["max_rejected"]  # changes nothing in what it lets pass
-    inputs = opening.input_files(data)
-    artefact = Artefact(folder, STAGE, made_of, [], config.root)
-    with artefact.building(inputs=inputs, overwrite=config.overwrite) as lacking:
+    artefact = conversations(config, {source.name: source.identity for source in sources})
+    with artefact.building(inputs=opening.input_files(data), overwrite=config.overwrite) as lacking:
         if lacking:
             write(config, sources, artefact)
         else:
-            print(f"{folder} is finished; overwrite=true makes it again")
+            print(f"{artefact.folder} is finished; overwrite=true makes it again")
 
 
 def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None:

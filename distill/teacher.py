@@ -11,6 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import UserError
+from distill.artefacts import (
+    data_folder,
+    judged_logits,
+    logits_folder,
+    mixed_folders,
+    mixed_logits,
+    reward_logits,
+    rewards_folder,
+    teacher_folders,
+)
 from distill.config import Config
 from distill.entry_point import entry_point
 
@@ -25,80 +35,54 @@ def main(config: Config) -> None:
     from core.labels import labels_in
     from core.store.parts import clear
 
-    store = logits_folder(config)
-    rows, labels = load_conversations(data_folder(config)), labels_in(data_folder(config))
+    store, data = logits_folder(config), data_folder(config)
+    rows, labels = load_conversations(data), labels_in(data)
     if config.overwrite:
         clear(store)
     write = {"reward": from_rewards, "mixture": from_teachers}.get(config.teacher.kind, from_models)
-    write(config, store, rows, labels)
+    write(config, rows, labels)
 
 
-def from_models(config: Config, store: Path, rows: "Sequence[Conversation]", labels: "Labels") -> None:
+def from_models(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The logits of fold teachers, or of one ready-made model."""
-    from core.artefacts.building import Artefact
     from core.models.resolving import resolve
     from teachers.judgements import ready_made_model, write_judgements
 
-    teacher, parents = config.teacher, [data_folder(config)]
+    teacher = config.teacher
     if teacher.kind == "folds":
-        models, parents = fold_models(config), [*parents, *teacher_folders(config)]
+        models = fold_models(config)
     else:
         folder = resolve(teacher.model, config.root, key="teacher.model")
         models = [ready_made_model(folder, config.prompt, teacher.method == "label_tokens")]
-    identity = {"rows": teacher.rows, "judges": {str(model.fold): model.content for model in models}}
-    artefact = Artefact(store, "teacher", identity, parents, config.root)
+    artefact = judged_logits(config, {model.fold: model.content for model in models})
     write_judgements(artefact, models, rows, labels, teacher, config.scorers.teacher, config.limit)
 
 
-def from_rewards(config: Config, store: Path, rows: "Sequence[Conversation]", labels: "Labels") -> None:
+def from_rewards(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The rewards of single responses, then the logits that a model fitted on other folds' votes makes of them."""
-    from core.artefacts.building import Artefact
     from core.artefacts.contents import content_hash
     from core.models.resolving import resolve
     from core.provenance import behind_model
     from teachers.reward_logits import RewardModel, score_responses, write_fitted
 
-    teacher, rewards = config.teacher, config.root / "rewards" / store.name
+    teacher, rewards = config.teacher, rewards_folder(config)
     source = resolve(teacher.model, config.root, key="teacher.model")
     model = RewardModel.at(source, config.prompt.max_tokens, config.root / "models")
     score_responses(rewards, model, rows, teacher, config.scorers.teacher, config.limit)
-    identity = {"l2": teacher.reward_l2, "rewards": content_hash(rewards), "limit": config.limit}
-    artefact = Artefact(store, "teacher", identity, [data_folder(config)], config.root)
+    artefact = reward_logits(config, content_hash(rewards))
     fitted, behind = rows[: config.limit], behind_model(source)
     write_fitted(artefact, rewards, fitted, labels, teacher.reward_l2, behind, model.hashes)
 
 
-def from_teachers(config: Config, store: Path, rows: "Sequence[Conversation]", labels: "Labels") -> None:
+def from_teachers(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The mixture of the logits of other teachers."""
-    from core.artefacts.building import Artefact
-    from core.config import to_mapping
     from teachers.mixtures import shares, write_mixture
 
     mixture = config.teacher.mixture
     shares(mixture)
-    folders = {name: config.root / "logits" / name for name in mixture.teachers}
-    identity = {"mixture": to_mapping(mixture), "rows": config.teacher.rows, "limit": config.limit}
-    artefact = Artefact(store, "teacher", identity, [data_folder(config), *folders.values()], config.root)
+    artefact, folders = mixed_logits(config), mixed_folders(config)
     in_fold = config.teacher.rows == "in_fold"
     write_mixture(artefact, folders, rows[: config.limit], labels, mixture, in_fold=in_fold)
-
-
-def data_folder(config: Config) -> Path:
-    """data/<name>: the conversations."""
-    return config.root / "data" / config.data.name
-
-
-def logits_folder(config: Config) -> Path:
-    """logits/<teacher>, where the configured teacher's logits are. Raises `UserError` where none is named."""
-    if config.teacher.name is None:
-        raise UserError("teacher.name=null: name the teacher, as in teacher.name=llama70b")
-    return config.root / "logits" / config.teacher.name
-
-
-def teacher_folders(config: Config) -> list[Path]:
-    """The fine-tuned fold teachers: teachers/<name>/fold=<k>, or below `teacher.path`."""
-    parent = Path(config.teacher.path) if config.teacher.path else config.root / "teachers" / str(config.teacher.name)
-    return [parent / f"fold={fold}" for fold in config.teacher.folds]
 
 
 def fold_models(config: Config) -> "list[TeacherModel]":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from core.config import to_mapping
 from core.errors import UserError
+from distill.artefacts import data_folder, logits_folder
 from distill.config import Config
 from students.training.optuna_studies import Trial
 from students.training.recipe import Recipe, SoftTargets, TrainingRun
@@ -46,7 +47,7 @@ def training_run(config: Config) -> TrainingRun:
         fold=config.fold,
         limit=config.limit,
         overwrite=config.overwrite,
-        data=config.root / "data" / config.data.name,
+        data=data_folder(config),
         soft_targets=soft_targets(config) if config.loss.distils else None,
         prompt=config.prompt,
         model=config.model,
@@ -63,5 +64,4 @@ def soft_targets(config: Config) -> SoftTargets:
     teacher = config.teacher
     if teacher.name is None:
         raise UserError("teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes")
-    folder = config.root / "logits" / teacher.name
-    return SoftTargets(folder, teacher.rows, teacher.max_entropy, teacher.same_prompt)
+    return SoftTargets(logits_folder(config), teacher.rows, teacher.max_entropy, teacher.same_prompt)

@@ -6,10 +6,11 @@ seeds: seeds.json.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from core.config import to_mapping
 from core.exits import ChecksFailed
+from distill.artefacts import data_folder
+from distill.artefacts import evaluation as evaluation_of
 from distill.config import Config
 from distill.entry_point import entry_point
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 def main(config: Config) -> None:
     from rich.console import Console
 
-    from core.artefacts.building import Artefact
     from core.artefacts.contents import MANIFEST
     from core.data.table import load_conversations
     from core.locks import alone
@@ -37,17 +37,15 @@ def main(config: Config) -> None:
     from eval.seeds import seeds_table
 
     # What is scored, and who judges it
-    root, folder, data = config.root, config.root / "eval" / config.run, config.root / "data" / config.data.name
+    root, data = config.root, data_folder(config)
     split, scored, training = scored_and_training(load_conversations(data), config.eval.split, config.fold)
     scored = scored[: config.limit]
     found = candidates(root, config.run, config.fold, teacher_stores(config.teacher), config.eval.judges)
     engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
 
     # Evaluate, unless it is done; what gave no answer is asked again, and the evaluation made anew
-    identity = {**settings(config, split), "files": file_digests(found)}
-    artefacts = dict.fromkeys([data, *(candidate.artefact for candidate in found)])
-    parents = [artefact for artefact in artefacts if (artefact / MANIFEST).exists()]
-    artefact, rows = Artefact(folder, "eval", identity, parents, root), {split: len(scored)}
+    artefact = evaluation_of(config, split, [candidate.artefact for candidate in found], file_digests(found))
+    folder, rows = artefact.folder, {split: len(scored)}
     inputs = [candidate.path for candidate in found]
     overwrite = config.overwrite or bool(unanswered(folder) and artefact.is_finished())
     with artefact.building(inputs=inputs, overwrite=overwrite) as lacking:
@@ -72,14 +70,6 @@ def main(config: Config) -> None:
     console.print(f"report: {folder / 'report.html'}")
     if silent := evaluation.unanswered:
         raise ChecksFailed(f"{', '.join(silent)} gave no answer (see above): rerun the same command to ask again")
-
-
-def settings(config: Config, split: str) -> dict[str, Any]:
-    """What an evaluation depends on, beside its data and judges. Seeds are compared whether or not it is there."""
-    of_eval = {name: value for name, value in to_mapping(config.eval).items() if name not in ("seeds", "variants")}
-    of_eval |= {"split": split, "fold": config.fold, "limit": config.limit, "canaries": config.canaries.on_failure}
-    scorers = {"student": config.scorers.student.identity, "exported": config.scorers.exported.identity}
-    return {"eval": of_eval, "scorers": scorers}
 
 
 def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", scored: "list[Conversation]") -> None:

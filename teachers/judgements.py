@@ -28,6 +28,7 @@ from teachers.scorers.opening import open_scorer
 from teachers.scoring_run import ScoringRun, not_done, scoring_run, store_identity
 
 log = logging.getLogger(__name__)
+LIMIT = "limit"  # in a manifest's `extra`: only the rows of so many conversations are there
 
 
 @dataclass(frozen=True)
@@ -101,19 +102,22 @@ def write_judgements(
             shares.append(Share(model, writer, *not_done([c for c in own if c.id in limited], writer, ORDERS)))
 
         # One model after the other.
+        everything = sum(map(len, wanted)) * len(ORDERS)
         with scoring_run(
             store,
             sum(share.rows for share in shares),
             teacher.rows_per_part,
             draws_all=backend_of(scorer).draws_all,
             price_per_hour=teacher.price_per_hour,
-            everything=None if limit is None else sum(map(len, wanted)) * len(ORDERS),
+            everything=None if limit is None else everything,
         ) as run:
             for share in shares:
                 if share.todo and not run.interrupt.asked:
                     score_share(share, store, teacher, scorer, run)
         written = sum(len(share.writer.done) for share in shares)
-    artefact.finish(rows={"logits": written}, prompt=models[0].renderer.hashes, extra=noted(known))
+    limited = {} if written == everything else {LIMIT: limit}
+    extra = {**noted(known), **limited}
+    artefact.finish(rows={"logits": written}, prompt=models[0].renderer.hashes, extra=extra)
     log.info("%s: %d rows", store, written)
 
 

@@ -45,14 +45,23 @@ class Artefact:
         if not (self.folder / MANIFEST).exists():
             return False
         found = read_manifest(self.folder, self.stage)
-        differences = differing_fields(found.config, json.loads(json.dumps(self.identity)))
-        differences += differing_fields(found.parents, parent_contents(self.parents, self.root))
-        if differences:
+        if differences := self.differing_settings(found) + self.differing_parents(found):
             raise UserError(
                 f"{self.folder} is finished, but was made differently:{list_differences(differences)}"
                 "\n  keep it and choose another name=..., or replace it with overwrite=true"
             )
         return True
+
+    def differing_settings(self, found: Manifest) -> list[tuple[str, Any, Any]]:
+        """`differing_fields` of the configuration in a manifest and this artefact's own."""
+        return differing_fields(found.config, json.loads(json.dumps(self.identity)))
+
+    def differing_parents(self, found: Manifest, verify: bool = True) -> list[tuple[str, Any, Any]]:
+        """`differing_fields` of the parents in a manifest, by their contents, and this artefact's own as they are now.
+
+        Raises `UserError` for a parent that is not there, and unless `verify` is off for one whose files have changed.
+        """
+        return differing_fields(found.parents, parent_contents(self.parents, self.root, verify))
 
     @contextmanager
     def building(self, *, inputs: Iterable[Path] = (), overwrite: bool = False, wait: bool = False) -> Iterator[bool]:
@@ -65,7 +74,7 @@ class Artefact:
         if not overwrite and self.is_finished():
             yield False
             return
-        begun = _begun(self.folder)
+        begun = begun_file(self.folder)
         with alone(self.folder, wait):
             if overwrite and (self.folder / MANIFEST).exists():
                 self._check_replaceable(inputs)
@@ -111,7 +120,7 @@ class Artefact:
         Raises `UserError` naming the fields that differ where a run with another configuration was started here, and
         where the folder holds files that no run wrote; with `overwrite` all that a run left there is removed.
         """
-        begun = _begun(self.folder)
+        begun = begun_file(self.folder)
         begun.parent.mkdir(parents=True, exist_ok=True)
         if not any(sign.exists() for sign in (begun, self.folder / STARTED, self.folder / MANIFEST)):
             refuse_foreign(self.folder)
@@ -131,15 +140,15 @@ class Artefact:
         write_json(path, self._start())
         begun.unlink()
 
-    def differing_start(self) -> list[tuple[str, Any, Any]]:
+    def differing_start(self, verify: bool = True) -> list[tuple[str, Any, Any]]:
         """`differing_fields` of the run that was started in the folder and this one; none where none was."""
         path = self.folder / STARTED
         if not path.exists():
             return []
-        return differing_fields(with_new_names(read_json(path, "start over with overwrite=true")), self._start())
+        return differing_fields(with_new_names(read_json(path, "start over with overwrite=true")), self._start(verify))
 
-    def _start(self) -> dict[str, Any]:
-        start = {**self.identity, "parents": parent_contents(self.parents, self.root)}
+    def _start(self, verify: bool = True) -> dict[str, Any]:
+        start = {**self.identity, "parents": parent_contents(self.parents, self.root, verify)}
         return dict(json.loads(json.dumps(start)))
 
     def _check_replaceable(self, inputs: Iterable[Path]) -> None:
@@ -158,7 +167,7 @@ class Artefact:
                 )
 
 
-def _begun(folder: Path) -> Path:
+def begun_file(folder: Path) -> Path:
     """A file beside `folder`, there while the folder itself does not tell that it is ours: a kill may leave it so."""
     return folder.with_name(f".{folder.name}.started")
 

@@ -28,11 +28,13 @@ def content_of(digests: Mapping[str, Sequence[Any]]) -> str:
 
 def file_digests(folder: Path) -> dict[str, list[Any]]:
     """[bytes, sha256] of every file that counts for the content hash, by its path in `folder`."""
-    found = {}
-    for name, path in counted_files(folder):
-        with path.open("rb") as file:
-            found[name] = [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-    return found
+    return {name: file_digest(path) for name, path in counted_files(folder)}
+
+
+def file_digest(path: Path) -> list[Any]:
+    """[bytes, sha256] of a file."""
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 
 
 def counted_files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -8,17 +8,18 @@ once per process, and again once a file was touched. Of an artefact above `WHOLE
 compared: reading the weights of a 70B model takes minutes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from core.artefacts.contents import MANIFEST, content_of, counted_files, file_digests
+from core.artefacts.contents import MANIFEST, content_of, counted_files, file_digest, file_digests
 from core.errors import UserError
 from core.json_files import read_json
 from core.renamed import with_new_names
 
 WHOLE = 32 * 2**30
+GLANCE = 128 * 2**20  # read in a tenth of a second
 COMPACTING = "compacting"  # in `extra` while a store's parts are merged: until that is done nobody compares its files
 NAMED = 3  # how many files a message names
 
@@ -88,35 +89,61 @@ def _changes(folder: Path, manifest: Manifest) -> list[str]:
     if COMPACTING in manifest.extra:
         return []
     there = {name: path.stat() for name, path in counted_files(folder)}
-    sizes = {name: stat.st_size for name, stat in there.items()}
-    stated = manifest.files or {}
-    if manifest.files is not None:
-        changes = [f"{name} is gone" for name in stated if name not in sizes]
-        changes += [f"{name} was not there" for name in sizes if name not in stated]
-        changes += [
-            f"{name} has {sizes[name]:,} bytes, not {n:,}" for name, (n, _) in stated.items() if sizes.get(name, n) != n
-        ]
-        if changes:
-            return changes
+    if changes := _listed_changes({name: stat.st_size for name, stat in there.items()}, manifest):
+        return changes
     key, state = folder.resolve(), (manifest.content, {name: (s.st_size, s.st_mtime_ns) for name, s in there.items()})
-    if _verified.get(key) != state and sum(sizes.values()) <= WHOLE:
+    if _verified.get(key) != state and sum(stat.st_size for stat in there.values()) <= WHOLE:
         digests = file_digests(folder)
         if content_of(digests) != manifest.content:
+            stated = manifest.files or {}
             other = [f"{name} has other bytes" for name in stated if digests[name] != stated[name]]
             return other or ["other files, or other bytes in them"]
         _verified[key] = state
     return []
 
 
-def parent_contents(parents: Iterable[Path], root: Path) -> dict[str, str]:
+def _listed_changes(sizes: Mapping[str, int], manifest: Manifest) -> list[str]:
+    """How names and sizes differ from those that the manifest lists."""
+    if manifest.files is None:
+        return []
+    changes = [f"{name} is gone" for name in manifest.files if name not in sizes]
+    changes += [f"{name} was not there" for name in sizes if name not in manifest.files]
+    return changes + [
+        f"{name} has {sizes[name]:,} bytes, not {n:,}"
+        for name, (n, _) in manifest.files.items()
+        if sizes.get(name, n) != n
+    ]
+
+
+def changes_at_a_glance(folder: Path, manifest: Manifest) -> list[str]:
+    """As reading the manifest finds them, but of the bytes only those of files that are newer than the manifest.
+
+    More than `GLANCE` bytes of such files are not read: that they are newer is what is told then.
+    """
+    if COMPACTING in manifest.extra:
+        return []
+    there = {name: (path, path.stat()) for name, path in counted_files(folder)}
+    if changes := _listed_changes({name: stat.st_size for name, (_, stat) in there.items()}, manifest):
+        return changes
+    written = (folder / MANIFEST).stat().st_mtime
+    newer = {name: path for name, (path, stat) in there.items() if stat.st_mtime > written}
+    if sum(there[name][1].st_size for name in newer) > GLANCE:
+        return [f"{name} is newer than the manifest, and too large to be compared here" for name in newer]
+    digests = {name: file_digest(path) for name, path in newer.items()}
+    return [f"{name} has other bytes" for name, of in digests.items() if of != (manifest.files or {}).get(name, of)]
+
+
+def parent_contents(parents: Iterable[Path], root: Path, verify: bool = True) -> dict[str, str]:
     """Path (relative to `root` where it lies below it) -> content hash of every parent artefact."""
-    return {str(p.relative_to(root) if p.is_relative_to(root) else p): read_manifest(p).content for p in parents}
+    found = {p: read_manifest(p, verify=verify).content for p in parents}
+    return {str(p.relative_to(root) if p.is_relative_to(root) else p): content for p, content in found.items()}
 
 
-def changed_parents(manifest: Manifest, root: Path) -> list[str]:
+def changed_parents(manifest: Manifest, root: Path, verify: bool = True) -> list[str]:
     """The parents of an artefact that exist and hold something else than it was made from."""
     there = {name: root / name for name in manifest.parents if (root / name / MANIFEST).exists()}
-    return [name for name, folder in there.items() if read_manifest(folder).content != manifest.parents[name]]
+    now = {name: read_manifest(folder, verify=verify).content for name, folder in there.items()}
+    return [name for name, content in now.items() if content != manifest.parents[name]]
 
 
 def made_from(manifest: Manifest, parents: Iterable[Path], root: Path) -> bool:

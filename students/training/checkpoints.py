@@ -40,15 +40,15 @@ class RunState:
         return next(record for record in reversed(self.history) if record["validation_kept"])
 
 
-def save_checkpoint(engine: Any, folder: Path, state: RunState) -> None:
-    """Save all that a resumed run needs; the newest checkpoint replaces the one before. All ranks call it."""
+def save_checkpoint(engine: Any, folder: Path, state: RunState, steps: int) -> None:
+    """Save all that a resumed run of so many `steps` needs, in place of the checkpoint before. All ranks call it."""
     tag = f"step-{state.step}"
     saved = {"progress": json.dumps(asdict(state))}
     engine.save_checkpoint(str(folder), tag=tag, client_state=saved, exclude_frozen_parameters=True, save_latest=False)
     barrier()  # every rank's part is there
     with fail_together():
         if rank() == 0:
-            write_json(folder / LATEST, {"tag": tag})
+            write_json(folder / LATEST, {"tag": tag, "step": state.step, "steps": steps})
             for old in folder.glob("step-*"):
                 if old.name != tag:
                     shutil.rmtree(old)

@@ -279,7 +279,7 @@ class Trainer:
 
     def checkpoint(self) -> None:
         """Save all that a resumed run needs."""
-        save_checkpoint(self.engine, self.folder / "checkpoints", self.state)
+        save_checkpoint(self.engine, self.folder / "checkpoints", self.state, self.total_steps)
         with fail_together():
             if self.rank == 0:
                 write_history(self.folder / "history.parquet", self.state.history)

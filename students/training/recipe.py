@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.artefacts.building import Artefact
 from core.prompts import PromptConfig
 from students.training.config import (
     EngineConfig,
@@ -65,3 +66,9 @@ class TrainingRun:
     trial: Trial | None
     identity: Mapping[str, Any]
     configuration: Mapping[str, Any]
+
+    @property
+    def artefact(self) -> Artefact:
+        """What is made: of the data and the teacher's logits."""
+        parents = [self.data] if self.soft_targets is None else [self.data, self.soft_targets.folder]
+        return Artefact(self.folder, "student", self.identity, parents, self.root)  # a teacher's stage, too

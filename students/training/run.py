@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from core import provenance
-from core.artefacts.building import Artefact
 from core.labels import noted
 from core.locks import alone
 from core.models.resolving import resolve
@@ -22,7 +21,6 @@ from students.training.recipe import TrainingRun
 from students.training.tracking import open_tracker
 
 log = logging.getLogger(__name__)
-STAGE = "student"  # in manifests, whatever the role
 
 
 def train(run: TrainingRun) -> float:
@@ -31,8 +29,7 @@ def train(run: TrainingRun) -> float:
     A finished run is not trained again, and one that was killed resumes from its last checkpoint.
     """
     # What to learn from, and whether that is done already.
-    parents = [run.data] if run.soft_targets is None else [run.data, run.soft_targets.folder]
-    artefact = Artefact(run.folder, STAGE, run.identity, parents, run.root)
+    artefact = run.artefact
     with fail_together():
         inputs = load_inputs(run)
         finished = not run.overwrite and artefact.is_finished()

@@ -1,0 +1,96 @@
+"""What a configuration leads to: the folder of each stage's artefact, and all that decides what is in it.
+
+The stages build these artefacts, and `distill.status` looks whether they lie there: both ask here what they are.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from core.artefacts.building import Artefact
+from core.artefacts.contents import MANIFEST
+from core.config import to_mapping
+from core.errors import UserError
+from distill.config import Config
+
+
+def data_folder(config: Config) -> Path:
+    """data/<name>: the conversations."""
+    return config.root / "data" / config.data.name
+
+
+def conversations(config: Config, inputs: Mapping[str, Any]) -> Artefact:
+    """The prepared data. `inputs`: what identifies each source, by its name."""
+    identity = {**to_mapping(config.data), "limit": config.limit, "inputs": dict(inputs)}
+    del identity["max_rejected"]  # changes nothing in what it lets pass
+    return Artefact(data_folder(config), "prepare", identity, [], config.root)
+
+
+def logits_folder(config: Config) -> Path:
+    """logits/<teacher>, where the configured teacher's logits are. Raises `UserError` where none is named."""
+    if config.teacher.name is None:
+        raise UserError("teacher.name=null: name the teacher, as in teacher.name=llama70b")
+    return config.root / "logits" / config.teacher.name
+
+
+def teacher_folders(config: Config) -> list[Path]:
+    """The fine-tuned fold teachers: teachers/<name>/fold=<k>, or below `teacher.path`."""
+    parent = Path(config.teacher.path) if config.teacher.path else config.root / "teachers" / str(config.teacher.name)
+    return [parent / f"fold={fold}" for fold in config.teacher.folds]
+
+
+def judged_logits(config: Config, judges: Mapping[int, str]) -> Artefact:
+    """The logits of fold teachers, or of one ready-made model. `judges`: what identifies each, by its fold."""
+    folds = teacher_folders(config) if config.teacher.kind == "folds" else []
+    identity = {"rows": config.teacher.rows, "judges": {str(fold): content for fold, content in judges.items()}}
+    return Artefact(logits_folder(config), "teacher", identity, [data_folder(config), *folds], config.root)
+
+
+def rewards_folder(config: Config) -> Path:
+    """rewards/<teacher>: the rewards of single responses."""
+    return config.root / "rewards" / logits_folder(config).name
+
+
+def reward_logits(config: Config, rewards: str) -> Artefact:
+    """The logits that rewards amount to. `rewards`: their content hash."""
+    identity = {"l2": config.teacher.reward_l2, "rewards": rewards, "limit": config.limit}
+    return Artefact(logits_folder(config), "teacher", identity, [data_folder(config)], config.root)
+
+
+def mixed_folders(config: Config) -> dict[str, Path]:
+    """The logits of the teachers that a mixture is made of, by name."""
+    return {name: config.root / "logits" / name for name in config.teacher.mixture.teachers}
+
+
+def mixed_logits(config: Config) -> Artefact:
+    """The logits of a mixture of teachers."""
+    identity = {"mixture": to_mapping(config.teacher.mixture), "rows": config.teacher.rows, "limit": config.limit}
+    parents = [data_folder(config), *mixed_folders(config).values()]
+    return Artefact(logits_folder(config), "teacher", identity, parents, config.root)
+
+
+def exported_judge(config: Config, judge: Path, prompt: Mapping[str, Any]) -> Artefact:
+    """The export of the trained `judge`, or of an average, in its folder; `prompt` is what it was trained on."""
+    identity = {
+        "export": {**to_mapping(config.export), "compare_folds": None},
+        "fold": config.fold,
+        "prompt": prompt,
+        "fidelity": to_mapping(config.fidelity),
+        "canaries": {**to_mapping(config.canaries), "on_failure": None},
+        "scorer": config.scorers.check.identity,
+        "t4": {"memory_gb": config.t4.memory_gb, "batch_tokens": config.t4.batch_tokens},
+    }
+    return Artefact(config.export_folder(), "export", identity, [judge], config.root)
+
+
+def evaluation(config: Config, split: str, judges: Iterable[Path], files: Mapping[str, str]) -> Artefact:
+    """The evaluation of all that `judges` on the rows of a `split`: folders, and digests of `files` without one.
+
+    Seeds are compared whether or not it is there.
+    """
+    of_eval = {name: value for name, value in to_mapping(config.eval).items() if name not in ("seeds", "variants")}
+    of_eval |= {"split": split, "fold": config.fold, "limit": config.limit, "canaries": config.canaries.on_failure}
+    scorers = {"student": config.scorers.student.identity, "exported": config.scorers.exported.identity}
+    identity = {"eval": of_eval, "scorers": scorers, "files": dict(files)}
+    parents = [folder for folder in dict.fromkeys([data_folder(config), *judges]) if (folder / MANIFEST).exists()]
+    return Artefact(config.root / "eval" / config.run, "eval", identity, parents, config.root)
