@@ -115,8 +115,7 @@ def write_judgements(
                 if share.todo and not run.interrupt.asked:
                     score_share(share, store, teacher, scorer, run)
         written = sum(len(share.writer.done) for share in shares)
-    limited = {} if written == everything else {LIMIT: limit}
-    extra = {**noted(known), **limited}
+    extra = noted(known) | ({} if written == everything else {LIMIT: limit})
     artefact.finish(rows={"logits": written}, prompt=models[0].renderer.hashes, extra=extra)
     log.info("%s: %d rows", store, written)
 

@@ -57,8 +57,8 @@ def _state(
     folder: Path, stage: str, locks: Sequence[Path], reason: Callable[[Manifest], str], artefact: Artefact | None
 ) -> State:
     # Somebody writes it.
-    holders = [found for path in (lock_of(folder), *locks) if (found := holder(path))]
-    if running := [found for found in holders if found.alive]:
+    holders = [each for path in (lock_of(folder), *locks) if (each := holder(path))]
+    if running := [each for each in holders if each.alive]:
         return State("running", running[0].who, running[0].since)
 
     # It is not finished.
