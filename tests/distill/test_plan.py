@@ -198,6 +198,7 @@ def test_a_measured_speed_replaces_the_assumptions(tmp_path: Path) -> None:
     assert with_measured(GEMMA.plan) == GEMMA.plan
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_predictions_for_this_machine_hold_within_a_quarter() -> None:
     """Measured on few layers and short rows without checkpointing; predicted for more, longer, and with it."""

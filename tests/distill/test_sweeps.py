@@ -28,6 +28,7 @@ from students.training.checkpoints import LATEST
 from students.training.loop import Trainer
 from students.training.optuna_studies import STUDY, Trial, open_journal, open_study, told_to_stop
 from tests.composing import configured
+from tests.grids import grid
 from tests.running import ROOT, succeeds
 
 pytestmark = pytest.mark.timeout(300)
@@ -142,7 +143,9 @@ def test_a_pruner_spares_the_validations_that_it_promises_to(pruner: dict[str, A
     assert verdicts == [False, True]
 
 
-@pytest.mark.parametrize("dies_at", [2, 6, STEPS + 2])  # in the first trial, there after a checkpoint, in the second
+@pytest.mark.parametrize(
+    "dies_at", grid([2, 6, STEPS + 2], short=[6])
+)  # in the first trial, there after a checkpoint, in the second
 def test_a_killed_search_goes_on_as_if_it_had_not_been(
     sweep: Sweep, base: list[str], straight: str, dies_at: int
 ) -> None:
@@ -220,6 +223,7 @@ def test_the_table_and_the_page_hold_the_numbers_of_the_files(
     assert not re.search(r"<script[^>]*\ssrc=|<link\s|<img\s", html)  # nothing is loaded from elsewhere
 
 
+@pytest.mark.long
 def test_folds_run_as_jobs_of_the_local_launcher_and_are_averaged(base: list[str]) -> None:
     """Two jobs at once, each in its own process, through submitit's real local executor."""
     jobs = ["name=folds", "fold=0,1", "hydra/launcher=local", "hydra.launcher.timeout_min=5"]
@@ -232,6 +236,7 @@ def test_folds_run_as_jobs_of_the_local_launcher_and_are_averaged(base: list[str
     assert f"mean log loss {sum(losses) / 2:.4f} over folds 0, 1" in re.sub(r"\s+", " ", printed)
 
 
+@pytest.mark.long
 def test_the_tasks_of_a_job_are_ranks_of_one_training_and_stop_together(base: list[str]) -> None:
     jobs = ["hydra/launcher=local", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5"]
     succeeds("distill.student", "-m", *base, *searching("ranks", trials=2), *jobs)
@@ -249,6 +254,7 @@ STAND_INS = {  # for the commands of a cluster: one node, one task, a queue that
 }
 
 
+@pytest.mark.long
 def test_a_slurm_job_whose_time_is_up_is_requeued_and_goes_on(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

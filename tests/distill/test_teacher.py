@@ -39,7 +39,6 @@ from tests.running import ROOT, own_process
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
-KILLS = 20
 CONVERSATIONS = 240
 FOLDS = [0, 1, 2]
 HUMAN = ROOT.parent / "shared" / "data" / "pandalm_testset" / "lmsys_schema.csv"
@@ -100,13 +99,14 @@ def same_logits(found: pl.DataFrame, expected: pl.DataFrame) -> None:
     assert np.abs(found["logits"].to_numpy() - expected["logits"].to_numpy()).max() < 1e-5
 
 
-def test_killed_at_twenty_random_moments_and_resumed_it_equals_a_straight_run(
-    configure: Configure, straight: pl.DataFrame
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_at_random_moments_and_resumed_it_equals_a_straight_run(
+    configure: Configure, straight: pl.DataFrame, times: int
 ) -> None:
-    config = replace_name(configure(), "killed", "smoke")
+    config = replace_name(configure(), f"killed{times}", "smoke")
     rng = random.Random(0)
     kills = 0
-    while kills < KILLS:
+    while kills < times:
         process = own_process(teacher.main, config)
         there = len(parts(config))
         wanted = there + rng.randint(0, 2)
@@ -118,7 +118,7 @@ def test_killed_at_twenty_random_moments_and_resumed_it_equals_a_straight_run(
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
         kills += 1
-    assert kills == KILLS, f"it was finished after {kills} kills"
+    assert kills == times, f"it was finished after {kills} kills"
     assert 0 < len(parts(config)) < len(straight) // 5
     before = {path: path.stat().st_mtime_ns for path in parts(config)}
     teacher.main(config)
@@ -420,6 +420,7 @@ def wait_for_a_part(run: Any, folder: Path) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.long
 def test_ctrl_c_finishes_what_the_engine_holds_and_the_command_goes_on(
     configure: Configure, straight: pl.DataFrame, tiny_llama: Path, root: Path
 ) -> None:
@@ -439,6 +440,7 @@ def test_ctrl_c_finishes_what_the_engine_holds_and_the_command_goes_on(
     assert np.abs(found["logits"].to_numpy() - expected.sort("id", "order")["logits"].to_numpy()).max() < 1e-4
 
 
+@pytest.mark.long
 def test_an_engine_that_dies_costs_nothing_that_was_written(
     configure: Configure, straight: pl.DataFrame, tiny_llama: Path, root: Path
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.eval.evaluations import evaluate
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 PHONE = {"width": 390, "height": 844}
 SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">" + "x" * 900
 SCHEMES = ("light", "dark")

@@ -344,7 +344,7 @@ def killed_after(
 
 
 @pytest.mark.usefixtures("kept")
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_killed_and_started_again_it_goes_on(
     configure: Configure, long_file: Path, judged: pl.DataFrame, devices: int
 ) -> None:
@@ -370,7 +370,7 @@ def test_with_the_first_order_there_the_budget_goes_to_the_second(configure: Con
     assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_interrupted_it_finishes_what_is_in_hand_and_goes_on_later(
     configure: Configure, long_file: Path, judged: pl.DataFrame, devices: int
 ) -> None:
@@ -639,6 +639,7 @@ def test_threads_are_shared_out_whatever_the_environment_says(
     assert environment_of(0, len(os.sched_getaffinity(0)), span=1)["OMP_NUM_THREADS"] == threads
 
 
+@pytest.mark.long
 def test_through_the_door_with_vllm(
     export: Path, file: Path, tmp_path: Path, conversations: list[Conversation], judged: pl.DataFrame
 ) -> None:

@@ -14,6 +14,7 @@ from tests.serving import Server, serving
 from tests.tiny_exports import tiny_export
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+pytestmark = pytest.mark.long
 PHONE = {"width": 360, "height": 740}
 SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 

@@ -367,7 +367,7 @@ def test_jobs_survive_a_kill_and_requests_a_sigterm(export: Path, tmp_path: Path
             queue = 0.0
             while queue < 500:
                 queue = float(server.get("/metrics").text.partition("\njudge_queue_conversations ")[2].split()[0])
-            server.process.send_signal(signal.SIGTERM)
+            server.tell(signal.SIGTERM)
             while (health := server.get("/health")).status_code == 200:
                 time.sleep(0.01)
             refused = server.post("/v1/judge", {"conversations": [PAIR]})
@@ -377,7 +377,7 @@ def test_jobs_survive_a_kill_and_requests_a_sigterm(export: Path, tmp_path: Path
             )
             for answer in accepted:
                 assert len(answer.result().json()["results"]) == 250
-        assert server.process.wait(60) == 0
+        assert server.ends(seconds=60) == 0
         assert "Traceback" not in server.log.read_text()
 
 
@@ -414,6 +414,7 @@ def test_texts_of_any_kind_survive_the_disk(export: Path, tmp_path: Path) -> Non
 # The engine that it is meant for.
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_vllm_gives_the_same_answers_and_leaves_nothing_behind(export: Path, server: Server, tmp_path: Path) -> None:
     asked = pairs(CONVERSATIONS)

@@ -105,6 +105,7 @@ def logits_of(judge: JudgeModel, conversations: list[int], padding_free: bool = 
     return judge(batch.input_ids, batch.positions, batch.ends)
 
 
+@pytest.mark.long
 class TestFlex:
     @pytest.mark.parametrize("flex", ["eager"], indirect=True)
     @pytest.mark.usefixtures("flex")

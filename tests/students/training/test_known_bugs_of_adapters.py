@@ -25,23 +25,32 @@ from students.training import loop
 from students.training.loop import Trainer
 from students.training.model import build_judge
 from tests.composing import configured
+from tests.grids import grid
 from tests.students.training.short_runs import STEPS, Run, train
 from tests.students.training.single_steps import HEAD, Plant, assert_saved, saved_adapter, trained_values
 
 pytestmark = pytest.mark.timeout(300)
+STAGES = (0, 1, 3)  # test_training.py has stage 2
 DIES_IN = 4  # two epochs of two steps: in the middle of the second
 
 
-@pytest.fixture(scope="module")
-def runs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Run, Path]]:
-    """By ZeRO stage, a straight run and the folder of one that died in its last step; test_training.py has stage 2."""
-    found = {}
-    for stage in (0, 1, 3):
-        folder = tmp_path_factory.mktemp(f"zero{stage}")
+class Runs(dict[int, tuple[Run, Path]]):
+    """By ZeRO stage, once it is asked for: a straight run, and the folder of one that died in its last step."""
+
+    def __init__(self, base: Path, folder: Path) -> None:
+        self.base, self.folder = base, folder
+
+    def __missing__(self, stage: int) -> tuple[Run, Path]:
+        folder = self.folder / str(stage)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_llama, stage, folder / "dead", DIES_IN)
-        found[stage] = train(tiny_llama, stage, folder / "straight"), folder
-    return found
+            train(self.base, stage, folder / "dead", DIES_IN)
+        self[stage] = train(self.base, stage, folder / "straight"), folder
+        return self[stage]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tiny_llama, tmp_path_factory.mktemp("runs"))
 
 
 def assert_same_run(found: Run, expected: Run) -> None:
@@ -73,10 +82,8 @@ def dropout_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch, "manual_seed", lambda _: None)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
-def test_a_resumed_run_equals_the_straight_one(
-    stage: int, runs: dict[int, tuple[Run, Path]], tiny_llama: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("stage", grid(STAGES, short=[0, 3]))
+def test_a_resumed_run_equals_the_straight_one(stage: int, runs: Runs, tiny_llama: Path, tmp_path: Path) -> None:
     straight, folder = runs[stage]
     resumed = train(tiny_llama, stage, shutil.copytree(folder / "dead", tmp_path / "run"))
     assert len(resumed.curve) == STEPS
@@ -88,7 +95,7 @@ def test_a_resumed_run_equals_the_straight_one(
     "plant", [weights_forgotten, moments_forgotten, schedule_forgotten, position_forgotten, dropout_forgotten]
 )
 def test_what_a_resumed_run_forgets_is_seen(
-    plant: Plant, runs: dict[int, tuple[Run, Path]], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plant: Plant, runs: Runs, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight, folder = runs[0]
     plant(monkeypatch)
@@ -124,9 +131,9 @@ def head_untrained(patch: pytest.MonkeyPatch) -> None:
     slowed(patch, 1)
 
 
-def test_lora_and_head_are_both_trained(runs: dict[int, tuple[Run, Path]], tiny_llama: Path) -> None:
-    for run, _ in runs.values():
-        assert_all_trained(run, tiny_llama)
+@pytest.mark.parametrize("stage", grid(STAGES, short=[0, 3]))
+def test_lora_and_head_are_both_trained(stage: int, runs: Runs, tiny_llama: Path) -> None:
+    assert_all_trained(runs[stage][0], tiny_llama)
 
 
 @pytest.mark.parametrize("plant", [lora_untrained, head_untrained])

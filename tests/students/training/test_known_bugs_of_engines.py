@@ -30,6 +30,7 @@ from students.training.collectives import process_group
 from students.training.data import Batch, BatchRow
 from students.training.loop import Trainer
 from students.training.model import JudgeModel
+from tests.grids import grid
 from tests.students.training.single_steps import (
     ONE_EACH,
     Case,
@@ -133,7 +134,7 @@ def test_an_adapter_saved_in_partitions_is_seen(two_ranks: dict[str, Step], expe
 
 
 @pytest.mark.parametrize("budget", ["engine.micro_batch_tokens=100000", ONE_EACH])
-@pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "zero3_cpu"])
+@pytest.mark.parametrize("engine", grid(["zero1", "zero2", "zero3", "zero3_cpu"], short=["zero3"]))
 def test_zero_takes_the_step_by_definition(
     engine: str, budget: str, tiny_llama: Path, expected: dict[int, Step], tmp_path: Path
 ) -> None:
@@ -141,8 +142,8 @@ def test_zero_takes_the_step_by_definition(
     assert_same_step(take_step(config, THREE, tmp_path), expected[3])
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
-@pytest.mark.parametrize("tuning", ["model=full", "model.lora.method=dora"])
+@pytest.mark.parametrize("engine", grid(["zero2", "zero3"], short=["zero3"]))
+@pytest.mark.parametrize("tuning", grid(["model=full", "model.lora.method=dora"], short=["model=full"]))
 def test_zero_takes_the_step_of_other_tunings(tuning: str, engine: str, tiny_gemma2: Path, tmp_path: Path) -> None:
     by_hand = by_definition(step_config(tiny_gemma2, tuning), THREE)
     assert_same_step(
@@ -150,7 +151,7 @@ def test_zero_takes_the_step_of_other_tunings(tuning: str, engine: str, tiny_gem
     )
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", grid(STAGES, short=[2]))
 def test_the_global_norm_is_clipped_and_reported_as_it_was(
     stage: int, tiny_llama: Path, expected: dict[int, Step], tmp_path: Path
 ) -> None:

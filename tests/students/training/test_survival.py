@@ -24,7 +24,6 @@ from tests.composing import configured
 from tests.running import own_process
 
 pytestmark = pytest.mark.timeout(300)
-KILLS = 10
 STEPS = 20
 Configure = Callable[..., Config]
 COLUMNS = [name for name in HISTORY if name != "seconds"]
@@ -70,12 +69,13 @@ def after_a_step(process: BaseProcess, config: Config) -> None:
         time.sleep(0.001)
 
 
-def test_killed_at_ten_random_moments_it_equals_a_straight_run_bit_for_bit(
-    configure: Configure, straight: Config
+@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_killed_at_random_moments_it_equals_a_straight_run_bit_for_bit(
+    configure: Configure, straight: Config, times: int
 ) -> None:
-    config = configure("killed")
+    config = configure(f"killed{times}")
     rng = random.Random(0)
-    for kill in range(KILLS):
+    for kill in range(times):
         process = own_process(student.main, config)
         if kill % 3:  # in between also while it starts
             after_a_step(process, config)

@@ -27,6 +27,7 @@ from distill.config import Config
 from distill.training_run import run_folder
 from students.training.loop import Trainer, rate_factor
 from tests.composing import configured
+from tests.grids import grid
 from tests.running import free_port, succeeds
 
 pytestmark = pytest.mark.timeout(300)
@@ -118,7 +119,7 @@ def test_a_run_writes_what_the_contract_says(straight: Config, configure: Config
         student.main(configure("straight", "train.epochs=2", "loss.kl.temperature=3"))
 
 
-@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
+@pytest.mark.parametrize("family", grid(["tiny_llama", "tiny_qwen2", "tiny_gemma2"], short=["tiny_gemma2"]))
 def test_micro_batches_do_not_change_the_result(
     configure: Configure, family: str, request: pytest.FixtureRequest
 ) -> None:
@@ -132,7 +133,7 @@ def test_micro_batches_do_not_change_the_result(
     torch.testing.assert_close(losses(large), losses(small), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "tiny_gemma2"])
+@pytest.mark.parametrize("family", grid(["tiny_llama", "tiny_qwen2", "tiny_gemma2"], short=["tiny_gemma2"]))
 def test_padding_free_equals_padded(configure: Configure, family: str, request: pytest.FixtureRequest) -> None:
     base = request.getfixturevalue(family)
     padded, free = (
@@ -152,8 +153,8 @@ def test_padding_free_equals_padded(configure: Configure, family: str, request: 
     [
         ("loss=blackpearl",),
         ("loss=wsdm3", "model.lora.method=rslora", "optimizer.decay=linear"),
-        ("loss.cosine.weight=0.5", "loss.rows.confidence=1", "optimizer.clip=0"),
-        ("loss=kl", "loss.kl.temperature=5", "optimizer.decay=constant"),
+        pytest.param(("loss.cosine.weight=0.5", "loss.rows.confidence=1", "optimizer.clip=0"), marks=pytest.mark.long),
+        pytest.param(("loss=kl", "loss.kl.temperature=5", "optimizer.decay=constant"), marks=pytest.mark.long),
     ],
 )
 def test_recipes_train(configure: Configure, overrides: tuple[str, ...]) -> None:
@@ -163,6 +164,7 @@ def test_recipes_train(configure: Configure, overrides: tuple[str, ...]) -> None
     assert torch.isfinite(curve).all() and curve[-3:].mean() < curve[:3].mean()
 
 
+@pytest.mark.long
 def test_zero_stages_agree(configure: Configure) -> None:
     engines = ["zero0", "zero1", "zero2", "zero3", "zero3_cpu"]
     configs = [configure(engine, "model.lora.dropout=0", f"engine={engine}") for engine in engines]
@@ -177,6 +179,7 @@ def test_zero_stages_agree(configure: Configure) -> None:
             torch.testing.assert_close(tensor, other[name], atol=1e-4, rtol=0)
 
 
+@pytest.mark.long
 def test_two_ranks_train_as_one(configure: Configure, root: Path, tiny_llama: Path) -> None:
     one = configure("one-rank", "model.lora.dropout=0")
     student.main(one)

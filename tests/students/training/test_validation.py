@@ -20,6 +20,7 @@ from students.training.outcome import finished_metrics
 from students.training.tracking import Tracker
 from students.training.validation import better, objective_by_group, standard_error
 from tests.composing import configured
+from tests.grids import grid
 from tests.students.training.single_steps import make_conversations, partition_all
 
 pytestmark = pytest.mark.timeout(300)
@@ -77,7 +78,7 @@ def test_an_earlier_judge_wins_only_beyond_the_error_of_the_difference(tiny_llam
         assert trainer.keep_best(rows - 0.1 - noise) and not trainer.keep_best(rows)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", grid(STAGES, short=[3]))
 def test_a_gradient_that_is_not_finite_stops_before_anything_is_saved(
     stage: int, tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         psutil.wait_procs(processes)
 
 
+@pytest.mark.long
 def test_joins_a_running_cluster(cluster: str, tiny_llama: Path) -> None:
     prompts = random_prompts(64)
     labels = ["A", "B", "?"]
@@ -104,6 +105,7 @@ def judge(tiny_judge_llama: Path) -> Iterator[RayScorer]:
     assert (signal.getsignal(signal.SIGTERM), dict(os.environ)) == before
 
 
+@pytest.mark.long
 def test_equals_transformers_task_by_task(judge: RayScorer, tiny_judge_llama: Path) -> None:
     prompts = random_prompts(400)
     found: dict[int, np.ndarray] = {}
@@ -120,6 +122,7 @@ def test_equals_transformers_task_by_task(judge: RayScorer, tiny_judge_llama: Pa
     assert score(judge, []).shape == (0, 3)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_loses_nothing(judge: RayScorer, tiny_judge_llama: Path) -> None:
     prompts = random_prompts(1600, seed=1)
     found: dict[int, np.ndarray] = {}
@@ -135,6 +138,7 @@ def test_a_worker_that_is_killed_loses_nothing(judge: RayScorer, tiny_judge_llam
     assert np.abs(rows - expected(tiny_judge_llama, prompts)).max() < 1e-5
 
 
+@pytest.mark.long
 def test_stopping_early_ends_the_workers(judge: RayScorer) -> None:
     stream: Any = judge.stream(random_prompts(1600))
     next(stream)
@@ -143,6 +147,7 @@ def test_stopping_early_ends_the_workers(judge: RayScorer) -> None:
     assert workers and not psutil.wait_procs(workers, timeout=60)[1]
 
 
+@pytest.mark.long
 def test_an_error_on_a_worker_says_which_prompts_and_what(judge: RayScorer, tiny_judge_llama: Path) -> None:
     prompts = random_prompts(48)
     with pytest.raises(ValueError, match=r"prompts 16 to 31, on a worker on Ray: IndexError: index out of range"):
@@ -150,12 +155,14 @@ def test_an_error_on_a_worker_says_which_prompts_and_what(judge: RayScorer, tiny
     assert len(score(judge, prompts[:2])) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prompt", [[], [5] * (MAX_TOKENS + 1)])
 def test_refuses_prompts_of_the_wrong_length(judge: RayScorer, prompt: list[int]) -> None:
     with pytest.raises(ValueError, match=f"prompt 1 has {len(prompt)} tokens, this scorer takes 1 to {MAX_TOKENS}"):
         score(judge, [[5], prompt])
 
 
+@pytest.mark.long
 def test_a_model_that_a_worker_does_not_see(judge: RayScorer, tmp_path: Path) -> None:
     # Ray runs already: the second scorer joins, and leaves it running.
     missing = pytest.raises(ValueError, match=r"there is no model .*elsewhere.*a path that all nodes see")
@@ -164,6 +171,7 @@ def test_a_model_that_a_worker_does_not_see(judge: RayScorer, tmp_path: Path) ->
     assert ray.is_initialized()
 
 
+@pytest.mark.long
 def test_workers_that_fit_nowhere_are_refused_at_once(judge: RayScorer, tiny_judge_llama: Path) -> None:
     asked: list[dict[str, Any]] = [{"gpus": 64.0}, {"cpus": 4096.0}]
     for changes in asked:
@@ -183,6 +191,7 @@ def test_refuses_settings_that_cannot_be_meant(changes: dict[str, Any], message:
         RayScorer(ModelSpec(Path("nowhere"), MAX_TOKENS), on_ray(**changes), open_here)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_vllm_on_a_worker_equals_transformers(judge: RayScorer, tiny_judge_llama: Path) -> None:
     stem = random_prompts(1)[0] + random_prompts(1, seed=1)[0]

@@ -92,6 +92,7 @@ def judge_server(tiny_judge_llama: Path, tmp_path_factory: pytest.TempPathFactor
         yield url
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # a server takes half a minute to start, on a busy machine several
 class TestJudge:
     def test_logits_equal_transformers(
@@ -133,6 +134,7 @@ def language_server(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) 
         yield url
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 class TestLabelTokens:
     def test_log_probabilities_equal_transformers(

@@ -79,6 +79,7 @@ class TestFloat:
         assert score(engine, []).shape == (0, 3)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_int8_engine_computes_what_was_exported_where_the_cpu_can(
     tiny_w8a8: Path, prompts: list[list[int]], tmp_path: Path
@@ -119,6 +120,7 @@ def test_names_values_that_vllm_does_not_have_before_it_reads_the_model(name: st
     check_arguments({"quantization": "FP8", "enable_prefix_caching": True, name: None})
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_label_tokens_of_a_real_language_model_equal_transformers(smollm2: Path) -> None:
     prompt = configured("prompt=label_tokens").prompt
@@ -142,6 +144,7 @@ def test_label_tokens_of_a_real_language_model_equal_transformers(smollm2: Path)
     assert not engine_processes()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_an_adapter_beside_its_base_equals_the_merged_judge(
     tiny_llama: Path, prompts: list[list[int]], tmp_path: Path
@@ -164,6 +167,7 @@ def test_an_adapter_beside_its_base_equals_the_merged_judge(
     assert np.abs(found - expected).max() < 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_an_engine_found_dead_says_so_and_what_to_do(tiny_judge_llama: Path, prompts: list[list[int]]) -> None:
     with open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
@@ -190,6 +194,7 @@ def open_and_wait(model: Path, pids: Connection) -> None:
         time.sleep(600)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_kill_leaves_no_engine_behind(tiny_judge_llama: Path) -> None:
     receiving, sending = Pipe(duplex=False)

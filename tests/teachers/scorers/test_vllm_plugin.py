@@ -101,6 +101,7 @@ class TestDtype:
         assert "Gemma judges need bf16 or fp32 here" in caplog.text and vars(model_config) == before
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 class TestEngine:
     def test_a_measured_judge_scores_in_fp16_as_transformers_does_in_fp32(
