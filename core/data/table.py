@@ -48,7 +48,7 @@ def from_frame(frame: pl.DataFrame) -> list[Conversation]:
         wrong = {name: str(kind) for name, kind in frame.schema.items() if SCHEMA.get(name) != kind}
         missing = [name for name in SCHEMA if name not in frame.schema]
         raise UserError(f"not a conversations table: unexpected columns {wrong}, missing columns {missing}")
-    rows = frame.select(SCHEMA).iter_rows(named=True)
+    rows = frame.select(*SCHEMA).iter_rows(named=True)
     return [Conversation(**row | {"tags": {t["name"]: t["value"] for t in row["tags"] or ()}}) for row in rows]
 
 

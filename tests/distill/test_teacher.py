@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from tests.running import ROOT, own_process
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
-CONVERSATIONS = 240
+CONVERSATIONS = 150
 FOLDS = [0, 1, 2]
 HUMAN = ROOT.parent / "shared" / "data" / "pandalm_testset" / "lmsys_schema.csv"
 Configure = Callable[..., Config]
@@ -86,6 +87,14 @@ def straight(configure: Configure) -> pl.DataFrame:
     config = configure()
     teacher.main(config)
     return read_logits(teacher.logits_folder(config), "")
+
+
+@pytest.fixture(scope="module")
+def in_fold(configure: Configure) -> Config:
+    """That of a store for which each teacher scored every conversation, whatever it had learned."""
+    config = replace_name(configure("teacher.rows=in_fold"), "in_fold", "smoke")
+    teacher.main(config)
+    return config
 
 
 def parts(config: Config) -> list[Path]:
@@ -156,8 +165,7 @@ def test_each_row_is_scored_by_the_teachers_that_did_not_train_on_it(
 
 def test_a_planted_leak_is_caught_where_the_store_is_read(configure: Configure, straight: pl.DataFrame) -> None:
     config = replace_name(configure(), "leaky", "smoke")
-    teacher.main(config)
-    folder = teacher.logits_folder(config)
+    folder = shutil.copytree(teacher.logits_folder(configure()), teacher.logits_folder(config))
     scored = set(straight.filter(judge_fold=0)["id"])
     victim = next(c for c in load_conversations(config.root / "data" / config.data.name) if c.id not in scored)
     row = (
@@ -202,9 +210,8 @@ def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure
     assert leaked and any(repr(i) in str(refusal.value) for i in leaked)
 
 
-def test_in_fold_targets_are_those_of_the_student_s_own_fold(configure: Configure) -> None:
-    config = replace_name(configure("teacher.rows=in_fold"), "in_fold", "smoke")
-    teacher.main(config)
+def test_in_fold_targets_are_those_of_the_student_s_own_fold(in_fold: Config) -> None:
+    config = in_fold
     logits = read_logits(teacher.logits_folder(config), "")
     assert len(logits) == CONVERSATIONS * len(ORDERS) * len(FOLDS)
     rows = load_conversations(config.root / "data" / config.data.name)
@@ -254,9 +261,10 @@ def test_conversations_without_votes_are_distilled_unless_their_teacher_is_unsur
     assert all(entropy(targets[c.id]) > cap and c.votes is None for c in rows if c.id in unsure)
 
 
+@pytest.mark.long
 def test_a_mixture_is_a_teacher_like_any_other(configure: Configure, straight: pl.DataFrame) -> None:
     mixture = ["teacher.mixture.teachers=[smoke,limited_half]", "teacher.mixture.weights=[2,1]"]
-    half = replace_name(configure("limit=120"), "limited_half", "smoke")
+    half = replace_name(configure(f"limit={CONVERSATIONS // 2}"), "limited_half", "smoke")
     teacher.main(half)
     config = configure("teacher.kind=mixture", "teacher.name=mixed", *mixture)
     with pytest.raises(ValueError, match=r"teacher 'limited_half' of the mixture: .* have no logits"):
@@ -302,19 +310,17 @@ def test_a_student_of_a_mixture_is_held_out_from_the_test_split_alone(
         told(config, "student", folder, training[:5])
 
 
-def test_in_fold_teachers_keep_their_student_s_fold_held_out(configure: Configure) -> None:
-    config = replace_name(configure("teacher.rows=in_fold"), "clean", "smoke")
-    teacher.main(config)
+def test_in_fold_teachers_keep_their_student_s_fold_held_out(in_fold: Config) -> None:
+    config = in_fold
     student.main(replace(config, run="clean"))
     rows = load_conversations(config.root / "data" / config.data.name)
     assert told(config, "student", config.root / "students/clean/fold=0", [c for c in rows if c.fold == 0]) == ()
 
 
-def test_teachers_of_one_fold_are_mixed_with_each_other(configure: Configure, straight: pl.DataFrame) -> None:
+def test_teachers_of_one_fold_are_mixed_with_each_other(configure: Configure, in_fold: Config) -> None:
     """The winner's way: a student of fold k learns from the mean of what the two teachers of fold k said."""
-    names = ["in_fold_one", "in_fold_two"]
-    for name in names:
-        teacher.main(replace_name(configure("teacher.rows=in_fold"), name, "smoke"))
+    names = [in_fold.teacher.name, "in_fold_too"]
+    teacher.main(replace_name(in_fold, names[1], "smoke"))
     mixture = ["teacher.kind=mixture", f"teacher.mixture.teachers=[{','.join(names)}]", "teacher.rows=in_fold"]
     with pytest.raises(ValueError, match=r"set teacher.mixture.temperature_scaling=false"):
         teacher.main(configure("teacher.name=in_fold_mixed", *mixture))
