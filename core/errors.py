@@ -28,6 +28,10 @@ class UserError(ValueError):
     """
 
 
+class EngineDied(UserError):
+    """An engine's process has ended. Another one may do better; why it ended is in what its library wrote."""
+
+
 class OtherRankError(UserError):
     """Another rank of the same training found the error and reports it: this rank does not show it again."""
 

@@ -1,9 +1,9 @@
 """What every entry point does alike: compose the configuration, type it, run, and give one message for bad input."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from core.errors import UserError
 from core.exits import ChecksFailed, plain_ends, refuse, surroundings_explained
 from core.naming import check_names, expanded, run_name
 from core.renamed import advice
+from core.screen import log_of, quietly
 from distill.config import Config
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
 
-def entry_point(stage: Callable[[Config], Any]) -> Callable[[], Any]:
+def entry_point(stage: Callable[[Config], Any], *, libraries: bool = False) -> Callable[[], Any]:
     """Turn `stage(config)` into a Hydra entry point that exits with 2 and one message on bad input.
 
+    What the `libraries` of a stage write goes to a log file below `paths.root`.
     `UserError` is what a user can mend, and so are full disks and missing permissions; anything else is
     our defect and keeps its traceback.
     """
@@ -38,12 +40,14 @@ def entry_point(stage: Callable[[Config], Any]) -> Callable[[], Any]:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
         try:
-            with surroundings_explained():
-                refuse_multirun_of_ranks()
-                logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that a CPU does without
-                return stage(typed(values, HydraConfig.get().overrides.task))
-        except Pruned as stopped:
-            return stopped.log_loss
+            refuse_multirun_of_ranks()
+            config = typed(values, HydraConfig.get().overrides.task)
+            log = log_of(config.root, Path(stage.__code__.co_filename), config.run)
+            with quietly(log) if libraries else nullcontext(), surroundings_explained():
+                try:
+                    return stage(config)
+                except Pruned as stopped:
+                    return stopped.log_loss
         except (UserError, ChecksFailed) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # to the sweeper: the other runs go on

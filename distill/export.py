@@ -101,4 +101,4 @@ def in_8bit(config: Config) -> bool:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, libraries=True)()

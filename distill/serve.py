@@ -16,4 +16,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, libraries=True)()

@@ -24,4 +24,4 @@ def main(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, libraries=True)()

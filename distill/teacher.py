@@ -105,4 +105,4 @@ def fold_models(config: Config) -> "list[TeacherModel]":
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, libraries=True)()

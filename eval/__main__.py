@@ -8,6 +8,7 @@ seeds: seeds.json.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core import screen
 from core.exits import ChecksFailed
 from distill.artefacts import data_folder
 from distill.artefacts import evaluation as evaluation_of
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 
 def main(config: Config) -> None:
-    from rich.console import Console
-
     from core.artefacts.contents import MANIFEST
     from core.data.table import load_conversations
     from core.locks import alone
@@ -55,7 +54,7 @@ def main(config: Config) -> None:
             artefact.finish(rows=rows)
 
     # Print it
-    console = Console()
+    console = screen.console()
     evaluation = read_result(Evaluation, folder / METRICS)
     console.print(table(evaluation))
     for line in lines(evaluation):
@@ -103,4 +102,4 @@ def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]"
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, libraries=True)()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
+from core import screen
 from core.artefacts.building import Artefact
 from core.artefacts.identity import identity_hash
 from core.json_files import write_json
@@ -138,7 +138,7 @@ def print_averages(
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / AVERAGES, {**asdict(compared), "energy": energy})
             artefact.finish(rows={"compared": len(conversations)})
-    Console().print(averages_table(read_result(Averages, folder / AVERAGES)))
+    screen.console().print(averages_table(read_result(Averages, folder / AVERAGES)))
 
 
 def sample(conversations: Sequence[Conversation], most: int, seed: int) -> list[Conversation]:

@@ -1,10 +1,11 @@
 """Ctrl-C as a request: what is under way is finished and written before the command ends."""
 
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Self
+
+from core import screen
 
 STOPPED = 130  # the exit code of a command that a Ctrl-C ended
 
@@ -30,7 +31,7 @@ class Interrupt:
         self.asked = True
         print(
             "finishing what the engine is working on, then stopping; press Ctrl-C again to stop at once",
-            file=sys.stderr,
+            file=screen.err(),
         )
 
     def __exit__(self, *_: object) -> None:

@@ -5,8 +5,12 @@ import time
 
 from tqdm import tqdm
 
+from core import screen
+from core.screen import duration
+
 log = logging.getLogger(__name__)
-NOTE_SECONDS = 60  # between two lines of progress where nobody watches a bar
+BAR = "{l_bar}{bar}| {desc}"
+FIRST_NOTE_SECONDS, NOTE_SECONDS = 15, 60  # until the first line, and between two, where nobody watches a bar
 
 
 class ScoringProgress:
@@ -17,8 +21,8 @@ class ScoringProgress:
         self.total, self.price = total, price_per_hour
         self.rows = self.tokens = self.cached = 0
         self.seconds = 0.0
-        self._bar = tqdm(total=total, unit=" rows", dynamic_ncols=True, disable=None, bar_format="{l_bar}{bar}| {desc}")
-        self._noted = time.monotonic()
+        self._bar = tqdm(total=total, unit=" rows", dynamic_ncols=True, disable=None, file=screen.err(), bar_format=BAR)
+        self._next: float | None = None  # when the next line is due: the first engine takes its time to start
 
     def running(self, seconds: float) -> None:
         """Add the time that a scorer was at work."""
@@ -28,8 +32,10 @@ class ScoringProgress:
         """One more row is scored; `cached` prompt tokens of this scorer came from its cache until now."""
         self.rows, self.tokens = self.rows + 1, self.tokens + tokens
         if self._bar.disable:
-            if time.monotonic() - self._noted > NOTE_SECONDS:
-                self._noted = time.monotonic()
+            now = time.monotonic()
+            self._next = self._next or now + FIRST_NOTE_SECONDS
+            if now > self._next:
+                self._next = now + NOTE_SECONDS
                 log.info("%s", self.describe(self.seconds + elapsed, cached))
         else:
             self._bar.set_description_str(self.describe(self.seconds + elapsed, cached), refresh=False)
@@ -51,9 +57,3 @@ class ScoringProgress:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def duration(seconds: float) -> str:
-    """`3 h 05 min`, or `42 s` for less than two minutes."""
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

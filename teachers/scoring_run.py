@@ -20,10 +20,11 @@ from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.records import Conversation
 from core.scoring import Scorer, check_finite
+from core.screen import duration
 from core.store.writing import StoreWriter
 from teachers.interrupts import STOPPED, Interrupt
 from teachers.prefetching import ahead
-from teachers.progress import ScoringProgress, duration
+from teachers.progress import ScoringProgress
 from teachers.scorers.config import Precision
 
 log = logging.getLogger(__name__)

@@ -7,14 +7,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
+from core import screen
 from core.errors import UserError
 from core.exits import surroundings_explained
 from core.scoring import given_threads
+from core.screen import quietly
 from teachers.interrupts import STOPPED, Interrupt
 from teachers.scorers.backends import backend_of
 from teachers.scorers.config import ScorerConfig
@@ -53,9 +56,9 @@ def side_by_side(work: Callable[..., None], count: int, span: int, *arguments: A
         return
     processes = []
     for number in range(count):
-        with environment(environment_of(number, count, span)):
+        with environment(environment_of(number, count, span)), screen.restored():
             process = multiprocessing.get_context("spawn").Process(
-                target=run_alone, args=(work, number, count, *arguments), name=f"device {number}"
+                target=run_alone, args=(screen.log_file(), work, number, count, *arguments), name=f"device {number}"
             )
             process.start()
         processes.append(process)
@@ -88,13 +91,17 @@ def wait(processes: Sequence[BaseProcess]) -> bool:
         return interrupt.asked
 
 
-def run_alone(work: Callable[..., None], number: int, count: int, *arguments: Any) -> None:
-    """`work` in a process that was started for it: deaf to the terminal's Ctrl-C, which the command passes on."""
+def run_alone(libraries: Path | None, work: Callable[..., None], number: int, count: int, *arguments: Any) -> None:
+    """`work` in a process that was started for it: deaf to the terminal's Ctrl-C, which the command passes on.
+
+    `libraries`: the log of what they say.
+    """
     os.setpgrp()
     threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s device {number}: %(message)s", datefmt="%H:%M:%S")
+    form = f"%(asctime)s device {number}: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", handlers=[screen.ScreenHandler()])
     try:
-        with surroundings_explained():
+        with quietly(libraries) if libraries else nullcontext(), surroundings_explained():
             work(number, count, *arguments)
     except UserError as problem:
         log.error("%s", problem)

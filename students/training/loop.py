@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from tqdm import tqdm
 
 from core.errors import UserError
 from core.labels import Labels
@@ -26,6 +25,7 @@ from students.training.engine import open_deepspeed
 from students.training.losses import Objective
 from students.training.model import JudgeModel
 from students.training.optuna_studies import Trial
+from students.training.progress import TrainingProgress
 from students.training.pruning import stop_if_pruned
 from students.training.ranks import UnreachableError, fail_together, raise_together
 from students.training.recipe import Recipe
@@ -99,7 +99,7 @@ class Trainer:
         A SIGTERM or Ctrl-C ends it after the step, with a checkpoint, by `SystemExit`.
         """
         train, state = self.recipe.train, self.state
-        bar = tqdm(total=self.total_steps, initial=state.step, unit="step", disable=self.rank > 0, dynamic_ncols=True)
+        progress = TrainingProgress(self.total_steps, state.step, self.rank)
         with StopRequest() as stop:
             for epoch in range(state.step // self.steps_per_epoch, train.epochs):
                 steps = plan_epoch(
@@ -116,9 +116,7 @@ class Trainer:
                     state.history.append(record)
                     with fail_together():
                         self.tracker.log(record)
-                    bar.update()
-                    rate = record["tokens"] / record["seconds"]
-                    bar.set_postfix_str(f"loss {record['loss']:.4f}, {rate:.0f} tokens/s")
+                    progress.advance(record)
 
                     # Save a checkpoint where it is time, then stop if a signal or the search asks for it.
                     signalled, more = stop.anywhere(), state.step < self.total_steps
@@ -130,7 +128,7 @@ class Trainer:
                         sys.exit(128 + signalled)
                     if validated and more:
                         stop_if_pruned(self.trial, self.folder, state)
-        bar.close()
+        progress.close()
         return state
 
     def take_step(self, step: list[int], epoch: int) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import UserError
-
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -21,7 +19,3 @@ class ModelSpec:
     outputs: int | None = None
     adapter: Path | None = None
     fold: int | None = None
-
-
-class EngineDied(UserError):
-    """An engine's process has ended. Another one may do better."""

@@ -22,11 +22,10 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import EngineDied, UserError
 from core.naming import inert
 from core.scoring import check_length
 from teachers.scorers.config import VllmConfig
-from teachers.scorers.spec import EngineDied
 
 log = logging.getLogger(__name__)
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -60,6 +59,7 @@ class VllmScorer:
         # Read when vllm is imported. Its warnings tell of kernels and libraries that this machine does without.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         check_arguments(config.engine_args)
+        log.info("starting vLLM: half a minute on a CPU, minutes for a large model")
         began = time.perf_counter()
         self.llm: Any = _start(model, config, max_tokens, label_ids, adapter)
         self._watch()
@@ -100,7 +100,7 @@ class VllmScorer:
                 raise
             held.clear()  # whoever meets the death first says so in its own way, vLLM's closed sockets among them
             raise EngineDied(
-                "vLLM's engine died (its own message is above). What is written stays: rerun the same command to "
+                "vLLM's engine died (its own last words are above). What is written stays: rerun the same command to "
                 "resume. Where memory was short, lower engine_args.gpu_memory_utilization or set "
                 "engine_args.max_num_seqs"
             ) from error

@@ -14,12 +14,13 @@ import polars as pl
 import pytest
 
 from core.records import Conversation
+from core.screen import duration
 from core.store.parts import NO_FOLD
 from core.store.rows import LOGITS
 from core.store.writing import StoreWriter
 from teachers.interrupts import Interrupt
 from teachers.prefetching import ahead
-from teachers.progress import ScoringProgress, duration
+from teachers.progress import ScoringProgress
 from teachers.scoring_run import ScoringRun, not_done
 
 pytestmark = pytest.mark.timeout(60)

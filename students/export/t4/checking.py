@@ -10,8 +10,7 @@ The rules are those of the runtimes on compute capability 7.5:
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
+from core import screen
 from core.errors import UserError
 from core.exported import GGUF_BACKBONE
 from students.export.config import T4Config
@@ -26,7 +25,7 @@ from students.export.t4.quantised_layers import quantised_layers
 def examine(folder: Path, t4: T4Config, load_in_8bit: bool) -> list[Finding]:
     """What `check_t4` finds, printed."""
     findings = check_t4(folder, t4, load_in_8bit=load_in_8bit)
-    Console().print(findings_table(folder, findings))
+    screen.console().print(findings_table(folder, findings))
     return findings
 
 

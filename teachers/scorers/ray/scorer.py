@@ -20,11 +20,11 @@ import pyarrow as pa
 import ray
 import ray.data.exceptions
 
-from core.errors import UserError
+from core.errors import EngineDied, UserError
 from core.scoring import Scorer, check_length
 from teachers.scorers.config import LocalConfig, RayConfig
 from teachers.scorers.ray.cluster import local_workers, room_for_workers, start
-from teachers.scorers.spec import EngineDied, ModelSpec
+from teachers.scorers.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 START_RETRIES = 3  # workers in a row that die while they start

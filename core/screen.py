@@ -1,0 +1,214 @@
+"""What a stage shows: our own words on the screen, what libraries say in a log file.
+
+Libraries write by `print`, by loggers and warnings of Python, from C++ and from child processes. So within `quietly`
+standard output and standard error lead to the log, as file descriptors too, and `out()` and `err()` to the screen.
+Outside of it these two are `sys.stdout` and `sys.stderr`.
+"""
+
+import faulthandler
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from core.errors import EngineDied, UserError
+from core.exits import ChecksFailed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OURS = {
+    *("core", "teachers", "students", "eval", "deploy", "distill", "__main__"),
+    *("hydra", "hydra_plugins", "bench", "studies", "gpu_check"),
+}
+log = logging.getLogger(__name__)
+LAST_LINES = 15  # of the log, shown after a crash
+STREAMS = (1, 2)  # the file descriptors of standard output and standard error
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Where our own words go while standard output and standard error lead to `log`.
+
+    `descriptors`: duplicates of those two as they were.
+    """
+
+    out: TextIO
+    err: TextIO
+    log: Path
+    descriptors: tuple[int, ...]
+
+
+_screen: Screen | None = None
+_libraries: TextIO | None = None
+
+
+def out() -> TextIO:
+    """Where results go."""
+    return _screen.out if _screen else sys.stdout
+
+
+def err() -> TextIO:
+    """Where progress, warnings and errors go."""
+    return _screen.err if _screen else sys.stderr
+
+
+def console(**settings: Any) -> "Console":
+    """rich's console for results."""
+    from rich.console import Console
+
+    return Console(file=out(), **settings)
+
+
+class ScreenHandler(logging.StreamHandler[TextIO]):
+    """Shows what our loggers say. Within `quietly`, what those of libraries say goes to the log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        ours = record.name.partition(".")[0] in OURS
+        self.stream = err() if ours else sys.stderr
+        super().emit(record)
+
+
+def log_of(root: Path, module: Path, run: str) -> Path:
+    """Where the libraries of a stage, whose code is the file `module`, write: `root`/logs/<stage>,<run>.log."""
+    stage = module.parent.name if module.stem == "__main__" else module.stem
+    return root / "logs" / f"{stage},{run[:200]}.log"
+
+
+@contextmanager
+def quietly(file: Path) -> Iterator[None]:
+    """Lead what libraries write within to the end of `file`, which after a crash is named with its last lines.
+
+    A folder that cannot be written keeps everything on the screen.
+    """
+    global _screen
+    if _screen is not None:
+        yield
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        kept = tuple(os.dup(number) for number in STREAMS)
+    except OSError:
+        yield
+        return
+    if os.environ.get("RANK", "0") == "0":
+        log.info("what libraries say: %s", file)
+    stdout, stderr = sys.stdout, sys.stderr
+    screen = Screen(_on(stdout, sys.__stdout__, kept[0]), _on(stderr, sys.__stderr__, kept[1]), file, kept)
+    libraries = _lead_libraries(descriptor)
+    libraries.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)}\n")
+    begin = file.stat().st_size
+    watched = not faulthandler.is_enabled()
+    try:
+        _lead(stdout, stderr, (libraries.fileno(),) * 2)
+        sys.stdout = sys.stderr = libraries
+        _screen = screen
+        if watched:  # a segmentation fault shows where it was
+            faulthandler.enable(kept[1])
+        yield
+    except (KeyboardInterrupt, SystemExit, ChecksFailed):
+        raise
+    except BaseException as error:
+        if not isinstance(error, UserError) or isinstance(error, EngineDied):
+            libraries.flush()
+            _tell(screen, begin)
+        raise
+    finally:
+        if watched:
+            faulthandler.disable()
+        _screen = None
+        libraries.flush()
+        sys.stdout, sys.stderr = stdout, stderr
+        _close(screen, stdout, stderr)
+
+
+def log_file() -> Path | None:
+    """Where libraries write now; None where that is the screen."""
+    return _screen.log if _screen else None
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Within it, processes that are started inherit the screen: for those of ours, which are quiet by themselves."""
+    if _screen is None:
+        yield
+        return
+    quiet = tuple(os.dup(number) for number in STREAMS)
+    try:
+        _lead(_screen.out, _screen.err, _screen.descriptors)
+        yield
+    finally:
+        _lead(_screen.out, _screen.err, quiet)
+        for descriptor in quiet:
+            os.close(descriptor)
+
+
+def _on(stream: TextIO, original: TextIO | None, descriptor: int) -> TextIO:
+    """A stream to the screen that outlives the redirection of standard output or standard error.
+
+    Where a test or a notebook has put another stream in its place, that one.
+    """
+    if stream is None or stream is not original:
+        return stream
+    return open(descriptor, "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False)
+
+
+def _lead_libraries(descriptor: int) -> TextIO:
+    """One stream to the log for the whole process, led to the one open at `descriptor`, which is closed.
+
+    It is never closed: loggers of libraries hold on to it, and some speak when the process ends.
+    """
+    global _libraries
+    if _libraries is None:
+        _libraries = os.fdopen(descriptor, "w", buffering=1, errors="backslashreplace")
+    else:
+        _libraries.flush()
+        os.dup2(descriptor, _libraries.fileno())
+        os.close(descriptor)
+    return _libraries
+
+
+def _lead(stdout: TextIO, stderr: TextIO, descriptors: tuple[int, ...]) -> None:
+    """Have the file descriptors of standard output and standard error lead to what `descriptors` lead to."""
+    for stream in (stdout, stderr):
+        stream.flush()
+    for number, descriptor in zip(STREAMS, descriptors, strict=True):
+        os.dup2(descriptor, number)
+
+
+def _close(screen: Screen, stdout: TextIO, stderr: TextIO) -> None:
+    """End the redirection. What the screen does not take any more is the caller's `lost_output` to find."""
+    try:
+        for stream, other in ((screen.out, stdout), (screen.err, stderr)):
+            if stream is not other:
+                stream.flush()
+    except OSError:
+        pass
+    finally:
+        for number, descriptor in zip(STREAMS, screen.descriptors, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+def _tell(screen: Screen, begin: int) -> None:
+    """Show the last lines that libraries wrote after the byte `begin` of the log."""
+    with screen.log.open(errors="replace") as written:
+        written.seek(begin)
+        lines = [last for line in written if (last := line.rstrip().rpartition("\r")[2])]
+    if lines:
+        print(f"the last that libraries wrote into {screen.log}:", file=screen.err)
+    for line in lines[-LAST_LINES:]:
+        print(f"  | {line[:300]}", file=screen.err)
+    screen.err.flush()
+
+
+def duration(seconds: float) -> str:
+    """`3 h 05 min`, or `42 s` for less than two minutes."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,43 @@
+"""How far a training is: steps, loss, rate and time left."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from core import screen
+from core.screen import duration
+
+log = logging.getLogger(__name__)
+FIRST_NOTE_SECONDS, NOTE_SECONDS = 15, 60  # until the first line, and between two, where nobody watches a bar
+
+
+class TrainingProgress:
+    """A bar or, where nobody watches, a line a minute. Ranks other than the first show nothing."""
+
+    def __init__(self, total: int, done: int, rank: int) -> None:
+        """`done` of `total` steps were taken before."""
+        self.total, self.done, self.rank = total, done, rank
+        silent = None if rank == 0 else True  # None: only on a terminal
+        self._bar = tqdm(
+            total=total, initial=done, unit="step", disable=silent, file=screen.err(), dynamic_ncols=True, leave=False
+        )
+        self._began, self._steps = time.monotonic(), 0
+        self._next = self._began + FIRST_NOTE_SECONDS
+
+    def advance(self, record: Mapping[str, Any]) -> None:
+        """One more step, and its row of the history."""
+        self._steps += 1
+        told = f"loss {record['loss']:.4f}, {record['tokens'] / record['seconds']:.0f} tokens/s"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(told, refresh=False)
+            self._bar.update()
+        elif self.rank == 0 and (now := time.monotonic()) > self._next and record["step"] < self.total:
+            self._next = now + NOTE_SECONDS
+            left = (now - self._began) / self._steps * (self.total - record["step"])
+            log.info("step %d of %d, %s, %s left", record["step"], self.total, told, duration(left))
+
+    def close(self) -> None:
+        self._bar.close()
