@@ -1,8 +1,10 @@
 """A finished export, as whatever judges with it sees it: one folder that holds model, tokenizer and prompt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
 from core.labels import Labels, labels_of
@@ -33,6 +35,11 @@ class ExportedJudge:
 def export_folder(root: Path, run: str, name: str) -> Path:
     """exports/<run>/<name>, where `name` is `ExportConfig.name`."""
     return root / "exports" / run / name
+
+
+def average_folder(root: Path, method: str, contents: Sequence[str]) -> Path:
+    """models/average-<method>-<hash>: the average of the folds with these content hashes, for an export."""
+    return root / "models" / f"average-{method}-{identity_hash(list(contents))}"
 
 
 def open_exported(folder: Path) -> ExportedJudge:

@@ -1,12 +1,15 @@
 """The run that a configuration trains: its folder, what makes it that run, and all that the training is told."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from core.config import to_mapping
 from core.errors import UserError
 from distill.artefacts import data_folder, logits_folder
 from distill.config import Config
+from distill.entry_point import CONF, typed
 from students.training.optuna_studies import Trial
 from students.training.recipe import Recipe, SoftTargets, TrainingRun
 
@@ -65,3 +68,18 @@ def soft_targets(config: Config) -> SoftTargets:
     if teacher.name is None:
         raise UserError("teacher.name=null: name the teacher whose logits to distil, or train on votes with loss=votes")
     return SoftTargets(logits_folder(config), teacher.rows, teacher.max_entropy, teacher.same_prompt)
+
+
+def named_teacher(config: Config) -> Config | None:
+    """The experiment in conf/exp that has the name of the fold teachers, on this machine and these data."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    name = config.teacher.name
+    if config.teacher.kind != "folds" or name is None or not Path(CONF, "exp", f"{name}.yaml").is_file():
+        return None
+    composing = GlobalHydra.instance().is_initialized()  # it is in an entry point; not where a program calls this
+    with nullcontext() if composing else initialize_config_dir(CONF, version_base="1.3"):
+        values: Any = OmegaConf.to_container(compose("config", overrides=[f"+exp={name}"]), resolve=True)
+    return replace(typed(values, []), plan=config.plan, paths=config.paths, data=config.data)

@@ -38,19 +38,16 @@ def state_of(artefact: Artefact, locks: Sequence[Path] = ()) -> State:
     return _state(artefact.folder, artefact.stage, locks, lambda found: _differences(artefact, found), artefact)
 
 
-def state_in(folder: Path, stage: str, root: Path, others: Callable[[Manifest], str] = lambda _: "") -> State:
-    """How an artefact stands of which only its manifest says what it should be: its parents may have changed since.
-
-    `others`: why its manifest does not suit otherwise, or "".
-    """
-
-    def reason(found: Manifest) -> str:
-        changed = changed_parents(found, root, verify=False)
-        gone = [name for name in found.parents if not (root / name / MANIFEST).exists()]
-        told = [f"{name} has changed since" for name in changed] + [f"{name} is gone" for name in gone]
-        return "; ".join(told[:NAMED]) or others(found)
-
+def state_in(folder: Path, stage: str, reason: Callable[[Manifest], str]) -> State:
+    """How an artefact stands of which nobody says what it should be; `reason`: why its manifest does not suit."""
     return _state(folder, stage, (), reason, None)
+
+
+def changed_since(found: Manifest, root: Path) -> str:
+    """Which parents of an artefact are others now or gone; "" where none is."""
+    gone = [f"{name} is gone" for name in found.parents if not (root / name / MANIFEST).exists()]
+    changed = [f"{name} has changed" for name in changed_parents(found, root, verify=False)]
+    return "; ".join([*gone, *changed][:NAMED])
 
 
 def _state(
@@ -66,7 +63,7 @@ def _state(
         begun = begun_file(folder).exists() or (folder.is_dir() and any(folder.iterdir()))
         if not begun and not holders:
             return State("missing")
-        problem = _problem(lambda: _listed(artefact.differing_start(verify=False) if artefact else []))
+        problem = _problem(lambda: listed(artefact.differing_start(verify=False) if artefact else []))
         if problem:
             return State("stale", f"started differently: {problem}")
         return State("interrupted", f"{holders[0].who} has ended" if holders else "")
@@ -95,10 +92,10 @@ def _differences(artefact: Artefact, found: Manifest) -> str:
     parents = [f"{name} {'is new' if there is None else 'has changed'}" for name, there, now in differing if now]
     parents += [f"it was made of {name}, too" for name, _, now in differing if not now]
     settings = artefact.differing_settings(found)
-    return "; ".join([*parents[:NAMED], *([_listed(settings)] if settings else [])])
+    return "; ".join([*parents[:NAMED], *([listed(settings)] if settings else [])])
 
 
-def _listed(differences: Sequence[tuple[str, Any, Any]]) -> str:
+def listed(differences: Sequence[tuple[str, Any, Any]]) -> str:
     """`differing_fields` in a line; "" where there are none."""
     shown = [f"{name}: there {_short(there)}, now {_short(now)}" for name, there, now in differences[:NAMED]]
     more = len(differences) - len(shown)

@@ -1,20 +1,17 @@
 """The stages of an experiment: the one place here that reads the whole configuration."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from core.errors import UserError
 from core.models.shapes import Shape, folder_of
 from distill.config import Config
-from distill.entry_point import CONF, typed
 from distill.plan.scoring import scoring_stage
 from distill.plan.stage import Stage
 from distill.plan.t4 import t4_stage
 from distill.plan.training import Training, training_stage
 from distill.plan.work import Work, work_of
+from distill.training_run import named_teacher
 
 
 def stages_of(config: Config) -> Iterator[Stage]:
@@ -55,21 +52,6 @@ def teacher_stages(config: Config, trained: Config | None) -> Iterator[Stage]:
         if config.teacher.kind != "mixture":
             remedy = f"no conf/exp/{config.teacher.name}.yaml says what it is: give teacher=model teacher.model=..."
         yield Stage(f"The teacher, {config.teacher.name}", [("not planned", remedy)])
-
-
-def named_teacher(config: Config) -> Config | None:
-    """The experiment in conf/exp that has the name of the fold teachers, on this machine and these data."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    name = config.teacher.name
-    if config.teacher.kind != "folds" or name is None or not Path(CONF, "exp", f"{name}.yaml").is_file():
-        return None
-    composing = GlobalHydra.instance().is_initialized()  # it is in an entry point; not where a program calls this
-    with nullcontext() if composing else initialize_config_dir(CONF, version_base="1.3"):
-        values: Any = OmegaConf.to_container(compose("config", overrides=[f"+exp={name}"]), resolve=True)
-    return replace(typed(values, []), plan=config.plan, paths=config.paths, data=config.data)
 
 
 def count(config: Config, base: str) -> Shape:

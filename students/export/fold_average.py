@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.artefacts.building import Artefact
-from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import made_from
 from core.data.table import load_conversations
 from core.errors import UserError
+from core.exported import average_folder
 from core.labels import noted
 from core.provenance import union, write_learned
 from core.records import Conversation
@@ -117,7 +117,7 @@ def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJu
         "average": method,
         "folds": [fold.manifest.config["fold"] for fold in folds],
     }
-    folder = root / "models" / f"average-{method}-{identity_hash([fold.manifest.content for fold in folds])}"
+    folder = average_folder(root, method, [fold.manifest.content for fold in folds])
     artefact = Artefact(folder, "average", identity, [fold.folder for fold in folds], root)
     with artefact.building(wait=True) as lacking:
         if lacking:
