@@ -83,6 +83,11 @@ def exported_judge(config: Config, judge: Path, prompt: Mapping[str, Any]) -> Ar
     return Artefact(config.export_folder(), "export", identity, [judge], config.root)
 
 
+def evaluation_folder(config: Config) -> Path:
+    """eval/<run>: metrics, predictions and the report."""
+    return config.root / "eval" / config.run
+
+
 def evaluation(config: Config, split: str, judges: Iterable[Path], files: Mapping[str, str]) -> Artefact:
     """The evaluation of all that `judges` on the rows of a `split`: folders, and digests of `files` without one.
 
@@ -93,4 +98,4 @@ def evaluation(config: Config, split: str, judges: Iterable[Path], files: Mappin
     scorers = {"student": config.scorers.student.identity, "exported": config.scorers.exported.identity}
     identity = {"eval": of_eval, "scorers": scorers, "files": dict(files)}
     parents = [folder for folder in dict.fromkeys([data_folder(config), *judges]) if (folder / MANIFEST).exists()]
-    return Artefact(config.root / "eval" / config.run, "eval", identity, parents, config.root)
+    return Artefact(evaluation_folder(config), "eval", identity, parents, config.root)

@@ -53,6 +53,13 @@ def teachers_log_loss(evaluation: Path) -> str:
     return ""
 
 
+def unanswered(evaluation: Path) -> list[str]:
+    """The exports that gave an evaluation no answer."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        return [*(_read(evaluation / "metrics.json").get("unanswered") or {})]
+    return []
+
+
 def training_so_far(folder: Path) -> str:
     """How far a training that is not finished was at its last checkpoint."""
     with suppress(OSError, ValueError, LookupError, TypeError):

@@ -12,6 +12,7 @@ from core.errors import UserError
 from distill.artefacts import (
     conversations,
     data_folder,
+    evaluation_folder,
     judged_logits,
     logits_folder,
     mixed_folders,
@@ -156,7 +157,7 @@ def logits_row(config: Config, name: str, store: Path, state: State, experiment:
     """The row of a store of logits."""
     if state.manifest is not None:
         said = f"{state.manifest.rows.get('logits', 0):,} rows"
-        said += figures.teachers_log_loss(config.root / "eval" / config.run) if state.name == "done" else ""
+        said += figures.teachers_log_loss(evaluation_folder(config)) if state.name == "done" else ""
     else:
         said = "" if state.name == "missing" else rows_so_far(config, store)
     return Stage(f"logits of {name}", store, state, said, ["distill.teacher"], experiment)

@@ -12,7 +12,7 @@ from core.artefacts.manifest import Manifest, read_manifest
 from core.artefacts.state import changed_since, listed, state_in
 from core.exported import average_folder
 from core.records import TEST
-from distill.artefacts import data_folder, evaluation, exported_judge, teacher_folders
+from distill.artefacts import data_folder, evaluation, evaluation_folder, exported_judge, teacher_folders
 from distill.config import Config
 from distill.status import figures
 from distill.status.stage import Stage, stage_of
@@ -47,9 +47,10 @@ def trainings(config: Config, folds: Sequence[int]) -> Iterator[Stage]:
 
 def training_stage(config: Config, name: str, command: Sequence[str], experiment: str | None = None) -> Stage:
     """The row of the configured run."""
-    stage = stage_of(name, lambda: training_run(config).artefact, figures.of_training, command, experiment)
-    if stage.folder is not None and stage.state.name in ("interrupted", "running"):
-        return replace(stage, figure=figures.training_so_far(stage.folder))
+    folder = run_folder(config)
+    stage = stage_of(name, folder, lambda: training_run(config).artefact, figures.of_training, command, experiment)
+    if stage.state.name in ("interrupted", "running"):
+        return replace(stage, figure=figures.training_so_far(folder))
     return stage
 
 
@@ -80,7 +81,13 @@ def other_settings(config: Config, found: Manifest, folder: Path) -> str:
 def export_stage(config: Config) -> Stage:
     """The row of the configured export."""
     return as_checked(
-        stage_of(f"export {config.export.name}", lambda: export_of(config), figures.of_export, ["distill.export"])
+        stage_of(
+            f"export {config.export.name}",
+            config.export_folder(),
+            lambda: export_of(config),
+            figures.of_export,
+            ["distill.export"],
+        )
     )
 
 
@@ -115,13 +122,14 @@ def other_exports(config: Config) -> Iterator[Stage]:
 
 def evaluation_stage(config: Config) -> Stage:
     """The row of the evaluation."""
-    stage = stage_of("eval", lambda: evaluation_of(config), figures.of_evaluation, ["eval"])
-    if stage.folder is not None and stage.state.name == "done":
-        silent = json.loads((stage.folder / "metrics.json").read_text()).get("unanswered") or {}
-        if silent or stage.figure == figures.OTHER_VERSION:
-            reason = f"{', '.join(silent)} gave no answer" if silent else figures.OTHER_VERSION
-            return replace(stage, figure="", state=replace(stage.state, name="stale", reason=reason))
-    return stage
+    folder = evaluation_folder(config)
+    stage = stage_of("eval", folder, lambda: evaluation_of(config), figures.of_evaluation, ["eval"])
+    if stage.state.name != "done":
+        return stage
+    silent = figures.unanswered(folder)
+    problem = f"{', '.join(silent)} gave no answer" if silent else ""
+    problem = stage.figure if stage.figure == figures.OTHER_VERSION else problem
+    return replace(stage, state=replace(stage.state, name="stale", reason=problem)) if problem else stage
 
 
 def evaluation_of(config: Config) -> Artefact:

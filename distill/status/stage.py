@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from core.artefacts.building import Artefact
+from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import Manifest
 from core.artefacts.state import State, state_of
 from core.errors import UserError
@@ -53,15 +54,15 @@ class Stage:
 
 def stage_of(
     name: str,
+    folder: Path,
     artefact: Callable[[], Artefact],
     of: Callable[[Path, Manifest], str],
     command: Sequence[str],
     experiment: str | None = None,
 ) -> Stage:
-    """The row of an artefact; where the configuration cannot say yet what that is, the reason stands in the row."""
+    """The row of the artefact in a folder; where nobody can say yet what it should be, it says why."""
     try:
-        made = artefact()
+        state = state_of(artefact())
     except UserError as error:
-        return Stage(name, None, State("missing", str(error)), command=command, experiment=experiment)
-    state = state_of(made)
-    return Stage(name, made.folder, state, figure(of, made.folder, state.manifest), command, experiment)
+        state = State("stale" if (folder / MANIFEST).exists() else "missing", str(error))
+    return Stage(name, folder, state, figure(of, folder, state.manifest), command, experiment)
