@@ -1,5 +1,6 @@
 """`python -m distill.status`: it says done only of what its stage would leave alone, and touches nothing."""
 
+import io
 import json
 import os
 import re
@@ -120,7 +121,7 @@ def reason(config: Config, name: str) -> str:
 def shown(config: Config, stages: list[Stage]) -> str:
     from rich.console import Console
 
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(table(config, stages))
     return console.export_text()
 
