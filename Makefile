@@ -14,7 +14,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS))$(wildcard $(VENV)/.installed),)
 $(error run make setup first: there is no complete $(VENV))
 endif
 endif
-.PHONY: help setup plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages predict serve test test-long test-all test-gpu-pins checks format bench gpu-check clean
+.PHONY: help setup status plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages predict serve test test-long test-all test-gpu-pins checks format bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
@@ -22,6 +22,9 @@ help: ## Show this list
 
 setup: ## Make .venv from requirements/cpu.txt with Python 3.11 to 3.13, GPU or not; stopped, it goes on where it was
 	bash requirements/setup.sh
+
+status: ## How far EXP is: each stage done, stale, running or missing, what came out, and the next command
+	$(PY) -m distill.status +exp=$(EXP) $(ARGS)
 
 plan: ## Memory, hours and cost of every stage of EXP, before anything is rented (ARGS='plan=h100 plan.gpus=16')
 	$(PY) -m distill.plan +exp=$(EXP) $(ARGS)

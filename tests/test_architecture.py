@@ -20,7 +20,7 @@ PACKAGES = tuple(package for floor in FLOORS for package in floor)
 # What stands beside the house may import all of it but entry points.
 BESIDE = ("hydra_plugins", "gpu_check", "bench", "studies")
 FILE_LINES, FUNCTION_LINES, ENTRY_POINT_LINES, LEAVES = 350, 60, 120, 200
-COMMANDS = ("prepare", "teacher", "student", "sweeps", "export", "predict", "serve", "kaggle", "store", "plan")
+COMMANDS = ("prepare", "teacher", "student", "sweeps", "export", "predict", "serve", "kaggle", "store", "plan", "status")
 HEAVY = {
     "torch",
     "transformers",
@@ -142,7 +142,7 @@ def test_no_code_from_data_no_swallowed_errors_no_junk_drawers(path: Path) -> No
 
 @pytest.mark.parametrize("command", [f"distill.{name}" for name in COMMANDS] + ["eval"])
 def test_help_imports_nothing_heavy(command: str) -> None:
-    module = f"{command}.__main__" if command in ("eval", "distill.plan") else command
+    module = f"{command}.__main__" if command in ("eval", "distill.plan", "distill.status") else command
     code = f"import sys, {module}; print(*({HEAVY!r} & set(sys.modules)))"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
