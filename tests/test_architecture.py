@@ -20,7 +20,19 @@ PACKAGES = tuple(package for floor in FLOORS for package in floor)
 # What stands beside the house may import all of it but entry points.
 BESIDE = ("hydra_plugins", "gpu_check", "bench", "studies")
 FILE_LINES, FUNCTION_LINES, ENTRY_POINT_LINES, LEAVES = 350, 60, 120, 200
-COMMANDS = ("prepare", "teacher", "student", "sweeps", "export", "predict", "serve", "kaggle", "store", "plan", "status")
+COMMANDS = (
+    "prepare",
+    "teacher",
+    "student",
+    "sweeps",
+    "export",
+    "predict",
+    "serve",
+    "kaggle",
+    "store",
+    "plan",
+    "status",
+)
 HEAVY = {
     "torch",
     "transformers",
