@@ -166,8 +166,9 @@ def test_each_row_is_scored_by_the_teachers_that_did_not_train_on_it(
 def test_a_planted_leak_is_caught_where_the_store_is_read(configure: Configure, straight: pl.DataFrame) -> None:
     config = replace_name(configure(), "leaky", "smoke")
     folder = shutil.copytree(teacher.logits_folder(configure()), teacher.logits_folder(config))
-    scored = set(straight.filter(judge_fold=0)["id"])
-    victim = next(c for c in load_conversations(config.root / "data" / config.data.name) if c.id not in scored)
+    learned = read_learned(config.root / "teachers/smoke/fold=0").directly
+    rows = load_conversations(config.root / "data" / config.data.name)
+    victim = next(c for c in rows if c.fingerprint() in learned)
     row = (
         straight.filter(judge_fold=0)
         .head(1)
@@ -222,6 +223,7 @@ def test_in_fold_targets_are_those_of_the_student_s_own_fold(in_fold: Config) ->
     assert set(out) == set(targets) and out != targets
 
 
+@pytest.mark.long
 def test_a_limited_run_tells_the_whole_time_and_the_full_run_goes_on_from_it(
     configure: Configure, straight: pl.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -317,6 +319,7 @@ def test_in_fold_teachers_keep_their_student_s_fold_held_out(in_fold: Config) ->
     assert told(config, "student", config.root / "students/clean/fold=0", [c for c in rows if c.fold == 0]) == ()
 
 
+@pytest.mark.long
 def test_teachers_of_one_fold_are_mixed_with_each_other(configure: Configure, in_fold: Config) -> None:
     """The winner's way: a student of fold k learns from the mean of what the two teachers of fold k said."""
     names = [in_fold.teacher.name, "in_fold_too"]
@@ -334,6 +337,7 @@ def test_teachers_of_one_fold_are_mixed_with_each_other(configure: Configure, in
     assert np.abs(mixed["logits"].to_numpy() - expected).max() < 1e-5
 
 
+@pytest.mark.long
 def test_a_student_is_the_next_student_s_teacher(configure: Configure) -> None:
     for fold in FOLDS:
         student.main(replace(configure(f"fold={fold}", "loss=votes"), run="plain"))
