@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from core.errors import UserError
+from core.labels import Labels, among
 from core.prompts import Rendered, Renderer
 from core.records import LABELS, ORDERS, Conversation, Order, swap_labels
 
@@ -101,8 +102,8 @@ def check_finite(logits: np.ndarray, ids: Sequence[str]) -> None:
         raise UserError(f"the scorer gave logits that are not finite for {broken[:3]}: use scorer dtype=fp32 or bf16")
 
 
-def logits_by_order(scores: pl.DataFrame, ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [len(ids), 3] twice: the logits of order ab and of order ba, joined by id.
+def logits_by_order(scores: pl.DataFrame, ids: Sequence[str], labels: Labels = LABELS) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [len(ids), labels] twice: the logits of `labels` in order ab and in order ba, joined by id.
 
     Raises `UserError` naming ids that lack an order.
     """
@@ -117,7 +118,7 @@ def logits_by_order(scores: pl.DataFrame, ids: Sequence[str]) -> tuple[np.ndarra
                 f"order {order}: {len(missing)} of {len(ids)} conversations have no logits, such as {missing[:3]}; "
                 "score them again"
             )
-        found.append(rows["logits"].to_numpy())
+        found.append(among(rows["logits"].to_numpy(), labels))
     return found[0], found[1]
 
 

@@ -1,9 +1,8 @@
 """Write a teacher's soft logits for every conversation in both orders: python -m distill.teacher +exp=demo
 
-That is what `make teacher-logits` runs. `teacher.kind` says who the teacher is: fine-tuned `folds`, of which each row
-is scored by those that did not train on it; one ready-made `model`; a `reward` model; or a `mixture` of stored
-teachers. Logits are stored with the conversation's own a and b. The same command resumes a run that was killed, or one
-with `limit=200`, which tells how long all rows would take: no row is scored twice.
+`teacher.kind` says who it is: fine-tuned `folds`, of which each row is scored by those that did not train on it; one
+ready-made `model`; a `reward` model; or a `mixture` of stored teachers. Logits have the conversation's own a and b. The
+same command resumes a run that was killed, or that had `limit=200`, which tells how long all rows would take.
 """
 
 from collections.abc import Sequence
@@ -70,16 +69,15 @@ def from_rewards(config: Config, rows: "Sequence[Conversation]", labels: "Labels
     model = RewardModel.at(source, config.prompt.max_tokens, config.root / "models")
     score_responses(rewards, model, rows, teacher, config.scorers.teacher, config.limit)
     artefact = reward_logits(config, content_hash(rewards))
-    fitted, behind = rows[: config.limit], behind_model(source)
-    write_fitted(artefact, rewards, fitted, labels, teacher.reward_l2, behind, model.hashes)
+    told = (teacher.reward_l2, behind_model(source), model.hashes, labels)
+    write_fitted(artefact, rewards, rows[: config.limit], *told)
 
 
 def from_teachers(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The mixture of the logits of other teachers."""
-    from teachers.mixtures import shares, write_mixture
+    from teachers.mixtures import write_mixture
 
     mixture = config.teacher.mixture
-    shares(mixture)
     artefact, folders = mixed_logits(config), mixed_folders(config)
     in_fold = config.teacher.rows == "in_fold"
     write_mixture(artefact, folders, rows[: config.limit], labels, mixture, in_fold=in_fold)
@@ -93,15 +91,15 @@ def fold_models(config: Config) -> "list[TeacherModel]":
     if not config.teacher.folds:
         raise UserError("teacher.folds=[]: name the folds whose teachers score, as in teacher.folds=[0,1,2]")
 
-    def model(fold: int, trained: TrainedJudge) -> TeacherModel:
+    def model(fold: int, judge: TrainedJudge) -> TeacherModel:
         def folders() -> tuple[Path, Path | None]:
-            return (trained.merged(config.root), None) if config.teacher.merge else trained.unmerged(config.root)
+            return (judge.merged(config.root), None) if config.teacher.merge else judge.unmerged(config.root)
 
-        told = (trained.manifest.content, fold, trained.learned(), trained.labels, trained.renderer, trained.base)
-        return TeacherModel(*told, folders)
+        who = (judge.manifest.content, fold, judge.learned(), judge.labels)
+        return TeacherModel(*who, judge.renderer, judge.base, folders)
 
     opened = [open_trained(f, config.root, "train it first (role=teacher)") for f in teacher_folders(config)]
-    return [model(fold, trained) for fold, trained in zip(config.teacher.folds, opened, strict=True)]
+    return [model(fold, judge) for fold, judge in zip(config.teacher.folds, opened, strict=True)]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from distill.config import Config
 from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
+    from core.labels import Labels
     from core.records import Conversation
     from eval.judges.answers import Engines
     from eval.judges.panel import Panel
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def main(config: Config) -> None:
     from core.artefacts.contents import MANIFEST
     from core.data.table import load_conversations
+    from core.labels import labels_in
     from core.locks import alone
     from eval.evaluation import METRICS, Evaluation, unanswered
     from eval.judges.answers import Engines
@@ -38,7 +40,7 @@ def main(config: Config) -> None:
     # What is scored, and who judges it
     root, data = config.root, data_folder(config)
     split, scored, training = scored_and_training(load_conversations(data), config.eval.split, config.fold)
-    scored = scored[: config.limit]
+    scored, labels = scored[: config.limit], labels_in(data)
     found = candidates(root, config.run, config.fold, teacher_stores(config.teacher), config.eval.judges)
     engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
 
@@ -50,7 +52,7 @@ def main(config: Config) -> None:
     with artefact.building(inputs=inputs, overwrite=overwrite) as lacking:
         if lacking:
             folder.mkdir(parents=True, exist_ok=True)
-            write_evaluation(config, folder, data, ask_all(found, scored, training, engines), scored)
+            write_evaluation(config, folder, data, ask_all(found, scored, training, engines, labels), scored)
             artefact.finish(rows=rows)
 
     # Print it
@@ -61,7 +63,7 @@ def main(config: Config) -> None:
         console.print(line)
     if config.eval.seeds:
         with alone(folder):
-            summary = judge_seeds(config, engines, scored)
+            summary = judge_seeds(config, engines, scored, labels)
             (folder / MANIFEST).unlink()  # rewritten below, with seeds.json in it
             write_result(folder / "seeds.json", summary)
             artefact.finish(rows=rows)
@@ -89,7 +91,7 @@ def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", s
     write_report(folder / "report.html", report)
 
 
-def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]") -> "SeedSummary":
+def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]", labels: "Labels") -> "SeedSummary":
     """The student against `eval.variants` over `eval.seeds`."""
     from eval.judges.answers import ask
     from eval.judges.candidates import over_seeds
@@ -97,8 +99,8 @@ def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]"
 
     seeds, variants = config.eval.seeds, config.eval.variants
     found = over_seeds(config.root, config.run, config.fold, config.seed, seeds, variants, config.name)
-    answers = {name: [ask(candidate, scored, engines) for candidate in of] for name, of in found.items()}
-    return compare_seeds(answers, seeds, scored, config.eval.ece_bins)
+    answers = {name: [ask(candidate, scored, engines, labels) for candidate in of] for name, of in found.items()}
+    return compare_seeds(answers, seeds, scored, labels, config.eval.ece_bins)
 
 
 if __name__ == "__main__":

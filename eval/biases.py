@@ -65,12 +65,13 @@ def find_biases(
     truncated: np.ndarray | None = None,
     features: ResponseFeatures | None = None,
 ) -> list[Bias]:
-    """What one judge's logits in both orders, twice [n, 3] in the conversations' own a and b, say about its biases.
+    """What one judge's logits in both orders, twice [n, labels] in the conversations' own a and b, say of its biases.
 
     position (Zheng et al. 2023, arXiv 2306.05685; Shi et al. 2024, 2406.07791), verbosity (Dubois et al. 2024,
-    2404.04475) and verbosity_at_ties, self_enhancement where `own` names the judge's family or a model of it
-    (Panickssery et al. 2024, 2404.13076), families, format, refusals, and the slices of `find_slices`, truncation where
-    `truncated` (bool [n]) says which prompts were cut. All but position are on rows with votes.
+    2404.04475), verbosity_at_ties where people could vote for one, self_enhancement where `own` names the judge's
+    family or a model of it (Panickssery et al. 2024, 2404.13076), families, format, refusals, and the slices of
+    `find_slices`, truncation where `truncated` (bool [n]) says which prompts were cut. All but position are on rows
+    that people voted on.
 
     A bias is flagged where its interval, which misses the truth with probability `level`, leaves zero out. Of several
     families, kinds of markup or slices it is the most striking, its interval so wide that it answers for all; in their
@@ -84,7 +85,7 @@ def find_biases(
     voted = np.array([c.votes is not None for c in conversations], dtype=bool)
     probabilities = predict(logits_ab, logits_ba)
     rated = [c for c in conversations if c.votes is not None]
-    votes = shares(np.array([c.votes for c in rated]).reshape(-1, len(LABELS)))
+    votes = shares(np.array([c.votes for c in rated]).reshape(-1, len(LABELS))[:, : logits_ab.shape[1]])
     here = [of.filter(pl.Series(voted)) for of in features or response_features(conversations)]
     against = _AgainstPeople(rated, probabilities[voted], votes, here, level)
     return [
@@ -106,7 +107,7 @@ def family(model: str) -> str:
 
 
 def _win_rates(probabilities: np.ndarray) -> np.ndarray:
-    """The win rate of a in each row, ties half: [n, 3] -> [n]; that of b is one less it."""
+    """The win rate of a in each row, ties half: [n, labels] -> [n]; that of b is one less it."""
     return (1 + probabilities[:, 0] - probabilities[:, 1]) / 2
 
 
@@ -177,7 +178,7 @@ class _AgainstPeople:
             rates = vars(self._win_rates(label, side * inside))
             table.append(WinRatesByLength(**rates, log_loss=float(losses[inside].mean())))
         found = conclude("verbosity", "win rate", self._excess(side), claim, table, level=self.level)
-        return [found, self._verbosity_at_ties(side)]
+        return [found, self._verbosity_at_ties(side)] if self.votes.shape[1] == len(LABELS) else [found]
 
     def _verbosity_at_ties(self, side: np.ndarray) -> Bias:
         """The judge's lean to the longer response where people voted a tie.

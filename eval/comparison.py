@@ -18,7 +18,7 @@ BASELINE = "surface"
 COMPARED = {"log_loss": -1, "brier": -1, "accuracy": 1, "auc": 1}  # and the sign that makes more of it better
 ON_REPEATED = ("log_loss", "accuracy")
 HUMANS, RECALIBRATED = "humans", "recalibrated_log_loss"
-Pair = tuple[np.ndarray, np.ndarray]  # logits [n, 3] of order ab and of order ba
+Pair = tuple[np.ndarray, np.ndarray]  # logits [n, labels] of order ab and of order ba
 Columns = dict[tuple[str, str], np.ndarray]  # float64 [n] of (judge, figure)
 
 
@@ -136,6 +136,7 @@ class Comparison:
     `rows`, `groups`, `draws`: how many; `intervals`: "bootstrap", or "jackknife" of few prompts (`means.Means`).
     `baseline`: "surface", None where it is not judged. `humans`: None without repeated votes in two groups.
     `differences`: {"surface", "reference" and "student", as far as there: {judge: its gains over that rival}}.
+    `labels`: what people could vote for.
     """
 
     rows: int
@@ -148,6 +149,7 @@ class Comparison:
     humans: Humans | None
     judges: Mapping[str, JudgeFigures]
     differences: Mapping[str, Mapping[str, Gains]]
+    labels: Sequence[str] = LABELS
 
 
 def compare(
@@ -160,7 +162,7 @@ def compare(
     resampling: Resampling,
     bins: int,
 ) -> Comparison:
-    """All that the votes tell of `predictions`: {judge: (logits ab, logits ba)}, each [n, 3] for the rows of `votes`.
+    """All that the votes tell of `predictions`: {judge: (logits ab, logits ba)}, each [n, labels] as `votes`.
 
     `recalibrations`, of some judges or none, are to be fitted on other rows than these. All judges see the same draws.
     Raises `UserError` where logits are not finite, naming the row, or all rows share one group.
@@ -196,6 +198,7 @@ def compare(
         humans=humans,
         judges=judges,
         differences=differences,
+        labels=[*LABELS[: votes.shape[1]]],
     )
 
 
@@ -288,6 +291,6 @@ def _calibration(probabilities: np.ndarray, votes: np.ndarray, bins: int) -> Cal
         reliability=[ConfidenceBin(*row) for row in reliability(probabilities, votes, bins).rows()],
         reliability_by_label={
             label: [LabelBin(*row) for row in by_label.filter(pl.col("label") == label).drop("label").rows()]
-            for label in LABELS
+            for label in LABELS[: votes.shape[1]]
         },
     )

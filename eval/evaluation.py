@@ -10,6 +10,7 @@ import polars as pl
 
 from core.data.arena_sim import bayes_log_loss
 from core.errors import UserError
+from core.labels import among
 from core.records import TEST, Conversation
 from core.scoring import logits_by_order
 from eval.biases import find_biases
@@ -73,13 +74,13 @@ def measure(
     `UserError` where `eval.own` names no judge.
     """
     ids, groups = [c.id for c in scored], [c.group for c in scored]
-    votes = np.array([c.votes for c in scored])
+    votes = among(np.array([c.votes for c in scored]), panel.labels)
     answers = dict(panel.answers)
-    logits: dict[str, Pair] = {name: logits_by_order(of.scores, ids) for name, of in answers.items()}
+    logits: dict[str, Pair] = {name: logits_by_order(of.scores, ids, panel.labels) for name, of in answers.items()}
     if unknown := set(config.own) - set(logits):
         raise UserError(f"eval.own names {sorted(unknown)}, but the judges are {', '.join(logits)}")
     if truth is not None:
-        true = np.log(truth["probabilities"].to_numpy())
+        true = among(np.log(truth["probabilities"].to_numpy()), panel.labels)
         logits[BAYES], answers[BAYES] = (true, true), Answers(pl.DataFrame(), taught=0)
     resampling = Resampling(config.bootstrap, seed)
 

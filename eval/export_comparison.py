@@ -12,6 +12,7 @@ from core import screen
 from core.artefacts.building import Artefact
 from core.artefacts.identity import identity_hash
 from core.json_files import write_json
+from core.labels import Labels, among
 from core.prompts import Renderer
 from core.provenance import Learned
 from core.records import Conversation
@@ -36,7 +37,7 @@ AVERAGES = "averages.json"
 class ReadModel:
     """A model's folder with its content hash, the prompts that it was trained on, and the scorer that reads it.
 
-    What it answers is kept below `root`.
+    What it answers is kept below `root`; its logits are those of `labels`.
     """
 
     folder: Path
@@ -44,11 +45,12 @@ class ReadModel:
     renderer: Renderer
     scorer: ScorerConfig
     root: Path
+    labels: Labels
 
     def logits(self, conversations: Sequence[Conversation]) -> Logits:
-        """Of both orders, each [n, 3]."""
+        """Of both orders, each [n, labels]."""
         found = predictions(self.folder, self.content, self.renderer, self.scorer, conversations, self.root)
-        return logits_by_order(found.scores, [c.id for c in conversations])
+        return logits_by_order(found.scores, [c.id for c in conversations], self.labels)
 
 
 def unquantised(judge: TrainedJudge, scorer: LocalConfig, root: Path) -> ReadModel:
@@ -56,12 +58,12 @@ def unquantised(judge: TrainedJudge, scorer: LocalConfig, root: Path) -> ReadMod
     model = judge.merged(root, torch.float32)
     content = f"{judge.manifest.content}/{model.name}"  # a merge in the base's own type answers otherwise
     exact = replace(scorer.in_transformers(), dtype="fp32", load_in_8bit=False)
-    return ReadModel(model, content, judge.renderer, exact, root)
+    return ReadModel(model, content, judge.renderer, exact, root, judge.labels)
 
 
 def exported(judge: TrainedJudge, model: ExportModel, scorer: ScorerConfig, root: Path) -> ReadModel:
     """The model of a judge's export."""
-    return ReadModel(model.folder, model.content, judge.renderer, scorer, root)
+    return ReadModel(model.folder, model.content, judge.renderer, scorer, root, judge.labels)
 
 
 def write_fidelity(
@@ -85,7 +87,7 @@ def write_fidelity(
         student.logits(compared),
         export.logits(compared),
         [c.id for c in compared],
-        *votes_and_groups(compared),
+        *votes_and_groups(compared, student.labels),
         limits,
         resampling=Resampling(draws, seed),
         bins=bins,
@@ -104,7 +106,7 @@ def write_temperature(folder: Path, export: ReadModel, validation: Sequence[Conv
     """Fit an export's own logits to the votes of validation conversations, and write what predict and serve apply."""
     if kind == "none":
         return
-    logits, (votes, _) = np.mean(export.logits(validation), axis=0), votes_and_groups(validation)
+    logits, (votes, _) = np.mean(export.logits(validation), axis=0), votes_and_groups(validation, export.labels)
     recalibration = fit_recalibration(logits, votes, kind)
     write_recalibration(folder, recalibration, {"kind": kind, "rows": len(validation)})
 
@@ -133,7 +135,8 @@ def print_averages(
             averages = {f"average, {name}": average(folds, name, root) for name in methods(folds)}
             judges = {**dict(zip(names, folds, strict=True)), **averages}
             logits = {n: unquantised(judge, scorer, root).logits(conversations) for n, judge in judges.items()}
-            compared = compare_averages(logits, names, *votes_and_groups(conversations), Resampling(draws, seed))
+            votes, groups = votes_and_groups(conversations, folds[0].labels)
+            compared = compare_averages(logits, names, votes, groups, Resampling(draws, seed))
             energy = {name: judge.manifest.extra["energy"] for name, judge in averages.items()}
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / AVERAGES, {**asdict(compared), "energy": energy})
@@ -147,6 +150,6 @@ def sample(conversations: Sequence[Conversation], most: int, seed: int) -> list[
     return [c for c in conversations if c.id in drawn]
 
 
-def votes_and_groups(conversations: Sequence[Conversation]) -> tuple[np.ndarray, list[str]]:
-    """Votes [n, 3], and the prompt group of each."""
-    return np.array([c.votes for c in conversations]), [c.group for c in conversations]
+def votes_and_groups(conversations: Sequence[Conversation], labels: Labels) -> tuple[np.ndarray, list[str]]:
+    """Votes [n, labels], and the prompt group of each."""
+    return among(np.array([c.votes for c in conversations]), labels), [c.group for c in conversations]

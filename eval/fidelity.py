@@ -92,7 +92,7 @@ def fidelity(
     bins: int,
     taught: int | None = None,
 ) -> Fidelity:
-    """Compare an export with its student on rows of `votes` [n, 3]: logits of both orders, each [n, 3]."""
+    """Compare an export with its student on rows of `votes` [n, labels]: logits of both orders, each like them."""
     before, after = predict(*student), predict(*export)
     figures = {
         "log_loss": (log_loss_rows(before, votes), log_loss_rows(after, votes)),
@@ -201,4 +201,4 @@ def _needed(rows: int | None) -> str:
 
 
 def _named(probabilities: np.ndarray) -> dict[str, float]:
-    return dict(zip(LABELS, probabilities.tolist(), strict=True))
+    return dict(zip(LABELS[: len(probabilities)], probabilities.tolist(), strict=True))

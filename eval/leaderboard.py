@@ -96,7 +96,7 @@ def leaderboard(
 ) -> Leaderboard | None:
     """People's ratings of the models, and what each judge would make of them on the same games.
 
-    `votes` and `probabilities` are [n, 3]. None with fewer than three models, or where all games share one group.
+    `votes` and `probabilities` are [n, labels]. None with fewer than three models, or where all games share one group.
     """
     named = np.array([c.model_a is not None and c.model_b is not None for c in conversations])
     games = pl.DataFrame(
@@ -126,7 +126,7 @@ def leaderboard(
 def ratings(games: pl.DataFrame, outcomes: np.ndarray, resampling: Resampling) -> Ratings:
     """Bradley-Terry ratings in Elo points with mean 1000, from conversations between models.
 
-    `games` has `model_a`, `model_b` and `group`, `outcomes` [n, 3] the votes, or a judge's probabilities, of its rows;
+    `games` has `model_a`, `model_b` and `group`, `outcomes` [n, labels] the votes on them, or a judge's probabilities;
     rows count one each, and a tie is half a win for each side, as Chatbot Arena counts it (Chiang et al. 2024, "Chatbot
     Arena", arXiv 2403.04132). It is a logistic regression on who played which side. The bootstrap draws groups, and
     the same ones for the same `games` and seed, so that two ratings can be compared draw by draw. Raises `UserError`
@@ -139,7 +139,7 @@ def ratings(games: pl.DataFrame, outcomes: np.ndarray, resampling: Resampling) -
     models = sorted({*sides["model_a"], *sides["model_b"]})
     first, second = (pl.Series(side).cast(pl.Enum(models)).to_physical().to_numpy().astype(int) for side in sides)
     share = shares(outcomes)
-    won = share[:, 0] + share[:, 2] / 2
+    won = share[:, 0] + share[:, 2:].sum(axis=1) / 2
     count = len(models)
     cells = np.concatenate([first * count + second, second * count + first])  # of the matrix who won against whom
     scores = np.stack([won, 1 - won])

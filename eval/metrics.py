@@ -1,6 +1,7 @@
 """What each conversation adds to a judge's figures: log loss, accuracy, position bias, and how far people agree.
 
-Everything here is numpy in the order of `LABELS`. A row is a conversation; its votes count as shares, so that a
+Everything here is numpy in the order of `LABELS`, [n, 3], or [n, 2] where people could not vote for a tie
+(`core/labels.py`). A row is a conversation; its votes count as shares, so that a
 conversation weighs one however many people voted, and a figure is what to expect of one voter drawn from each row.
 Exchanging a and b, of all rows or of some, leaves every figure as it is: a label that ties for the most likely shares
 the verdict instead of the first winning. What is a mean over rows is given row by row, and `eval.means` makes intervals
@@ -116,11 +117,12 @@ def human_rows(votes: np.ndarray) -> dict[str, np.ndarray]:
     """
     assert repeated(votes).all(), "a row with fewer than two votes, or with fractions of votes"
     n, share = votes.sum(axis=1), shares(votes)
-    others = votes[:, None, :] - np.eye(len(LABELS))  # [n, one voter's label, how many of the others chose each]
+    labels = votes.shape[1]
+    others = votes[:, None, :] - np.eye(labels)  # [n, one voter's label, how many of the others chose each]
     entropy = -(share * _log(share)).sum(axis=1)
     return {
         "agreement": (share * (votes - 1)).sum(axis=1) / (n - 1),
-        "majority": (share * np.stack([_verdict(others[:, i])[:, i] for i in range(len(LABELS))], axis=1)).sum(axis=1),
+        "majority": (share * np.stack([_verdict(others[:, i])[:, i] for i in range(labels)], axis=1)).sum(axis=1),
         "largest_share": share.max(axis=1),
         "entropy": entropy + ((votes > 0).sum(axis=1) - 1) / (2 * n),
     }
@@ -147,7 +149,7 @@ def figure_rows(
 
 def shares(votes: np.ndarray) -> np.ndarray:
     """Vote counts [n, 3] as shares that sum to one in each row, float64."""
-    assert votes.ndim == 2 and votes.shape[1] == len(LABELS), f"votes have shape {votes.shape}"
+    assert votes.ndim == 2 and votes.shape[1] in (2, len(LABELS)), f"votes have shape {votes.shape}"
     total = votes.sum(axis=1, keepdims=True, dtype=np.float64)
     assert (total > 0).all() and (votes >= 0).all(), "a row without votes, or with negative ones"
     return votes / total

@@ -37,7 +37,8 @@ class Recalibration:
     """logit -> `scale` * (logit - m) + `shift` + m, m the mean of a row's three logits, in the order of `LABELS`.
 
     About m, because a constant added to all three says nothing: logits of the same probabilities stay logits of the
-    same probabilities, and the identity changes no bit. Raises `UserError` where a and b differ.
+    same probabilities, and the identity changes no bit. Of logits [..., 2], without ties, m is the mean of those two.
+    Raises `UserError` where a and b differ.
     """
 
     scale: tuple[float, float, float]
@@ -51,28 +52,31 @@ class Recalibration:
                 )
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
-        """Logits [..., 3] in either order -> float64 [..., 3]."""
-        logits = logits.astype(np.float64)
-        return np.asarray(logits + (np.array(self.scale) - 1) * _centred(logits) + np.array(self.shift))
+        """Logits [..., labels] in either order -> float64 [..., labels]."""
+        logits, labels = logits.astype(np.float64), logits.shape[-1]
+        scale, shift = np.array(self.scale)[:labels], np.array(self.shift)[:labels]
+        return np.asarray(logits + (scale - 1) * _centred(logits) + shift)
 
 
 IDENTITY = Recalibration((1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 
 
 def fit_recalibration(logits: np.ndarray, votes: np.ndarray, kind: Kind) -> Recalibration:
-    """The recalibration of least log loss on `votes` [n, 3], given `logits` [n, 3], a judge's mean over both orders.
+    """The recalibration of least log loss on `votes` [n, labels], given `logits` like them, a judge's mean over orders.
 
     `temperature`: one scale, 1 / T; `vector`: one of a and b, one of tie, and a shift of tie (both Guo et al. 2017, "On
     Calibration of Modern Neural Networks", the second with a and b tied). Votes count as shares. Convex, from the
     identity downhill, so it never fits worse than no recalibration; scales stay within 0 and `LARGEST_SCALE`. What
-    it is worth shows only on other rows than these. Raises `UserError` where there are no rows.
+    it is worth shows only on other rows than these. Without ties their scale and shift stay as they are, so that
+    `vector` is `temperature`. Raises `UserError` where there are no rows.
     """
     if not len(logits):
         raise UserError(f"recalibration={kind!r}: there are no rows with votes to fit it on; choose 'none'")
     if not PARAMETERS[kind]:
         return IDENTITY
     scales, shifts = np.array(PARAMETERS[kind], dtype=np.float64).swapaxes(0, 1)  # each [parameters, 3]
-    units = scales[:, None] * _centred(logits.astype(np.float64)) + shifts[:, None]
+    labels = logits.shape[1]
+    units = scales[:, None, :labels] * _centred(logits.astype(np.float64)) + shifts[:, None, :labels]
     share = shares(votes)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:

@@ -32,7 +32,8 @@ def reliability_by_label(probabilities: np.ndarray, votes: np.ndarray, bins: int
     given more than half: equal widths would leave most of their bins empty.
     """
     tables = []
-    for label, predicted, observed in zip(LABELS, probabilities.T, shares(votes).T, strict=True):
+    labels = LABELS[: votes.shape[1]]
+    for label, predicted, observed in zip(labels, probabilities.T, shares(votes).T, strict=True):
         table = _binned(predicted, bins, True, {"predicted": predicted, "observed": observed})
         tables.append(table.select(pl.lit(label).alias("label"), pl.all()))
     return pl.concat(tables)

@@ -9,6 +9,7 @@ from rich.table import Table
 from scipy import stats
 
 from core.errors import UserError
+from core.labels import Labels, among
 from core.records import Conversation
 from core.scoring import logits_by_order
 from eval.intervals import LEVEL, Estimate, Groups, Interval, Jackknife, number_groups
@@ -29,7 +30,7 @@ class SeedRun:
 
     @classmethod
     def of(cls, logits_ab: np.ndarray, logits_ba: np.ndarray, votes: np.ndarray, bins: int) -> Self:
-        """From its logits in both orders and the votes, each [n, 3]."""
+        """From its logits in both orders and the votes, each [n, labels]."""
         probabilities = predict(logits_ab, logits_ba)
         return cls(
             log_loss_rows(probabilities, votes),
@@ -72,12 +73,16 @@ class SeedSummary:
 
 
 def compare_seeds(
-    answers: Mapping[str, Sequence[Answers]], seeds: Sequence[int], scored: Sequence[Conversation], bins: int
+    answers: Mapping[str, Sequence[Answers]],
+    seeds: Sequence[int],
+    scored: Sequence[Conversation],
+    labels: Labels,
+    bins: int,
 ) -> SeedSummary:
-    """From the answers of each judge's runs, which follow `seeds`, to the voted conversations that are scored."""
-    ids, votes = [c.id for c in scored], np.array([c.votes for c in scored])
+    """From the answers of each judge's runs, which follow `seeds`, to the conversations scored, voted for `labels`."""
+    ids, votes = [c.id for c in scored], among(np.array([c.votes for c in scored]), labels)
     runs = {
-        judge: [SeedRun.of(*logits_by_order(one.scores, ids), votes, bins) for one in of]
+        judge: [SeedRun.of(*logits_by_order(one.scores, ids, labels), votes, bins) for one in of]
         for judge, of in answers.items()
     }
     taught = {judge: max(one.taught or 0 for one in of) for judge, of in answers.items()}

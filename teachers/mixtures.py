@@ -20,7 +20,7 @@ from scipy.special import log_softmax, logsumexp
 from core.artefacts.building import Artefact
 from core.artefacts.manifest import read_manifest
 from core.errors import UserError
-from core.labels import NO_TIE, Labels, among, check_knows, labels_in, with_tie
+from core.labels import NO_TIE, Labels, check_knows, labels_in, with_tie
 from core.provenance import Learned, union
 from core.records import LABELS, ORDERS, TEST, Conversation
 from core.scoring import logits_by_order, mean_logits
@@ -83,11 +83,10 @@ def mix(
     parts, fitted = [], {}
     for name, weight in zip(config.teachers, shares(config), strict=True):
         try:
-            orders = np.stack(logits_by_order(teachers[name], ids), axis=1).astype(float)
+            orders = np.stack(logits_by_order(teachers[name], ids, labels), axis=1).astype(float)
         except UserError as error:
             raise UserError(f"teacher {name!r} of the mixture: {error}") from error
-        assert orders.shape == (len(ids), len(ORDERS), len(LABELS)), orders.shape
-        orders = among(orders, labels)
+        assert orders.shape == (len(ids), len(ORDERS), len(labels)), orders.shape
         temperature = np.ones(len(ids))
         if config.temperature_scaling:
             temperature = temperatures(orders.mean(1), conversations)
@@ -134,6 +133,7 @@ def write_mixture(
 
     With `in_fold` the teachers of one fold are mixed with each other, fold by fold, on all rows.
     """
+    shares(config)
     if in_fold and config.temperature_scaling:
         raise UserError(
             "teacher.rows=in_fold with teacher.mixture.temperature_scaling=true: a temperature fitted to rows that "

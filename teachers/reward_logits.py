@@ -13,7 +13,7 @@ from core.artefacts.building import Artefact
 from core.labels import Labels
 from core.models.folders import model_hash
 from core.provenance import Learned
-from core.records import ORDERS, TEST, Conversation
+from core.records import LABELS, ORDERS, TEST, Conversation
 from core.store.parts import NO_FOLD
 from core.store.reading import read_parts
 from core.store.rows import REWARDS
@@ -97,10 +97,10 @@ def write_fitted(
     artefact: Artefact,
     rewards: Path,
     rows: Sequence[Conversation],
-    labels: Labels,
     l2: float,
     behind: Learned,
     hashes: Mapping[str, str],
+    labels: Labels = LABELS,
 ) -> None:
     """The logits of `rows`, whose votes are for `labels`, from the store `rewards`, as a finished store.
 

@@ -15,9 +15,10 @@ from core.artefacts.manifest import changed_parents, read_manifest
 from core.data.files.kinds import seems
 from core.errors import UserError
 from core.exported import open_exported
+from core.labels import Labels, check_knows, labels_of
 from core.prompts import Renderer, renderer_of
 from core.provenance import read_learned
-from core.records import ORDERS, Conversation
+from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES, mean_logits
 from core.store.reading import read_logits
 from core.store.seen import read_seen
@@ -67,11 +68,17 @@ class Answers:
     recalibration: Recalibration | None = None
 
 
-def ask(candidate: Candidate, scored: Sequence[Conversation], engines: Engines) -> Answers:
-    """Raises `Unfit` where the candidate is not there, does not cover the conversations, or has learned them."""
+def ask(candidate: Candidate, scored: Sequence[Conversation], engines: Engines, labels: Labels = LABELS) -> Answers:
+    """Raises `Unfit` where the candidate is not there, does not cover the conversations, does not know the `labels` of
+    their votes, or has learned them."""
     path = candidate.path
     if candidate.stage != "predictions" and not (path / MANIFEST).exists():
         raise Unfit(f"{path} is not there" + (f" ({candidate.remedy})" if candidate.remedy else ""))
+    if candidate.stage != "predictions":  # which does not say what its judge knows
+        try:
+            check_knows(path, labels_of(read_manifest(path)), labels)
+        except UserError as error:
+            raise Unfit(str(error)) from error
     if candidate.stage == "teacher":
         answers = _stored(path, candidate.remedy, scored)
     elif candidate.stage == "student":

@@ -6,16 +6,19 @@ import numpy as np
 import polars as pl
 from scipy.optimize import minimize
 
+from core.labels import Labels, among
 from core.records import LABELS, Conversation
 from core.scoring import SCORES
 from eval.judges.baselines import prior
 from eval.metrics import shares
-from teachers.bradley_terry import BradleyTerry, davidson_loss
+from teachers.bradley_terry import BradleyTerry, davidson_loss, start_of_fit
 
 PRIOR = 1.0  # of ratings: their inverse variance about the mean, in nats; a deviation of 174 points
 
 
-def bradley_terry(train: Sequence[Conversation], scored: Sequence[Conversation]) -> pl.DataFrame:
+def bradley_terry(
+    train: Sequence[Conversation], scored: Sequence[Conversation], labels: Labels = LABELS
+) -> pl.DataFrame:
     """A judge that knows only who wrote the answers: `id`, `order`, `logits` (own a and b), as other baselines.
 
     Ratings of models and one rate of ties are fitted to the votes of `train` (`teachers.bradley_terry`, Davidson 1970);
@@ -23,15 +26,15 @@ def bradley_terry(train: Sequence[Conversation], scored: Sequence[Conversation])
     `prior` one vote for each label is added. Conversations without both names get that prior; so do all if
     none of `train` has them.
     """
-    scores = prior(train, scored)
+    scores = prior(train, scored, labels)
     games = [c for c in train if c.votes is not None and _named(c)]
     rated = [c for c in scored if _named(c)] if games else []
     if not rated:
         return scores
     number = {model: i for i, model in enumerate(sorted({str(m) for c in games for m in (c.model_a, c.model_b)}))}
-    differences = np.concatenate([_differences(games, number), np.zeros((len(LABELS), len(number)))])
-    share = np.concatenate([shares(np.array([c.votes for c in games])), np.eye(len(LABELS))])
-    start = np.zeros(len(number) + 1)
+    differences = np.concatenate([_differences(games, number), np.zeros((len(labels), len(number)))])
+    votes = among(np.array([c.votes for c in games]), labels)
+    share, start = np.concatenate([shares(votes), np.eye(len(labels))]), start_of_fit(len(number), len(labels))
     best = minimize(davidson_loss, start, (differences, share, PRIOR), "L-BFGS-B", jac=True, options={"ftol": 1e-14})
     logits = BradleyTerry(best.x[:-1], float(best.x[-1])).logits(_differences(rated, number))
     named = {"id": [c.id for c in rated], "named": logits.astype(np.float32)}

@@ -9,7 +9,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from core.records import Conversation
+from core.labels import Labels
+from core.records import LABELS, Conversation
 from eval.judges.answers import Answers, Engines, Unanswered, Unfit, ask
 from eval.judges.baselines import prior, surface
 from eval.judges.bradley_terry import bradley_terry
@@ -20,28 +21,36 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Panel:
-    """Judges' answers by name; `unanswered`: why an export that is not among them gave no answer here, by name."""
+    """Judges' answers by name; `unanswered`: why an export that is not among them gave no answer here, by name.
+
+    `labels`: what people could vote for.
+    """
 
     answers: Mapping[str, Answers]
     unanswered: Mapping[str, str] = field(default_factory=dict)
+    labels: Labels = LABELS
 
 
 def ask_all(
-    found: Sequence[Candidate], scored: Sequence[Conversation], training: Sequence[Conversation], engines: Engines
+    found: Sequence[Candidate],
+    scored: Sequence[Conversation],
+    training: Sequence[Conversation],
+    engines: Engines,
+    labels: Labels = LABELS,
 ) -> Panel:
     """The baselines, and every candidate that is fit. Raises `UserError` where the student is not, or a named one."""
-    baselines = {"prior": prior(training, scored), "surface": surface(training, scored)}
+    baselines = {"prior": prior(training, scored, labels), "surface": surface(training, scored, labels)}
     if any(c.model_a and c.model_b for c in scored):
-        baselines["bradley_terry"] = bradley_terry(training, scored)
+        baselines["bradley_terry"] = bradley_terry(training, scored, labels)
     answers = {name: Answers(scores, taught=0) for name, scores in baselines.items()}
     unanswered = {}
     for candidate in found:
         try:
-            answers[candidate.name] = ask(candidate, scored, engines)
+            answers[candidate.name] = ask(candidate, scored, engines, labels)
         except Unfit as reason:
             if candidate.named or candidate.name == STUDENT:
                 raise
             if isinstance(reason, Unanswered):
                 unanswered[candidate.name] = str(reason)
             log.warning("%s left out: %s", candidate.name, reason)
-    return Panel(answers, unanswered)
+    return Panel(answers, unanswered, labels)

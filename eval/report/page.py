@@ -1,5 +1,6 @@
 """`report.html`: one file that shows an evaluation and needs nothing beside it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -10,7 +11,7 @@ from typing import Any, Self
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from core.records import LABELS, Conversation
+from core.records import Conversation
 from core.tables import read_parquet
 from eval.conclusions import Row
 from eval.evaluation import METRICS, Evaluation, JudgeResult
@@ -117,7 +118,8 @@ def _known(report: Report) -> dict[str, Any]:
         "marked": unconvincing(judges),
         "fidelities": {judge: report.fidelities[judge] for judge in readers if judge in report.fidelities},
         "lineage": report.lineage,
-        "labels": LABELS,
+        "labels": report.evaluation.labels,
+        "chance": math.log(len(report.evaluation.labels)),
         "ladder": LADDER,
         "biases": BIASES,
         "slices": SLICES,

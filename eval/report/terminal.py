@@ -1,5 +1,7 @@
 """What an evaluation prints: a table of the judges, and lines on what was scored and what is wrong."""
 
+import math
+
 from rich.table import Table
 from rich.text import Text
 
@@ -35,7 +37,13 @@ def table(evaluation: Evaluation) -> Table:
 
 def lines(evaluation: Evaluation) -> list[str | Text]:
     """What is told below the table."""
-    every = (rows_line(evaluation), surface_line(evaluation), bayes_line(evaluation), checks_line(evaluation))
+    every = (
+        rows_line(evaluation),
+        labels_line(evaluation),
+        surface_line(evaluation),
+        bayes_line(evaluation),
+        checks_line(evaluation),
+    )
     return [line for line in every if line is not None]
 
 
@@ -48,6 +56,14 @@ def rows_line(evaluation: Evaluation) -> str:
         of = evaluation.judges[judge]
         sentences += provenance(judge, of.taught, of.alike, rows)
     return "\n".join(sentences)
+
+
+def labels_line(evaluation: Evaluation) -> str | None:
+    """What two labels mean, None where people could vote for a tie."""
+    count = len(evaluation.labels)
+    if count > 2:
+        return None
+    return f"Two labels: nobody could vote for a tie; a uniform guess has a log loss of {math.log(count):.4f}."
 
 
 def provenance(judge: str, taught: int | None, alike: int | None, rows: int) -> list[str]:
