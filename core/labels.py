@@ -10,16 +10,16 @@ Artefacts of earlier versions have none: three labels.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
-from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
-from core.provenance import Learned, behind_model
 from core.records import LABELS
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Labels = tuple[str, ...]
 WITHOUT_TIES: Labels = LABELS[:2]
@@ -28,7 +28,7 @@ NO_TIE = -30.0  # a tie's logit beside log-probabilities, where a store wants on
 NOTE = "labels"  # in a manifest's `extra`
 
 
-def labels_of_votes(votes: pl.Series) -> Labels:
+def labels_of_votes(votes: "pl.Series") -> Labels:
     """The labels of a data set with these counts of votes (lists in the order of `LABELS`, null where nobody voted)."""
     voted = votes.drop_nulls()
     return WITHOUT_TIES if len(voted) >= ENOUGH and not (voted.list.get(2) > 0).any() else LABELS
@@ -47,14 +47,6 @@ def labels_of(manifest: Manifest) -> Labels:
 def labels_in(folder: Path) -> Labels:
     """The labels of a finished artefact. Raises `UserError` as `read_manifest` does."""
     return labels_of(read_manifest(folder))
-
-
-def labels_behind(model: Path) -> Labels:
-    """The labels of a model's folder, as far as it was made here; all three of a model from elsewhere."""
-    if behind_model(model) == Learned():
-        return LABELS
-    places = (model, model.parent)  # a full tuning keeps its weights in a folder of its own below the run
-    return shared(labels_of(read_manifest(p, verify=False)) for p in places if (p / MANIFEST).exists())
 
 
 def shared(labels: Iterable[Labels]) -> Labels:

@@ -65,6 +65,7 @@ def judge_and_rows(config: Config) -> "tuple[TrainedJudge, Rows]":
 
 def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: "Artefact") -> None:
     """Fill the folder of an export, and finish it."""
+    from core.labels import noted
     from core.provenance import write_learned
     from eval.canaries.making import make_canaries
     from eval.export_comparison import exported, unquantised, write_fidelity, write_temperature
@@ -91,7 +92,12 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     artefact.finish(
         prompt=judge.manifest.prompt,
         rows={"calibration": export.calibration_rows, "fidelity": min(len(compared), config.fidelity.rows)},
-        extra={**model.extra, "failed": failed, "model": str(model.folder.relative_to(config.root))},
+        extra={
+            **model.extra,
+            "failed": failed,
+            "model": str(model.folder.relative_to(config.root)),
+            **noted(judge.labels),
+        },
     )
 
 

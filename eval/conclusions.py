@@ -102,19 +102,22 @@ def conclude(
     *,
     level: float,
     among: int = 1,
+    families: int = 1,
     remark: str = "",
 ) -> Bias:
-    """What an estimate says at error rate `level`, which is split where it is the most striking `among` several."""
+    """What an estimate says at error rate `level`, which is split where it is the most striking `among` several, and
+    where several `families` of such share it."""
     if estimate is None:
         why = f"{claim.subject} cannot be compared with {claim.baseline}: fewer than {MIN_GROUPS} prompts here tell it."
         return Bias(name, None, None, None, unit, False, why + remark, table)
-    low, high = estimate.interval(level / among)
+    low, high = estimate.interval(level / families / among)
     flagged, above = low > 0 or high < 0, estimate.value >= 0
     verdict = (claim.above if above else claim.below) if flagged else "nothing that chance cannot explain"
     scale, digits, noun = UNITS[unit]
     size = f"{abs(estimate.value) * scale:.{digits}f} {noun} {'above' if above else 'below'} {claim.baseline}"
     reach = f"{100 * (1 - level):g}% interval {low * scale:+z.{digits}f} to {high * scale:+z.{digits}f}"
     together = f", holding for all {among} at once" if among > 1 else ""
+    together += f" and for {families} tags" if families > 1 else ""
     sentence = f"{claim.subject} is {size} ({reach}{together}): {verdict}.{remark}"
     return Bias(name, estimate.value, low, high, unit, flagged, sentence, table)
 
@@ -128,16 +131,17 @@ def conclude_most_striking(
     *,
     level: float,
     whole: str,
+    families: int = 1,
 ) -> Bias:
     """The estimate that chance explains least, its interval wide enough to answer for all of them.
 
     That is the one of the smallest p-value, so it is flagged where Holm's first step passes, and no row is flagged
     without it. Its name, or that of the `whole` where there is none, goes into the claim's subject; of equals it is the
-    last. `rows` become the table, flagged by Holm's procedure.
+    last. `rows` become the table, flagged by Holm's procedure. Several `families` of estimates share the level.
     """
     told = {x: estimate for x, estimate in estimates.items() if estimate is not None}
     striking = min(reversed(told), key=lambda x: _strikingness(told[x]), default=None)
-    flagged = flags(told, level)
+    flagged = flags(told, level / families)
     return conclude(
         name,
         unit,
@@ -146,6 +150,7 @@ def conclude_most_striking(
         [replace(row, flagged=flagged.get(x, False)) for x, row in rows.items()],
         level=level,
         among=len(told),
+        families=families,
     )
 
 

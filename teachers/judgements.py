@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from core.artefacts.building import Artefact
+from core.artefacts.contents import MANIFEST
+from core.artefacts.manifest import read_manifest
 from core.errors import UserError
-from core.labels import Labels, check_knows, labels_behind, noted, shared
+from core.labels import Labels, check_knows, labels_of, noted, shared
 from core.models.folders import model_hash
 from core.prompts import PromptConfig, Rendered, Renderer, check_open
 from core.provenance import Learned, behind_model
-from core.records import ORDERS, TEST, Conversation
+from core.records import LABELS, ORDERS, TEST, Conversation
 from core.scoring import Scorer, scored_row
 from core.store.parts import NO_FOLD
 from core.store.rows import LOGITS
@@ -73,6 +75,14 @@ def ready_made_model(folder: Path, prompt: PromptConfig, by_label_tokens: bool) 
         check_open(renderer, "teacher.method=label_tokens", folder)
     told = (model_hash(folder), NO_FOLD, behind_model(folder), labels_behind(folder), renderer, folder)
     return TeacherModel(*told, lambda: (folder, None))
+
+
+def labels_behind(model: Path) -> Labels:
+    """The labels of a model's folder, as far as it was made here; all three of a model from elsewhere."""
+    if behind_model(model) == Learned():
+        return LABELS
+    places = (model, model.parent)  # a full tuning keeps its weights in a folder of its own below the run
+    return shared(labels_of(read_manifest(p, verify=False)) for p in places if (p / MANIFEST).exists())
 
 
 def write_judgements(

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from core.exported import ExportedJudge, open_exported
+from core.labels import among
 from core.prompts import Rendered
 from core.records import ORDERS, Conversation, Order
 from core.scoring import SCORES, Scorer, logits_by_order, scored_row
@@ -143,11 +144,11 @@ class ShareJudge:
         ids = [c.id for c in rows]
         scores = read_scores(self.writer.folder).filter(pl.col("order") == "ab")
         first = pl.DataFrame({"id": ids}).join(scores, on="id", how="left", maintain_order="left")
-        tokens, logits = first["prompt_tokens"].to_numpy(), first["logits"].to_numpy()
+        tokens, logits = first["prompt_tokens"].to_numpy(), among(first["logits"].to_numpy(), self.judge.labels)
         drawn = draw_pilot(len(rows), self.share.quota, pilot)
         if not self._judge_again(drawn, tokens, deadline):
             return
-        pairs = logits_by_order(read_scores(self.writer.folder), [ids[p] for p in drawn])
+        pairs = logits_by_order(read_scores(self.writer.folder), [ids[p] for p in drawn], self.judge.labels)
         where_sure = gains_where_sure(*pairs)
         log.info("second orders: the %s conversations first", "surest" if where_sure else "least sure")
         order = by_need(logits, where_sure)

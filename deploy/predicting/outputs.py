@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from core.data.collecting import REJECTED
+from core.data.columns import WINNERS
 from core.errors import UserError
 from deploy.predicting.engine_notes import HEADER, note_of
 
+PROBABILITIES = ("id", *WINNERS[:2])  # the columns of probabilities beside a submission that names the winners
 ONE_ORDER = ("id", "margin")  # the columns of the list of conversations that were judged in one order only
 HEADER_BYTES = 100
 
@@ -23,6 +25,11 @@ def unreadable_list(output: Path) -> Path:
 def one_order_list(output: Path) -> Path:
     """The conversations that were judged in one order only."""
     return output.with_name(f"{output.stem}.one_order.csv")
+
+
+def probability_list(output: Path) -> Path:
+    """The probabilities, beside a submission of a judge without ties, which names the winners."""
+    return output.with_name(f"{output.stem}.probabilities.csv")
 
 
 def checked_output(output: str | None, source: str | None, overwrite: bool) -> Path:
@@ -57,6 +64,7 @@ def written(output: Path) -> dict[Path, str | None]:
         unreadable_list(output): ",".join(REJECTED),
         one_order_list(output): ",".join(ONE_ORDER),
         note_of(output): HEADER,
+        probability_list(output): ",".join(PROBABILITIES),
     }
 
 

@@ -9,6 +9,7 @@ import polars as pl
 
 from core.data.collecting import kinds
 from core.errors import UserError
+from core.labels import Labels, among
 from core.provenance import read_learned
 from core.records import Conversation
 from deploy.predicting.outputs import ONE_ORDER, one_order_list, unreadable_list
@@ -54,14 +55,14 @@ def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:
         )
 
 
-def tell_left_out(rows: Unlabelled, scores: pl.DataFrame, output: Path) -> None:
+def tell_left_out(rows: Unlabelled, scores: pl.DataFrame, labels: Labels, output: Path) -> None:
     """Log how many conversations were judged in one order only, and list them with their margins in a file."""
     path = one_order_list(output)
     path.unlink(missing_ok=True)
     again = scores.filter(pl.col("order") == "ba")["id"].implode()
     once = scores.filter(pl.col("order") == "ab", ~pl.col("id").is_in(again))
     if len(once):
-        margins = margin(once["logits"].to_numpy())
+        margins = margin(among(once["logits"].to_numpy(), labels))
         once.select("id", margin=margins).select(ONE_ORDER).write_csv(path)
         low, median, high = np.quantile(margins, (0, 0.5, 1))
         log.info(

@@ -13,14 +13,15 @@ from pathlib import Path
 from core.artefacts.building import STARTED, Artefact
 from core.exported import open_exported
 from core.locks import alone
+from core.records import LABELS
 from core.store.parts import clear
 from deploy.predicting.config import PredictConfig
 from deploy.predicting.devices import count_devices, side_by_side
 from deploy.predicting.engine_notes import notes_in, tell_marked
 from deploy.predicting.judging import Judging, judge_share, read_scores
-from deploy.predicting.outputs import parts_folder
+from deploy.predicting.outputs import parts_folder, probability_list
 from deploy.predicting.row_notes import tell_learned, tell_left_out, tell_unreadable
-from deploy.predicting.submission import probabilities, write_submission
+from deploy.predicting.submission import probabilities, write_submission, write_verdicts
 from deploy.predicting.unlabelled import Source, read_unlabelled
 from eval.config import CanaryMode
 from eval.recalibration import read_recalibration
@@ -39,6 +40,8 @@ def write_predictions(
     overwrite: bool,
 ) -> None:
     """Write `output` with the probabilities of every row of `source`, from the export in the folder `model`.
+
+    Of a judge that knows no ties, `output` holds whom people prefer, and the probabilities lie beside it.
 
     Raises `UserError` where a process ended early: what it judged stays, and the same command resumes.
     """
@@ -65,9 +68,14 @@ def write_predictions(
 
         # Write the submission and what is to be said of it.
         scores = read_scores(parts)
-        tell_left_out(rows, scores, output)
+        tell_left_out(rows, scores, judge.labels, output)
         tell_marked(parts, output)
-        write_submission(output, rows.ids, probabilities(rows, scores, read_recalibration(judge.folder)))
+        table = probabilities(rows, scores, read_recalibration(judge.folder), judge.labels)
+        if judge.labels == LABELS:
+            write_submission(output, rows.ids, table)
+        else:
+            write_submission(probability_list(output), rows.ids, table)
+            write_verdicts(output, rows.ids, table)
         discard(parts)
     log.info("%s: %d rows, checked, after %.1f minutes", output, len(rows.ids), (time.time() - began) / 60)
 

@@ -24,26 +24,26 @@ def draw_pilot(rows: int, quota: int, most: int) -> np.ndarray:
 
 
 def expected_gain(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """KL(softmax of the mean || softmax of `first`) in nats: logits [n, 3] of either order -> [n]."""
+    """KL(softmax of the mean || softmax of `first`) in nats: logits [n, labels] of either order -> [n]."""
     mean = log_softmax((first.astype(np.float64) + second) / 2, axis=1)
     return np.asarray((np.exp(mean) * (mean - log_softmax(first.astype(np.float64), axis=1))).sum(axis=1))
 
 
 def margin(logits: np.ndarray) -> np.ndarray:
-    """How sure a judge is: the most likely label's probability minus the next one's, [n, 3] -> [n]."""
+    """How sure a judge is: the most likely label's probability minus the next one's, [n, labels] -> [n]."""
     ordered = np.sort(softmax(logits.astype(np.float64), axis=1), axis=1)
     return np.asarray(ordered[:, -1] - ordered[:, -2])
 
 
 def gains_where_sure(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether, on a pilot [n, 3] of either order, the expected gain grows with the margin (Spearman's correlation)."""
+    """Whether, on a pilot of either order, the expected gain grows with the margin (Spearman's correlation)."""
     pilot = pl.DataFrame({"margin": margin(first), "gain": expected_gain(first, second)})
     correlation = pilot.select(pl.corr("margin", "gain", method="spearman")).item()
     return bool((correlation or 0) > 0)  # null or NaN for one row and for constants
 
 
 def by_need(first: np.ndarray, where_sure: bool) -> np.ndarray:
-    """Positions of `first` [n, 3] in the order in which they deserve a second look; equal margins keep their order."""
+    """Positions of `first` [n, labels] in the order in which they deserve a second look, equal margins as they are."""
     sureness = margin(first)
     return np.argsort(-sureness if where_sure else sureness, kind="stable")
 

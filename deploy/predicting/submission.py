@@ -1,4 +1,8 @@
-"""A submission: the probabilities of every row, once and in its place, checked as the contest checks it."""
+"""A submission: probabilities or a winner for every row, once and in its place, checked as the contest checks it.
+
+The LMSYS contest wants the probabilities of three labels, measured by log loss. WSDM Cup 2025, whose data have no ties,
+wants the winner alone, measured by accuracy.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,51 +13,68 @@ from scipy.special import softmax
 
 from core.data.columns import WINNERS
 from core.errors import UserError
+from core.labels import Labels, among
 from core.records import LABELS
 from core.scoring import swap_average
 from core.tables import read_csv
 from deploy.predicting.unlabelled import NAMED, Unlabelled
 
 COLUMNS = ["id", *WINNERS]
+VERDICTS = ("model_a", "model_b")  # in the column `winner`
 FLOOR = 1e-9  # of a probability: the metric takes logarithms
 SUM_TOLERANCE = 1e-6
 
 
 def probabilities(
-    rows: Unlabelled, scores: pl.DataFrame, recalibrate: Callable[[np.ndarray], np.ndarray]
+    rows: Unlabelled, scores: pl.DataFrame, recalibrate: Callable[[np.ndarray], np.ndarray], labels: Labels = LABELS
 ) -> np.ndarray:
-    """float64 [rows, 3] in the order of `rows.ids`: the softmax of the recalibrated mean over the orders there are.
+    """float64 [rows, labels] in the order of `rows.ids`: the softmax of the recalibrated mean over the orders known.
 
     `scores` has columns id and logits, one row an order. What nobody judged gets the prior: the mean over all that was
     judged, which for a calibrated judge is how often people vote so; without any the labels are equally likely.
+    Without ties, a rule says how a and b share what is not a tie.
     """
     averaged = swap_average(scores)
-    judged = softmax(recalibrate(averaged["logits"].to_numpy().astype(np.float64)), axis=1)
-    prior = judged.mean(axis=0) if len(judged) else np.full(len(LABELS), 1 / len(LABELS))
-    known = dict(zip(averaged["id"], judged, strict=True)) | rows.ruled
+    judged = softmax(recalibrate(among(averaged["logits"].to_numpy(), labels).astype(np.float64)), axis=1)
+    prior = judged.mean(axis=0) if len(judged) else np.full(len(labels), 1 / len(labels))
+    ruled = {identity: among(np.array(rule), labels) for identity, rule in rows.ruled.items()}
+    known = dict(zip(averaged["id"], judged, strict=True)) | ruled
     assert {c.id for c in rows.conversations} <= set(known), "a conversation was not judged"
     table = np.clip(np.array([known.get(identity, prior) for identity in rows.ids]), FLOOR, None)
     return np.asarray(table / table.sum(axis=1, keepdims=True))
 
 
 def write_submission(path: Path, ids: Sequence[str], table: np.ndarray) -> None:
-    """Write `ids` and their probabilities [rows, 3] to `path`, which appears whole and only if it passes the check."""
+    """Write `ids` and their probabilities [rows, labels] to `path`, which appears whole and only once it is checked."""
     partial = path.with_name(f".{path.name}.partial")
-    columns = {"id": pl.Series(ids, dtype=pl.String), **{name: table[:, k] for k, name in enumerate(WINNERS)}}
+    winners = WINNERS[: table.shape[1]]
+    columns = {"id": pl.Series(ids, dtype=pl.String), **{name: table[:, k] for k, name in enumerate(winners)}}
     pl.DataFrame(columns).write_csv(partial)
-    check_submission(partial, ids)
+    check_submission(partial, ids, winners)
     partial.replace(path)
 
 
-def check_submission(path: Path, ids: Sequence[str]) -> None:
+def write_verdicts(path: Path, ids: Sequence[str], table: np.ndarray) -> None:
+    """Write `ids` and the winner of each, by its probabilities [rows, 2], to `path`, which appears whole.
+
+    Of equal ones it is model_a: the contest has no other word for them.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    winners = np.array(VERDICTS)[table.argmax(axis=1)]
+    pl.DataFrame({"id": pl.Series(ids, dtype=pl.String), "winner": winners}).write_csv(partial)
+    partial.replace(path)
+
+
+def check_submission(path: Path, ids: Sequence[str], winners: Sequence[str] = WINNERS) -> None:
     """Raise one `UserError` with all that would make Kaggle, or MLE-bench's grader, refuse the file.
 
     Its rules (openai/mle-bench, lmsys-chatbot-arena/grade.py): these columns, these ids, numbers in [0, 1], rows that
-    sum to one at six decimals. Stricter than it: the ids stand in the order of the test file.
+    sum to one at six decimals. Stricter than it: the ids stand in the order of the test file. `winners`: its columns of
+    probabilities, two where there are no ties.
     """
     rows = read_csv(path, infer_schema=False)
-    if rows.columns != COLUMNS:
-        raise UserError(f"{path} has the columns {rows.columns}, expected {COLUMNS}")
+    if rows.columns != (expected := ["id", *winners]):
+        raise UserError(f"{path} has the columns {rows.columns}, expected {expected}")
     problems = []
     if rows["id"].to_list() != list(ids):
         missing, foreign = set(ids) - set(rows["id"]), set(rows["id"]) - set(ids)
@@ -61,7 +82,7 @@ def check_submission(path: Path, ids: Sequence[str]) -> None:
             f"{len(rows)} ids, expected {len(ids)} in the order of the test file "
             f"({len(missing)} missing, such as {sorted(missing)[:NAMED]}; {len(foreign)} foreign)"
         )
-    table = rows.select(pl.col(WINNERS).cast(pl.Float64, strict=False)).to_numpy()
+    table = rows.select(pl.col(winners).cast(pl.Float64, strict=False)).to_numpy()
     numbers = np.isfinite(table).all(axis=1)
     sums = np.abs(table.sum(axis=1) - 1) <= SUM_TOLERANCE
     for what, right in (

@@ -1,6 +1,6 @@
 "use strict";
 const FIELDS = ["prompt", "response_a", "response_b"];
-const LABELS = [["a", "A"], ["tie", "Tie"], ["b", "B"]];
+const NAMES = [["a", "A"], ["tie", "Tie"], ["b", "B"]];
 const EXAMPLES = {
   "An explanation": [[
     "Explain to a seven-year-old why the sky is blue.",
@@ -25,6 +25,7 @@ const EXAMPLES = {
 const $ = (selector, within = document) => within.querySelector(selector);
 const percent = (share) => `${Math.round(100 * share)}%`;
 let served = null, judged = null;
+const labels = () => NAMES.filter(([label]) => served.labels.includes(label));
 
 function make(tag, className = "", text = "") {
   const element = document.createElement(tag);
@@ -142,7 +143,7 @@ function show(answer) {
   const [first, second] = Object.values(result.probabilities).sort((x, y) => y - x);
   $("#verdict").replaceChildren(make("span", `dot ${result.verdict}`), SENTENCES[result.verdict]);
   $("#lead").textContent = `${first - second < CLOSE ? "A close call: " : ""}${percent(first)} against ${percent(second)}.`;
-  $("#chances").replaceChildren(...LABELS.map(([label, name]) => {
+  $("#chances").replaceChildren(...labels().map(([label, name]) => {
     const row = make("div"), track = make("dd", "track");
     track.setAttribute("aria-hidden", "true");
     track.append(fill(label, result.probabilities[label]));
@@ -167,14 +168,15 @@ function showOrders(result) {
   $("#flips").textContent = result.flips
     ? "Yes: the verdict flips. The result above is the mean of both orders, which favours neither side."
     : "No: the verdict is the same in both orders. The result above is their mean.";
+  $("#orders thead .tie").closest("th").hidden = !served.labels.includes("tie");
   $("#orders tbody").replaceChildren(...[["ab", "A"], ["ba", "B"]].map(([order, first]) => {
     const chances = result.by_order[order];
     const row = make("tr"), name = make("th", "", first), bar = make("td", "bar"), stack = make("div", "stack");
     name.scope = "row";
     bar.setAttribute("aria-hidden", "true");
-    stack.append(...LABELS.map(([label]) => fill(label, chances[label])));
+    stack.append(...labels().map(([label]) => fill(label, chances[label])));
     bar.append(stack);
-    row.append(name, bar, ...LABELS.map(([label]) => make("td", "", percent(chances[label]))));
+    row.append(name, bar, ...labels().map(([label]) => make("td", "", percent(chances[label]))));
     return row;
   }));
 }

@@ -89,6 +89,7 @@ async def model(service: TheService) -> Served:
     """Which judge this is, and what it takes."""
     return Served(
         model=service.model,
+        labels=[*service.labels],
         computes_otherwise=service.computes_otherwise,
         max_tokens=service.max_tokens,
         recalibrated=service.recalibrate != IDENTITY,

@@ -93,7 +93,7 @@ class Probabilities(BaseModel):
 
     a: float
     b: float
-    tie: float
+    tie: float = Field(description="0 of a judge that learned from data without ties")
 
 
 class Verdict(BaseModel):
@@ -145,10 +145,12 @@ class JobState(BaseModel):
 class Served(BaseModel):
     """The judge behind this server, and what it takes. `max_tokens`: of a prompt; longer ones are shortened.
 
+    `labels`: what it tells apart, a and b alone where it learned from data without ties.
     `computes_otherwise`: how far its answers are from those of the export; null where they agree (or while loading).
     """
 
     model: str
+    labels: list[str]
     computes_otherwise: str | None
     max_tokens: int
     recalibrated: bool

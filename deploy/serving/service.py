@@ -50,7 +50,7 @@ class Service:
         folder, content = exported.folder.resolve(), exported.manifest.content[:12]
         self.settings, self.renderer, self.max_tokens = settings, exported.renderer, exported.max_tokens
         self.model = f"{folder.parent.name}/{folder.name}@{content}"
-        self.recalibrate = read_recalibration(folder)
+        self.recalibrate, self.labels = read_recalibration(folder), exported.labels
         self.queue = Queue(settings.max_queue)
         self.jobs = Jobs(jobs_root / content, self.judge, settings.max_jobs)
         self.traffic = Traffic(
@@ -141,6 +141,6 @@ class Service:
         firsts = prompts[:: len(orders)]
         ids = [str(place) if pair.id is None else pair.id for place, pair in enumerate(pairs)]
         return [
-            result(id, prompt, orders, each, self.recalibrate)
+            result(id, prompt, orders, each, self.recalibrate, self.labels)
             for id, prompt, each in zip(ids, firsts, by_pair, strict=True)
         ]

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import softmax
 
+from core.labels import Labels, among, with_tie
 from core.prompts import Rendered
 from core.records import LABELS, Order
 from deploy.serving.schemas import Probabilities, Result, Unjudged, Verdict
@@ -18,12 +19,16 @@ def result(
     orders: Sequence[Order],
     logits: np.ndarray,
     recalibrate: Callable[[np.ndarray], np.ndarray],
+    labels: Labels = LABELS,
 ) -> Result:
-    """From `logits` [orders, 3], in the conversation's own a and b; `prompt` is that of the first order."""
+    """From `logits` [orders, 3], in the conversation's own a and b; `prompt` is that of the first order.
+
+    Of a judge whose `labels` are two, a tie has probability 0.
+    """
     if not np.isfinite(logits).all():
         return Unjudged(id=id, error="its logits are not finite: serve the judge with scorers.exported.dtype=fp32")
     # Recalibration is affine: the mean of recalibrated logits is the recalibrated mean.
-    recalibrated = recalibrate(logits)
+    recalibrated = recalibrate(among(logits, labels))
     mean = recalibrated.mean(axis=0)
     return Verdict(
         id=id,
@@ -37,11 +42,11 @@ def result(
 
 
 def _probabilities(logits: np.ndarray) -> Probabilities:
-    return Probabilities(**dict(zip(LABELS, softmax(logits).tolist(), strict=True)))
+    return Probabilities(**dict(zip(LABELS, with_tie(softmax(logits), 0).tolist(), strict=True)))
 
 
 def _verdict(logits: np.ndarray) -> Literal["a", "b", "tie"]:
-    a, b, tie = logits
+    a, b, tie = with_tie(logits, -np.inf)
     if max(a, b) <= tie or a == b:
         return "tie"
     return "a" if a > b else "b"

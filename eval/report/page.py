@@ -20,6 +20,7 @@ from eval.report.charts import Axis, training_plots
 from eval.report.ladder import LADDER, UNREAD, ordered, unconvincing
 from eval.report.lineage import Lineage, trace
 from eval.report.sources import Sources
+from eval.slices import TAG
 
 BIASES = {
     "position": "Does what is shown first win more often?",
@@ -35,6 +36,7 @@ SLICES = {
     "rounds": "Turns",
     "prompt_length": "Length of the prompt",
     "truncation": "Prompts that had to be cut",
+    "both_bad": "Ties between two bad responses",
 }
 TEMPLATE = "page.html.j2"
 HISTORY = "history.parquet"
@@ -122,8 +124,14 @@ def _known(report: Report) -> dict[str, Any]:
         "chance": math.log(len(report.evaluation.labels)),
         "ladder": LADDER,
         "biases": BIASES,
-        "slices": SLICES,
+        "slices": SLICES | tags_of(judges["student"]),
     }
+
+
+def tags_of(judge: JudgeResult) -> dict[str, str]:
+    """What the slices by tag are called."""
+    tags = [name.removeprefix(TAG) for name in judge.biases if name.startswith(TAG)]
+    return {TAG + tag: tag.replace("_", " ").capitalize() for tag in tags}
 
 
 def _functions(report: Report) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class ExportConfig:
     quantisation: QuantisationConfig
     scaling: Literal["none", "temperature", "vector"]
     """Scaling of the logits, fitted to validation rows. temperature: one scale; vector: one of a and b, one of tie, and
-    a shift of tie (Guo et al. 2017)."""
+    a shift of tie (Guo et al. 2017); without ties, both are one."""
 
     @property
     def name(self) -> str:
