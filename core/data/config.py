@@ -36,9 +36,10 @@ class DataConfig:
     name: str
     """Name of the prepared data: their folder below data/."""
     files: list[str] | None
-    """Paths or globs of .csv, .parquet or .jsonl files."""
+    """Paths or globs of files: CSV, TSV, parquet, JSON or JSON Lines, also as .gz or .zst."""
     hub: str | None
-    """A data set of the Hugging Face hub, such as lmarena-ai/arena-human-preference-55k."""
+    """A data set of the Hugging Face hub, such as lmarena-ai/arena-human-preference-55k, or a folder like one; another
+    split than train as NAME:SPLIT or NAME:CONFIGURATION/SPLIT."""
     simulate: SimulateConfig | None
     ignore_columns: list[str]
     """Columns beyond the contract that are known and not needed; any other is an error."""

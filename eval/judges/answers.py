@@ -12,6 +12,7 @@ import polars as pl
 
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import changed_parents, read_manifest
+from core.data.files.compression import HEAD
 from core.data.files.kinds import seems
 from core.errors import UserError
 from core.exported import open_exported
@@ -155,7 +156,8 @@ def _predicted(path: Path) -> Answers:
     try:
         frame = read_parquet(path)
     except UserError as error:
-        kind = seems(path, set()) or "is damaged, or no parquet"
+        with path.open("rb") as file:
+            kind = seems(file.read(HEAD)) or "is damaged, or no parquet"
         raise UserError(f"{path} {kind}; a judge is a predictions.parquet, as eval writes it") from error
     if missing := {"id", "order", "logits"} - set(frame.columns):
         raise Unfit(f"{path} has no columns {sorted(missing)}, only {frame.columns}")

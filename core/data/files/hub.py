@@ -1,30 +1,125 @@
-"""A data set of the Hugging Face hub, or a local folder, through `datasets`."""
+"""A split of a data set of the Hugging Face hub, or of a local folder that is laid out like one.
 
+`datasets` says which files a split has, by the data set's card or their names. CSV, JSON and parquet are then read by
+the readers of local files: `datasets` itself would make numbers of the ids 007 and times of dates. What it alone can
+read (Arrow, archives, files with options in the card) comes through it.
+"""
+
+import glob
+import logging
+import re
 from collections.abc import Iterator
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from core.data.columns import BALLOTS, MODELS, REQUIRED
+from core.data.files.formats import KNOWN_SUFFIXES, suffix_of
 from core.data.files.identity import content_hash
+from core.data.files.reading import open_table
 from core.data.files.rows import ROWS_AT_ONCE, Row, Source
-from core.naming import inert
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
+
+log = logging.getLogger(__name__)
+TRAIN = "train"
+AT_HUB = re.compile(r"hf://datasets/(?P<repo>[^@]+)@(?P<revision>[^/]+)/(?P<path>.+)")
+# What a card may say of CSV and JSON files that our readers see for themselves; any other option is for `datasets`.
+SEEN = {"name", "version", "description", "data_files", "data_dir", "sep", "delimiter", "features"}
+
+
+def local_folder(hub: str) -> Path | None:
+    """The folder of this machine that `data.hub` names; None where it names a data set of the hub."""
+    return next((Path(place) for place in (hub, _chosen(hub)[0]) if Path(place).exists()), None)
 
 
 def open_hub(hub: str, problems: list[str]) -> Source | None:
-    """The split `train` of the data set; None, and a line in `problems`, where it cannot be had.
+    """The rows of `NAME`, `NAME:SPLIT` or `NAME:CONFIGURATION/SPLIT`; the split is `train` unless it is named.
 
-    A folder of CSV files keeps its texts: `datasets` would take the ids 007 for the numbers 7.
+    None, and lines in `problems`, where they cannot be had.
     """
     import datasets
+    from httpx import HTTPError
 
-    path = Path(hub)
+    name, config, split = (hub, None, TRAIN) if Path(hub).exists() else _chosen(hub)
+    folder = Path(name).resolve() if Path(name).exists() else None
     try:
-        with inert(path) if path.exists() else nullcontext(hub) as place:
-            kind = datasets.load_dataset_builder(str(place)).name
-            as_text = {"converters": dict.fromkeys((*REQUIRED, *MODELS, BALLOTS), str)} if kind == "csv" else {}
-            found = datasets.load_dataset(str(place), split="train", **as_text)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        if folder and glob.escape(str(folder)) != str(folder):
+            raise UserError("datasets takes the folder's path for a pattern: rename it, without any of []*?")
+        builder = _builder(name, config)
+        files = _files(builder, name, config, split)
+        if not _is_ours(builder, files):
+            return _through_datasets(datasets.load_dataset(name, config, split=split), name, hub, problems)
+        paths = [Path(file) for file in files] if folder else _downloaded(files)
+    except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
         problems.append(f"data.hub={hub!r}: {error}")
+        return None
+    source = open_table(paths, Path(name).resolve().name, problems)
+    return source and replace(source, where=f"data.hub={hub!r}")
+
+
+def _chosen(hub: str) -> tuple[str, str | None, str]:
+    """The name, the configuration and the split."""
+    name, colon, choice = hub.rpartition(":")
+    if not colon:
+        return hub, None, TRAIN
+    config, _, split = choice.rpartition("/")
+    return name, config or None, split
+
+
+def _builder(name: str, config: str | None) -> "DatasetBuilder":
+    import datasets
+
+    try:
+        return datasets.load_dataset_builder(name, config)
+    except ValueError as error:
+        configs = datasets.get_dataset_config_names(name)
+        if config in configs or len(configs) < 2:
+            raise
+        example = f"data.hub={name}:{configs[0]}/{TRAIN}"
+        raise UserError(f"name one of the configurations {configs} and its split, as in {example}") from error
+
+
+def _files(builder: "DatasetBuilder", name: str, config: str | None, split: str) -> list[str]:
+    """The files of the split; empty where `datasets` alone knows them."""
+    files = builder.config.data_files or {}
+    splits = [str(key) for key in files or builder.info.splits or {}]
+    if split not in splits:
+        example = f"data.hub={name}:{config + '/' if config else ''}{splits[0]}" if splits else "another data set"
+        raise UserError(f"there is no split {split!r}: name one of {splits}, as in {example}")
+    if len(splits) > 1:
+        log.info("data.hub=%s: of the splits %s, %s is read", name, splits, split)
+    return [str(file) for file in files.get(split, [])]
+
+
+def _is_ours(builder: "DatasetBuilder", files: list[str]) -> bool:
+    """Whether our own readers read all files, as the card wants them read."""
+    usual = type(builder.config)()
+    options = {key for key, value in vars(builder.config).items() if value != getattr(usual, key, None)} - SEEN
+    return bool(files) and not options and all(suffix_of(Path(file)) in KNOWN_SUFFIXES for file in files)
+
+
+def _downloaded(files: list[str]) -> list[Path]:
+    """Where files of the hub lie on this machine. All are of one data set and revision."""
+    from huggingface_hub import snapshot_download
+
+    found = [match for file in files if (match := AT_HUB.fullmatch(file))]
+    assert len(found) == len(files), files
+    paths = [match["path"] for match in found]
+    folder = snapshot_download(
+        found[0]["repo"],
+        repo_type="dataset",
+        revision=unquote(found[0]["revision"]),
+        allow_patterns=[glob.escape(path) for path in paths],
+    )
+    return [Path(folder, path) for path in paths]
+
+
+def _through_datasets(found: Any, name: str, hub: str, problems: list[str]) -> Source | None:
+    if not len(found):
+        problems.append(f"data.hub={hub!r} is empty")
         return None
 
     def rows() -> Iterator[Row]:
@@ -32,7 +127,5 @@ def open_hub(hub: str, problems: list[str]) -> Source | None:
         cells = (row for batch in batches for row in batch.to_pylist())
         return (Row(line, row) for line, row in enumerate(cells, 1))
 
-    if not len(found):
-        problems.append(f"data.hub={hub!r} is empty")
     identity = {"arrow": [content_hash(Path(file["filename"])) for file in found.cache_files]}
-    return Source(path.name, found.column_names, rows, identity, f"data.hub={hub!r}")
+    return Source(Path(name).resolve().name, found.column_names, rows, identity, f"data.hub={hub!r}")
