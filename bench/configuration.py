@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.command_line import CONF
 from distill.config import Config
-from distill.entry_point import CONF, typed
+from distill.entry_point import typed
 
 
 def configured(overrides: Sequence[str]) -> Config:

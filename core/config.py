@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from core.bounds import is_finite
 from core.errors import UserError
 from core.renamed import advice, removed
+from core.suggestions import keys, meant_keys, question
 
 C = TypeVar("C")
 
@@ -21,11 +22,23 @@ def from_mapping(kind: type[C], values: Mapping[str, Any], at: str = "") -> C:
 
     `at` is the place of `values` in the whole configuration, for the message.
     """
-    problems: list[str] = []
+    problems = _Problems(kind, at)
     built = _dataclass(kind, values, at, problems)
     if problems:
         raise UserError("the configuration has problems:\n" + "\n".join(f"  - {p}" for p in problems))
     return built
+
+
+class _Problems(list[str]):
+    """What was found of a configuration of `kind`, whose place is `at`."""
+
+    def __init__(self, kind: Any, at: str):
+        super().__init__()
+        self.kind, self.at = kind, at
+
+    def nearest(self, key: str) -> str:
+        """Which keys an unknown one probably stands for, as a question; "" where none is near."""
+        return question(meant_keys(key, [_join(self.at, known) for known in keys(self.kind)]))
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -33,7 +46,7 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def _dataclass(kind: Any, values: Any, at: str, problems: list[str]) -> Any:
+def _dataclass(kind: Any, values: Any, at: str, problems: _Problems) -> Any:
     if not isinstance(values, Mapping):
         problems.append(
             f"{at or 'config'}={values!r}: expected a group of keys ({', '.join(f.name for f in fields(kind))})"
@@ -42,8 +55,9 @@ def _dataclass(kind: Any, values: Any, at: str, problems: list[str]) -> Any:
     hints = get_type_hints(kind, include_extras=True)
     for key in values:
         if key not in hints:
-            remedy = advice(_join(at, key)) or f"known here: {', '.join(hints)}"
-            problems.append(f"{_join(at, key)}={values[key]!r}: unknown key; {remedy}")
+            place = _join(at, key)
+            remedy = advice(place) or problems.nearest(place) or f"known here: {', '.join(hints)}"
+            problems.append(f"{place}={values[key]!r}: unknown key; {remedy}")
     for key in hints:
         if key not in values:
             problems.append(f"{_join(at, key)}: missing; set it in conf/ or on the command line")
@@ -51,7 +65,7 @@ def _dataclass(kind: Any, values: Any, at: str, problems: list[str]) -> Any:
     return None if problems else kind(**parsed)
 
 
-def _value(hint: Any, value: Any, at: str, problems: list[str], otherwise: str = "") -> Any:
+def _value(hint: Any, value: Any, at: str, problems: _Problems, otherwise: str = "") -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if is_dataclass(hint):
         return _dataclass(hint, value, at, problems)
@@ -88,7 +102,7 @@ def _value(hint: Any, value: Any, at: str, problems: list[str], otherwise: str =
     return float(value) if hint is float else value
 
 
-def _tagged(options: list[Any], value: Any, at: str, problems: list[str]) -> Any:
+def _tagged(options: list[Any], value: Any, at: str, problems: _Problems) -> Any:
     """One of several dataclasses, told apart by the only value that each allows for a common field."""
     tags = [
         {f: get_args(h)[0] for f, h in get_type_hints(o).items() if get_origin(h) is Literal and len(get_args(h)) == 1}

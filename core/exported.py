@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
-from core.labels import Labels, labels_of
 from core.prompts import Renderer, renderer_of
 from core.renamed import removed
+
+if TYPE_CHECKING:
+    from core.labels import Labels
 
 GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
 
@@ -27,8 +30,10 @@ class ExportedJudge:
         return self.renderer.config.max_tokens
 
     @property
-    def labels(self) -> Labels:
+    def labels(self) -> "Labels":
         """What it gives probabilities of."""
+        from core.labels import labels_of  # imports polars, which `--help` does without
+
         return labels_of(self.manifest)
 
 

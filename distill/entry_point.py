@@ -12,22 +12,20 @@ from core.config import from_mapping
 from core.errors import UserError
 from core.exits import ChecksFailed, plain_ends, refuse, surroundings_explained
 from core.naming import check_names, expanded, run_name
-from core.renamed import advice
 from core.screen import log_of, quietly
+from distill.command_line import CONF, print_help, refuse_old_keys, told
 from distill.config import Config
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONF = str(Path(__file__).resolve().parent.parent / "conf")
 
-
-def entry_point(stage: Callable[[Config], Any], *, libraries: bool = False) -> Callable[[], Any]:
+def entry_point(stage: Callable[[Config], Any], reads: str, *, libraries: bool = False) -> Callable[[], Any]:
     """Turn `stage(config)` into a Hydra entry point that exits with 2 and one message on bad input.
 
-    What the `libraries` of a stage write goes to a log file below `paths.root`.
-    `UserError` is what a user can mend, and so are full disks and missing permissions; anything else is
-    our defect and keeps its traceback.
+    `reads`: the keys and groups that the stage reads, by spaces; `--help` explains them. What the `libraries` of a
+    stage write goes to a log file below `paths.root`. `UserError` is what a user can mend, and so are full disks and
+    missing permissions; anything else is our defect and keeps its traceback.
     """
 
     def run(cfg: "DictConfig") -> Any:
@@ -63,31 +61,22 @@ def entry_point(stage: Callable[[Config], Any], *, libraries: bool = False) -> C
 
             from core.naming import home
 
-            refuse_old_keys(sys.argv[1:])
+            arguments = sys.argv[1:]
+            refuse_old_keys(arguments)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's own errors rise to here
             OmegaConf.register_new_resolver("home", home, replace=True)
             try:
                 with surroundings_explained():
-                    hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run)()
-            except (HydraException, OmegaConfBaseException, UserError, ChecksFailed) as error:
+                    if {"-h", "--help"} & {*arguments}:
+                        print_help(str(stage.__globals__["__doc__"]), reads.split(), arguments)
+                    else:
+                        hydra.main(version_base="1.3", config_path=CONF, config_name="config")(run)()
+            except HydraException as error:
+                refuse(told(error, arguments))
+            except (OmegaConfBaseException, UserError, ChecksFailed) as error:
                 refuse(error)
 
     return main
-
-
-def refuse_old_keys(arguments: Iterable[str]) -> None:
-    """Say what to do about an override whose key earlier versions knew: Hydra would only say that there is none."""
-    found = []
-    for argument in arguments:
-        key, _, value = argument.lstrip("+~").partition("=")
-        group, at, place = key.rpartition("@")
-        remedy = advice(place) if "=" in argument or argument.startswith("~") else None
-        if key == "canaries" and not {*value.strip("'\"").split(",")} <= {"refuse", "warn"}:
-            continue  # it chooses a file of the group that has this name now
-        if remedy:
-            found.append(f"{key}: {remedy.replace('called ', f'called {group}{at}')}")
-    if found:
-        refuse(UserError("; ".join(found)))
 
 
 def typed(values: Mapping[str, Any], overrides: Iterable[str]) -> Config:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from students.trained import TrainedJudge
 
 log = logging.getLogger(__name__)
+READS = (
+    "name fold seed overwrite check data.name export fidelity canaries scorers.check scorers.student "
+    "t4 eval.bootstrap eval.ece_bins paths"
+)
 
 
 def main(config: Config) -> None:
@@ -107,4 +111,4 @@ def in_8bit(config: Config) -> bool:
 
 
 if __name__ == "__main__":
-    entry_point(main, libraries=True)()
+    entry_point(main, READS, libraries=True)()

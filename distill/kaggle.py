@@ -15,6 +15,7 @@ from distill.entry_point import entry_point, typed
 
 log = logging.getLogger(__name__)
 SCORER = "scorers.exported"
+READS = "name output overwrite predict.model scorers.exported t4.memory_gb export paths"
 
 
 def main(config: Config) -> None:
@@ -76,4 +77,4 @@ def key_of(override: str) -> str:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, READS)()

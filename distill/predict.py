@@ -8,6 +8,8 @@ resumes with the same command: docs/predict.md.
 from distill.config import Config
 from distill.entry_point import entry_point
 
+READS = "name input output limit overwrite data predict scorers.exported canaries.on_failure export paths"
+
 
 def main(config: Config) -> None:
     from deploy.predicting.outputs import checked_output
@@ -26,4 +28,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main, libraries=True)()
+    entry_point(main, READS, libraries=True)()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from core.data.files.rows import Source
 
 REJECTED = "rejected.parquet"
+READS = "limit overwrite data paths"
 
 
 def main(config: Config) -> None:
@@ -74,4 +75,4 @@ def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, READS)()

@@ -6,6 +6,8 @@ It listens on http://127.0.0.1:8080 until SIGTERM or Ctrl-C; docs/serve.md descr
 from distill.config import Config
 from distill.entry_point import entry_point
 
+READS = "name serve scorers.exported canaries.on_failure export paths"
+
 
 def main(config: Config) -> None:
     from core.exported import open_exported
@@ -16,4 +18,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    entry_point(main, libraries=True)()
+    entry_point(main, READS, libraries=True)()

@@ -11,6 +11,11 @@ from distill.config import Config
 from distill.entry_point import entry_point
 from distill.training_run import training_run
 
+READS = (
+    "name role fold seed limit overwrite data.name prompt model train loss optimizer engine teacher.name "
+    "teacher.rows teacher.max_entropy teacher.same_prompt tracker sweep paths"
+)
+
 
 def main(config: Config) -> float:
     """Train on as many ranks as the launcher started; the validation log loss of the judge that is kept."""
@@ -24,4 +29,4 @@ def main(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    entry_point(main, libraries=True)()
+    entry_point(main, READS, libraries=True)()

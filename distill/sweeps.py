@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import polars as pl
     from rich.table import Table
 
+READS = "name role paths"
+
 
 def main(config: Config) -> None:
     from rich.console import Console
@@ -63,4 +65,4 @@ def printed(name: str, runs: "pl.DataFrame") -> "Table":
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, READS)()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from core.records import Conversation
     from teachers.judgements import TeacherModel
 
+READS = "limit overwrite data.name prompt teacher scorers.teacher paths"
+
 
 def main(config: Config) -> None:
     from core.data.table import load_conversations
@@ -103,4 +105,4 @@ def fold_models(config: Config) -> "list[TeacherModel]":
 
 
 if __name__ == "__main__":
-    entry_point(main, libraries=True)()
+    entry_point(main, READS, libraries=True)()

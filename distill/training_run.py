@@ -8,8 +8,9 @@ from typing import Any
 from core.config import to_mapping
 from core.errors import UserError
 from distill.artefacts import data_folder, logits_folder
+from distill.command_line import CONF
 from distill.config import Config
-from distill.entry_point import CONF, typed
+from distill.entry_point import typed
 from students.training.optuna_studies import Trial
 from students.training.recipe import Recipe, SoftTargets, TrainingRun
 

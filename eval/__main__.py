@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from eval.judges.panel import Panel
     from eval.seeds import SeedSummary
 
+READS = (
+    "name fold seed limit overwrite data.name eval teacher scorers.student scorers.exported canaries.on_failure paths"
+)
+
 
 def main(config: Config) -> None:
     from core.artefacts.contents import MANIFEST
@@ -104,4 +108,4 @@ def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]"
 
 
 if __name__ == "__main__":
-    entry_point(main, libraries=True)()
+    entry_point(main, READS, libraries=True)()

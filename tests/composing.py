@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 from core.config import from_mapping
 from core.naming import run_name
 from core.prompts import TemplateConfig
+from distill.command_line import CONF
 from distill.config import Config
-from distill.entry_point import CONF, typed
+from distill.entry_point import typed
 from teachers.scorers.config import RayConfig, ServerConfig, TransformersConfig, VllmConfig
 
 TEMPLATE = TemplateConfig(

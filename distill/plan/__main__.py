@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
     from distill.plan.stage import Stage
 
+READS = (
+    "role data prompt model train engine optimizer.master_weights loss teacher scorers.teacher export.format "
+    "plan t4 paths"
+)
+
 
 def main(config: Config) -> None:
     """Print the plan of the configured experiment."""
@@ -62,4 +67,4 @@ def summary(stages: list["Stage"], plan: PlanConfig) -> str:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, READS)()

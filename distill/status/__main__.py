@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 WIDEST = 100
 STYLES = {"done": "green", "failed": "red", "stale": "yellow", "running": "cyan", "interrupted": "yellow"}
+READS = "name paths"
 
 
 def main(config: Config) -> None:
@@ -69,4 +70,4 @@ def shown_bytes(count: float) -> str:
 
 
 if __name__ == "__main__":
-    entry_point(main)()
+    entry_point(main, READS)()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from core.explained import explained
+from distill.command_line import CONF
 from distill.config import Config
-from distill.entry_point import CONF
 from teachers.scorers.config import ScorerConfig
 
 # Files below conf/ that hold keys of another library, or deltas: exp/ and hydra/ are explained where they stand.

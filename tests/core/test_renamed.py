@@ -3,7 +3,7 @@
 import pytest
 
 from core.renamed import advice, with_new_names
-from distill.entry_point import refuse_old_keys
+from distill.command_line import refuse_old_keys
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.command_line import CONF
 from distill.config import Config
-from distill.entry_point import CONF
 from students.training.model import build_judge
 from tests.composing import configured
 

@@ -17,8 +17,8 @@ from core.artefacts.manifest import read_manifest
 from core.config import from_mapping
 from core.data.table import SCHEMA, load_conversations
 from core.errors import UserError
+from distill.command_line import CONF
 from distill.config import Config
-from distill.entry_point import CONF
 from distill.prepare import main
 
 ROOT = Path(CONF).parent

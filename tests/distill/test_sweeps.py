@@ -22,7 +22,8 @@ from optuna.trial import TrialState
 from core.artefacts.manifest import read_manifest
 from core.exits import INTERRUPTED
 from distill import prepare, student, sweeps
-from distill.entry_point import CONF, entry_point
+from distill.command_line import CONF
+from distill.entry_point import entry_point
 from distill.training_run import run_folder
 from students.training.checkpoints import LATEST
 from students.training.loop import Trainer
@@ -68,7 +69,7 @@ def sweep(base: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
             patch.setattr(Trainer, "take_step", counted)
             patch.setattr(sys, "argv", ["distill.student", "-m", *base, *overrides])
             try:
-                entry_point(student.main)()
+                entry_point(student.main, student.READS)()
             except SystemExit as end:
                 if end.code != INTERRUPTED:
                     raise

@@ -25,7 +25,7 @@ from core.provenance import Learned, write_learned
 from deploy.kaggle.bundle import COMPETITION, LONGEST_SLUG, TEMPLATE, slug_of
 from deploy.kaggle.runtimes import BESIDE_TORCH, backends_for, requirements_of
 from deploy.predicting.submission import check_submission
-from distill.entry_point import CONF
+from distill.command_line import CONF
 from distill.kaggle import chooses_scorer, composes, notebook_overrides
 from eval.canaries.checking import CANARIES
 from tests.composing import configured, scorer
