@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from tests.device import Device
 
 MOST_WORKERS = 4  # each may hold an engine
-# Ray forks its test's process to start its own, which the kernel refuses once other tests have made it large. Of the
-# others, those that take longest, so that no process is left with one of them while the others are done.
-FIRST = ("test_ray.py",)
+# Ray forks its test's process to start its own, which the kernel refuses once other tests have made it large. After
+# it, the files that take longest, lest one process is left with one of them when the others have nothing to do.
+FIRST = (
+    *("test_ray.py", "test_gpu_check.py", "test_teacher.py", "test_pipeline.py", "test_server.py", "test_vllm.py"),
+    *("test_vllm_plugin.py", "test_sweeps.py", "test_run.py", "test_bundle.py", "test_quantising.py"),
+    *("test_half_precision.py", "test_known_bugs_of_engines.py", "test_serving.py", "test_training.py"),
+)
 
 
 def pytest_configure() -> None:

@@ -86,6 +86,7 @@ def notebook_code(bundle: Path, *, without: str) -> str:
     return "\n".join("".join(cell["source"]) for cell in cells)
 
 
+@pytest.mark.long
 def test_the_notebook_predicts_from_an_unpacked_bundle(bundle: Path, tmp_path: Path) -> None:
     slug = json.loads((bundle / "dataset" / "dataset-metadata.json").read_text())["id"].split("/")[1]
     unpacked = shutil.copytree(bundle / "dataset", tmp_path / "input" / slug)

@@ -18,7 +18,7 @@ from students.training.tracking import Tracker
 from tests.composing import configured
 from tests.running import free_port, own_process
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 Said = list[str]  # by rank: the kind of error that ended it, and its message
 
 
