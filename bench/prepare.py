@@ -1,12 +1,13 @@
-"""How long rows take from a CSV to token ids in both orders, and how much faster that is than one row after another.
+"""How long rows take from a file to token ids in both orders, and how much faster that is than one row after another.
 
     python -m bench.prepare [--rows train.csv] [--tokenizer FOLDER]
 
 57,477 conversations, as many as LMSYS has, are made from 100 real ones by shuffling the words of every text. The
-entry point `distill.prepare` and a process that renders what it wrote are timed together (`seconds_57477`), and the
-larger of their peaks is `peak_mb`. `near_duplicates_150000`: the seconds in which 150,000 such first prompts get their
-groups; one in ten is another with a greeting. `speedup_vs_naive` compares the renderer with `naive` on the same rows
-and the same tokenizer.
+entry point `distill.prepare` and a process that renders what it wrote are timed together: `seconds_57477` from Kaggle's
+CSV, `seconds_57477_arena` from the same texts in parquet, as lists of messages in the columns of Chatbot Arena's own
+sets. The largest of their peaks is `peak_mb`. `near_duplicates_150000`: the seconds in which 150,000 such first prompts
+get their groups; one in ten is another with a greeting. `speedup_vs_naive` compares the renderer with `naive` on the
+same rows and the same tokenizer.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ TEXTS = ("prompt", "response_a", "response_b")
 PROMPTS, GREETED = 150_000, 10  # one in ten is another with a greeting
 TARGETS = {
     "seconds_57477": ["<=", 60],
+    "seconds_57477_arena": ["<=", 60],
     "near_duplicates_150000": ["<", 60],
     "speedup_vs_naive": [">=", 7],
     "peak_mb": ["<", 2048],
@@ -64,15 +67,18 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_rows(arguments.rows, root / "train.csv", arguments.count)
-        files = [f"data.files=[{root / 'train.csv'}]", "data.name=bench", f"paths.root={root}"]
-        read = ["--render", str(root / "data/bench"), "--tokenizer", str(tokenizer)]
-        prepare_s = timed_command("-m", "distill.prepare", *files)
-        render_s = timed_command("-m", "bench.prepare", *read)
-        sample = load_conversations(root / "data/bench")[: arguments.sample]
+        seconds = {}
+        for figure, write in {"seconds_57477": write_csv, "seconds_57477_arena": write_arena}.items():
+            file = write(root, shuffled_rows(arguments.rows, arguments.count))
+            name = f"data.name={file.stem}"
+            prepare_s = timed_command("-m", "distill.prepare", f"data.files=[{file}]", name, f"paths.root={root}")
+            prepared = root / "data" / file.stem
+            render_s = timed_command("-m", "bench.prepare", "--render", str(prepared), "--tokenizer", str(tokenizer))
+            seconds[figure] = round((prepare_s + render_s) * ROWS / arguments.count, 1)
+        sample = load_conversations(prepared)[: arguments.sample]
     prompts = PROMPTS * arguments.count // ROWS
     figures = {
-        "seconds_57477": round((prepare_s + render_s) * ROWS / arguments.count, 1),
+        **seconds,
         "near_duplicates_150000": round(joining_seconds(arguments.rows, prompts) * PROMPTS / prompts, 1),
         "speedup_vs_naive": round(speedup(sample, renderer, tokenizer, arguments.repeats), 2),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
@@ -80,22 +86,58 @@ def main() -> None:
     print(json.dumps({"bench": "prepare", "figures": figures, "targets": TARGETS}))
 
 
-def write_rows(source: Path, target: Path, count: int) -> None:
-    """Write `count` rows in the layout of `source`: its own in turn, the words of every text shuffled and numbered."""
+def shuffled_rows(source: Path, count: int) -> Iterator[dict[str, Any]]:
+    """`count` rows of `source`, a CSV of Kaggle's, in turn: the words of every text are shuffled and it is numbered."""
     with source.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     rng = random.Random(0)
 
-    def shuffled(cell: str, number: int) -> str:
+    def shuffled(cell: str, number: int) -> list[str]:
         texts = [[*(text or "").split(" "), str(number)] for text in json.loads(cell)]
-        return json.dumps([" ".join(rng.sample(words, len(words))) for words in texts])
+        return [" ".join(rng.sample(words, len(words))) for words in texts]
 
-    with target.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+    for i in range(count):
+        row = rows[i % len(rows)]
+        yield {**row, "id": i, **{name: shuffled(row[name], i) for name in TEXTS}}
+
+
+def write_csv(folder: Path, rows: Iterator[dict[str, Any]]) -> Path:
+    """Kaggle's layout: each text is a JSON list with one item a turn."""
+    path = folder / "train.csv"
+    first = next(rows)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, first)
         writer.writeheader()
-        for i in range(count):
-            row = rows[i % len(rows)]
-            writer.writerow({**row, "id": i, **{name: shuffled(row[name], i) for name in TEXTS}})
+        writer.writerows({**row, **{name: json.dumps(row[name]) for name in TEXTS}} for row in chain([first], rows))
+    return path
+
+
+def write_arena(folder: Path, rows: Iterator[dict[str, Any]]) -> Path:
+    """The layout of lmarena-ai/arena-human-preference-140k, as far as its columns matter here."""
+
+    def messages(row: Mapping[str, Any], side: str) -> list[dict[str, str]]:
+        turns = zip(row["prompt"], row[side], strict=True)
+        return [
+            {"role": role, "content": text}
+            for turn in turns
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+
+    path = folder / "arena.parquet"
+    table = [
+        {
+            "id": f"{row['id']:032x}",
+            "model_a": row["model_a"],
+            "model_b": row["model_b"],
+            "winner": next((name for name in ("model_a", "model_b") if row[f"winner_{name}"] == "1"), "tie"),
+            "conversation_a": messages(row, "response_a"),
+            "conversation_b": messages(row, "response_b"),
+            "language": "en",
+        }
+        for row in rows
+    ]
+    pl.DataFrame(table).write_parquet(path)
+    return path
 
 
 def joining_seconds(source: Path, count: int) -> float:
