@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from core.artefacts.manifest import read_manifest
 from core.errors import UserError
@@ -35,7 +36,8 @@ def to_frame(conversations: Sequence[Conversation]) -> pl.DataFrame:
     """A table in `SCHEMA`, one row a conversation, in the given order."""
     columns = {name: [getattr(c, name) for c in conversations] for name in SCHEMA if name != "tags"}
     columns["tags"] = [[{"name": name, "value": value} for name, value in c.tags.items()] for c in conversations]
-    return pl.DataFrame(columns, schema=SCHEMA)
+    schema = pl.DataFrame(schema=SCHEMA).to_arrow().schema
+    return pl.DataFrame(pa.table(columns, schema=schema))  # polars itself would make a column of every single list
 
 
 def from_frame(frame: pl.DataFrame) -> list[Conversation]:
