@@ -15,6 +15,8 @@ from core.data.files.rows import SURROGATES, Row, shown
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "'|'"}
 
+OPEN_QUOTE = "unexpected end of data"  # what `csv` says of one
+
 
 def columns(path: Path) -> list[str]:
     """The cells of the header. Raises `csv.Error`."""
@@ -65,13 +67,19 @@ def _records(path: Path) -> Iterator[list[str] | csv.Error]:
     with _text(path) as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
         while True:
+            before = reader.line_num
             try:
                 if record := next(reader):  # a blank line is no record
                     yield record
             except StopIteration:
                 return
             except csv.Error as error:
-                yield error
+                lines = reader.line_num - before
+                if lines > 1 and str(error) == OPEN_QUOTE:  # it holds all rows that follow
+                    raise csv.Error(
+                        f"a quote opens there that is not closed in the {lines:,} lines to the end"
+                    ) from None
+                yield error if lines == 1 else csv.Error(f"{error}, in a record of {lines:,} lines")
 
 
 def _text(path: Path) -> io.TextIOWrapper:

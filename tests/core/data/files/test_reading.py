@@ -257,6 +257,17 @@ def test_a_broken_csv_record_costs_no_other(tmp_path: Path) -> None:
     ]
 
 
+def test_no_row_is_lost_in_a_quote_that_is_never_closed(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text('id,text\n1,"a\nb"c\n2,"to be closed"\n3,"never closed\n4,\n5,\n')
+    read = table(path).rows()
+    assert [next(read).problem for _ in range(2)] == ["not CSV: ',' expected after '\"', in a record of 2 lines", None]
+    with pytest.raises(
+        UserError, match=r"after row 3 \(a quote opens there that is not closed in the 3 lines to the end"
+    ):
+        next(read)
+
+
 @pytest.mark.parametrize("first", [b'{"id": 0}', b'{"id": 0'])
 def test_a_broken_json_line_costs_no_other(tmp_path: Path, first: bytes) -> None:
     path = tmp_path / "rows.jsonl"
