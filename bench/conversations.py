@@ -8,8 +8,8 @@ from bench.configuration import file_of
 from core.config import from_mapping
 from core.data.collecting import collect
 from core.data.config import DataConfig
-from core.data.files.opening import open_sources
 from core.data.groups import group_of
+from core.data.sources import open_recognised
 from core.data.table import from_frame
 from core.records import Conversation
 
@@ -20,7 +20,7 @@ def whole_groups(files: Sequence[str], count: int) -> list[Conversation]:
     A group of more than a tenth of them is cut there, because few prompts with very many answers say little.
     """
     data = file_of("data/lmsys") | file_of("data/human") | {"files": [*files]}
-    frame, _, _ = collect(open_sources(from_mapping(DataConfig, data)), None, [])
+    frame, _, _ = collect(open_recognised(from_mapping(DataConfig, data)), None, [])
     groups: dict[str, list[Conversation]] = defaultdict(list)
     for conversation in from_frame(frame):
         groups[group_of(conversation.prompt[0])].append(conversation)

@@ -44,6 +44,9 @@ RENAMED = {
     "optimizer.warmup_steps": "optimizer.warmup",
     "engine.nvme_path": "engine.offload",
 }
+IGNORED = (
+    "columns that are not needed are left out by themselves; name data.layout where one is taken for a misspelling"
+)
 TERMS = ("reverse_kl", "jensen_shannon", "skew_kl", "squared_error", "swap_consistency")
 # Old key -> why there is none in its place.
 REMOVED = {
@@ -55,6 +58,9 @@ REMOVED = {
     },
     "loss.cross_entropy.temperature": "the cross-entropy with votes has no temperature",
     "tracker.sample_characters": "samples show 500 characters of a text",
+    "data.ignore_columns": IGNORED,
+    "ignore_columns": IGNORED,  # in manifests
+    **{f"t4.{rate}.{end}": f"both ends are t4.{rate}.tflops" for rate in ("fp16", "int8") for end in ("low", "high")},
     "plan.conversations": "plan.assumed.conversations holds for data that are not prepared",
     "plan.tokens": "plan.assumed.tokens holds for a model without its tokenizer",
     "predict.rules.both_empty": "the judge decides where both responses are empty",
@@ -134,7 +140,7 @@ def _did_nothing(key: str, value: Any) -> bool:
     """Whether a removed key changed nothing of what was made with it."""
     if isinstance(value, Mapping):
         return not (value.get("weight") or value.get("final_weight"))
-    return value is None or key == "loss.cross_entropy.temperature"
+    return value is None or key in ("loss.cross_entropy.temperature", "ignore_columns")
 
 
 def _at(config: dict[str, Any], groups: list[str]) -> dict[str, Any] | None:

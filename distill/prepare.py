@@ -14,7 +14,7 @@ from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
     from core.artefacts.building import Artefact
-    from core.data.files.rows import Source
+    from core.data.layouts.recognising import Recognised
 
 REJECTED = "rejected.parquet"
 READS = "limit overwrite data paths"
@@ -23,10 +23,11 @@ READS = "limit overwrite data paths"
 def main(config: Config) -> None:
     """Prepare the data that `config.data` names, unless that is done. Raises `UserError` for what a user can mend."""
     from core.data.files import opening
+    from core.data.sources import open_recognised
 
     data = config.data
     opening.check_origin(data)
-    sources = [] if data.simulate else opening.open_sources(data)
+    sources = [] if data.simulate else open_recognised(data)
     artefact = conversations(config, {source.name: source.identity for source in sources})
     with artefact.building(inputs=opening.input_files(data), overwrite=config.overwrite) as lacking:
         if lacking:
@@ -35,7 +36,7 @@ def main(config: Config) -> None:
             print(f"{artefact.folder} is finished; overwrite=true makes it again")
 
 
-def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None:
+def write(config: Config, sources: "list[Recognised]", artefact: "Artefact") -> None:
     """Read the sources and write the artefact."""
     from core.data import arena_sim, summary
     from core.data.collecting import Tally, collect, kinds
@@ -50,6 +51,7 @@ def write(config: Config, sources: "list[Source]", artefact: "Artefact") -> None
         (folder / name).unlink(missing_ok=True)
 
     table, rejected, tallies = collect(sources, config.limit, data.shuffle_sides)
+    summary.show_layouts(sources, tallies)
     if data.simulate:
         simulated, true_distribution = arena_sim.simulate(data.simulate)
         table = to_frame(simulated[: config.limit])

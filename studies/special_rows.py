@@ -20,8 +20,8 @@ import polars as pl
 from scipy.special import softmax
 
 from bench.configuration import configured
-from core.data.files.opening import open_sources
-from core.data.parsing import BadRow, parse
+from core.data.layouts import layout
+from core.data.sources import open_recognised
 from core.records import Conversation
 from core.scoring import swap_average
 from core.store.reading import read_logits
@@ -69,15 +69,12 @@ def special(file: str) -> Found:
 
 def voted(file: str) -> Iterator[Conversation]:
     data = replace(configured(["data=human"]).data, files=[file])
-    (source,) = open_sources(data)
-    for row in source.rows():
-        try:
-            conversation = parse(row, source)
-        except BadRow as problem:
-            print(f"{file}, row {row.line} is left out: {problem}")
-            continue
-        if conversation.votes:
-            yield conversation
+    (source,) = open_recognised(data)
+    for outcome in source.layout.read(source.rows(None), source.reading):
+        if isinstance(outcome, layout.Rejected):
+            print(f"{file}, row {outcome.line} is left out: {outcome.reason}")
+        elif isinstance(outcome, layout.Found) and outcome.conversation.votes:
+            yield outcome.conversation
 
 
 def total(rows: list[tuple[Conversation, list[float]]]) -> np.ndarray:

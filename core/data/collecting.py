@@ -1,50 +1,50 @@
-"""All sources as one table: no row twice, and nothing lost on the way.
+"""All sources as one table: no conversation twice, and nothing lost on the way.
 
-rows read == conversations + duplicates + rejected rows
+Where each row is one conversation: rows read == conversations + duplicates + rejected rows.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import polars as pl
 
-from core.data.columns import MODELS, TEXTS
-from core.data.files.rows import ROWS_AT_ONCE, Source, shown
-from core.data.parsing import BadRow, clean, parse
+from core.data.files.rows import ROWS_AT_ONCE, Row, shown
+from core.data.layouts.layout import Rejected, Repeated
+from core.data.layouts.recognising import Recognised
 from core.data.table import SCHEMA, to_frame
 from core.errors import UserError
 from core.records import Conversation
 
 REJECTED = pl.Schema({"source": pl.String, "line": pl.Int64, "id": pl.String, "reason": pl.String})
-PAIR = (*TEXTS, *MODELS)
+PAIR = ("prompt", "response_a", "response_b", "model_a", "model_b", "votes", "score_a", "score_b")
 SEVERAL = 3  # how many kinds of problems a message names
 
 
 @dataclass
 class Tally:
-    """What became of one source's rows."""
+    """What became of one source's rows, and the first conversation of its layout."""
 
     source: str
     read: int = 0
     kept: int = 0
     duplicates: int = 0
     rejected: int = 0
+    example: Conversation | None = None
 
 
 def collect(
-    sources: Sequence[Source], limit: int | None, shuffle_sides: Sequence[str]
+    sources: Sequence[Recognised], limit: int | None, shuffle_sides: Sequence[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame, list[Tally]]:
     """Read all sources: conversations (in `SCHEMA`, without folds), rejected rows (in `REJECTED`), each source's tally.
 
-    `limit` keeps the first rows of each source. A row that equals an earlier one in all columns but the id is dropped.
-    Ids stay as they are where there is one source and become `source/id` where there are several. The sources in
-    `shuffle_sides` get their sides exchanged where the hash of source and id is odd. Raises `UserError` for a name
-    there that is no source.
+    `limit` keeps the first rows of each source. What equals an earlier conversation in all columns but the id is
+    dropped. Ids stay as they are where there is one source and become `source/id` where there are several. Sources
+    whose layout has no sides of its own, and those in `shuffle_sides`, get their sides exchanged where the hash of
+    source and id is odd. Raises `UserError` for a name there that is no source.
     """
     names = [source.name for source in sources]
     if unknown := [name for name in shuffle_sides if name not in names]:
@@ -55,37 +55,45 @@ def collect(
     rejected: list[tuple[str, int, str | None, str]] = []
     tallies = [Tally(name) for name in names]
     for source, tally in zip(sources, tallies, strict=True):
-        kept: list[Conversation] = []
-        for row in islice(source.rows(), limit):
-            tally.read += 1
-            try:
-                conversation = parse(row, source)
-                content = _content(conversation, row.cells)
-                if content in seen:
-                    tally.duplicates += 1
-                    continue
-                if source.name in shuffle_sides and is_swapped(conversation):
-                    conversation = conversation.swap()
-                if len(sources) > 1:
-                    conversation = replace(conversation, id=f"{source.name}/{conversation.id}")
-                if conversation.id in taken:
-                    raise BadRow(f"duplicate id with other content: {shown(conversation.id)}")
-            except BadRow as problem:
+        shuffled, kept = source.name in shuffle_sides or not source.layout.sided, list[Conversation]()
+        for outcome in source.layout.read(_counted(source.rows(limit), tally), source.reading):
+            if isinstance(outcome, Rejected):
                 tally.rejected += 1
-                identity = row.cells.get("id")
-                shown_id = None if identity is None else clean(str(identity))
-                rejected.append((source.name, row.line, shown_id, str(problem)))
+                rejected.append((source.name, *outcome))
+                continue
+            if isinstance(outcome, Repeated):
+                tally.duplicates += 1
+                continue
+            conversation = outcome.conversation
+            content = _content(conversation, outcome.cells, source.unneeded)
+            if content in seen:
+                tally.duplicates += 1
+                continue
+            if shuffled and is_swapped(conversation):
+                conversation = conversation.swap()
+            if len(sources) > 1:
+                conversation = replace(conversation, id=f"{source.name}/{conversation.id}")
+            if conversation.id in taken:
+                tally.rejected += 1
+                double = f"duplicate id with other content: {shown(conversation.id)}"
+                rejected.append((source.name, outcome.line, outcome.conversation.id, double))
                 continue
             seen.add(content)
             taken.add(conversation.id)
             tally.kept += 1
+            tally.example = tally.example or conversation
             kept.append(conversation)
             if len(kept) == ROWS_AT_ONCE:  # texts take far less memory in a table than as Python objects
                 frames.append(to_frame(kept))
                 kept = []
         frames.append(to_frame(kept))
-        assert tally.read == tally.kept + tally.duplicates + tally.rejected, tally
     return pl.concat(frames), pl.DataFrame(rejected, schema=REJECTED, orient="row"), tallies
+
+
+def _counted(rows: Iterator[Row], tally: Tally) -> Iterator[Row]:
+    for row in rows:
+        tally.read += 1
+        yield row
 
 
 def kinds(rejected: pl.DataFrame) -> str:
@@ -99,8 +107,8 @@ def is_swapped(conversation: Conversation) -> bool:
     return hashlib.sha256(f"{conversation.source}/{conversation.id}".encode()).digest()[-1] % 2 == 1
 
 
-def _content(conversation: Conversation, cells: Mapping[str, Any]) -> bytes:
-    """Hash of all columns but the id, ignored ones too: a pair that somebody else judges again is no duplicate."""
+def _content(conversation: Conversation, cells: Mapping[str, Any], unneeded: Sequence[str]) -> bytes:
+    """Hash of all columns but the id, unneeded ones too: a pair that somebody else judges again is no duplicate."""
     pair = [getattr(conversation, name) for name in PAIR]
-    others = sorted((name, str(cell)) for name, cell in cells.items() if name not in ("id", *PAIR))
-    return hashlib.sha256(json.dumps([pair, others]).encode()).digest()
+    others = [(name, str(cells[name])) for name in sorted(unneeded) if name in cells]
+    return hashlib.sha256(json.dumps([pair, sorted(conversation.tags.items()), others]).encode()).digest()

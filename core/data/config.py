@@ -3,7 +3,21 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from core.bounds import Count, Seed, Share, ShareBelowOne, at_least, between
+from core.bounds import Count, Length, Seed, Share, ShareBelowOne, at_least, between
+
+LayoutName = Literal[
+    "lmsys",
+    "wsdm",
+    "arena",
+    "chosen_rejected",
+    "rewardbench",
+    "graded",
+    "pandalm",
+    "judgebench",
+    "shp",
+    "scored",
+    "scored_lists",
+]  # the rows of `core/data/layouts/table.py`
 
 
 @dataclass(frozen=True)
@@ -41,8 +55,12 @@ class DataConfig:
     """A data set of the Hugging Face hub, such as lmarena-ai/arena-human-preference-55k, or a folder like one; another
     split than train as NAME:SPLIT or NAME:CONFIGURATION/SPLIT."""
     simulate: SimulateConfig | None
-    ignore_columns: list[str]
-    """Columns beyond the contract that are known and not needed; any other is an error."""
+    layout: LayoutName | None
+    """How the columns are laid out, a row of the table in docs/data.md; null: recognised by them."""
+    grades: Annotated[list[Annotated[float, between(0.5, 1)]], Length(3)]
+    """Share of the vote that a better response gets for a grade of 1, 2 and 3, the rest being a tie's."""
+    pairs_per_prompt: Count
+    """Pairs that are drawn of the scored responses to a prompt, each response about equally often."""
     max_rejected: Share
     """Share of a source's rows that may be unusable; above it nothing is prepared."""
     shuffle_sides: list[str]

@@ -10,6 +10,7 @@ from core.data.collecting import Tally, kinds
 from core.data.files.rows import shown
 from core.data.folds import UNVOTED, labels
 from core.data.groups import joined_prompts
+from core.data.layouts.recognising import Recognised
 from core.errors import UserError
 from core.labels import Labels
 from core.records import LABELS, TEST
@@ -28,6 +29,31 @@ def check_rejected(rejected: pl.DataFrame, tallies: Sequence[Tally], most: float
                 f": {kinds(own)}, such as line {first['line']}: {first['reason']}; fix them or the layout "
                 f"(docs/data.md), or allow more. All are in {file}"
             )
+
+
+def show_layouts(sources: Sequence[Recognised], tallies: Sequence[Tally]) -> None:
+    """Print the layout that each source was taken to have, the columns left out, and a conversation of each layout."""
+    from rich.console import Console
+
+    console, shown_layouts = Console(soft_wrap=True, highlight=False, markup=False), set[str]()
+    for source, tally in zip(sources, tallies, strict=True):
+        left_out = f"; not needed: {', '.join(map(shown, source.unneeded))}" if source.unneeded else ""
+        console.print(f"{source.name}: layout {source.layout.name}{left_out}")
+        example = tally.example
+        if example is None or source.layout.name in shown_layouts:
+            continue
+        shown_layouts.add(source.layout.name)
+        turns = f", the last of {len(example.prompt)} turns" if len(example.prompt) > 1 else ""
+        console.print(f"  for example {shown(example.id)}{turns}")
+        for what in ("prompt", "response_a", "response_b"):
+            console.print(f"    {what:10} {shown(getattr(example, what)[-1])}")
+        votes = (
+            "none"
+            if example.votes is None
+            else ", ".join(f"{v:g} {n}" for v, n in zip(example.votes, LABELS, strict=True))
+        )
+        tags = "".join(f", {name} {shown(value)}" for name, value in example.tags.items())
+        console.print(f"    votes      {votes}{tags}")
 
 
 def summarise(

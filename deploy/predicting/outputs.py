@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from core.data.collecting import REJECTED
-from core.data.columns import WINNERS
+from core.data.layouts.votes import WINNERS
 from core.errors import UserError
 from deploy.predicting.engine_notes import HEADER, note_of
 

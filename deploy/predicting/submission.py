@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from scipy.special import softmax
 
-from core.data.columns import WINNERS
+from core.data.layouts.votes import WINNERS
 from core.errors import UserError
 from core.labels import Labels, among
 from core.records import LABELS

@@ -7,18 +7,17 @@ is no conversation gets the prior, and a kind of rows of which people's votes ar
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from core.data.collecting import REJECTED
-from core.data.columns import BALLOTS, COUNTS, FOREIGN_VOTES, REQUIRED, WINNERS
 from core.data.config import DataConfig
-from core.data.files.opening import open_sources
 from core.data.files.rows import Row
-from core.data.parsing import BadRow, identify, parse
+from core.data.layouts.layout import IDS, BadRow, Found, Rejected, identify
+from core.data.sources import open_recognised
 from core.errors import UserError
 from core.records import Conversation, swap_labels
 from deploy.predicting.config import RulesConfig
@@ -52,50 +51,52 @@ class Source:
 def read_unlabelled(file: Source) -> Unlabelled:
     """The rows of a file, their votes left aside.
 
-    Raises `UserError` where it is no such file, where a row has no id and where two have the same.
+    An id is a line of the submission. A row of several responses has a line for each pair of them. Raises `UserError`
+    where it is no such file, where a row has no id though the file has a column of them, and where two have the same.
     """
     if file.path is None or not Path(file.path).is_file():
-        raise UserError(
-            f"input={file.path}: no such file; give a CSV, parquet or JSONL file with the columns {list(REQUIRED)}"
-        )
-    ignored = [*file.data.ignore_columns, *WINNERS, *COUNTS, BALLOTS, *FOREIGN_VOTES]
-    data = replace(file.data, files=[file.path], hub=None, simulate=None, ignore_columns=ignored)
-    (source,) = open_sources(data)
+        raise UserError(f"input={file.path}: no such file; give one in a format and a layout of docs/data.md")
+    data = replace(file.data, files=[file.path], hub=None, simulate=None)
+    (source,) = open_recognised(data, with_votes=False)
     ids: list[str] = []
     conversations: list[Conversation] = []
     ruled: dict[str, Sequence[float]] = {}
-    unreadable: list[tuple[str, int, str, str]] = []
-    for row in islice(source.rows(), file.limit):
-        ids.append(read_id(row, file.path))
-        try:
-            conversation = parse(row, source)
-        except BadRow as problem:
-            unreadable.append((source.name, row.line, ids[-1], str(problem)))
+    unreadable: list[tuple[str, int, str | None, str]] = []
+    rows = map(partial(checked_id, file.path, source.reading.named(IDS)), source.rows(file.limit))
+    for outcome in source.layout.read(rows, source.reading):
+        if isinstance(outcome, Rejected):
+            unreadable.append((source.name, *outcome))
+            ids += [outcome.id] if outcome.id is not None else []
+        if not isinstance(outcome, Found):
             continue
+        conversation = outcome.conversation
+        ids.append(conversation.id)
         rule = apply_rules(conversation, file.rules)
         if rule is None:
-            conversations.append(replace(conversation, id=ids[-1]))
+            conversations.append(conversation)
         else:
-            ruled[ids[-1]] = rule
+            ruled[conversation.id] = rule
     if double := [name for name, times in Counter(ids).items() if times > 1]:
         raise UserError(
             f"{file.path}: {len(double)} ids occur more than once, such as {double[:NAMED]}: "
             "a submission has one line for each id, so make them unique"
         )
     return Unlabelled(
-        ids, conversations, ruled, pl.DataFrame(unreadable, schema=REJECTED, orient="row"), source.identity
+        ids, conversations, ruled, pl.DataFrame(unreadable, schema=REJECTED, orient="row"), source.source.identity
     )
 
 
-def read_id(row: Row, path: str) -> str:
-    """A row's id (see `identify`). Raises `UserError` where it has none: no line could stand for it."""
+def checked_id(path: str, column: str | None, row: Row) -> Row:
+    """The row. Raises `UserError` where it has no id (see `identify`) in its `column`: no line could stand for it."""
     try:
-        return identify(row.cells)
+        if column is not None:
+            identify(row.cells, column)
     except BadRow as problem:
-        reason = row.problem if "id" not in row.cells and row.problem else problem
+        reason = row.problem if column not in row.cells and row.problem else problem
         raise UserError(
             f"{path}, row {row.line}: {reason}. A submission has a line for each id: give this row one, in UTF-8"
         ) from None
+    return row
 
 
 def apply_rules(conversation: Conversation, rules: RulesConfig) -> Sequence[float] | None:

@@ -47,9 +47,11 @@ def t4_stage(base: str, shape: Shape, work: Work, t4: T4Config, exported: str) -
 def t4_hours(t4: T4Config, row: Format, flops: float) -> Interval:
     """Hours of one T4 with an export in a format: int8 activations have cores of their own."""
     rate = t4.int8 if row.int8_activations else t4.fp16
-    return flops / (rate.high * 1e12) / 3600, flops / (rate.low * 1e12) / 3600
+    low, high = rate.tflops
+    return flops / (high * 1e12) / 3600, flops / (low * 1e12) / 3600
 
 
 def rate_text(rate: RateConfig) -> str:
     """Both ends, and the source of each."""
-    return f"{rate.low:g} to {rate.high:g} TFLOPS ({rate.sources})"
+    low, high = rate.tflops
+    return f"{low:g} to {high:g} TFLOPS ({rate.sources})"

@@ -53,6 +53,7 @@ def inputs_of(data: DataConfig, made_of: dict[str, object], made: float) -> tupl
     Raises `UserError` for files that `distill.prepare` would refuse.
     """
     from core.data.files import opening
+    from core.data.sources import open_recognised
 
     opening.check_origin(data)
     if data.simulate is not None:
@@ -62,7 +63,7 @@ def inputs_of(data: DataConfig, made_of: dict[str, object], made: float) -> tupl
         return made_of, ""
     stats = {path: path.stat() for path in files}
     if sum(stat.st_size for stat in stats.values()) <= GLANCE:
-        return {source.name: source.identity for source in opening.open_sources(data)}, ""
+        return {source.name: source.identity for source in open_recognised(data)}, ""
     newer = [path for path, stat in stats.items() if max(stat.st_mtime, stat.st_ctime) > made]
     if newer or len(files) != len(made_of):
         return made_of, f"{(newer or files)[0]} may have changed since, and is too large to be compared here"

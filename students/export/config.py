@@ -1,9 +1,9 @@
 """What `conf/export/` and `conf/t4/` hold."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from core.bounds import Count, Natural, NonNegative, Positive, Share
+from core.bounds import Count, Length, Natural, NonNegative, Positive, Share
 
 FormatName = Literal["merged", "w8a8", "w8a16", "w4a16", "gguf"]  # the rows of `students.export.formats`
 
@@ -52,10 +52,8 @@ class ExportConfig:
 class RateConfig:
     """TFLOPS that whole judges reach on a T4."""
 
-    low: Positive
-    """The slowest report known."""
-    high: Positive
-    """The fastest report known."""
+    tflops: Annotated[list[Positive], Length(2)]
+    """The slowest report known, and the fastest."""
     sources: str
     """Where both come from."""
 

@@ -129,9 +129,11 @@ def test_the_table_names_both_ends_and_whose_they_are() -> None:
     stage = [*stages_of(configured("+exp=gemma9b", "loss=votes"))][-1]
     lines, t4 = dict(stage.lines), GEMMA.t4
     for rate, told in ((t4.fp16, lines["rate"]), (t4.int8, lines["rate of w8a8"])):
-        assert rate.low < rate.high and all(f"{end:g}" in told for end in (rate.low, rate.high))
+        assert rate.tflops[0] < rate.tflops[1] and all(f"{end:g}" in told for end in rate.tflops)
         assert rate.sources in told
-    assert stage.hours is not None and stage.hours[1] / stage.hours[0] == pytest.approx(t4.int8.high / t4.int8.low)
+    assert stage.hours is not None and stage.hours[1] / stage.hours[0] == pytest.approx(
+        t4.int8.tflops[1] / t4.int8.tflops[0]
+    )
     assert f"{as_text(stage.hours)} h on one T4" in lines["w8a8, exported"]
     assert "too much" in lines["merged"]
 

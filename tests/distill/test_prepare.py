@@ -48,24 +48,24 @@ def write_rows(path: Path, count: int, **changes: str) -> Path:
 def test_prepare_writes_conversations_rejected_rows_and_a_manifest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_rows(tmp_path / "train.csv", 10, prompt="not JSON")
-    main(config(tmp_path, f"data.files=[{path}]"))  # one row of eleven: just below a tenth
+    path = write_rows(tmp_path / "train.csv", 20, prompt="not JSON")
+    main(config(tmp_path, f"data.files=[{path}]"))  # one row of 21: just below a twentieth
     folder = tmp_path / "data" / "lmsys"
     printed = capsys.readouterr().out
     assert "rejected from train: 1 x prompt is not JSON" in printed
     assert str(folder) in printed
-    assert len(load_conversations(folder)) == 10
+    assert len(load_conversations(folder)) == 20
     assert pl.read_parquet(folder / "conversations.parquet").schema == SCHEMA
     assert pl.read_parquet(folder / "rejected.parquet").to_dicts() == [
         {
             "source": "train",
-            "line": 12,
+            "line": 22,
             "id": "bad",
             "reason": "prompt is not JSON: 'not JSON' (Expecting value: line 1 column 1 (char 0))",
         }
     ]
     manifest = read_manifest(folder, "prepare")
-    assert manifest.rows == {"read": 11, "kept": 10, "duplicates": 0, "rejected": 1}
+    assert manifest.rows == {"read": 21, "kept": 20, "duplicates": 0, "rejected": 1}
     assert manifest.config["inputs"]["train"]["bytes"] == path.stat().st_size
 
 
@@ -111,7 +111,7 @@ def test_a_source_that_is_mostly_unusable_is_refused_with_the_commonest_reason(t
     bad.write_text(bad.read_text() + "9,too,few\n")
     configured = config(tmp_path, f"data.files=[{good},{bad}]")
     message = (
-        r"bad: 2 of 10 rows cannot be used, data.max_rejected=0.1: 1 x prompt is not JSON, 1 x not 9 fields, such as"
+        r"bad: 2 of 10 rows cannot be used, data.max_rejected=0.05: 1 x prompt is not JSON, 1 x not 9 fields, such as"
     )
     with pytest.raises(UserError, match=message):
         main(configured)
@@ -224,7 +224,7 @@ def test_the_door_exits_with_2_and_one_message(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: the data cannot be read:\n")
-    assert "missing columns ['prompt', 'response_a', 'response_b'], found ['id', 'question']" in done.stderr
+    assert "no layout has these columns: ['id', 'question']" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
 

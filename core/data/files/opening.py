@@ -1,14 +1,13 @@
 """The files and hub data sets that `data` names, as sources of raw rows.
 
-A source gives its raw rows one by one; `core/data/parsing.py` says what they mean. What is wrong with a whole
-file (columns, suffix, nothing there) is a `UserError` that lists the problems of all files at once.
+A source gives its raw rows one by one; `core/data/layouts/` says what they mean. What is wrong with a whole file
+(suffix, damage, nothing there) is a line in a list of problems, so that all files' are told at once.
 """
 
 import glob
 import re
 from pathlib import Path
 
-from core.data.columns import judged
 from core.data.config import DataConfig
 from core.data.files.compression import without_compression
 from core.data.files.hub import local_folder, open_hub
@@ -28,14 +27,12 @@ def check_origin(data: DataConfig) -> None:
         raise UserError(f"set exactly one of {', '.join(origins)}, the others to null; now {given or 'none'} is set")
 
 
-def open_sources(data: DataConfig) -> list[Source]:
+def open_sources(data: DataConfig, problems: list[str]) -> list[Source]:
     """The sources of `data.files` or `data.hub`, checked as far as that goes without reading all rows.
 
     A source is named after its file's folder where several files lie in distinct folders, else after the file. The
-    shards of a table are one source.
-    Raises one `UserError` that lists what is wrong with every file.
+    shards of a table are one source. What is wrong with files goes to `problems`.
     """
-    problems: list[str] = []
     if data.hub is not None:
         file = Path(data.hub)
         found = [open_table([file], _stem(file), problems) if file.is_file() else open_hub(data.hub, problems)]
@@ -43,10 +40,7 @@ def open_sources(data: DataConfig) -> list[Source]:
         tables = _tables(_expand(data.files or [], problems))
         names = _names([files[0] for files in tables])
         found = [open_table(files, name, problems) for files, name in zip(tables, names, strict=True)]
-    usable = [judged(source, data.ignore_columns, problems) for source in found if source is not None]
-    if problems:
-        raise UserError("the data cannot be read:\n" + "\n".join(f"  - {p}" for p in problems))
-    return usable
+    return [source for source in found if source is not None]
 
 
 def input_files(data: DataConfig) -> list[Path]:
@@ -56,11 +50,16 @@ def input_files(data: DataConfig) -> list[Path]:
     return [folder] if (folder := local_folder(data.hub)) else []
 
 
+def matching(pattern: str) -> list[Path]:
+    """The files that a path or a glob names, in alphabetical order."""
+    matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+    return [Path(match) for match in matches if Path(match).is_file()]
+
+
 def _expand(patterns: list[str], problems: list[str]) -> list[Path]:
     paths: dict[Path, Path] = {}
     for pattern in patterns:
-        matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-        files = [Path(match) for match in matches if Path(match).is_file()]
+        files = matching(pattern)
         if not files:
             problems.append(f"data.files: {pattern!r} matches no file; paths and globs count from {Path.cwd()}")
         problems += [f"data.files: {str(path)!a}: {NOT_UTF8}" for path in files if not is_utf8(str(path))]

@@ -18,6 +18,9 @@ from core.data.config import FoldsConfig
 from core.data.files.rows import Row, Source
 from core.data.folds import assign_folds, labels
 from core.data.groups import assign_groups, group_of
+from core.data.layouts.layout import Reading
+from core.data.layouts.lmsys import LMSYS
+from core.data.layouts.recognising import Recognised
 from core.data.table import from_frame, load_conversations, save_conversations, to_frame
 from core.records import BOTH_BAD, LABELS, TEST, Conversation
 
@@ -26,11 +29,12 @@ GROUPED = FoldsConfig(count=5, split="grouped", seed=0)
 BLACKPEARL = FoldsConfig(count=5, split="blackpearl", seed=2025)
 
 
-def source(rows: list[dict[str, Any]], name: str = "test") -> Source:
+def source(rows: list[dict[str, Any]], name: str = "test") -> Recognised:
     def numbered() -> Iterator[Row]:
         return (Row(line, row) for line, row in enumerate(rows, 2))
 
-    return Source(name, [column for column in rows[0] if column != "evaluator"], numbered, {})
+    reading, others = Reading(name, frozenset(rows[0])), [column for column in rows[0] if column == "evaluator"]
+    return Recognised(Source(name, [*rows[0]], numbered, {}), LMSYS, reading, others)
 
 
 def raw(identity: object, text: str = "Yes", **more: Any) -> dict[str, Any]:

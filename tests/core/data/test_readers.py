@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.data.collecting import collect
-from core.data.columns import WINNERS
 from core.data.config import DataConfig, FoldsConfig
-from core.data.files.opening import open_sources
-from core.data.files.rows import Row, Source
-from core.data.parsing import BadRow, parse
+from core.data.layouts.layout import BadRow, Found, Reading
+from core.data.layouts.lmsys import conversations as parsed
+from core.data.layouts.votes import WINNERS
+from core.data.sources import open_recognised
 from core.data.table import from_frame
 from core.errors import UserError
 from core.records import Conversation
@@ -30,7 +30,9 @@ def data_config(*files: Path | str, **changes: Any) -> DataConfig:
     values: dict[str, Any] = {
         "hub": None,
         "simulate": None,
-        "ignore_columns": [],
+        "layout": None,
+        "grades": [0.6, 0.8, 1.0],
+        "pairs_per_prompt": 4,
         "test_share": 0.0,
         "max_rejected": 1.0,
         "shuffle_sides": [],
@@ -62,7 +64,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def read(*files: Path, **changes: Any) -> tuple[list[Conversation], list[dict[str, Any]]]:
-    table, rejected, tallies = collect(open_sources(data_config(*files, **changes)), None, [])
+    table, rejected, tallies = collect(open_recognised(data_config(*files, **changes)), None, [])
     assert sum(tally.read for tally in tallies) == len(table) + sum(t.duplicates for t in tallies) + len(rejected)
     return from_frame(table), rejected.to_dicts()
 
@@ -96,8 +98,11 @@ def test_every_format_gives_the_same_conversations(turns: list[tuple[str | None,
             "lists.jsonl": row | lists,
             "lists.parquet": row | clean,
         }.items():
-            (source,) = open_sources(data_config(write(folder / file, [content])))
-            (got,) = (parse(found, source) for found in source.rows())  # before any encoder drops an example
+            (source,) = open_recognised(data_config(write(folder / file, [content])))
+            # Before any encoder drops an example
+            (found,) = source.layout.read(source.rows(None), source.reading)
+            assert isinstance(found, Found)
+            got = found.conversation
             assert (got.prompt, got.response_a, got.response_b) == tuple(expected), file
             assert (got.id, got.model_a, got.model_b, got.votes) == ("7", "x", "y", [1.0, 0.0, 0.0])
 
@@ -112,7 +117,6 @@ def test_every_format_gives_the_same_conversations(turns: list[tuple[str | None,
         ({"response_b": '["No", 7]'}, "response_b holds an item that is neither text nor null: 7"),
         ({"response_b": '["No", "No!"]'}, "unequal turns: prompt 1, response_a 1, response_b 2"),
         ({"prompt": "[]", "response_a": "[]", "response_b": "[]"}, "no turns"),
-        ({"id": " "}, "id is missing: ' '"),
         ({"winner_tie": "1"}, "winner columns are not one-hot: '1', 0, '1'"),
         ({"winner_model_a": "0"}, "winner columns are not one-hot"),
         ({"winner_model_a": ""}, "winner columns are not one-hot: ''"),
@@ -126,9 +130,8 @@ def test_every_format_gives_the_same_conversations(turns: list[tuple[str | None,
 )
 def test_a_bad_row_is_rejected_with_the_offending_value(changes: dict[str, Any], reason: str) -> None:
     cells = raw(winner_model_a="1", winner_model_b=0, winner_tie=0) | changes
-    source = Source("test", list(cells), lambda: iter(()), {})
     with pytest.raises(BadRow) as caught:
-        parse(Row(2, cells), source)
+        parsed(cells, Reading("test", frozenset(cells), frozenset(TEXTS)))
     assert str(caught.value).startswith(reason)
     assert len(str(caught.value)) < 300
 
@@ -137,11 +140,9 @@ def test_votes_of_several_people_win_over_the_majority(tmp_path: Path) -> None:
     counts: dict[str, Any] = {"votes_a": 1, "votes_b": 3, "votes_tie": 0}
     (counted,), _ = read(write(tmp_path / "counts.csv", [raw(**A_WINS, **counts)]))
     (ballots,), _ = read(write(tmp_path / "ballots.csv", [raw(**A_WINS, votes="2210")]))
-    (ignored,), _ = read(tmp_path / "counts.csv", ignore_columns=[*counts])
     (unknown,), _ = read(write(tmp_path / "test.csv", [{name: raw()[name] for name in ("id", *TEXTS)}]))
     assert counted.votes == [1, 3, 0]
     assert ballots.votes == [1, 2, 1]
-    assert ignored.votes == [1, 0, 0]
     assert unknown.votes is unknown.model_a is None
 
 
@@ -149,7 +150,6 @@ def test_all_problems_of_all_files_are_one_message(tmp_path: Path) -> None:
     row = raw()
     write(tmp_path / "missing.csv", [{"id": 1, "question": "?"}])
     write(tmp_path / "extra.parquet", [row | {"slug": "s", "winner_tie": 1}])
-    write(tmp_path / "both.jsonl", [row | {"votes": "1", "votes_a": 1, "votes_b": 0, "votes_tie": 0}])
     (tmp_path / "empty.csv").touch()
     (tmp_path / "header.csv").write_text("id,prompt,response_a,response_b\n")
     (tmp_path / "twice.csv").write_text("id,id,prompt,response_a,response_b\n1,1,[],[],[]\n")
@@ -157,14 +157,11 @@ def test_all_problems_of_all_files_are_one_message(tmp_path: Path) -> None:
     (tmp_path / "pretty.jsonl").write_text("[\n]\n")
     (tmp_path / "train.xlsx").touch()
     with pytest.raises(ValueError) as caught:
-        open_sources(data_config(tmp_path / "*.*", "none/*.csv"))
+        open_recognised(data_config(tmp_path / "*.*", "none/*.csv"))
     message = str(caught.value)
     for said in (
-        "missing.csv: missing columns ['prompt', 'response_a', 'response_b'], found ['id', 'question']",
-        "missing.csv: unknown columns ['question']; list them in data.ignore_columns",
-        "extra.parquet: unknown columns ['slug']",
+        "missing.csv: no layout has these columns: ['id', 'question']. scored_lists lacks",
         "extra.parquet: missing columns ['winner_model_a', 'winner_model_b']",
-        "both.jsonl: both 'votes' and",
         "empty.csv: is empty",
         "header.csv: is empty",
         "twice.csv: column names occur twice",
@@ -176,24 +173,18 @@ def test_all_problems_of_all_files_are_one_message(tmp_path: Path) -> None:
         assert said in message
 
 
-@pytest.mark.parametrize(
-    ("column", "cell"), [("winner", "model_a"), ("Winner", "?"), ("outcome", "tie (bothbad)"), ("label", 2)]
-)
+@pytest.mark.parametrize(("column", "cell"), [("Verdict", "?"), ("outcome", "tie (bothbad)"), ("label", 2)])
 def test_nobody_is_told_to_ignore_votes(tmp_path: Path, column: str, cell: object) -> None:
     path = write(tmp_path / "train.csv", [raw(slug="s", **{column: cell})])
     with pytest.raises(UserError) as error:
-        open_sources(data_config(path))
-    votes, others = str(error.value).splitlines()[1:]
-    assert (
-        f"columns ['{column}'] seem to hold the votes" in votes
-        and "winner_model_a" in votes
-        and "ignore_columns" not in votes
-    )
-    assert "unknown columns ['slug']; list them in data.ignore_columns" in others
+        open_recognised(data_config(path))
+    (votes,) = str(error.value).splitlines()[1:]
+    assert f"columns ['{column}'] seem to hold the votes" in votes and "winner_model_a" in votes
+    (by_hand,) = open_recognised(data_config(path, layout="lmsys"))
+    assert by_hand.unneeded == ["slug", column]
     some = write(tmp_path / "some.csv", [raw(winner_tie=1)])
-    with pytest.raises(UserError, match=r"missing columns \['winner_model_a', 'winner_model_b'\]; add them") as error:
-        open_sources(data_config(some))
-    assert "ignore" not in str(error.value).replace(str(tmp_path), "")
+    with pytest.raises(UserError, match=r"missing columns \['winner_model_a', 'winner_model_b'\]; add them"):
+        open_recognised(data_config(some))
 
 
 def test_winners_may_be_truth_values(tmp_path: Path) -> None:

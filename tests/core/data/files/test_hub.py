@@ -177,6 +177,6 @@ def test_a_file_may_be_named_as_a_hub_too(tmp_path: Path) -> None:
     path = tmp_path / "arena.jsonl.gz"
     rows = [{"id": "007", "prompt": ["?"], "response_a": ["Yes"], "response_b": ["No"]}]
     path.write_bytes(packed(json.dumps(rows[0]).encode(), ".gz"))
-    ((named,), (local,)) = open_sources(data_config(hub=str(path))), open_sources(data_config(path))
+    ((named,), (local,)) = open_sources(data_config(hub=str(path)), []), open_sources(data_config(path), [])
     assert [*named.rows()] == [*local.rows()]
     assert (named.name, named.identity) == (local.name, local.identity) == ("arena", local.identity)

@@ -319,7 +319,7 @@ def test_shards_are_one_table_though_their_columns_differ(tmp_path: Path) -> Non
     assert [(row.line, row.cells["id"]) for row in table(*paths).rows()] == [
         *((1, "00"), (2, "01"), (3, "10"), (4, "11"), (5, "20"), (6, "21"))
     ]
-    (source,) = open_sources(data_config(tmp_path / "*.parquet", ignore_columns=["language"]))
+    (source,) = open_sources(data_config(tmp_path / "*.parquet"), [])
     assert source.name == "train"
     assert [file["bytes"] for file in source.identity["files"]] == [path.stat().st_size for path in paths]
     paths[1].write_bytes(written(".parquet")[:-1])
@@ -333,7 +333,7 @@ def test_sources_are_named_by_folder_or_file(tmp_path: Path) -> None:
             (tmp_path / folder / file).write_text("id,prompt,response_a,response_b\n1,[],[],[]\n")
 
     def names(*files: str) -> list[str]:
-        return [source.name for source in open_sources(data_config(*(tmp_path / file for file in files)))]
+        return [source.name for source in open_sources(data_config(*(tmp_path / file for file in files)), [])]
 
     assert names("one/x.csv.gz") == ["x"]
     assert names("*/x.csv.gz", "one/x.csv.gz") == ["one", "two"]

@@ -1,0 +1,101 @@
+"""A better and a worse response: strings, messages, transcripts, or lists of strings as in RewardBench 2."""
+
+import math
+from typing import Any
+
+from core.data.layouts.layout import BadRow, Cells, Layout, Names, Reading, by_row, name_in, number
+from core.data.layouts.texts import Dialogue, Message, dialogue, messages, parsed
+from core.data.layouts.votes import A
+from core.records import Conversation
+
+PROMPT: Names = ("prompt", "instruction", "question", "input")
+CHOSEN: Names = ("chosen", "chosen_response")
+REJECTED: Names = ("rejected", "rejected_response")
+MODELS: tuple[Names, Names] = (("chosen_model", "chosen-model"), ("rejected_model", "rejected-model"))
+SCORES: tuple[Names, Names] = (
+    ("score_chosen", "chosen_score", "chosen_avg_rating", "chosen-rating", "chosen_rating"),
+    ("score_rejected", "rejected_score", "rejected_avg_rating", "rejected-rating", "rejected_rating"),
+)
+
+
+def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
+    """Every chosen response against every rejected one, a being the chosen. Raises `BadRow`."""
+    asked = _asked(cells, reading)
+    chosen, rejected = (_responses(cells, reading, names, asked) for names in (CHOSEN, REJECTED))
+    model_a, model_b = (name_in(cells, reading.named(names)) for names in MODELS)
+    score_a, score_b = (_score(cells, reading, names) for names in SCORES)
+    found = []
+    for a in chosen:
+        for b in rejected:
+            if a.prompt != b.prompt:
+                raise BadRow(f"chosen and rejected answer other prompts: {len(a.prompt)}, {len(b.prompt)} turns")
+            found.append(
+                Conversation(
+                    *("", a.prompt, a.response, b.response, model_a, model_b),
+                    votes=A if reading.with_votes else None,
+                    score_a=score_a,
+                    score_b=score_b,
+                )
+            )
+    return found
+
+
+def _asked(cells: Cells, reading: Reading) -> list[Message]:
+    """The messages before the response, where a column holds them."""
+    name = reading.named(PROMPT)
+    cell = None if name is None else cells.get(name)
+    return [] if name is None or cell in (None, "", []) else messages(name, cell, name in reading.lists)
+
+
+def _responses(cells: Cells, reading: Reading, names: Names, asked: list[Message]) -> list[Dialogue]:
+    """The dialogues that a cell ends: one, or one for each text of a list."""
+    name = reading.named(names)
+    assert name is not None
+    cell: Any = cells.get(name)
+    if isinstance(cell, str) and name in reading.lists:
+        cell = parsed(name, cell)
+    if cell is None or cell == []:
+        raise BadRow(f"{name} is empty: {cell}")
+    several = isinstance(cell, list) and all(isinstance(item, str) for item in cell)
+    return [_dialogue(name, each, asked) for each in (cell if several else [cell])]
+
+
+def _dialogue(name: str, cell: Any, asked: list[Message]) -> Dialogue:
+    said = messages(name, cell, speaker="assistant")
+    if said and said[0][0] != "assistant":  # the whole conversation, whatever `prompt` repeats of it
+        return dialogue(name, said)
+    if not asked:
+        raise BadRow(f"no prompt: {name} holds an answer alone, and there is no text in {' or '.join(PROMPT[:3])}")
+    return dialogue(name, [*asked, *said])
+
+
+def _score(cells: Cells, reading: Reading, names: Names) -> float | None:
+    score = number(reading.cell(cells, names))
+    return score if math.isfinite(score) else None
+
+
+CHOSEN_REJECTED = Layout(
+    name="chosen_rejected",
+    looks='`chosen, rejected`: texts, lists of {role, content}, or transcripts of "Human:" and "Assistant:", with or '
+    "without `prompt`",
+    source="https://huggingface.co/datasets/Anthropic/hh-rlhf, "
+    "https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized, "
+    "https://huggingface.co/datasets/argilla/ultrafeedback-binarized-preferences",
+    texts=(CHOSEN, REJECTED),
+    reads=(PROMPT, *MODELS, *SCORES),
+    read=by_row(conversations),
+    unneeded=("messages", "margin"),
+    sided=False,
+)
+REWARDBENCH = Layout(
+    name="rewardbench",
+    looks="`prompt, chosen, rejected`, each a text or a list of texts, and `subset` or `domain`: every chosen response "
+    "against every rejected one",
+    source="https://huggingface.co/datasets/allenai/reward-bench, "
+    "https://huggingface.co/datasets/allenai/reward-bench-2, https://huggingface.co/datasets/THU-KEG/RM-Bench",
+    texts=(PROMPT, CHOSEN, REJECTED, ("subset", "domain")),
+    reads=(*MODELS, *SCORES),
+    read=CHOSEN_REJECTED.read,
+    unneeded=("num_correct", "num_incorrect", "total_completions", "models", "additional_metadata"),
+    sided=False,
+)
