@@ -216,10 +216,8 @@ def test_nothing_to_judge_needs_no_judge(configure: Configure, tmp_path: Path) -
 
 
 def test_a_file_of_which_no_row_can_be_read_is_refused(configure: Configure, tmp_path: Path) -> None:
-    config = configure(f"input={write_csv(tmp_path / 'plain.csv', [('1', 'Hi', 'x', 'y'), ('2', 'Hi', 'y', 'x')])}")
-    with pytest.raises(
-        ValueError, match=r"2 of 2 rows cannot be read, .*: 2 x prompt is not JSON, such as line 2, id 1"
-    ):
+    config = configure(f"input={write_csv(tmp_path / 'empty.csv', [('1', '', 'x', 'y'), ('2', '', 'y', 'x')])}")
+    with pytest.raises(ValueError, match=r"2 of 2 rows cannot be read, .*: 2 x prompt is empty, such as line 2, id 1"):
         predict.main(config)
     assert not Path(str(config.output)).exists()
 
