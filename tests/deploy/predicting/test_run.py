@@ -47,6 +47,7 @@ from teachers.scorers.transformers import TransformersScorer
 from tests.artefacts import finish_again
 from tests.composing import configured, scorer
 from tests.device import Device
+from tests.grids import grid
 from tests.running import own_process, refuses, succeeds
 from tests.tiny_exports import with_canaries, with_swapped_labels
 from tests.tiny_models import tiny_judge
@@ -319,7 +320,7 @@ def test_an_engine_on_no_gpu_is_refused(configure: Configure) -> None:
         predict.main(configure("predict.devices=null", *sizes))
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", grid([1, 3], short=[3]))
 def test_few_rows_on_two_devices_within_a_budget(
     configure: Configure, conversations: list[Conversation], judged: pl.DataFrame, tmp_path: Path, rows: int
 ) -> None:
@@ -401,6 +402,7 @@ def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_a_device_that_dies_is_told_of_and_costs_nothing_that_is_written(
     configure: Configure, long_file: Path, judged: pl.DataFrame, tmp_path: Path
 ) -> None:
