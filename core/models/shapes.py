@@ -1,9 +1,11 @@
-"""What a model consists of, counted on meta tensors: transformers' own class without weights.
+"""What a model consists of, counted on meta tensors: transformers' own class without weights. `families.py` counts
+well-known ones without it.
 
 The configuration comes from a folder, the hub's local cache, `conf/plan/models/shapes.yaml` (public facts of models
 whose repositories are gated) or, last, the hub itself.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,16 +102,30 @@ def shape_of(model: Any) -> Shape:
 
 def model_config(base: str, root: Path) -> Any:
     """transformers' configuration of `base`, from the nearest place that has it."""
-    import yaml
     from transformers import AutoConfig
 
+    found = _nearest(base, root)
+    return AutoConfig.from_pretrained(found) if isinstance(found, Path) else AutoConfig.for_model(**found)
+
+
+def facts_of(base: str, root: Path) -> dict[str, Any]:
+    """What config.json says of `base`, from the nearest place that has it, without transformers' own defaults."""
+    found = _nearest(base, root)
+    facts: dict[str, Any] = json.loads((found / "config.json").read_text()) if isinstance(found, Path) else found
+    return facts
+
+
+def _nearest(base: str, root: Path) -> Path | dict[str, Any]:
+    """The folder of a model's config.json, or what `SHAPES` says in its place."""
+    import yaml
+
     if (folder := folder_of(base, root)) is not None:
-        return AutoConfig.from_pretrained(folder)
+        return folder
     known = yaml.safe_load(SHAPES.read_text())
     for facts in known.values():
         if base in facts["names"]:
-            return AutoConfig.for_model(**{key: value for key, value in facts.items() if key != "names"})
-    return AutoConfig.from_pretrained(_from_hub(base, sorted(known)))
+            return {key: value for key, value in facts.items() if key != "names"}
+    return _from_hub(base, sorted(known))
 
 
 def folder_of(base: str, root: Path) -> Path | None:

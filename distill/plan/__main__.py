@@ -1,6 +1,6 @@
 """What every stage takes, before anything is rented: python -m distill.plan +exp=gemma9b plan=h100
 
-Parameters are counted on meta tensors; memory, time and cost follow from the formulas of `core/models/memory.py` and
+Parameters are counted, without weights; memory, time and cost follow from the formulas of `core/models/memory.py` and
 `throughput.py`. The rates are assumptions of `conf/plan` until `python -m bench.gpu_speed` has measured them
 (`plan.measured=FILE`). No weights are read. Nothing is downloaded but a config.json that is not here.
 """

@@ -22,7 +22,7 @@ from distill.training_run import named_teacher, run_folder, run_identity, traini
 def teacher_trainings(config: Config) -> Iterator[Stage]:
     """A row for each fold teacher; of those that lie elsewhere (`teacher.path`) nobody knows how to train them."""
     teacher = config.teacher
-    known = replace(config, role="teacher") if teacher.name == config.name else named_teacher(config)
+    known = config if teacher.name == config.name else None if teacher.path is not None else named_teacher(config)
     for fold, folder in zip(teacher.folds, teacher_folders(config), strict=True):
         name = f"teacher {teacher.name}, fold {fold}"
         own = teacher.name == config.name

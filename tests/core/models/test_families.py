@@ -1,0 +1,57 @@
+"""Known decoders counted by arithmetic are what transformers and PEFT count, to the parameter."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core.models.families import decoder_of
+from core.models.shapes import SHAPES, facts_of
+from students.training.config import ModelConfig
+from students.training.shape import counted, counted_on_meta_tensors, trained_shape
+from tests.composing import configured
+
+KNOWN = [facts["names"][0] for facts in yaml.safe_load(SHAPES.read_text()).values()]
+SOME = {"targets": ["q_proj", "v_proj"]}
+SETTINGS = [
+    ({}, {}),
+    ({"layers": 1}, SOME),
+    ({"freeze_layers": 1}, {"method": "dora", "rank": 3}),
+    ({"softcapping": False}, {}),
+]
+
+
+def settings(model: dict[str, object], lora: dict[str, object]) -> ModelConfig:
+    plain = configured().model
+    return replace(plain, lora=replace(plain.lora, **lora), **model)  # type: ignore[arg-type]
+
+
+def both_agree(base: str, root: Path, trained: ModelConfig) -> None:
+    decoder = decoder_of(facts_of(base, root), trained.layers)
+    assert decoder is not None
+    assert counted(decoder, trained) == counted_on_meta_tensors(base, root, trained)
+
+
+@pytest.mark.parametrize("base", KNOWN)
+def test_a_known_model_is_counted_as_transformers_counts_it(base: str, tmp_path: Path) -> None:
+    both_agree(base, tmp_path, settings({"layers": 3}, {}))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+def test_whatever_is_trained_of_a_model_s_folder_is_counted_alike(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(f"tiny_{family}")
+    for model, lora in SETTINGS:
+        both_agree(str(folder), tmp_path, settings(model, lora))
+
+
+def test_what_arithmetic_does_not_know_is_left_to_transformers(tiny_llama: Path, tmp_path: Path) -> None:
+    facts = facts_of(str(tiny_llama), tmp_path)
+    for other in ({"model_type": "phi3"}, {"attention_bias": True}, {"sliding_window": 9}, {"hidden_size": None}):
+        assert decoder_of(facts | other, None) is None
+    pattern = settings({}, {"targets": ".*q_proj"})
+    decoder = decoder_of(facts, None)
+    assert decoder is not None and counted(decoder, pattern) is None
+    assert trained_shape(str(tiny_llama), tmp_path, pattern).adapters > 0
