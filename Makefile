@@ -55,11 +55,19 @@ export-eval: ## export, then eval: an export that failed its checks is reported 
 	$(PY) -m eval +exp=$(EXP) $(ARGS) && exit $$made
 
 demo: ## The whole path on two CPU cores, with real models; resumes where it stopped
-	@echo "demo: prepare a simulated arena, score it with the shipped teacher (vLLM), train the student with and without"
-	@echo "      its teacher (DeepSpeed), quantise it (llm-compressor), compare all judges. About $(DEMO_MINUTES) minutes on two cores."
-	@for step in data teacher-logits student-no-teacher student export-eval; do \
-	    echo; echo "== make $$step EXP=demo"; $(MAKE) --no-print-directory $$step EXP=demo || exit $$?; done
-DEMO_MINUTES := 12
+	@echo "demo: distil a judge for a simulated arena, whose true distribution is known. About $(DEMO_MINUTES) minutes on two cores."
+	@echo "      Stop it at any time; make demo goes on. What libraries say: artifacts/logs"
+	@$(call step,1/5,make data: conversations with a test split and folds,5 s)
+	@$(MAKE) -s data EXP=demo
+	@$(call step,2/5,make teacher-logits: a teacher of 135M parameters scores them in both orders by vLLM,2 min)
+	@$(MAKE) -s teacher-logits EXP=demo
+	@$(call step,3/5,make student student-no-teacher: two students of its first six layers side by side,1 min 30 s)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(HALF_OF_CORES)} $(MAKE) -s -j2 student-no-teacher student EXP=demo
+	@$(call step,4/5 and 5/5,make export eval: quantise the student and check it; compare all judges on the test split,1 min 15 s)
+	@$(MAKE) -s export-eval EXP=demo
+DEMO_MINUTES := 5
+HALF_OF_CORES := $(shell echo $$(( ($$(nproc) + 1) / 2 )))
+step = echo "== $(1) $(2) (about $(3))"
 
 demo-teacher: ## Rebuild the shipped demo teacher in teachers/demo (most of an hour)
 	$(MAKE) data EXP=demo_teacher
@@ -67,7 +75,7 @@ demo-teacher: ## Rebuild the shipped demo teacher in teachers/demo (most of an h
 	rm -rf teachers/.demo && mkdir teachers/.demo && cp -r artifacts/teachers/demo_teacher/fold=0 teachers/.demo/
 	rm -rf teachers/.demo/fold=0/{checkpoints,wandb,tensorboard} teachers/demo && mv teachers/.demo teachers/demo
 
-demo-seeds: ## What distillation gains on the demo data over three training seeds (about 15 minutes after make demo)
+demo-seeds: ## What distillation gains on the demo data over three training seeds (about 8 minutes after make demo)
 	$(PY) -m distill.student -m +exp=demo seed=1,2
 	$(PY) -m distill.student -m +exp=demo seed=1,2 loss=votes
 	$(PY) -m eval +exp=demo 'eval.seeds=[0,1,2]'

@@ -26,7 +26,6 @@ OURS = {
     *("core", "teachers", "students", "eval", "deploy", "distill", "__main__"),
     *("hydra", "hydra_plugins", "bench", "studies", "gpu_check"),
 }
-log = logging.getLogger(__name__)
 LAST_LINES = 15  # of the log, shown after a crash
 STREAMS = (1, 2)  # the file descriptors of standard output and standard error
 
@@ -97,8 +96,6 @@ def quietly(file: Path) -> Iterator[None]:
     except OSError:
         yield
         return
-    if os.environ.get("RANK", "0") == "0":
-        log.info("what libraries say: %s", file)
     stdout, stderr = sys.stdout, sys.stderr
     screen = Screen(_on(stdout, sys.__stdout__, kept[0]), _on(stderr, sys.__stderr__, kept[1]), file, kept)
     libraries = _lead_libraries(descriptor)

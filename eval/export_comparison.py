@@ -94,8 +94,9 @@ def write_fidelity(
         taught=sum(c.fingerprint() in learned.through_teachers for c in compared),
     )
     write_result(folder / FIDELITY, found)
-    for limit in untold(found.differences, found.rows):
-        log.warning("%s: %s", folder, limit)
+    if unclear := untold(found.differences, found.rows):
+        names = ", ".join(words.partition(" ")[0] for words in unclear)
+        log.warning("%s: %d conversations cannot tell of %s (%s)", folder, found.rows, names, FIDELITY)
     verdicts = 100 * found.differences["verdicts"].difference
     losses = found.log_loss, found.student_log_loss
     log.info("%s: log loss %.4f, unquantised %.4f; %.1f%% of verdicts differ", folder, *losses, verdicts)

@@ -16,6 +16,7 @@ from core.labels import Labels
 from core.records import LABELS, TEST
 
 ROWS = ("read", "kept", "duplicates", "rejected")  # the counts of a `Tally`
+FOLDS_SHOWN = 7  # one by one, the test split among them; more are shown together
 
 
 def check_rejected(rejected: pl.DataFrame, tallies: Sequence[Tally], most: float, file: Path) -> None:
@@ -68,9 +69,12 @@ def summarise(
     for tally in tallies:
         sources.add_row(tally.source, *(f"{getattr(tally, what):,}" for what in ROWS))
     folds = Table("fold", "conversations", "groups", *found, UNVOTED, box=None)
-    for (fold,), part in sorted(table.with_columns(labels(table)).partition_by("fold", as_dict=True).items()):
+    of_folds = pl.col("fold").cast(pl.String) if table["fold"].n_unique() <= FOLDS_SHOWN else pl.lit("all folds")
+    name = pl.when(pl.col("fold") == TEST).then(pl.lit("test")).otherwise(of_folds).alias("name")
+    parts = table.with_columns(labels(table), name).sort("fold").partition_by("name", as_dict=True, maintain_order=True)
+    for (fold,), part in parts.items():
         shares = [f"{100 * part['label'].eq(name).sum() / len(part):.1f}%" for name in (*found, UNVOTED)]
-        folds.add_row("test" if fold == TEST else str(fold), f"{len(part):,}", f"{part['group'].n_unique():,}", *shares)
+        folds.add_row(str(fold), f"{len(part):,}", f"{part['group'].n_unique():,}", *shares)
     console.print(sources)
     for (source, kind), count in Counter((s, r.split(": ")[0]) for s, _, _, r in rejected.iter_rows()).items():
         console.print(f"rejected from {source}: {count:,} x {kind}; see {file}")

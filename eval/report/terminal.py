@@ -2,6 +2,7 @@
 
 import math
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -13,12 +14,14 @@ from eval.report.ladder import ordered, unconvincing
 def table(evaluation: Evaluation) -> Table:
     """The judges in order, a red mark at those that do not beat `surface`."""
     result = Table(
+        box=SIMPLE_HEAD,
+        padding=0,
         caption=f"log loss in nats with its 95% interval ({METHODS[evaluation.intervals]}); "
-        "flips: the verdict changes with the order shown"
+        "flips: the verdict changes with the order shown",
     )
     result.add_column("judge", no_wrap=True)
     for heading in ("log loss", "95% interval", "accuracy", "ECE", "flips", "held out"):
-        result.add_column(heading, justify="right")
+        result.add_column(heading, justify="right", no_wrap=True)
     marked = unconvincing(evaluation.judges)
     for judge in ordered(evaluation.judges):
         of = evaluation.judges[judge]
@@ -37,9 +40,10 @@ def table(evaluation: Evaluation) -> Table:
 
 def lines(evaluation: Evaluation) -> list[str | Text]:
     """What is told below the table."""
-    every = (
+    every: tuple[str | Text | None, ...] = (
         rows_line(evaluation),
         labels_line(evaluation),
+        gain_line(evaluation),
         surface_line(evaluation),
         bayes_line(evaluation),
         checks_line(evaluation),
@@ -76,6 +80,16 @@ def provenance(judge: str, taught: int | None, alike: int | None, rows: int) -> 
     if alike:
         sentences.append(f"{judge}: {alike:,} of them look the same in both orders, equal or cut where they differ.")
     return sentences
+
+
+def gain_line(evaluation: Evaluation) -> str | None:
+    """What its teacher is worth to the student, None without a student of the votes alone."""
+    if evaluation.gain is None:
+        return None
+    low, high = evaluation.gain.ci
+    return (
+        f"The teacher is worth {evaluation.gain.difference:.4f} nats to the student ({low:.4f} to {high:.4f}, paired)."
+    )
 
 
 def surface_line(evaluation: Evaluation) -> Text | None:

@@ -96,7 +96,7 @@ def in_half_precision(steps: Steps, merged: Path, margin: float) -> Path:
     artefact = steps.artefact("half", merged, {"margin": margin})
     with artefact.building(wait=True) as lacking:
         if lacking:
-            log.info("measuring activations on %d training conversations", len(steps.prompts))
+            log.debug("measuring activations on %d training conversations", len(steps.prompts))
             found = fit_into_fp16(merged, artefact.folder, steps.prompts, margin)
             if not found.rescaled:
                 copy_linked(merged, artefact.folder)
@@ -111,7 +111,7 @@ def in_format(steps: Steps, model: Path, row: Format, settings: QuantisationConf
     artefact = steps.artefact(row.name, model, {"quantisation": to_mapping(settings)})
     with artefact.building(wait=True) as lacking:
         if lacking:
-            log.info("writing %s", row.name)
+            log.debug("writing %s", row.name)
             row.write(model, artefact.folder, settings, steps.prompts)
             steps.finish(artefact, read_manifest(model).extra if (model / MANIFEST).exists() else {})
     return artefact.folder

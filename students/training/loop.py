@@ -99,7 +99,7 @@ class Trainer:
         A SIGTERM or Ctrl-C ends it after the step, with a checkpoint, by `SystemExit`.
         """
         train, state = self.recipe.train, self.state
-        progress = TrainingProgress(self.total_steps, state.step, self.rank)
+        progress = TrainingProgress(self.folder.parent.name, self.total_steps, state.step, self.rank)
         with StopRequest() as stop:
             for epoch in range(state.step // self.steps_per_epoch, train.epochs):
                 steps = plan_epoch(

@@ -206,5 +206,5 @@ def training_dtype(config: ModelConfig) -> torch.dtype:
         return DTYPES[config.dtype]
     in_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.bfloat16 if in_bf16 else torch.float32
-    log.info("model.dtype=auto: training in %s", str(dtype).removeprefix("torch."))
+    log.debug("model.dtype=auto: training in %s", str(dtype).removeprefix("torch."))
     return dtype

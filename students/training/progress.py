@@ -17,9 +17,9 @@ FIRST_NOTE_SECONDS, NOTE_SECONDS = 15, 60  # until the first line, and between t
 class TrainingProgress:
     """A bar or, where nobody watches, a line a minute. Ranks other than the first show nothing."""
 
-    def __init__(self, total: int, done: int, rank: int) -> None:
-        """`done` of `total` steps were taken before."""
-        self.total, self.done, self.rank = total, done, rank
+    def __init__(self, run: str, total: int, done: int, rank: int) -> None:
+        """`done` of `total` steps of a `run` were taken before."""
+        self.run, self.total, self.rank = run, total, rank
         silent = None if rank == 0 else True  # None: only on a terminal
         self._bar = tqdm(
             total=total, initial=done, unit="step", disable=silent, file=screen.err(), dynamic_ncols=True, leave=False
@@ -37,7 +37,7 @@ class TrainingProgress:
         elif self.rank == 0 and (now := time.monotonic()) > self._next and record["step"] < self.total:
             self._next = now + NOTE_SECONDS
             left = (now - self._began) / self._steps * (self.total - record["step"])
-            log.info("step %d of %d, %s, %s left", record["step"], self.total, told, duration(left))
+            log.info("%s: step %d of %d, %s, %s left", self.run, record["step"], self.total, told, duration(left))
 
     def close(self) -> None:
         self._bar.close()

@@ -41,7 +41,7 @@ class TransformersScorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         settings = AutoConfig.from_pretrained(model)
         dtype = DTYPES[config.dtype] if config.dtype != "auto" else fastest_dtype(self.device, settings)
-        log.info("scoring with %s through transformers on %s in %s", model, self.device, dtype)
+        log.debug("scoring with %s through transformers on %s in %s", model, self.device, dtype)
         if hasattr(settings, "quantization_config"):
             # transformers has no int8 kernels: weights become floats and activations are rounded at run time. Unless
             # told so, that waits for the classifier's own forward, which `_outputs` goes around.

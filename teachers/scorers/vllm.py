@@ -22,6 +22,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 import numpy as np
 
+from core import screen
 from core.errors import EngineDied, UserError
 from core.naming import inert
 from core.scoring import check_length
@@ -59,7 +60,7 @@ class VllmScorer:
         # Read when vllm is imported. Its warnings tell of kernels and libraries that this machine does without.
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         check_arguments(config.engine_args)
-        log.info("starting vLLM: half a minute on a CPU, minutes for a large model")
+        log.info("starting vLLM: half a minute on a CPU, minutes for a large model%s", _where_it_writes())
         began = time.perf_counter()
         self.llm: Any = _start(model, config, max_tokens, label_ids, adapter)
         self._watch()
@@ -150,6 +151,11 @@ class VllmScorer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _where_it_writes() -> str:
+    file = screen.log_file()
+    return f"; it writes to {file}" if file else ""
 
 
 def _start(
