@@ -32,7 +32,7 @@ from teachers.scorers.opening import open_scorer
 from teachers.scoring_run import ScoringRun, not_done, scoring_run, store_identity
 
 log = logging.getLogger(__name__)
-VOTES = {"id": pl.String, "votes": pl.Array(pl.Float64, len(LABELS))}
+VOTES = pl.Schema({"id": pl.String(), "votes": pl.Array(pl.Float64, len(LABELS))})
 LIMIT = "limit"  # in a manifest's `extra`: only the rows of so many conversations are there
 
 

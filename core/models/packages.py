@@ -62,8 +62,8 @@ def read_once() -> Iterator[None]:
     import gguf
 
     reader = gguf.GGUFReader
-    gguf.GGUFReader = cache(reader)
+    gguf.GGUFReader = cache(reader)  # type: ignore[assignment, misc]
     try:
         yield
     finally:
-        gguf.GGUFReader = reader
+        gguf.GGUFReader = reader  # type: ignore[misc]
