@@ -43,8 +43,8 @@ def collect(
 
     `limit` keeps the first rows of each source. What equals an earlier conversation in all columns but the id is
     dropped. Ids stay as they are where there is one source and become `source/id` where there are several. Sources
-    whose layout has no sides of its own, and those in `shuffle_sides`, get their sides exchanged where the hash of
-    source and id is odd. Raises `UserError` for a name there that is no source.
+    whose layout has no sides of its own get them exchanged where the hash of the id is odd, those in `shuffle_sides`
+    where that of source and id is. Raises `UserError` for a name there that is no source.
     """
     names = [source.name for source in sources]
     if unknown := [name for name in shuffle_sides if name not in names]:
@@ -69,7 +69,7 @@ def collect(
             if content in seen:
                 tally.duplicates += 1
                 continue
-            if shuffled and is_swapped(conversation):
+            if shuffled and is_swapped(conversation, source.layout.sided):
                 conversation = conversation.swap()
             if len(sources) > 1:
                 conversation = replace(conversation, id=f"{source.name}/{conversation.id}")
@@ -102,9 +102,13 @@ def kinds(rejected: pl.DataFrame) -> str:
     return ", ".join(f"{count:,} x {kind}" for kind, count in counts.most_common(SEVERAL))
 
 
-def is_swapped(conversation: Conversation) -> bool:
-    """A coin that falls the same way for the same source and id, in every run and whatever else is read."""
-    return hashlib.sha256(f"{conversation.source}/{conversation.id}".encode()).digest()[-1] % 2 == 1
+def is_swapped(conversation: Conversation, by_source: bool = True) -> bool:
+    """A coin that falls the same way for the same source and id, in every run and whatever else is read.
+
+    Without `by_source` the id alone counts: a file and the hub's data set of the same content have other names.
+    """
+    tossed = f"{conversation.source}/{conversation.id}" if by_source else conversation.id
+    return hashlib.sha256(tossed.encode()).digest()[-1] % 2 == 1
 
 
 def _content(conversation: Conversation, cells: Mapping[str, Any], unneeded: Sequence[str]) -> bytes:

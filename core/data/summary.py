@@ -39,7 +39,8 @@ def show_layouts(sources: Sequence[Recognised], tallies: Sequence[Tally]) -> Non
     console, shown_layouts = Console(soft_wrap=True, highlight=False, markup=False), set[str]()
     for source, tally in zip(sources, tallies, strict=True):
         left_out = f"; not needed: {', '.join(map(shown, source.unneeded))}" if source.unneeded else ""
-        console.print(f"{source.name}: layout {source.layout.name}{left_out}")
+        read = ", ".join(map(shown, (name for name in source.source.columns if name not in source.unneeded)))
+        console.print(f"{source.name}: layout {source.layout.name}, read from {read}{left_out}")
         example = tally.example
         if example is None or source.layout.name in shown_layouts:
             continue

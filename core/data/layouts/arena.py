@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.data.layouts.layout import MODELS, BadRow, Cells, Layout, Reading, by_row, name_in
-from core.data.layouts.texts import dialogue, messages
+from core.data.layouts.texts import dialogue, messages, parsed
 from core.data.layouts.votes import by_name
 from core.records import Conversation
 
@@ -29,6 +29,8 @@ def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
 def categories(cell: Any) -> dict[str, str]:
     """A tag for each category in `category_tag`, which holds {"math_v0.1": {"math": true, ...}, ...}."""
     found = {}
+    if isinstance(cell, str) and cell.startswith("{"):
+        cell = parsed(CATEGORIES, cell)
     for version, answers in cell.items() if isinstance(cell, Mapping) else ():
         name = version.split("_v")[0]
         if isinstance(answers, Mapping) and isinstance(answers.get(name), bool):

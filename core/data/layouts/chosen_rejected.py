@@ -3,12 +3,13 @@
 import math
 from typing import Any
 
+from core.data.layouts.asking import AROUND, asked_if_any
 from core.data.layouts.layout import BadRow, Cells, Layout, Names, Reading, by_row, name_in, number
 from core.data.layouts.texts import Dialogue, Message, dialogue, messages, parsed
 from core.data.layouts.votes import A
 from core.records import Conversation
 
-PROMPT: Names = ("prompt", "instruction", "question", "input")
+PROMPT: Names = ("prompt", "instruction", "question", "conversations", "input")
 CHOSEN: Names = ("chosen", "chosen_response")
 REJECTED: Names = ("rejected", "rejected_response")
 MODELS: tuple[Names, Names] = (("chosen_model", "chosen-model"), ("rejected_model", "rejected-model"))
@@ -20,8 +21,8 @@ SCORES: tuple[Names, Names] = (
 
 def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
     """Every chosen response against every rejected one, a being the chosen. Raises `BadRow`."""
-    asked = _asked(cells, reading)
-    chosen, rejected = (_responses(cells, reading, names, asked) for names in (CHOSEN, REJECTED))
+    before = asked_if_any(cells, reading, PROMPT)
+    chosen, rejected = (_responses(cells, reading, names, before) for names in (CHOSEN, REJECTED))
     model_a, model_b = (name_in(cells, reading.named(names)) for names in MODELS)
     score_a, score_b = (_score(cells, reading, names) for names in SCORES)
     found = []
@@ -40,14 +41,7 @@ def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
     return found
 
 
-def _asked(cells: Cells, reading: Reading) -> list[Message]:
-    """The messages before the response, where a column holds them."""
-    name = reading.named(PROMPT)
-    cell = None if name is None else cells.get(name)
-    return [] if name is None or cell in (None, "", []) else messages(name, cell, name in reading.lists)
-
-
-def _responses(cells: Cells, reading: Reading, names: Names, asked: list[Message]) -> list[Dialogue]:
+def _responses(cells: Cells, reading: Reading, names: Names, before: list[Message]) -> list[Dialogue]:
     """The dialogues that a cell ends: one, or one for each text of a list."""
     name = reading.named(names)
     assert name is not None
@@ -57,16 +51,17 @@ def _responses(cells: Cells, reading: Reading, names: Names, asked: list[Message
     if cell is None or cell == []:
         raise BadRow(f"{name} is empty: {cell}")
     several = isinstance(cell, list) and all(isinstance(item, str) for item in cell)
-    return [_dialogue(name, each, asked) for each in (cell if several else [cell])]
+    return [_dialogue(name, each, before) for each in (cell if several else [cell])]
 
 
-def _dialogue(name: str, cell: Any, asked: list[Message]) -> Dialogue:
+def _dialogue(name: str, cell: Any, before: list[Message]) -> Dialogue:
     said = messages(name, cell, speaker="assistant")
     if said and said[0][0] != "assistant":  # the whole conversation, whatever `prompt` repeats of it
-        return dialogue(name, said)
-    if not asked:
+        told = [message for message in before[:1] if message[0] == "system" and said[0][0] != "system"]
+        return dialogue(name, [*told, *said])
+    if all(role == "system" for role, _ in before):
         raise BadRow(f"no prompt: {name} holds an answer alone, and there is no text in {' or '.join(PROMPT[:3])}")
-    return dialogue(name, [*asked, *said])
+    return dialogue(name, [*before, *said])
 
 
 def _score(cells: Cells, reading: Reading, names: Names) -> float | None:
@@ -82,7 +77,7 @@ CHOSEN_REJECTED = Layout(
     "https://huggingface.co/datasets/HuggingFaceH4/ultrafeedback_binarized, "
     "https://huggingface.co/datasets/argilla/ultrafeedback-binarized-preferences",
     texts=(CHOSEN, REJECTED),
-    reads=(PROMPT, *MODELS, *SCORES),
+    reads=(PROMPT, *AROUND, *MODELS, *SCORES),
     read=by_row(conversations),
     unneeded=("messages", "margin"),
     sided=False,
@@ -94,7 +89,7 @@ REWARDBENCH = Layout(
     source="https://huggingface.co/datasets/allenai/reward-bench, "
     "https://huggingface.co/datasets/allenai/reward-bench-2, https://huggingface.co/datasets/THU-KEG/RM-Bench",
     texts=(PROMPT, CHOSEN, REJECTED, ("subset", "domain")),
-    reads=(*MODELS, *SCORES),
+    reads=(*AROUND, *MODELS, *SCORES),
     read=CHOSEN_REJECTED.read,
     unneeded=("num_correct", "num_incorrect", "total_completions", "models", "additional_metadata"),
     sided=False,

@@ -23,11 +23,11 @@ def drawn(prompt: list[str], responses: Sequence[Scored], count: int, with_votes
     """`count` pairs of the responses to a prompt, all where there are fewer; the higher score has the vote.
 
     Neither the order of the responses nor the number of other prompts matters, and a side says nothing of the score:
-    the responses are ordered by a hash.
+    the responses are ordered by a hash. Responses that say the same are no pair.
     """
     ordered = sorted(responses, key=lambda response: _hash(prompt, response))
-    for first, second in islice(matches(len(ordered)), count):
-        a, b = ordered[first], ordered[second]
+    pairs = ((ordered[first], ordered[second]) for first, second in matches(len(ordered)))
+    for a, b in islice((pair for pair in pairs if pair[0].turns != pair[1].turns), count):
         yield Conversation(
             *("", prompt, [*a.turns], [*b.turns], a.model, b.model),
             votes=by_score(a.score, b.score) if with_votes else None,

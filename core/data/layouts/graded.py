@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from core.data.files.rows import shown
+from core.data.layouts.asking import AROUND
 from core.data.layouts.layout import BadRow, Cells, Layout, Names, Reading, by_row, number
 from core.data.layouts.pairs import pair
 from core.data.layouts.votes import TIE
@@ -42,6 +43,7 @@ GRADED = Layout(
     source="https://huggingface.co/datasets/nvidia/HelpSteer3, https://huggingface.co/datasets/nvidia/HelpSteer2",
     texts=(CONTEXT, *RESPONSES),
     votes=tuple((name,) for name in GRADE),
+    reads=AROUND,
     read=by_row(conversations),
     settings=("grades",),
     unlabelled=True,

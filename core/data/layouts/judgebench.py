@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from core.data.files.rows import shown
+from core.data.layouts.asking import AROUND
 from core.data.layouts.layout import BadRow, Cells, Layout, Reading, by_row
 from core.data.layouts.pairs import pair
 from core.data.layouts.votes import TIE, A, B
@@ -29,6 +30,7 @@ JUDGEBENCH = Layout(
     source="https://huggingface.co/datasets/ScalerLab/JudgeBench",
     texts=(("question",), ("response_A",), ("response_B",)),
     votes=((LABEL,),),
+    reads=AROUND,
     read=by_row(conversations),
     unlabelled=True,
     unneeded=("original_id", "response_model"),

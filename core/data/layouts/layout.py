@@ -122,7 +122,7 @@ def by_row(conversations: Callable[[Cells, Reading], Sequence[Conversation]], on
     """Reads each row by itself: `conversations` are those of its cells, without ids.
 
     A row's id is that of its own column, else a hash of its texts; several conversations of a row are numbered. An id
-    that comes again gets a number, too, unless it has to name one row (`one_id`).
+    that comes again gets a number, too, unless it is of the column `id` and that has to name one row (`one_id`).
     """
 
     def read(rows: Iterable[Row], reading: Reading) -> Iterator[Outcome]:
@@ -140,7 +140,7 @@ def by_row(conversations: Callable[[Cells, Reading], Sequence[Conversation]], on
             for number, conversation in enumerate(found, 1):
                 identity = text_id(conversation) if own is None else own if len(found) == 1 else f"{own}/{number}"
                 taken[identity] += 1
-                if taken[identity] > 1 and not one_id:
+                if taken[identity] > 1 and not (one_id and column == IDS[0]):
                     identity = f"{identity}-{taken[identity]}"
                 tagged = {**tags, **conversation.tags}
                 yield Found(row.line, replace(conversation, id=identity, source=reading.source, tags=tagged), row.cells)

@@ -1,7 +1,8 @@
 """Two columns of responses: LMSYS's Kaggle contest and what is laid out like it, and WSDM's, which names the winner."""
 
+from core.data.files.rows import shown
 from core.data.layouts.layout import MODELS, BadRow, Cells, Layout, Reading, by_row, name_in
-from core.data.layouts.texts import turns
+from core.data.layouts.texts import holds_list, turns
 from core.data.layouts.votes import BALLOTS, COUNTS, WINNERS, by_columns, by_name
 from core.records import Conversation
 
@@ -12,6 +13,8 @@ WINNER = "winner"
 def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
     """The pair of a row. Raises `BadRow`."""
     prompt, response_a, response_b = (turns(name, cells.get(name), name in reading.lists) for name in TEXTS)
+    if not reading.lists and all(isinstance(cell := cells.get(name), str) and holds_list(cell) for name in TEXTS):
+        raise BadRow(f"JSON lists where the first rows are plain texts: {shown(cells['prompt'])}")
     if prompt == [""] and "prompt" not in reading.lists and cells.get("prompt") == "":
         raise BadRow("prompt is empty: ''")
     if not len(prompt) == len(response_a) == len(response_b):

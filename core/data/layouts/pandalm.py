@@ -3,20 +3,18 @@
 from dataclasses import replace
 
 from core.data.files.rows import shown
+from core.data.layouts.asking import AROUND
 from core.data.layouts.layout import BadRow, Cells, Layout, Reading, by_row, number
 from core.data.layouts.pairs import pair
 from core.data.layouts.votes import BALLOT_DIGITS
 from core.records import Conversation
 
 ANNOTATORS = ("annotator1", "annotator2", "annotator3")
-INPUT = "input"
 
 
 def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
     """The pair of a row; an `input` is what the instruction is about. Raises `BadRow`."""
-    about = cells.get(INPUT) if INPUT in reading.columns else None
-    asked = f"{cells.get('instruction')}\n\n{about}" if about else cells.get("instruction")
-    found = pair({**cells, "instruction": asked}, reading, ("instruction",), (("response1",), ("response2",)))
+    found = pair(cells, reading, ("instruction",), (("response1",), ("response2",)))
     if not reading.with_votes or ANNOTATORS[0] not in reading.columns:
         return [found]
     said = [number(cells.get(name)) for name in ANNOTATORS]
@@ -32,7 +30,7 @@ PANDALM = Layout(
     source="https://github.com/WeOpenML/PandaLM",
     texts=(("instruction",), ("response1",), ("response2",)),
     votes=(ANNOTATORS,),
-    reads=((INPUT,),),
+    reads=AROUND,
     read=by_row(conversations),
     unlabelled=True,
     unneeded=("motivation_app", "cmp_key"),

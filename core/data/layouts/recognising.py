@@ -1,16 +1,16 @@
 """Which layout a source has: told by its columns, or by `data.layout`; what is wrong with columns is told at once."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from core.data.config import DataConfig
 from core.data.files.rows import Row, Source
-from core.data.layouts.layout import IDS, TAGS, Cells, Layout, Names, Reading, named
+from core.data.layouts.layout import IDS, MODELS, TAGS, Cells, Layout, Names, Reading, named
 from core.data.layouts.lmsys import LMSYS
 from core.data.layouts.table import LAYOUTS
-from core.data.layouts.texts import holds_list
+from core.data.layouts.texts import holds_list, is_printed_list
 from core.data.layouts.votes import COUNTS, FOREIGN_VOTE, FOREIGN_VOTES, WINNERS
 
 PEEKED = 100  # rows that tell whether a column's texts are JSON lists
@@ -59,14 +59,21 @@ def recognise(source: Source, data: DataConfig, with_votes: bool, problems: list
         return None
     rows = [row.cells for row in islice(source.rows(), PEEKED) if row.problem is None]
     lists = frozenset(
-        name for names in (*layout.texts, *layout.reads) if (name := named(names, columns)) and _are_lists(name, rows)
+        name
+        for names in (*layout.texts, *layout.reads)
+        if (name := named(names, columns)) and _most(holds_list, name, rows)
     )
     votes = layout.votes_in(columns)
     unknown = [name for name in columns if name not in layout.known() and name not in _read(layout, columns)]
-    wrong = [] if data.layout else _misspelt(layout, columns, unknown, with_votes and votes is None)
+    printed = [name for name in columns if name not in unknown and _most(is_printed_list, name, rows)]
+    wrong = [
+        f"column {name!r} holds lists as Python prints them, which are no JSON: write the file as parquet or JSON Lines"
+        for name in printed
+    ]
+    wrong += [] if data.layout else _misspelt(layout, columns, unknown, with_votes and votes is None)
     if with_votes and votes is None and layout.votes:
         wrong += _half_votes(layout, columns)
-        wrong += [] if data.layout or wrong else _foreign_votes(layout, unknown, rows[0] if rows else {})
+        wrong += [] if data.layout or wrong else _foreign_votes(layout, unknown, rows)
     problems += [f"{where}: {problem}" for problem in wrong]
     reading = Reading(source.name, frozenset(columns), lists, data.grades, data.pairs_per_prompt, with_votes)
     needed = {*_read(layout, columns), *(votes or ())}
@@ -127,7 +134,8 @@ def _read(layout: Layout, columns: Collection[str]) -> set[str]:
 def _misspelt(layout: Layout, columns: Collection[str], unknown: list[str], lacks_votes: bool) -> list[str]:
     """Columns that are likely misspellings of what the layout reads and the source lacks."""
     lacking = [names for names in layout.reads if named(names, columns) is None]
-    lacking += [IDS[:1]] if named(IDS, columns) is None else []
+    lacking += [IDS] if named(IDS, columns) is None else []
+    lacking += [(name,) for name in TAGS if name not in columns]
     lacking += [(name,) for group in layout.votes for name in group] if lacks_votes else []
     return [
         f"column {column!r} seems to be {name!r} misspelt: rename it, or name data.layout={layout.name} to leave it out"
@@ -148,9 +156,9 @@ def _half_votes(layout: Layout, columns: Collection[str]) -> list[str]:
     return found
 
 
-def _foreign_votes(layout: Layout, unknown: Collection[str], first: Cells) -> list[str]:
+def _foreign_votes(layout: Layout, unknown: Collection[str], rows: Sequence[Cells]) -> list[str]:
     """Columns that seem to hold votes where no layout reads any."""
-    votes = [name for name in unknown if name.lower() in FOREIGN_VOTES or str(first.get(name)) in FOREIGN_VOTE]
+    votes = [name for name in unknown if name.lower() in FOREIGN_VOTES or any(_is_vote(c.get(name), c) for c in rows)]
     if not votes:
         return []
     return [
@@ -159,9 +167,15 @@ def _foreign_votes(layout: Layout, unknown: Collection[str], first: Cells) -> li
     ]
 
 
-def _are_lists(name: str, rows: Sequence[Cells]) -> bool:
+def _is_vote(cell: Any, cells: Cells) -> bool:
+    """Whether a cell names a winner, by its side or as one of the two models."""
+    return str(cell) in FOREIGN_VOTE or bool(cell and cell in [cells.get(name) for name in MODELS])
+
+
+def _most(is_so: Callable[[str], bool], name: str, rows: Sequence[Cells]) -> bool:
+    """Whether most of the texts in a column are so."""
     texts = [cell for cells in rows if isinstance(cell := cells.get(name), str) and cell]
-    return 2 * sum(map(holds_list, texts)) > len(texts)
+    return 2 * sum(map(is_so, texts)) > len(texts)
 
 
 def is_misspelt(found: str, name: str) -> bool:

@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 from core.data.files.rows import Row, shown
+from core.data.layouts.asking import AROUND, asked
 from core.data.layouts.drawing import Scored, drawn
 from core.data.layouts.layout import (
     BadRow,
@@ -25,7 +27,7 @@ from core.data.layouts.layout import (
     tags_of,
     text_id,
 )
-from core.data.layouts.texts import dialogue, messages
+from core.data.layouts.texts import Message, dialogue
 from core.records import Conversation
 
 PROMPT: Names = ("prompt", "instruction", "question")
@@ -49,40 +51,48 @@ RESPONSES: Names = ("completions", "answers", "responses")
 def by_prompt(rows: Iterable[Row], reading: Reading) -> Iterator[Outcome]:
     """Pairs of the responses that have the same prompt, wherever in the file they stand.
 
-    A row that cannot be read is rejected, and a response that is alone with its prompt; one that comes again counts
-    once.
+    A row that cannot be read is rejected, and a response that is alone with its prompt. One that several rows score
+    counts once, with the mean.
     """
-    found: dict[str, tuple[list[str], dict[Scored, int], dict[str, str]]] = {}
+    found: dict[str, tuple[list[str], dict[str, str], dict[tuple[tuple[str, ...], str | None], list[Scored]]]] = {}
+    lines: dict[str, int] = {}
     for row in rows:
         try:
             if row.problem is not None:
                 raise BadRow(row.problem)
             prompt, response = scored(row.cells, reading)
-            _, lines, _ = found.setdefault(json.dumps(prompt), (prompt, {}, tags_of(row.cells, reading)))
-            if lines.setdefault(response, row.line) != row.line:
-                yield Repeated(row.line)
         except BadRow as problem:
             yield Rejected(row.line, None, str(problem))
-    for prompt, lines, tags in found.values():
-        line = min(lines.values())
-        if len(lines) == 1:
-            yield Rejected(line, None, f"the only response to its prompt: {shown(prompt[-1])}")
-        for pair in drawn(prompt, [*lines], reading.pairs_per_prompt, reading.with_votes):
-            yield Found(line, replace(pair, id=text_id(pair), source=reading.source, tags=tags), {})
+            continue
+        key = json.dumps(prompt)
+        lines.setdefault(key, row.line)
+        _, _, given = found.setdefault(key, (prompt, tags_of(row.cells, reading), {}))
+        same = given.setdefault((response.turns, response.model), [])
+        same.append(response)
+        if len(same) > 1:
+            yield Repeated(row.line)
+    for key, (prompt, tags, given) in found.items():
+        responses = [replace(same[0], score=fmean(each.score for each in same)) for same in given.values()]
+        if len({response.turns for response in responses}) == 1:
+            yield Rejected(lines[key], None, f"the only response to its prompt: {shown(prompt[-1])}")
+        for pair in drawn(prompt, responses, reading.pairs_per_prompt, reading.with_votes):
+            yield Found(lines[key], replace(pair, id=text_id(pair), source=reading.source, tags=tags), {})
 
 
 def scored(cells: Cells, reading: Reading) -> tuple[list[str], Scored]:
     """The prompt's turns and the response of a row. Raises `BadRow`."""
     name = reading.named(RESPONSE)
     assert name is not None
-    return _scored(_asked(cells, reading), name, cells.get(name), cells, reading.named(MODEL), reading.named(SCORE))
+    return _scored(
+        asked(cells, reading, PROMPT), name, cells.get(name), cells, reading.named(MODEL), reading.named(SCORE)
+    )
 
 
 def nested(cells: Cells, reading: Reading) -> list[Conversation]:
     """Pairs of the responses in a row. Raises `BadRow`, also where one of them cannot be read."""
     name = reading.named(RESPONSES)
     assert name is not None
-    found, asked = cells.get(name), _asked(cells, reading)
+    found, before = cells.get(name), asked(cells, reading, PROMPT)
     if isinstance(found, str):
         try:
             found = json.loads(found)
@@ -98,23 +108,15 @@ def nested(cells: Cells, reading: Reading) -> list[Conversation]:
         )
         if text is None or score is None:
             raise BadRow(f"{name} holds a response without {RESPONSE[0]} or {SCORE[0]}: {shown(sorted(item))}")
-        prompt, response = _scored(asked, text, item[text], item, model, score)
+        prompt, response = _scored(before, text, item[text], item, model, score)
         responses.append(response)
-    if len(responses) < 2:
-        raise BadRow(f"{name} holds fewer than two responses: {len(responses)}")
+    if (different := len({response.turns for response in responses})) < 2:
+        raise BadRow(f"{name} holds fewer than two responses: {different}")
     return list(drawn(prompt, responses, reading.pairs_per_prompt, reading.with_votes))
 
 
-def _asked(cells: Cells, reading: Reading) -> Any:
-    name = reading.named(PROMPT)
-    assert name is not None
-    if cells.get(name) in (None, "", []):
-        raise BadRow(f"{name} is empty: {shown(cells.get(name))}")
-    return messages(name, cells[name], name in reading.lists)
-
-
 def _scored(
-    asked: Any, name: str, text: Any, cells: Cells, model: str | None, score: str | None
+    before: Sequence[Message], name: str, text: Any, cells: Cells, model: str | None, score: str | None
 ) -> tuple[list[str], Scored]:
     if not isinstance(text, str):
         raise BadRow(f"{name} is no text: {shown(text)}")
@@ -122,7 +124,7 @@ def _scored(
     value = number(cells.get(score))
     if not math.isfinite(value):
         raise BadRow(f"{score} is no number: {shown(cells.get(score))}")
-    said = dialogue(name, [*asked, ("assistant", clean(text))])
+    said = dialogue(name, [*before, ("assistant", clean(text))])
     return said.prompt, Scored(tuple(said.response), name_in(cells, model), -value if score == RANK else value)
 
 
@@ -132,7 +134,7 @@ SCORED = Layout(
     "drawn from each prompt's responses, `data.pairs_per_prompt` of them",
     source="https://huggingface.co/datasets/nvidia/HelpSteer2, https://huggingface.co/datasets/tatsu-lab/alpaca_eval",
     texts=(PROMPT, RESPONSE, SCORE),
-    reads=(MODEL,),
+    reads=(MODEL, *AROUND),
     read=by_prompt,
     settings=("pairs_per_prompt",),
     unneeded=("correctness", "coherence", "complexity", "verbosity"),
@@ -143,6 +145,7 @@ NESTED = Layout(
     "overall_score} or {answer, model, rank}; pairs as in `scored`",
     source="https://huggingface.co/datasets/openbmb/UltraFeedback, https://huggingface.co/datasets/berkeley-nest/Nectar",
     texts=(PROMPT, RESPONSES),
+    reads=AROUND,
     read=by_row(nested),
     settings=("pairs_per_prompt",),
     unneeded=("models", "correct_answers", "incorrect_answers", "turns", "num_responses", "good_natured"),

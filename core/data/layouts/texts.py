@@ -14,6 +14,9 @@ TRANSCRIPT = re.compile(
     r"\s*Human:.*\n\nAssistant:", re.DOTALL
 )  # as Anthropic writes them: "\n\nHuman: ...\n\nAssistant: ..."
 SPEAKER = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+PRINTED = re.compile(r"""\s*\[\s*(\{\s*)?['"].*\]\s*\Z""", re.DOTALL)
+TEXT_PARTS = {None, "text", "input_text", "output_text"}  # types
+OTHER_PARTS = ("image", "image_url", "video", "audio")  # keys
 Message = tuple[str, str]  # a role of `ROLES`, and what it says
 
 
@@ -62,6 +65,11 @@ def holds_list(cell: str) -> bool:
     return isinstance(found, list) and all(item is None or isinstance(item, str | dict) for item in found)
 
 
+def is_printed_list(cell: str) -> bool:
+    """Whether a text looks like a list as Python prints it, and pandas writes it to CSV: no JSON."""
+    return bool(PRINTED.match(cell)) and not holds_list(cell)
+
+
 def messages(name: str, cell: Any, listed: bool = False, speaker: str = "user") -> list[Message]:
     """The messages in a cell: a list of {role, content}, a transcript, or one text of `speaker`.
 
@@ -71,6 +79,8 @@ def messages(name: str, cell: Any, listed: bool = False, speaker: str = "user") 
         cell = parsed(name, cell)
     if isinstance(cell, str):
         return transcript(cell) if TRANSCRIPT.match(cell) else [(speaker, clean(cell))]
+    if isinstance(cell, dict):
+        cell = [cell]
     if not isinstance(cell, list) or not cell:
         raise BadRow(f"{name} is neither text nor a list of messages: {shown(cell)}")
     return [message(name, item) for item in cell]
@@ -89,7 +99,7 @@ def message(name: str, item: Any) -> Message:
 def _text(name: str, part: Any) -> str:
     if part is None or isinstance(part, str):
         return part or ""
-    if isinstance(part, dict) and any(part.get(key) for key in ("image", "image_url", "video", "audio")):
+    if isinstance(part, dict) and (part.get("type", "text") not in TEXT_PARTS or any(map(part.get, OTHER_PARTS))):
         raise BadRow(f"{name} holds an image or another part that is no text: {shown(part)}")
     if isinstance(part, dict) and isinstance(part.get("text"), str | None):
         return part.get("text") or ""

@@ -16,7 +16,10 @@ A, B, TIE = ([float(label == name) for name in LABELS] for label in LABELS)
 NAMED = {"model_a": A, "model_b": B, "tie": TIE, "a": A, "b": B}
 BAD_TIES = {"tie (bothbad)", "tie (both bad)", "bothbad", "both_bad", "both bad"}
 # Where other data keep votes, by a column's name or by what its cells say.
-FOREIGN_VOTES = {"winner", "preference", "preferred", "chosen", "label", "vote", "human_preference", "verdict"}
+FOREIGN_VOTES = {
+    *("winner", "preference", "preferred", "chosen", "label", "vote", "human_preference", "verdict", "better"),
+    *("choice", "outcome", "result", "human_label"),
+}
 FOREIGN_VOTE = {*NAMED, *BAD_TIES} - {"a", "b"}
 
 Vote = tuple[list[float], dict[str, str]]  # counts in the order of `LABELS`, and tags

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 
 from core.data.collecting import Tally, collect
+from core.data.layouts.arena import SIDES
 from core.data.layouts.drawing import matches
 from core.data.layouts.table import LAYOUTS
 from core.data.sources import open_recognised
@@ -43,6 +45,13 @@ DRAWN = {"scored": 84, "ultrafeedback": 420, "nectar": 420}
 def read(path: Path, **changes: Any) -> tuple[list[Conversation], list[dict[str, Any]], Tally]:
     table, rejected, (tally,) = collect(open_recognised(data_config(path, **changes)), None, [])
     return from_frame(table), rejected.to_dicts(), tally
+
+
+def lines(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """The rows as JSON Lines."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def votes(conversations: list[Conversation]) -> tuple[int, ...]:
@@ -145,17 +154,91 @@ def test_pairs_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
 def test_a_bad_row_is_rejected_with_the_reason(name: str, changes: dict[str, Any], told: str, tmp_path: Path) -> None:
     rows = FILES[name](25)
     rows[0] |= changes
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, rejected, tally = read(path)
+    _, rejected, tally = read(lines(tmp_path, rows))
     assert tally.rejected == 1 and rejected[0]["line"] == 1 and rejected[0]["reason"].startswith(told)
 
 
-def test_an_image_is_said_to_be_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "x"}},
+        {"type": "image", "text": None, "image": None, "mimeType": "image/png"},
+    ],
+)
+def test_an_image_is_said_to_be_one(part: dict[str, Any], tmp_path: Path) -> None:
     (row,) = FILES["arena"](1)
-    row["conversation_a"][0]["content"] = [{"type": "image_url", "image_url": {"url": "x"}}]
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    assert "holds an image" in read(tmp_path / "rows.jsonl")[1][0]["reason"]
+    for side in ("conversation_a", "conversation_b"):
+        row[side][0]["content"] = [{"type": "text", "text": "What is it?"}, part]
+    assert "holds an image" in read(lines(tmp_path, [row]))[1][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("messages", "chosen"), ("rewardbench2", "rejected"), ("arena", SIDES[0])]
+)
+def test_lists_as_python_prints_them_are_no_texts(name: str, column: str, tmp_path: Path) -> None:
+    """Which is what pandas writes to a CSV."""
+    rows = [{key: str(cell) for key, cell in row.items()} for row in FILES[name](5)]
+    pl.DataFrame(rows).write_csv(tmp_path / "rows.csv")
+    with pytest.raises(UserError, match=f"column '{column}' holds lists as Python prints them.* parquet or JSON Lines"):
+        read(tmp_path / "rows.csv")
+
+
+def test_json_lists_below_plain_texts_are_rejected(tmp_path: Path) -> None:
+    rows = FILES["wsdm"](110)
+    rows[105] |= {key: json.dumps([rows[105][key], "More"]) for key in ("prompt", "response_a", "response_b")}
+    _, (rejected,), _ = read(lines(tmp_path, rows))
+    assert rejected["line"] == 106 and rejected["reason"].startswith("JSON lists where the first rows are plain texts")
+
+
+def test_what_stands_around_a_prompt_is_asked_with_it(tmp_path: Path) -> None:
+    """As LLaMA-Factory, Alpaca and Orca have it."""
+    pair = {"chosen": "A", "rejected": "B"}
+    factory = {"instruction": "Sum up.", "input": "Once", "system": "Be kind.", "history": [["Hi", "Ho"]]} | pair
+    (found,), _, _ = read(lines(tmp_path, [factory]))
+    assert found.prompt == ["Be kind.\n\nHi", "Sum up.\n\nOnce"] and found.response_a[0] == found.response_b[0] == "Ho"
+    (found,), _, _ = read(lines(tmp_path, [{"system": "Be kind.", "question": "Why?"} | pair]))
+    assert found.prompt == ["Be kind.\n\nWhy?"]
+    whole = {side: [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": side}] for side in pair}
+    (found,), _, _ = read(lines(tmp_path, [{"system": "Be kind.", "prompt": "Why?"} | whole]))
+    assert found.prompt == ["Be kind.\n\nWhy?"]
+    told = {"conversations": [{"from": "human", "value": "Why?"}]}
+    (found,), _, _ = read(lines(tmp_path, [told | {side: {"from": "gpt", "value": side} for side in pair}]))
+    assert found.prompt == ["Why?"] and {*found.response_a, *found.response_b} == {*pair}
+    _, (rejected,), _ = read(lines(tmp_path, [FILES["pandalm"](2)[1] | {"instruction": None}]))
+    assert rejected["reason"] == "instruction is empty: None"
+
+
+def test_a_response_is_no_pair_with_itself(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q", "response": text, "score": score} for text, score in (("A", 1), ("A", 4), ("B", 3))]
+    (found,), _, _ = read(lines(tmp_path, rows))
+    assert {found.response_a[0]: found.score_a, found.response_b[0]: found.score_b} == {"A": 2.5, "B": 3}
+    same = [{"response": "A", "model": model, "overall_score": score} for model, score in (("x", 1), ("y", 4))]
+    conversations, (rejected,), _ = read(lines(tmp_path, [{"instruction": "Q", "completions": same}]))
+    assert not conversations and rejected["reason"] == "completions holds fewer than two responses: 1"
+
+
+@pytest.mark.parametrize("column", [None, "question_id"])
+def test_votes_for_the_same_pair_are_all_kept(column: str | None, tmp_path: Path) -> None:
+    winners = ("model_a", "model_b", "tie", "model_a")
+    row = {"prompt": "Q", "response_a": "A", "response_b": "B"} | ({column: 1} if column else {})
+    found, rejected, tally = read(lines(tmp_path, [row | {"winner": winner} for winner in winners]))
+    assert votes(found) == (1, 1, 1) and not rejected and tally.duplicates == 1
+
+
+def test_sides_do_not_depend_on_the_name_of_the_file(tmp_path: Path) -> None:
+    """So that the hub's data set and a copy of it are the same."""
+    path = write_layout("transcripts", tmp_path)
+    before = read(path)[0]
+    after = read(path.rename(tmp_path / "other.csv"))[0]
+    assert [replace(c, source="transcripts") for c in after] == before
+
+
+def test_categories_may_be_json_in_a_text(tmp_path: Path) -> None:
+    rows = FILES["arena"](3)
+    texts = [
+        {key: json.dumps(cell) if isinstance(cell, dict | list) else cell for key, cell in r.items()} for r in rows
+    ]
+    assert read(lines(tmp_path, texts))[0] == read(lines(tmp_path, rows))[0]
 
 
 def test_what_no_layout_has_is_refused_with_the_nearest_and_misspellings_are_told(tmp_path: Path) -> None:
@@ -164,9 +247,14 @@ def test_what_no_layout_has_is_refused_with_the_nearest_and_misspellings_are_tol
     table.rename({"response_a": "respones_a"}).write_csv(path)
     with pytest.raises(UserError, match=r"no layout has these columns.*lmsys lacks 'response_a' \(is it 'respones_a'"):
         read(path)
-    table.rename({"model_a": "modela"}).write_csv(path)
-    with pytest.raises(UserError, match="column 'modela' seems to be 'model_a' misspelt: rename it"):
+    for wrong, right in {"modela": "model_a", "langauge": "language", "ID": "id"}.items():
+        table.rename({right: wrong}).write_csv(path)
+        with pytest.raises(UserError, match=f"column '{wrong}' seems to be '{right}' misspelt: rename it"):
+            read(path)
+    table.rename({"id": "questoin_id"}).write_csv(path)
+    with pytest.raises(UserError, match="column 'questoin_id' seems to be 'question_id' misspelt"):
         read(path)
+    table.rename({"model_a": "modela"}).write_csv(path)
     assert len(read(path, layout="wsdm")[0]) == 5
     with pytest.raises(UserError, match=r"data\.layout=arena needs the columns 'conversation_a', 'conversation_b'"):
         read(path, layout="arena")

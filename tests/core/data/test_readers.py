@@ -182,6 +182,9 @@ def test_nobody_is_told_to_ignore_votes(tmp_path: Path, column: str, cell: objec
     assert f"columns ['{column}'] seem to hold the votes" in votes and "winner_model_a" in votes
     (by_hand,) = open_recognised(data_config(path, layout="lmsys"))
     assert by_hand.unneeded == ["slug", column]
+    later = write(tmp_path / "later.csv", [raw(1, seems=""), raw(2, seems="y"), raw(3, seems="model_b")])
+    with pytest.raises(UserError, match=r"columns \['seems'\] seem to hold the votes"):
+        open_recognised(data_config(later))
     some = write(tmp_path / "some.csv", [raw(winner_tie=1)])
     with pytest.raises(UserError, match=r"missing columns \['winner_model_a', 'winner_model_b'\]; add them"):
         open_recognised(data_config(some))
