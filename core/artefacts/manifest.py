@@ -115,22 +115,23 @@ def _listed_changes(sizes: Mapping[str, int], manifest: Manifest) -> list[str]:
     ]
 
 
-def changes_at_a_glance(folder: Path, manifest: Manifest) -> list[str]:
-    """As reading the manifest finds them, but of the bytes only those of files that are newer than the manifest.
+def changes_at_a_glance(folder: Path, manifest: Manifest) -> tuple[list[str], bool]:
+    """(changes as reading the manifest finds them, whether they are sure), looking only into files that are newer.
 
-    More than `GLANCE` bytes of such files are not read: that they are newer is what is told then.
+    More than `GLANCE` bytes of such files are not read: that they are newer is what is told then, unsure.
     """
     if COMPACTING in manifest.extra:
-        return []
+        return [], True
     there = {name: (path, path.stat()) for name, path in counted_files(folder)}
     if changes := _listed_changes({name: stat.st_size for name, (_, stat) in there.items()}, manifest):
-        return changes
+        return changes, True
     written = (folder / MANIFEST).stat().st_mtime
     newer = {name: path for name, (path, stat) in there.items() if stat.st_mtime > written}
     if sum(there[name][1].st_size for name in newer) > GLANCE:
-        return [f"{name} is newer than the manifest, and too large to be compared here" for name in newer]
+        return [f"{name} is newer than the manifest, and too large to be compared here" for name in newer], False
     digests = {name: file_digest(path) for name, path in newer.items()}
-    return [f"{name} has other bytes" for name, of in digests.items() if of != (manifest.files or {}).get(name, of)]
+    stated = manifest.files or {}
+    return [f"{name} has other bytes" for name, of in digests.items() if of != stated.get(name, of)], True
 
 
 def parent_contents(parents: Iterable[Path], root: Path, verify: bool = True) -> dict[str, str]:

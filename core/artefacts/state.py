@@ -24,13 +24,15 @@ class State:
     """How an artefact stands, and why.
 
     `running`: `reason` says who writes it, and `since` since when (Unix time). `failed`: it is there, but failed its
-    checks. `manifest`: of one that is there, stale or not.
+    checks. `manifest`: of one that is there, stale or not. `unsure`: called stale because something cannot be compared
+    here, which its stage may find unchanged.
     """
 
     name: StateName
     reason: str = ""
     since: float | None = None
     manifest: Manifest | None = None
+    unsure: bool = False
 
 
 def state_of(artefact: Artefact, locks: Sequence[Path] = ()) -> State:
@@ -73,9 +75,11 @@ def _state(
         found = read_manifest(folder, stage, verify=False)
     except UserError as error:
         return State("stale", str(error))
-    changes = [f"{change}, since it was finished" for change in changes_at_a_glance(folder, found)]
-    problem = "; ".join(changes[:NAMED]) or _problem(lambda: reason(found))
-    return State("stale" if problem else "done", problem, manifest=found)
+    differing = _problem(lambda: reason(found))
+    changes, sure = changes_at_a_glance(folder, found)
+    changed = [f"{change}, since it was finished" for change in changes[:NAMED]]
+    problem = "; ".join(changed) if changed and (sure or not differing) else differing
+    return State("stale" if problem else "done", problem, manifest=found, unsure=not sure and not differing)
 
 
 def _problem(find: Callable[[], str]) -> str:

@@ -1,12 +1,13 @@
 """The prepared conversations, and the teacher's logits for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from core.artefacts.contents import MANIFEST, content_hash
-from core.artefacts.manifest import GLANCE, read_manifest
-from core.artefacts.state import State, changed_since, state_in, state_of
+from core.artefacts.manifest import GLANCE, Manifest, read_manifest
+from core.artefacts.state import State, changed_since, listed, state_in, state_of
 from core.data.config import DataConfig
 from core.errors import UserError
 from distill.artefacts import (
@@ -39,11 +40,10 @@ def data_stage(config: Config) -> Stage:
         except UserError as error:
             problem = str(error)
     state = state_of(conversations(config, inputs))
-    unsure = bool(problem) and state.name == "done"
-    if unsure:
-        state = replace(state, name="stale", reason=" ".join(problem.split()))
+    if problem and state.name == "done":
+        state = replace(state, name="stale", reason=" ".join(problem.split()), unsure=True)
     said = figures.figure(figures.of_data, folder, state.manifest)
-    return Stage(f"data {config.data.name}", folder, state, said, ["distill.prepare"], unsure=unsure)
+    return Stage(f"data {config.data.name}", folder, state, said, ["distill.prepare"])
 
 
 def inputs_of(data: DataConfig, made_of: dict[str, object], made: float) -> tuple[dict[str, object], str]:
@@ -78,90 +78,113 @@ def logits_stages(config: Config) -> Iterator[Stage]:
         return
     store = logits_folder(config)
     if config.teacher.kind == "mixture":
+        own = ["teacher.rows=in_fold"] if config.teacher.rows == "in_fold" else []
         for name, folder in mixed_folders(config).items():
             state = state_in(folder, "teacher", lambda found: changed_since(found, config.root))
-            yield logits_row(config, name, folder, state, experiment=f"+exp={name}")
+            yield logits_row(config, name, folder, state, own, experiment=f"+exp={name}")
         yield logits_row(config, config.teacher.name, store, state_of(mixed_logits(config)))
         return
     if config.teacher.kind == "reward":
-        rewards = rewards_folder(config)
-        artefact = reward_logits(config, content_hash(rewards) if rewards.is_dir() else "")
-        state = state_of(artefact, [*rewards.glob(".lock-*"), *store.glob(".lock-*")])
+        scored = rewards_folder(config)
+        artefact = reward_logits(config, content_hash(scored) if scored.is_dir() else "")
+        judges = ready_made(config, scored)
     else:
-        judges = dict(zip(config.teacher.folds, map(content, teacher_folders(config)), strict=True))
-        if config.teacher.kind == "model":
-            judges = ready_made(config, store)
-        state = state_of(judged_logits(config, judges), [*store.glob(".lock-*")])
-        state = as_scored(config, store, state)
-    yield logits_row(config, config.teacher.name, store, state)
+        scored = store
+        judges = fold_judges(config) if config.teacher.kind == "folds" else ready_made(config, store)
+        artefact = judged_logits(config, judges)
+    state = state_of(artefact, [lock for folder in {scored, store} for lock in folder.glob(".lock-*")])
+    other = ""
+    if state.name != "running":
+        try:
+            other = refusal(config, scored, judges)
+            state = replace(state, name="stale", reason=other) if other else limited(config, state)
+        except UserError as error:
+            state = replace(state, name="stale", reason=str(error))
+    yield logits_row(config, config.teacher.name, store, state, ["overwrite=true"] if other else [])
 
 
-def content(trained: Path) -> str:
-    """The content hash of a trained teacher; "" where it is not finished."""
-    return read_manifest(trained, verify=False).content if (trained / MANIFEST).exists() else ""
+def fold_judges(config: Config) -> dict[int, str]:
+    """The content hash of each trained teacher, by its fold; "" of one that is not finished, or damaged."""
+    found = {}
+    for fold, folder in zip(config.teacher.folds, teacher_folders(config), strict=True):
+        manifest = finished(folder)
+        found[fold] = manifest.content if manifest else ""
+    return found
 
 
-def ready_made(config: Config, store: Path) -> dict[int, str]:
-    """The hash of the one model that scores, where it is on this machine; else the one that the store was made by."""
+def ready_made(config: Config, scored: Path) -> dict[int, str]:
+    """The hash of the one model that scores, where it is on this machine; else of the one whose scores are there."""
     from core.models.folders import model_hash
     from core.models.shapes import folder_of
-    from core.store.parts import NO_FOLD
+    from core.store.parts import NO_FOLD, list_parts
 
     folder = folder_of(config.teacher.model, config.root) if config.teacher.model else None
     if folder is not None:
         return {NO_FOLD: model_hash(folder)}
-    noted = read_manifest(store, verify=False).config.get("judges", {}) if (store / MANIFEST).exists() else {}
-    return {NO_FOLD: str(noted.get(str(NO_FOLD), ""))}
+    with suppress(UserError):
+        return {NO_FOLD: next((part.origin.judge for part in list_parts(scored)), "")}
+    return {NO_FOLD: ""}
 
 
-def as_scored(config: Config, store: Path, state: State) -> State:
-    """The state of a scored store, by what its parts say: stale where the stage would refuse to add to them."""
-    if state.manifest is None:
-        return state
-    limit = state.manifest.extra.get(LIMIT)
-    if state.name == "done" and limit is not None and (config.limit is None or config.limit > limit):
-        return replace(state, name="interrupted", reason=f"only the first {limit:,} conversations were asked for")
-    if state.name != "done":
-        return state
+def refusal(config: Config, scored: Path, judges: Mapping[int, str]) -> str:
+    """Why the stage would refuse to add to the rows that are `scored`: they are of another kind, or of other judges.
+
+    Raises `UserError` for parts that are damaged.
+    """
     from core.store.parts import list_parts
+    from teachers.scoring_run import store_identity
 
-    asked = config.scorers.teacher.precision
-    now = {"method": config.teacher.method, "dtype": asked.dtype, "quantization": asked.quantization}
-    now |= prompt_of(config)
-    try:
-        for part in list_parts(store)[:1]:
-            there = part.origin.identity
-            if differing := [key for key, value in now.items() if there.get(key) != value]:
-                key = differing[0]
-                return replace(state, name="stale", reason=f"{key}: there {there.get(key)!r}, now {now[key]!r}")
-    except UserError as error:
-        return replace(state, name="stale", reason=str(error))
-    return state
+    if not (parts := list_parts(scored)):
+        return ""
+    tokens = config.prompt.label_tokens if config.teacher.method == "label_tokens" else None
+    now = store_identity(prompt_of(config), config.scorers.teacher.precision, tokens)
+    for origin in (part.origin for part in parts):
+        same = {} if now["prompt"] else {"prompt": origin.identity.get("prompt", "")}  # it cannot be told here
+        judge = judges.get(origin.writer) or origin.judge
+        if differences := origin.differences(replace(origin, identity={**now, **same}, judge=judge)):
+            return listed(differences)
+    return ""
 
 
-def prompt_of(config: Config) -> dict[str, str]:
-    """The hash of the prompts that would be scored now, where that can be told on this machine."""
+def limited(config: Config, state: State) -> State:
+    """The state of a finished store, interrupted where a limit left out what is asked for now."""
+    limit = state.manifest.extra.get(LIMIT) if state.manifest and state.name == "done" else None
+    if limit is None or (config.limit is not None and config.limit <= limit):
+        return state
+    return replace(state, name="interrupted", reason=f"only the first {limit:,} conversations were asked for")
+
+
+def prompt_of(config: Config) -> str:
+    """The hash of the prompts that would be scored now; "" where that cannot be told on this machine, or quickly."""
     if config.teacher.kind == "folds":
-        trained = [folder for folder in teacher_folders(config) if (folder / MANIFEST).exists()]
-        prompts = [read_manifest(folder, verify=False).prompt.get("prompt", "") for folder in trained]
-        return {"prompt": prompts[0]} if prompts else {}
+        prompts = [manifest.prompt.get("prompt", "") for f in teacher_folders(config) if (manifest := finished(f))]
+        return prompts[0] if prompts else ""
     from core.models.shapes import folder_of
     from core.prompts import Renderer
 
     folder = folder_of(config.teacher.model, config.root) if config.teacher.model else None
-    if folder is None or not (folder / "tokenizer.json").is_file():
-        return {}
-    return {"prompt": Renderer(config.prompt, folder).hashes["prompt"]}
+    if config.teacher.kind == "reward" or folder is None or not (folder / "tokenizer.json").is_file():
+        return ""
+    return Renderer(config.prompt, folder).hashes["prompt"]
 
 
-def logits_row(config: Config, name: str, store: Path, state: State, experiment: str | None = None) -> Stage:
+def finished(folder: Path) -> Manifest | None:
+    """The manifest in a folder; None where there is none, or a damaged one, which the row of its own tells."""
+    with suppress(UserError):
+        return read_manifest(folder, verify=False)
+    return None
+
+
+def logits_row(
+    config: Config, name: str, store: Path, state: State, own: Sequence[str] = (), experiment: str | None = None
+) -> Stage:
     """The row of a store of logits."""
     if state.manifest is not None:
         said = f"{state.manifest.rows.get('logits', 0):,} rows"
         said += figures.teachers_log_loss(evaluation_folder(config)) if state.name == "done" else ""
     else:
         said = "" if state.name == "missing" else rows_so_far(config, store)
-    return Stage(f"logits of {name}", store, state, said, ["distill.teacher"], experiment)
+    return Stage(f"logits of {name}", store, state, said, ["distill.teacher", *own], experiment)
 
 
 def rows_so_far(config: Config, store: Path) -> str:

@@ -20,7 +20,6 @@ class Stage:
 
     `command` makes it, a module and overrides of its own; none for what is only shown, as a run of other settings.
     `experiment`: whose command it is, None: this one's. `folder` None: nobody can say yet where it will lie.
-    `unsure`: it is called stale because something cannot be compared here, which its stage may find unchanged.
     """
 
     name: str
@@ -29,7 +28,6 @@ class Stage:
     figure: str = ""
     command: Sequence[str] = ()
     experiment: str | None = None
-    unsure: bool = False
 
     @property
     def bytes(self) -> int | None:

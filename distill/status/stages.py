@@ -27,7 +27,7 @@ def stages_of(config: Config) -> Iterator[Stage]:
             stage = replace(
                 stage, state=replace(stage.state, name="stale", reason=f"made of {stale[0]}, which is stale")
             )
-        if stage.state.name == "stale" and stage.command and not stage.unsure:
+        if stage.state.name == "stale" and stage.command and not stage.state.unsure:
             stale.append(stage.name)
         yield stage
 

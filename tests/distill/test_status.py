@@ -18,15 +18,15 @@ import polars as pl
 import pytest
 
 from core.artefacts.building import Artefact
-from core.artefacts.contents import MANIFEST
+from core.artefacts.contents import MANIFEST, content_hash
 from core.artefacts.manifest import read_manifest
 from core.errors import UserError
 from core.json_files import write_json
 from core.locks import alone, lock_of
-from core.store.rows import LOGITS
+from core.store.rows import LOGITS, REWARDS
 from core.store.writing import StoreWriter
 from distill import prepare
-from distill.artefacts import data_folder, judged_logits, logits_folder, teacher_folders
+from distill.artefacts import data_folder, judged_logits, logits_folder, reward_logits, teacher_folders
 from distill.config import Config, PathsConfig
 from distill.status.__main__ import table
 from distill.status.following import following
@@ -359,3 +359,47 @@ def test_it_writes_nothing_imports_nothing_heavy_and_fits_a_terminal(root: Path)
     assert max(map(len, lines[:-2])) <= 100 and sum(" done " in line for line in lines) == len(NAMES), done.stdout
     assert before == {path: path.lstat().st_mtime_ns for path in root.rglob("*")}
     assert json.loads((root / "data/smoke/manifest.json").read_text())["stage"] == "prepare"
+
+
+def test_a_command_of_another_experiment_has_the_same_place_and_data(tmp_path: Path) -> None:
+    given = ["+exp=blackpearl", f"paths.root={tmp_path}", "seed=3"]
+    config = replace(composed(*given), paths=PathsConfig(str(tmp_path)))
+    found = {stage.name: stage for stage in stages_of(config)}
+    asked = f"+exp=teacher_llama70b data.name=lmsys_blackpearl paths.root={tmp_path} teacher.rows=in_fold"
+    said = following(config, [found["logits of teacher_llama70b"]], given)
+    assert said == f"next: python -m distill.teacher {asked}"
+
+
+def test_what_is_too_large_to_be_compared_is_not_to_be_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.artefacts.manifest.GLANCE", 0)
+    config, metrics = configure(root), root / "students/smoke/fold=0/metrics.json"
+    os.utime(metrics, (time.time() + 9, time.time() + 9))
+    found = {stage.name: stage for stage in stages_of(config)}
+    assert "too large to be compared" in found[NAMES[3]].state.reason and found["export w8a8"].state.name == "done"
+    assert following(config, [found[NAMES[3]]], []) == "next: python -m distill.student fold=0"
+    assert training_run(config).artefact.is_finished()
+
+
+def test_a_damaged_teacher_is_told_in_the_table(root: Path) -> None:
+    config = configure(root)
+    (root / "teachers/smoke/fold=0" / MANIFEST).write_text("{")
+    assert "is damaged, it is not JSON" in reason(config, "teacher smoke, fold 0")
+    assert states(config)["logits of smoke"] == "stale"
+
+
+def test_rows_of_another_judge_or_kind_are_replaced_and_damaged_ones_are_not(root: Path) -> None:
+    config, rewards = configure(root), root / "rewards/smoke"
+    with StoreWriter(rewards, store_identity("p", config.scorers.teacher.precision), "judge", schema=REWARDS) as writer:
+        writer.append(pl.DataFrame(schema=REWARDS))
+    reward = configure(root, "teacher.kind=reward", "teacher.model=elsewhere/reward")
+    reward_logits(reward, content_hash(rewards)).finish()
+    assert states(reward)["logits of smoke"] == "done"
+    write_json(root / "config.json", {})
+    for override in ("scorers.teacher.dtype=fp32", f"teacher.model={root}"):
+        changed = configure(root, "teacher.kind=reward", "teacher.model=elsewhere/reward", override)
+        found = next(stage for stage in stages_of(changed) if stage.name == "logits of smoke")
+        assert found.state.name == "stale"
+        assert following(changed, [found], []) == "next: python -m distill.teacher overwrite=true"
+    (rewards / "part-x-00000.parquet").write_text("x")
+    found = next(stage for stage in stages_of(reward) if stage.name == "logits of smoke")
+    assert found.state.name == "stale" and "overwrite" not in following(reward, [found], [])
