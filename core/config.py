@@ -5,14 +5,14 @@ its bounds (`core/bounds.py`) is an error, and all errors of a configuration are
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from core.bounds import is_finite
 from core.errors import UserError
 from core.renamed import advice, removed
-from core.suggestions import keys, meant_keys, question
+from core.suggestions import keys, meant, meant_keys, question
 
 C = TypeVar("C")
 
@@ -86,7 +86,11 @@ def _value(hint: Any, value: Any, at: str, problems: _Problems, otherwise: str =
             problems.append(f"{at}={value!r}: give {broken[0].advice}{otherwise}")
         return parsed
     if not _fits(hint, value):
-        expected = f"expected {_describe(hint)}, got {type(value).__name__}"
+        expected = (
+            _one_of(value, arguments)
+            if origin is Literal
+            else f"expected {_describe(hint)}, got {type(value).__name__}"
+        )
         problems.append(f"{at}={value!r}: {removed(at, value) or expected}")
         return None
     if isinstance(value, int | float) and not is_finite(value):
@@ -112,7 +116,7 @@ def _tagged(options: list[Any], value: Any, at: str, problems: _Problems) -> Any
     names = {each[tag]: option for each, option in zip(tags, options, strict=True)}
     found = value.get(tag) if isinstance(value, Mapping) else None
     if found not in names:
-        problems.append(f"{_join(at, tag)}={found!r}: expected one of {', '.join(names)}")
+        problems.append(f"{_join(at, tag)}={found!r}: {_one_of(found, list(names))}")
         return None
     return _dataclass(names[found], value, at, problems)
 
@@ -134,6 +138,13 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def _one_of(value: Any, choices: Sequence[Any]) -> str:
+    """What is expected in place of a value that is no choice, and which one it probably stands for."""
+    names = [*map(str, choices)]
+    near = meant(value, names) if isinstance(value, str) else None
+    return f"expected one of {', '.join(names)}" + (f"; {question([near])}" if near else "")
 
 
 def _describe(hint: Any) -> str:

@@ -59,4 +59,7 @@ def choices() -> dict[str, list[str]]:
 def told(error: Exception, arguments: Sequence[str]) -> Exception:
     """What to tell of Hydra's `error`: the key or choice that was probably meant, where that is what it is about."""
     said = of_override(str(error), arguments, [*keys(Config)], choices())
+    if said is None and (unread := getattr(error, "override", None)):  # Hydra's grammar does not know what it is
+        key, first = unread.partition("=")[0], str(error).splitlines()[0]
+        said = f"{unread}: {first}; a value with = , : or brackets goes into quotes within quotes: '{key}=\"VALUE\"'"
     return UserError(said) if said else error

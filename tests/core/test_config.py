@@ -1,6 +1,7 @@
 """The typed configuration reports every problem at once and hides no default."""
 
 import math
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import is_dataclass
@@ -10,6 +11,7 @@ import pytest
 
 from core.bounds import Range
 from core.config import from_mapping, to_mapping
+from core.errors import UserError
 from core.naming import run_name, variant
 from core.renamed import with_new_names
 from distill.config import Config
@@ -37,6 +39,18 @@ def test_all_problems_are_reported_at_once() -> None:
     assert "data.folds.split='random': expected one of grouped, blackpearl" in message
     assert "engine.zero_stage=True" in message
     assert "model.lora.rank: missing" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.folds.split=grupped", "expected one of grouped, blackpearl; did you mean grouped?"),
+        ("scorers.teacher.backend=vlm", "expected one of vllm, transformers, server, ray; did you mean vllm?"),
+    ],
+)
+def test_a_misspelt_choice_is_answered_with_the_nearest(override: str, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        from_mapping(Config, composed(override))
 
 
 def numbers(hint: Any, at: tuple[str, ...] = (), bounds: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -215,6 +215,8 @@ def test_hydra_s_words_on_overrides_become_one_sentence() -> None:
         ("+train.epoch=3", "train.epoch=3: unknown key; did you mean train.epochs?"),
         ("+train.epochs=3", "error: +train.epochs=3: the key is there already, write it without the +"),
         ("train.epochs", "error: train.epochs: give its value, too: train.epochs=VALUE"),
+        ("paths.root=/tmp/fold=0", """goes into quotes within quotes: 'paths.root="VALUE"'"""),
+        ("data.files=[a", "error: data.files=[a: "),
     ],
 )
 def test_a_misspelt_override_is_told_with_what_was_meant(override: str, said: str) -> None:
