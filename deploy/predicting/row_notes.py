@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from core.data.collecting import kinds
+from core.data.layouts.layout import IDS
 from core.errors import UserError
 from core.labels import Labels, among
 from core.provenance import read_learned
@@ -38,6 +39,12 @@ def tell_unreadable(rows: Unlabelled, most: float, output: Path) -> None:
             f'text is a JSON list of turns, such as ["Hello"], docs/data.md has the layouts. All are in {path}'
         )
     log.warning("%d rows cannot be read and get the prior: %s; all are listed in %s", count, told, path)
+
+
+def tell_made_up(rows: Unlabelled) -> None:
+    """Warn where the file has no ids: who joins the submission to it by them has to know."""
+    if rows.id_column is None:
+        log.warning("the input has no column of ids (%s): those written are hashes of the texts", ", ".join(IDS))
 
 
 def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:

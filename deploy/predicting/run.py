@@ -20,7 +20,7 @@ from deploy.predicting.devices import count_devices, side_by_side
 from deploy.predicting.engine_notes import notes_in, tell_marked
 from deploy.predicting.judging import Judging, judge_share, read_scores
 from deploy.predicting.outputs import parts_folder, probability_list
-from deploy.predicting.row_notes import tell_learned, tell_left_out, tell_unreadable
+from deploy.predicting.row_notes import tell_learned, tell_left_out, tell_made_up, tell_unreadable
 from deploy.predicting.submission import probabilities, write_submission, write_verdicts
 from deploy.predicting.unlabelled import Source, read_unlabelled
 from eval.config import CanaryMode
@@ -54,6 +54,7 @@ def write_predictions(
     with alone(parts):
         # Before anything is judged
         tell_unreadable(rows, settings.max_unreadable, output)
+        tell_made_up(rows)
         tell_learned(rows.conversations, judge.folder)
         # overwrite=true is about the output. Scores on the way to a new one are kept, however often that is killed.
         if overwrite and judgements.differing_start():

@@ -28,7 +28,8 @@ NAMED = 5  # how many offending rows a message names
 @dataclass(frozen=True)
 class Unlabelled:
     """The rows to predict: all `ids` in order, the `conversations` that a judge reads, `ruled` ids with what the rules
-    say, and the `unreadable` rest (`REJECTED`). `identity` changes when the file does.
+    say, and the `unreadable` rest (`REJECTED`). `identity` changes when the file does. `id_column` is None where the
+    file has none: ids are then hashes of the texts.
     """
 
     ids: list[str]
@@ -36,6 +37,7 @@ class Unlabelled:
     ruled: dict[str, Sequence[float]]
     unreadable: pl.DataFrame
     identity: dict[str, Any]
+    id_column: str | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ def read_unlabelled(file: Source) -> Unlabelled:
     conversations: list[Conversation] = []
     ruled: dict[str, Sequence[float]] = {}
     unreadable: list[tuple[str, int, str | None, str]] = []
-    rows = map(partial(checked_id, file.path, source.reading.named(IDS)), source.rows(file.limit))
+    column = source.reading.named(IDS)
+    rows = map(partial(checked_id, file.path, column), source.rows(file.limit))
     for outcome in source.layout.read(rows, source.reading):
         if isinstance(outcome, Rejected):
             unreadable.append((source.name, *outcome))
@@ -82,7 +85,12 @@ def read_unlabelled(file: Source) -> Unlabelled:
             "a submission has one line for each id, so make them unique"
         )
     return Unlabelled(
-        ids, conversations, ruled, pl.DataFrame(unreadable, schema=REJECTED, orient="row"), source.source.identity
+        ids,
+        conversations,
+        ruled,
+        pl.DataFrame(unreadable, schema=REJECTED, orient="row"),
+        source.source.identity,
+        column,
     )
 
 

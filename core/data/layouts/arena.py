@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from core.data.files.rows import shown
 from core.data.layouts.layout import MODELS, BadRow, Cells, Layout, Reading, by_row, name_in
 from core.data.layouts.texts import dialogue, messages, parsed
 from core.data.layouts.votes import by_name
@@ -16,7 +17,9 @@ def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
     """The pair of a row. Raises `BadRow`, also where the two users did not say the same."""
     a, b = (dialogue(name, messages(name, cells.get(name), name in reading.lists)) for name in SIDES)
     if a.prompt != b.prompt:
-        raise BadRow(f"the user does not say the same in {' and '.join(SIDES)}: {len(a.prompt)}, {len(b.prompt)} turns")
+        first = next((pair for pair in zip(a.prompt, b.prompt, strict=False) if pair[0] != pair[1]), None)
+        told = " and ".join(map(shown, first)) if first else f"{len(a.prompt)} and {len(b.prompt)} turns"
+        raise BadRow(f"the user does not say the same in {' and '.join(SIDES)}: {told}")
     model_a, model_b = (name_in(cells, reading.named((name,))) for name in MODELS)
     votes: list[float] | None = None
     tags: dict[str, str] = {}

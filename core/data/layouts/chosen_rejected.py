@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 from core.data.layouts.asking import AROUND, asked_if_any
-from core.data.layouts.layout import BadRow, Cells, Layout, Names, Reading, by_row, name_in, number
+from core.data.layouts.layout import BadRow, Cells, Layout, Names, Reading, by_row, clean, name_in, number
 from core.data.layouts.texts import Dialogue, Message, dialogue, messages, parsed
 from core.data.layouts.votes import A
 from core.records import Conversation
 
 PROMPT: Names = ("prompt", "instruction", "question", "conversations", "input")
 CHOSEN: Names = ("chosen", "chosen_response")
+SUBSET: Names = ("subset", "domain")  # of a benchmark
 REJECTED: Names = ("rejected", "rejected_response")
 MODELS: tuple[Names, Names] = (("chosen_model", "chosen-model"), ("rejected_model", "rejected-model"))
 SCORES: tuple[Names, Names] = (
@@ -46,17 +47,21 @@ def _responses(cells: Cells, reading: Reading, names: Names, before: list[Messag
     name = reading.named(names)
     assert name is not None
     cell: Any = cells.get(name)
-    if isinstance(cell, str) and name in reading.lists:
-        cell = parsed(name, cell)
-    if cell is None or cell == []:
-        raise BadRow(f"{name} is empty: {cell}")
-    several = isinstance(cell, list) and all(isinstance(item, str) for item in cell)
-    return [_dialogue(name, each, before) for each in (cell if several else [cell])]
+    value = parsed(name, cell) if isinstance(cell, str) and name in reading.lists else cell
+    if value is None or value == []:
+        raise BadRow(f"{name} is empty: {value}")
+    several = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if several and isinstance(cell, str) and reading.named(SUBSET) is None:  # an answer that is a JSON list
+        return [_dialogue(name, cell, before)]
+    return [_dialogue(name, each, before) for each in (value if several else [value])]
 
 
 def _dialogue(name: str, cell: Any, before: list[Message]) -> Dialogue:
     said = messages(name, cell, speaker="assistant")
-    if said and said[0][0] != "assistant":  # the whole conversation, whatever `prompt` repeats of it
+    first = next((message for message in before if message[0] != "system"), None)
+    if isinstance(cell, str) and first not in (None, said[0]):  # an answer, even if it looks like a conversation
+        said = [("assistant", clean(cell))]
+    if said[0][0] != "assistant":  # the whole conversation, whatever `prompt` repeats of it
         told = [message for message in before[:1] if message[0] == "system" and said[0][0] != "system"]
         return dialogue(name, [*told, *said])
     if all(role == "system" for role, _ in before):
@@ -88,7 +93,7 @@ REWARDBENCH = Layout(
     "against every rejected one",
     source="https://huggingface.co/datasets/allenai/reward-bench, "
     "https://huggingface.co/datasets/allenai/reward-bench-2, https://huggingface.co/datasets/THU-KEG/RM-Bench",
-    texts=(PROMPT, CHOSEN, REJECTED, ("subset", "domain")),
+    texts=(PROMPT, CHOSEN, REJECTED, SUBSET),
     reads=(*AROUND, *MODELS, *SCORES),
     read=CHOSEN_REJECTED.read,
     unneeded=("num_correct", "num_incorrect", "total_completions", "models", "additional_metadata"),

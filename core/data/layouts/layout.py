@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -182,9 +183,12 @@ def tags_of(cells: Cells, reading: Reading) -> dict[str, str]:
     found = {}
     for name in TAGS:
         if name in reading.columns and (cell := cells.get(name)) is not None:
+            if isinstance(cell, str) and cell.startswith("["):  # a list in a format that has none
+                with suppress(ValueError, RecursionError):
+                    cell = json.loads(cell)
             parts = cell if isinstance(cell, list) else [cell]
             if (text := clean(", ".join(map(str, parts))).strip()) and not isinstance(cell, Mapping):
-                found[name] = text
+                found[name] = text.capitalize() if text.lower() in ("true", "false") else text
     return found
 
 

@@ -14,6 +14,9 @@ TRANSCRIPT = re.compile(
     r"\s*Human:.*\n\nAssistant:", re.DOTALL
 )  # as Anthropic writes them: "\n\nHuman: ...\n\nAssistant: ..."
 SPEAKER = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
+MARKED = re.compile(
+    r"\n?<extra_id_1>(User|Assistant)\n"
+)  # as HelpSteer2 has several turns; the first text is the user's
 PRINTED = re.compile(r"""\s*\[\s*(\{\s*)?['"].*\]\s*\Z""", re.DOTALL)
 TEXT_PARTS = {None, "text", "input_text", "output_text"}  # types
 OTHER_PARTS = ("image", "image_url", "video", "audio")  # keys
@@ -78,7 +81,11 @@ def messages(name: str, cell: Any, listed: bool = False, speaker: str = "user") 
     if isinstance(cell, str) and listed:
         cell = parsed(name, cell)
     if isinstance(cell, str):
-        return transcript(cell) if TRANSCRIPT.match(cell) else [(speaker, clean(cell))]
+        if TRANSCRIPT.match(cell):
+            return transcript(SPEAKER.split(cell)[1:])
+        if speaker == "user" and MARKED.search(cell):
+            return transcript(["User", *MARKED.split(cell)])
+        return [(speaker, clean(cell))]
     if isinstance(cell, dict):
         cell = [cell]
     if not isinstance(cell, list) or not cell:
@@ -106,11 +113,10 @@ def _text(name: str, part: Any) -> str:
     raise BadRow(f"{name} holds a message whose content is no text: {shown(part)}")
 
 
-def transcript(text: str) -> list[Message]:
-    """The messages of "\\n\\nHuman: ...\\n\\nAssistant: ..."; an answer that is still to be given is left out."""
-    _, *pieces = SPEAKER.split(text)
+def transcript(pieces: Sequence[str]) -> list[Message]:
+    """The messages of speakers and what each says, one after the other; an answer still to be given is left out."""
     roles, said = pieces[::2], [clean(piece.strip()) for piece in pieces[1::2]]
-    found = [("user" if role == "Human" else "assistant", text) for role, text in zip(roles, said, strict=True)]
+    found = [("assistant" if role == "Assistant" else "user", text) for role, text in zip(roles, said, strict=True)]
     return found[:-1] if found[-1] == ("assistant", "") else found
 
 

@@ -208,6 +208,34 @@ def test_what_stands_around_a_prompt_is_asked_with_it(tmp_path: Path) -> None:
     assert rejected["reason"] == "instruction is empty: None"
 
 
+def test_an_answer_may_look_like_a_list_or_a_conversation(tmp_path: Path) -> None:
+    lists = [{"prompt": f"List {i}", "chosen": '["x", "y"]', "rejected": '["z"]'} for i in range(3)]
+    found, _, _ = read(lines(tmp_path, lists))
+    assert len(found) == 3 and all({*c.response_a, *c.response_b} == {'["x", "y"]', '["z"]'} for c in found)
+    talks = {side: f"Human: Hi\n\nAssistant: {side}" for side in ("chosen", "rejected")}
+    (found,), _, _ = read(lines(tmp_path, [{"prompt": "Write a dialogue."} | talks]))
+    assert found.prompt == ["Write a dialogue."] and {*found.response_a, *found.response_b} == {*talks.values()}
+    (found,), _, _ = read(lines(tmp_path, [{"prompt": "\n\nHuman: Hi\n\nAssistant:"} | talks]))
+    assert found.prompt == ["Hi"] and {*found.response_a, *found.response_b} == {*talks}
+
+
+def test_turns_of_helpsteer2(tmp_path: Path) -> None:
+    prompt = "Hi\n<extra_id_1>Assistant\nHo\n<extra_id_1>User\nMore"
+    rows = [{"prompt": prompt, "response": text, "helpfulness": score} for text, score in (("A", 1), ("B", 4))]
+    (found,), _, _ = read(lines(tmp_path, rows))
+    assert found.prompt == ["Hi", "More"] and found.response_a[0] == found.response_b[0] == "Ho"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_csv_json_and_parquet_give_the_same(name: str, tmp_path: Path) -> None:
+    rows = FILES[name](10)
+    pl.DataFrame(rows, infer_schema_length=None).write_parquet(tmp_path / "rows.parquet")
+    told = [{k: json.dumps(cell) if isinstance(cell, dict | list) else cell for k, cell in row.items()} for row in rows]
+    pl.DataFrame(told).write_csv(tmp_path / "rows.csv")
+    found = [read(path)[0] for path in (lines(tmp_path, rows), tmp_path / "rows.parquet", tmp_path / "rows.csv")]
+    assert found[0] == found[1] == found[2]
+
+
 def test_a_response_is_no_pair_with_itself(tmp_path: Path) -> None:
     rows = [{"prompt": "Q", "response": text, "score": score} for text, score in (("A", 1), ("A", 4), ("B", 3))]
     (found,), _, _ = read(lines(tmp_path, rows))

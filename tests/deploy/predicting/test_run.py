@@ -208,6 +208,13 @@ def test_rules_can_be_left_to_the_judge(configure: Configure, tmp_path: Path) ->
     assert not rows.ruled and len(rows.conversations) == 1
 
 
+def test_made_up_ids_are_told(configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("row,prompt,response_a,response_b\n1,q,yes,yes\n")
+    predict.main(configure(f"input={path}"))
+    assert any("has no column of ids (id, pair_id" in message for message in caplog.messages)
+
+
 def test_nothing_to_judge_needs_no_judge(configure: Configure, tmp_path: Path) -> None:
     rows = [("same", '["q"]', '["yes"]', '["yes"]'), *BAD_ROWS.values()]
     config = configure(f"input={write_csv(tmp_path / 'bad.csv', rows)}", "predict.max_unreadable=0.9")
