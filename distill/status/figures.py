@@ -78,6 +78,8 @@ def figure(of: Callable[[Path, Manifest], str], folder: Path, manifest: Manifest
         return ""
     try:
         return of(folder, manifest)
+    except FileNotFoundError:  # the state tells which
+        return ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return OTHER_VERSION
 

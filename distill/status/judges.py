@@ -22,12 +22,13 @@ from distill.training_run import named_teacher, run_folder, run_identity, traini
 def teacher_trainings(config: Config) -> Iterator[Stage]:
     """A row for each fold teacher; of those that lie elsewhere (`teacher.path`) nobody knows how to train them."""
     teacher = config.teacher
-    known = config if teacher.name == config.name else None if teacher.path is not None else named_teacher(config)
+    own = teacher.name == config.name
+    plain = own and config.run == config.name  # else an override names another run than the teacher's
+    known = config if plain else None if teacher.path is not None else named_teacher(config)
     for fold, folder in zip(teacher.folds, teacher_folders(config), strict=True):
         name = f"teacher {teacher.name}, fold {fold}"
-        own = teacher.name == config.name
         command = ["distill.student", f"fold={fold}", *(["role=teacher"] if own else [])]
-        experiment = None if own else f"+exp={teacher.name}"
+        experiment = None if plain else f"+exp={teacher.name}"
         if known is None or teacher.path is not None:
             state = state_in(folder, "student", lambda _: "")
             said = figures.figure(figures.of_training, folder, state.manifest)

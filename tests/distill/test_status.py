@@ -403,3 +403,20 @@ def test_rows_of_another_judge_or_kind_are_replaced_and_damaged_ones_are_not(roo
     (rewards / "part-x-00000.parquet").write_text("x")
     found = next(stage for stage in stages_of(reward) if stage.name == "logits of smoke")
     assert found.state.name == "stale" and "overwrite" not in following(reward, [found], [])
+
+
+def test_an_override_of_the_student_leaves_its_own_experiment_s_teacher_alone(root: Path) -> None:
+    given = ["+exp=smoke", f"paths.root={root}", "seed=1"]
+    config = replace(configure(root, "seed=1"), run="smoke,seed=1")
+    found = {stage.name: stage for stage in stages_of(config)}
+    assert [found[name].state.name for name in NAMES[:3]] == ["done"] * 3
+    (root / "teachers/smoke/fold=0" / MANIFEST).unlink()
+    teacher = next(stage for stage in stages_of(config) if stage.name == NAMES[1])
+    asked = f"+exp=smoke data.name=smoke paths.root={root} fold=0 role=teacher"
+    assert following(config, [teacher], given) == f"next: python -m distill.student {asked}"
+
+
+def test_a_figure_whose_file_is_gone_is_left_out(root: Path) -> None:
+    (root / "students/smoke/fold=0/metrics.json").unlink()
+    found = next(stage for stage in stages_of(configure(root)) if stage.name == NAMES[3])
+    assert (found.figure, found.state.reason) == ("", "metrics.json is gone, since it was finished")
