@@ -1,0 +1,42 @@
+"""A file of each layout goes through preparing, teacher, student, export, evaluation and prediction."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from core.artefacts.manifest import read_manifest
+from tests.layout_files import FILES, write
+from tests.running import succeeds
+
+pytestmark = pytest.mark.timeout(580)
+SHORT = "rewardbench2"  # rows that are split into pairs, sides that are exchanged: the one that make test takes
+EXPERIMENT = """# @package _global_
+defaults: [smoke, override /teacher: model]
+name: {name}
+data: {{name: {name}, files: ['{file}'], simulate: null}}
+model: {{base: {base}, layers: null}}
+teacher: {{name: {name}, model: {judge}, method: classify}}
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [each if each == SHORT else pytest.param(each, marks=pytest.mark.long) for each in FILES]
+)
+def test_a_file_of_each_layout_goes_all_the_way(
+    name: str, tmp_path: Path, tiny_llama: Path, tiny_judge_llama: Path
+) -> None:
+    file, judge = write(name, tmp_path, 30), tiny_judge_llama
+    (tmp_path / "conf" / "exp").mkdir(parents=True)
+    experiment = EXPERIMENT.format(name=name, file=file, base=tiny_llama, judge=judge)
+    (tmp_path / "conf" / "exp" / "layout.yaml").write_text(experiment)
+    root = tmp_path / "artifacts"
+    common = [f"hydra.searchpath=[file://{tmp_path}/conf]", "+exp=layout", f"paths.root={root}"]
+    common += ["scorer@scorers.teacher=transformers", "scorer@scorers.exported=transformers", "export.format=merged"]
+    for command in ("distill.prepare", "distill.teacher", "distill.student", "distill.export", "eval"):
+        succeeds(command, *common)
+    output = tmp_path / "submission.csv"
+    succeeds("distill.predict", *common, f"input={file}", f"output={output}")
+    kept = read_manifest(root / "data" / name).rows["kept"]
+    assert len(pl.read_csv(output, infer_schema=False)) == kept
+    assert (root / "eval" / name / "report.html").is_file()
