@@ -26,7 +26,7 @@ teacher: {{name: {name}, model: {judge}, method: classify}}
 def test_a_file_of_each_layout_goes_all_the_way(
     name: str, tmp_path: Path, tiny_llama: Path, tiny_judge_llama: Path
 ) -> None:
-    file, judge = write(name, tmp_path, 30), tiny_judge_llama
+    file, judge = write(name, tmp_path), tiny_judge_llama
     (tmp_path / "conf" / "exp").mkdir(parents=True)
     experiment = EXPERIMENT.format(name=name, file=file, base=tiny_llama, judge=judge)
     (tmp_path / "conf" / "exp" / "layout.yaml").write_text(experiment)
