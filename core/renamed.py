@@ -66,8 +66,8 @@ REMOVED = {
     "predict.rules.both_empty": "the judge decides where both responses are empty",
     "export.quantisation.damping": "GPTQ's own default of 0.01 holds",
 }
-# Keys that earlier manifests lack -> what held then.
-ADDED = {"prompt.label_tokens": [" A", " B", " C"]}
+# Keys that earlier manifests lack -> a key beside which they stand, and what held then.
+ADDED = {"prompt.label_tokens": ("max_tokens", [" A", " B", " C"])}
 UNCHANGED = {"canaries": ("on_failure", "rows", "tokens", "repeats", "factors", "floor")}  # names that are groups now
 # Values that are gone: key -> value -> what to give in its place.
 REMOVED_VALUES = {"export.format": {"gptq": "the format is gone; give w8a16, which has the same weights"}}
@@ -122,9 +122,10 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
         for name in groups:
             target = target.setdefault(name, {})
         target[last] = value
-    for new, value in ADDED.items():
+    for new, (beside, value) in ADDED.items():
         *groups, last = new.split(".")
-        if group := _at(found, groups):
+        group = _at(found, groups)
+        if group is not None and beside in group:  # other groups have that name: a prompt's hashes
             group.setdefault(last, value)
     for old in REMOVED:
         *groups, last = old.split(".")

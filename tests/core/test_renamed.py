@@ -44,3 +44,9 @@ def test_a_manifest_of_before_is_read_in_new_names() -> None:
 
 def test_a_warm_up_over_all_steps_is_not_taken_for_one_of_a_single_step() -> None:
     assert with_new_names({"optimizer": {"warmup": 1.0, "warmup_steps": None}})["optimizer"]["warmup"] != 1
+
+
+def test_a_key_that_is_new_is_added_to_its_own_group_alone() -> None:
+    assert with_new_names({"prompt": {"max_tokens": 128}})["prompt"]["label_tokens"] == [" A", " B", " C"]
+    hashes = {"prompt": {"template": "0" * 16, "prompt": "1" * 16}}
+    assert with_new_names(hashes) == hashes
