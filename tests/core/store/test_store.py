@@ -283,9 +283,10 @@ while True:
 
 
 @pytest.mark.timeout(180)
-def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.long)])
+def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path, times: int) -> None:
     rng, acknowledged = random.Random(0), -1
-    for _ in range(20):
+    for _ in range(times):
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
@@ -301,7 +302,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path
         count = len(writer.done) // 2
         assert sorted(map(int, writer.done["id"])) == [i for i in range(count) for _ in range(2)]
     write_seen(tmp_path, 0, Learned())
-    assert count > 20 and verify(tmp_path) == []
+    assert count > times and verify(tmp_path) == []
     assert_frame_equal(
         read_parts(tmp_path).sort("fingerprint", "order"), pl.concat(scored(str(i)) for i in range(count))
     )
