@@ -6,6 +6,7 @@ that only hands the tests out needs none of it.
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,19 @@ if TYPE_CHECKING:
     from tests.device import Device
 
 MOST_WORKERS = 4  # each may hold an engine
-# Ray forks its test's process to start its own, which the kernel refuses once other tests have made it large. After
-# it, the files that take longest, lest one process is left with one of them when the others have nothing to do.
+# Ray forks its test's process to start its own, which the kernel refuses once other tests have made it large; what
+# autograd saves is counted in a process that nothing else has changed. After them, the files that take longest, lest
+# one process is left with one of them when the others have nothing to do.
 FIRST = (
-    *("test_ray.py", "test_gpu_check.py", "test_teacher.py", "test_pipeline.py", "test_server.py", "test_vllm.py"),
+    *(
+        "test_ray.py",
+        "test_memory.py",
+        "test_gpu_check.py",
+        "test_teacher.py",
+        "test_pipeline.py",
+        "test_server.py",
+        "test_vllm.py",
+    ),
     *("test_vllm_plugin.py", "test_sweeps.py", "test_run.py", "test_bundle.py", "test_quantising.py"),
     *("test_half_precision.py", "test_known_bugs_of_engines.py", "test_serving.py", "test_training.py"),
 )
@@ -31,7 +41,9 @@ def pytest_configure() -> None:
     # Tiny models gain nothing from threads, and where the machine is busy threads wait for each other most of the time.
     os.environ["OMP_NUM_THREADS"] = "1"  # of child processes, too; torch reads it when it is imported
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    for name in ("FORCE_COLOR", "COLUMNS"):  # tests read what is printed
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in the background: tests send it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("FORCE_COLOR", "COLUMNS", "MAKEFLAGS", "MAKELEVEL"):  # tests read what is printed
         os.environ.pop(name, None)
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))

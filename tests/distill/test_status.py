@@ -306,6 +306,7 @@ def test_an_export_that_failed_its_checks_is_told(root: Path) -> None:
     assert states(config)["export w8a8"] == "failed" and reason(config, "export w8a8") == "kl differs by 1"
 
 
+@pytest.mark.long
 def test_fifty_variants_are_listed_quickly_each_beside_its_own_overrides(root: Path) -> None:
     for seed in range(1, 49):
         train(configure(root, f"seed={seed}"))

@@ -349,6 +349,7 @@ def test_a_student_is_the_next_student_s_teacher(configure: Configure) -> None:
     assert student.main(replace(config, run="self-distilled")) < 5
 
 
+@pytest.mark.long
 def test_a_teacher_may_see_the_models_and_its_student_need_not(configure: Configure) -> None:
     for fold in FOLDS:
         privileged = configure("role=teacher", f"fold={fold}", "prompt.show_models=true", "prompt.max_tokens=192")

@@ -178,6 +178,7 @@ def test_unusable_templates_and_budgets_are_refused(tiny_tokenizer_folder: Path,
         RewardRenderer(folder, 30)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_real_tokenizer_with_its_own_template(smollm2: Path) -> None:
     texts = [
@@ -251,6 +252,7 @@ def test_a_foreign_head_becomes_the_score_of_a_classifier(name: str, tmp_path: P
     assert as_classifier(folder, tmp_path / "other") == folder  # a classifier already
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_vllm_gives_the_rewards_of_transformers(tmp_path: Path) -> None:
     from teachers.scorers.vllm import VllmScorer

@@ -85,6 +85,7 @@ def test_the_packaged_model_speaks(tmp_path: Path) -> None:
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
 
 
+@pytest.mark.long
 def test_two_processes_make_one_base(tiny_llama: Path, tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from core.models.resolving import resolve\n"
     code += "import torch, safetensors.torch, transformers; print('ready', flush=True); sys.stdin.readline()\n"

@@ -47,7 +47,6 @@ from teachers.scorers.transformers import TransformersScorer
 from tests.artefacts import finish_again
 from tests.composing import configured, scorer
 from tests.device import Device
-from tests.grids import grid
 from tests.running import own_process, refuses, succeeds
 from tests.tiny_exports import with_canaries, with_swapped_labels
 from tests.tiny_models import tiny_judge
@@ -327,7 +326,8 @@ def test_an_engine_on_no_gpu_is_refused(configure: Configure) -> None:
         predict.main(configure("predict.devices=null", *sizes))
 
 
-@pytest.mark.parametrize("rows", grid([1, 3], short=[3]))
+@pytest.mark.long
+@pytest.mark.parametrize("rows", [1, 3])
 def test_few_rows_on_two_devices_within_a_budget(
     configure: Configure, conversations: list[Conversation], judged: pl.DataFrame, tmp_path: Path, rows: int
 ) -> None:

@@ -194,7 +194,8 @@ def test_a_quantised_head_is_caught(format: str, judges: Judges, tmp_path: Path)
         check_quantised(before, before)
 
 
-@pytest.mark.parametrize(("format", "smoothing"), grid([("w8a8", 0.5), ("w4a16", None)], short=[("w8a8", 0.5)]))
+@pytest.mark.long
+@pytest.mark.parametrize(("format", "smoothing"), [("w8a8", 0.5), ("w4a16", None)])
 def test_writes_nothing_to_the_terminal_but_its_log(
     format: str, smoothing: float | None, judges: Judges, tmp_path: Path
 ) -> None:

@@ -262,6 +262,7 @@ class TestLowPrecision:
             judge_of(f"model.dtype={dtype}")
         assert (gpus.events[-1]["dtype"], gpus.precision) == (loaded, precision)
 
+    @pytest.mark.long
     def test_kahan_learns_where_plain_bf16_stalls(self, configure: Configure) -> None:
         """Steps of 2e-5 on weights of 0.1, whose neighbours in bf16 are 4e-4 away: rounded to nearest, all are lost."""
         common = ("model=full", "optimizer.lr=2e-5", "optimizer.head_lr=2e-5", "optimizer.decay=constant")

@@ -29,6 +29,7 @@ from students.training.loop import HISTORY, Trainer
 from students.training.samples import markdown, sample_table, samples_schema, shortened
 from students.training.tracking import open_tracker
 from tests.composing import configured
+from tests.grids import grid
 from tests.running import own_process
 from tests.students.training.wandb_server import WandbServer
 
@@ -151,6 +152,7 @@ def test_a_killed_wandb_run_goes_on_as_one_run_with_each_step_once(configure: Co
     assert [row for table in shown for row in table["data"]] == [list(row) for row in samples(config).iter_rows()]
 
 
+@pytest.mark.long
 def test_what_a_server_has_seen_of_an_offline_run_is_kept(configure: Configure) -> None:
     config = configure("synced", "tracker=wandb")
     kill(config)
@@ -163,7 +165,7 @@ def test_what_a_server_has_seen_of_an_offline_run_is_kept(configure: Configure) 
 
 
 @pytest.mark.usefixtures("fresh_wandb")
-@pytest.mark.parametrize("arrived", [0, CHECKPOINT - 2, KILLED_AT])
+@pytest.mark.parametrize("arrived", grid([0, CHECKPOINT - 2, KILLED_AT], short=[CHECKPOINT - 2]))
 def test_an_online_run_tells_the_server_what_it_lacks(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arrived: int
 ) -> None:
