@@ -37,7 +37,7 @@ def main(config: Config) -> None:
     from students.export.t4.findings import broken_rules
 
     if config.check is not None:
-        failed = broken_rules(examine(Path(config.check), config.t4, in_8bit(config)))
+        failed = broken_rules(examine(Path(config.check), config.t4, in_8bit(config), whole=True))
     else:
         judge, rows = judge_and_rows(config)
         artefact = exported_judge(config, judge.folder, judge.manifest.config["prompt"])

@@ -478,7 +478,7 @@ def test_rows_added_to_the_data_are_scored_by_all_teachers_and_nothing_else_agai
     rows = load_conversations(data.parent)
     kept = data.read_bytes()
     try:
-        new = replace(rows[0], id="from-elsewhere", prompt=["A new question?"], votes=None, group="new")
+        new = replace(rows[0], id="from-elsewhere", prompt=["A new question?"], votes=None, group="new", fold=0)
         to_frame([*rows, new]).write_parquet(data)
         finish_again(data.parent)
         teacher.main(config)

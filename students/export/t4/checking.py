@@ -25,10 +25,10 @@ from students.export.t4.quantised_layers import quantised_layers
 log = logging.getLogger(__name__)
 
 
-def examine(folder: Path, t4: T4Config, load_in_8bit: bool) -> list[Finding]:
-    """What `check_t4` finds: all of it printed where a rule is broken, else in a line."""
+def examine(folder: Path, t4: T4Config, load_in_8bit: bool, *, whole: bool = False) -> list[Finding]:
+    """What `check_t4` finds: all of it printed where a rule is broken or with `whole`, else in a line."""
     findings = check_t4(folder, t4, load_in_8bit=load_in_8bit)
-    if any(finding.ok is False for finding in findings):
+    if whole or any(finding.ok is False for finding in findings):
         screen.console().print(findings_table(folder, findings))
     else:
         unknown = ", ".join(finding.rule for finding in findings if finding.ok is None) or "none"
