@@ -123,7 +123,8 @@ def open_part(path: Path) -> Part:
         metadata = {k.decode(): v.decode() for k, v in (found.metadata or {}).items()}
         if {IDENTITY, JUDGE, WRITER, ROWS} - set(metadata) or token(int(metadata[WRITER])) != name[1]:
             raise UserError(foreign)
-        columns = columns_of(pl.DataFrame(found.remove_metadata().empty_table()).schema)
+        empty = pa.Table.from_batches([], schema=found.remove_metadata())  # empty_table() would import pandas
+        columns = columns_of(pl.DataFrame(empty).schema)
         origin = Origin(json.loads(metadata[IDENTITY]), metadata[JUDGE], int(metadata[WRITER]), columns)
         replaces = tuple(json.loads(metadata.get(REPLACES, "[]")))
         return Part(path, int(name[2]), origin, file.metadata.num_rows, replaces, metadata)
