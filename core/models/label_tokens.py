@@ -1,6 +1,5 @@
 """The three tokens by which a language model names its verdict, and the rows of its output matrix for them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,16 +44,19 @@ def output_rows(model: Path, tokens: Sequence[int]) -> "torch.Tensor":
     matrix, and for one whose outputs have a bias, which a score head has not.
     """
     import torch
+    from transformers import AutoConfig
 
     from core.models.shards import locate, opened
 
-    config, sources = json.loads((model / "config.json").read_text()), locate(model)
+    # transformers' configuration, not config.json: that leaves out what is usual in the family.
+    config, sources = AutoConfig.from_pretrained(model), locate(model)
     name = OUTPUT if OUTPUT in sources else EMBEDDINGS
-    if name not in sources or (name == EMBEDDINGS and not config.get("tie_word_embeddings", True)):
+    if name not in sources or (name == EMBEDDINGS and not config.tie_word_embeddings):
         raise UserError(f"{model} has no output matrix ({OUTPUT}): model.head=label_tokens needs a language model")
     if OUTPUT_BIAS in sources:
         raise UserError(f"{model} has {OUTPUT_BIAS}, and a score head has no bias: use model.head=new")
     with opened(sources[name]) as file:  # a row at a time: the matrix of a 70B is two gigabytes
         matrix = file.get_slice(name)
         rows = torch.cat([matrix[token : token + 1] for token in tokens]).float()
-    return rows * config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)  # Cohere's and Granite's names
+    # Cohere's and Granite's names
+    return rows * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)

@@ -66,6 +66,18 @@ def test_logits_are_scaled_as_the_family_scales_them(tiny_llama: Path, tmp_path:
     assert torch.equal(output_rows(folder, [3, 4]) * 8, output_rows(tiny_llama, [3, 4]))
 
 
+def test_a_configuration_that_leaves_out_what_is_usual_is_read_as_its_family_has_it(
+    tiny_judge_llama: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "judge"
+    shutil.copytree(tiny_judge_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["tie_word_embeddings"]  # Llama's are not tied, so its embeddings are no output matrix
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="no output matrix"):
+        output_rows(folder, [3, 4])
+
+
 def test_what_has_no_outputs_for_the_labels_says_so(tiny_llama: Path, tiny_judge_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no output matrix"):
         judge_of(tiny_judge_llama)
