@@ -203,9 +203,3 @@ def _tell(screen: Screen, begin: int) -> None:
     for line in lines[-LAST_LINES:]:
         print(f"  | {line[:300]}", file=screen.err)
     screen.err.flush()
-
-
-def duration(seconds: float) -> str:
-    """`3 h 05 min`, or `42 s` for less than two minutes."""
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

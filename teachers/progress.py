@@ -1,16 +1,14 @@
 """How far a scoring run is: rows, rates, time left and cost."""
 
 import logging
-import time
 
 from tqdm import tqdm
 
 from core import screen
-from core.screen import duration
+from core.progress import Notes, duration
 
 log = logging.getLogger(__name__)
 BAR = "{l_bar}{bar}| {desc}"
-FIRST_NOTE_SECONDS, NOTE_SECONDS = 15, 60  # until the first line, and between two, where nobody watches a bar
 
 
 class ScoringProgress:
@@ -22,7 +20,7 @@ class ScoringProgress:
         self.rows = self.tokens = self.cached = 0
         self.seconds = 0.0
         self._bar = tqdm(total=total, unit=" rows", dynamic_ncols=True, disable=None, file=screen.err(), bar_format=BAR)
-        self._next: float | None = None  # when the next line is due: the first engine takes its time to start
+        self._notes: Notes | None = None  # from the first row on: the first engine takes its time to start
 
     def running(self, seconds: float) -> None:
         """Add the time that a scorer was at work."""
@@ -32,10 +30,8 @@ class ScoringProgress:
         """One more row is scored; `cached` prompt tokens of this scorer came from its cache until now."""
         self.rows, self.tokens = self.rows + 1, self.tokens + tokens
         if self._bar.disable:
-            now = time.monotonic()
-            self._next = self._next or now + FIRST_NOTE_SECONDS
-            if now > self._next:
-                self._next = now + NOTE_SECONDS
+            self._notes = self._notes or Notes()
+            if self._notes.are_due():
                 log.info("%s", self.describe(self.seconds + elapsed, cached))
         else:
             self._bar.set_description_str(self.describe(self.seconds + elapsed, cached), refresh=False)

@@ -18,9 +18,9 @@ import polars as pl
 
 from core.artefacts.contents import MANIFEST
 from core.errors import UserError
+from core.progress import duration
 from core.records import Conversation
 from core.scoring import Scorer, check_finite
-from core.screen import duration
 from core.store.writing import StoreWriter
 from teachers.interrupts import STOPPED, Interrupt
 from teachers.prefetching import ahead

@@ -8,10 +8,9 @@ from typing import Any
 from tqdm import tqdm
 
 from core import screen
-from core.screen import duration
+from core.progress import Notes, duration
 
 log = logging.getLogger(__name__)
-FIRST_NOTE_SECONDS, NOTE_SECONDS = 15, 60  # until the first line, and between two, where nobody watches a bar
 
 
 class TrainingProgress:
@@ -25,7 +24,7 @@ class TrainingProgress:
             total=total, initial=done, unit="step", disable=silent, file=screen.err(), dynamic_ncols=True, leave=False
         )
         self._began, self._steps = time.monotonic(), 0
-        self._next = self._began + FIRST_NOTE_SECONDS
+        self._notes = Notes()
 
     def advance(self, record: Mapping[str, Any]) -> None:
         """One more step, and its row of the history."""
@@ -34,9 +33,8 @@ class TrainingProgress:
         if not self._bar.disable:
             self._bar.set_postfix_str(told, refresh=False)
             self._bar.update()
-        elif self.rank == 0 and (now := time.monotonic()) > self._next and record["step"] < self.total:
-            self._next = now + NOTE_SECONDS
-            left = (now - self._began) / self._steps * (self.total - record["step"])
+        elif self.rank == 0 and record["step"] < self.total and self._notes.are_due():
+            left = (time.monotonic() - self._began) / self._steps * (self.total - record["step"])
             log.info("%s: step %d of %d, %s, %s left", self.run, record["step"], self.total, told, duration(left))
 
     def close(self) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from core.progress import duration
 from core.records import Conversation
-from core.screen import duration
 from core.store.parts import NO_FOLD
 from core.store.rows import LOGITS
 from core.store.writing import StoreWriter
