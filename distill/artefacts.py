@@ -22,7 +22,7 @@ def data_folder(config: Config) -> Path:
 def conversations(config: Config, inputs: Mapping[str, Any]) -> Artefact:
     """The prepared data. `inputs`: what identifies each source, its layout and the keys for that, by its name."""
     identity = {**to_mapping(config.data), "limit": config.limit, "inputs": dict(inputs)}
-    for key in ("layout", "grades", "pairs_per_prompt"):
+    for key in ("layout", "grades", "pairs_per_prompt"):  # each in the identity of the inputs that it changes
         del identity[key]
     del identity["max_rejected"]  # changes nothing in what it lets pass
     return Artefact(data_folder(config), "prepare", identity, [], config.root)

@@ -68,10 +68,8 @@ def write(config: Config, sources: "list[Recognised]", artefact: "Artefact") -> 
         told = f"{len(rejected):,} rows were rejected ({kinds(rejected)}), see {folder / REJECTED}"
         raise UserError(f"{error}; {told}") from error
     save_conversations(folder, table)
-    rows, labels = (
-        {what: sum(getattr(t, what) for t in tallies) for what in summary.ROWS},
-        labels_of_votes(table["votes"]),
-    )
+    rows = {what: sum(getattr(tally, what) for tally in tallies) for what in summary.ROWS}
+    labels = labels_of_votes(table["votes"])
     artefact.finish(rows=rows, extra=noted(labels))
     summary.summarise(table, rejected, tallies, labels, folder, folder / REJECTED)
 

@@ -118,7 +118,7 @@ def _listed_changes(sizes: Mapping[str, int], manifest: Manifest) -> list[str]:
 def changes_at_a_glance(folder: Path, manifest: Manifest) -> tuple[list[str], bool]:
     """(changes as reading the manifest finds them, whether they are sure), looking only into files that are newer.
 
-    More than `GLANCE` bytes of such files are not read: that they are newer is what is told then, unsure.
+    Where those files hold more than `GLANCE` bytes they are not read: they are reported as newer, and not as sure.
     """
     if COMPACTING in manifest.extra:
         return [], True

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from core import screen
 from core.data.collecting import Tally, kinds
 from core.data.files.rows import shown
 from core.data.folds import UNVOTED, labels
@@ -34,9 +35,7 @@ def check_rejected(rejected: pl.DataFrame, tallies: Sequence[Tally], most: float
 
 def show_layouts(sources: Sequence[Recognised], tallies: Sequence[Tally]) -> None:
     """Print the layout that each source was taken to have, the columns left out, and a conversation of each layout."""
-    from rich.console import Console
-
-    console, shown_layouts = Console(soft_wrap=True, highlight=False, markup=False), set[str]()
+    console, shown_layouts = screen.console(soft_wrap=True, highlight=False, markup=False), set[str]()
     for source, tally in zip(sources, tallies, strict=True):
         left_out = f"; not needed: {', '.join(map(shown, source.unneeded))}" if source.unneeded else ""
         read = ", ".join(map(shown, (name for name in source.source.columns if name not in source.unneeded)))
@@ -49,11 +48,7 @@ def show_layouts(sources: Sequence[Recognised], tallies: Sequence[Tally]) -> Non
         console.print(f"  for example {shown(example.id)}{turns}")
         for what in ("prompt", "response_a", "response_b"):
             console.print(f"    {what:10} {shown(getattr(example, what)[-1])}")
-        votes = (
-            "none"
-            if example.votes is None
-            else ", ".join(f"{v:g} {n}" for v, n in zip(example.votes, LABELS, strict=True))
-        )
+        votes = ", ".join(f"{v:g} {name}" for v, name in zip(example.votes or (), LABELS, strict=False)) or "none"
         tags = "".join(f", {name} {shown(value)}" for name, value in example.tags.items())
         console.print(f"    votes      {votes}{tags}")
 
@@ -62,10 +57,9 @@ def summarise(
     table: pl.DataFrame, rejected: pl.DataFrame, tallies: Sequence[Tally], found: Labels, folder: Path, file: Path
 ) -> None:
     """Print what was read, kept, dropped and rejected and why, the labels `found`, what was joined, and the folds."""
-    from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = screen.console(soft_wrap=True, highlight=False, markup=False)
     sources = Table(Column("source", overflow="fold"), *ROWS, box=None)
     for tally in tallies:
         sources.add_row(tally.source, *(f"{getattr(tally, what):,}" for what in ROWS))

@@ -15,8 +15,7 @@ AROUND = (SYSTEM, HISTORY, ABOUT)
 
 def asked(cells: Cells, reading: Reading, names: Names) -> list[Message]:
     """The messages before the response. Raises `BadRow`, also where the prompt's column is empty."""
-    name = reading.named(names)
-    assert name is not None
+    name = reading.needed(names)
     if _is_empty(cells.get(name)):
         raise BadRow(f"{name} is empty: {shown(cells.get(name))}")
     return asked_if_any(cells, reading, names)

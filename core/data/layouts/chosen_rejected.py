@@ -1,10 +1,9 @@
 """A better and a worse response: strings, messages, transcripts, or lists of strings as in RewardBench 2."""
 
-import math
 from typing import Any
 
 from core.data.layouts.asking import AROUND, asked_if_any
-from core.data.layouts.layout import BadRow, Cells, Layout, Names, Reading, by_row, clean, name_in, number
+from core.data.layouts.layout import BadRow, Cells, Layout, Names, Reading, by_row, clean, name_in, score_in
 from core.data.layouts.texts import Dialogue, Message, dialogue, messages, parsed
 from core.data.layouts.votes import A
 from core.records import Conversation
@@ -25,7 +24,7 @@ def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
     before = asked_if_any(cells, reading, PROMPT)
     chosen, rejected = (_responses(cells, reading, names, before) for names in (CHOSEN, REJECTED))
     model_a, model_b = (name_in(cells, reading.named(names)) for names in MODELS)
-    score_a, score_b = (_score(cells, reading, names) for names in SCORES)
+    score_a, score_b = (score_in(reading.cell(cells, names)) for names in SCORES)
     found = []
     for a in chosen:
         for b in rejected:
@@ -44,8 +43,7 @@ def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
 
 def _responses(cells: Cells, reading: Reading, names: Names, before: list[Message]) -> list[Dialogue]:
     """The dialogues that a cell ends: one, or one for each text of a list."""
-    name = reading.named(names)
-    assert name is not None
+    name = reading.needed(names)
     cell: Any = cells.get(name)
     value = parsed(name, cell) if isinstance(cell, str) and name in reading.lists else cell
     if value is None or value == []:
@@ -67,11 +65,6 @@ def _dialogue(name: str, cell: Any, before: list[Message]) -> Dialogue:
     if all(role == "system" for role, _ in before):
         raise BadRow(f"no prompt: {name} holds an answer alone, and there is no text in {' or '.join(PROMPT[:3])}")
     return dialogue(name, [*before, *said])
-
-
-def _score(cells: Cells, reading: Reading, names: Names) -> float | None:
-    score = number(reading.cell(cells, names))
-    return score if math.isfinite(score) else None
 
 
 CHOSEN_REJECTED = Layout(

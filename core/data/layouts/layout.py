@@ -49,7 +49,7 @@ class Rejected(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """What a layout is told of the source that it reads.
+    """How to read one source: its name and columns, and the settings that decide what a row means.
 
     `lists` are the text columns that hold JSON lists; of the others each text is one turn. `grades` and
     `pairs_per_prompt`: see `DataConfig`. Without `with_votes` nobody is asked how they voted.
@@ -65,6 +65,13 @@ class Reading:
     def named(self, names: Names) -> str | None:
         """Which of the source's columns goes by one of `names`."""
         return named(names, self.columns)
+
+    def needed(self, names: Names) -> str:
+        """The same of a column that the layout needs: without it the source would not have been recognised."""
+        name = self.named(names)
+        if name is None:
+            raise KeyError(names)
+        return name
 
     def cell(self, cells: Cells, names: Names) -> Any:
         """What stands in the column that goes by one of `names`; None where there is none."""
@@ -209,3 +216,8 @@ def number(cell: Any) -> float:
         return math.nan if isinstance(cell, bool) else float(cell)
     except (TypeError, ValueError, OverflowError):
         return math.nan
+
+
+def score_in(cell: Any) -> float | None:
+    """The score of a response; None where the cell holds no finite number."""
+    return value if math.isfinite(value := number(cell)) else None

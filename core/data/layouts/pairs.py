@@ -10,7 +10,7 @@ from core.records import Conversation
 def pair(cells: Cells, reading: Reading, question: Names, responses: tuple[Names, Names]) -> Conversation:
     """The two answers, a and b, to what a text or a list of messages asks. Raises `BadRow`."""
     prompt, sides = asked(cells, reading, question), []
-    name = str(reading.named(question))
+    name = reading.needed(question)
     for names in responses:
         answer = reading.cell(cells, names)
         if not isinstance(answer, str):

@@ -1,4 +1,4 @@
-"""Which layout a source has: told by its columns, or by `data.layout`; what is wrong with columns is told at once."""
+"""Finds the layout of a source by its columns, or takes `data.layout`, and lists what is wrong with the columns."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ EDITS = ((8, 2), (5, 1))  # from so many letters on, how many edits make a missp
 
 @dataclass(frozen=True)
 class Recognised:
-    """A source, the layout that it has, what the layout is told of it, and the columns that nobody needs."""
+    """A source with its layout, how that is to read it, and the columns that are not needed."""
 
     source: Source
     layout: Layout

@@ -1,7 +1,6 @@
 """Scored responses: one row a response, or all responses to a prompt in one row as in UltraFeedback and Nectar."""
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -23,11 +22,11 @@ from core.data.layouts.layout import (
     by_row,
     clean,
     name_in,
-    number,
+    score_in,
     tags_of,
     text_id,
 )
-from core.data.layouts.texts import Message, dialogue
+from core.data.layouts.texts import Message, dialogue, parsed
 from core.records import Conversation
 
 PROMPT: Names = ("prompt", "instruction", "question")
@@ -81,23 +80,16 @@ def by_prompt(rows: Iterable[Row], reading: Reading) -> Iterator[Outcome]:
 
 def scored(cells: Cells, reading: Reading) -> tuple[list[str], Scored]:
     """The prompt's turns and the response of a row. Raises `BadRow`."""
-    name = reading.named(RESPONSE)
-    assert name is not None
-    return _scored(
-        asked(cells, reading, PROMPT), name, cells.get(name), cells, reading.named(MODEL), reading.named(SCORE)
-    )
+    before, name, score = asked(cells, reading, PROMPT), reading.needed(RESPONSE), reading.needed(SCORE)
+    return _scored(before, name, cells.get(name), cells, reading.named(MODEL), score)
 
 
 def nested(cells: Cells, reading: Reading) -> list[Conversation]:
     """Pairs of the responses in a row. Raises `BadRow`, also where one of them cannot be read."""
-    name = reading.named(RESPONSES)
-    assert name is not None
-    found, before = cells.get(name), asked(cells, reading, PROMPT)
+    name, before = reading.needed(RESPONSES), asked(cells, reading, PROMPT)
+    found = cells.get(name)
     if isinstance(found, str):
-        try:
-            found = json.loads(found)
-        except ValueError as error:
-            raise BadRow(f"{name} is not JSON: {shown(found)} ({error})") from None
+        found = parsed(name, found)
     if not isinstance(found, list) or not all(isinstance(item, Mapping) for item in found):
         raise BadRow(f"{name} is not a list of responses: {shown(found)}")
     responses: list[Scored] = []
@@ -116,13 +108,12 @@ def nested(cells: Cells, reading: Reading) -> list[Conversation]:
 
 
 def _scored(
-    before: Sequence[Message], name: str, text: Any, cells: Cells, model: str | None, score: str | None
+    before: Sequence[Message], name: str, text: Any, cells: Cells, model: str | None, score: str
 ) -> tuple[list[str], Scored]:
     if not isinstance(text, str):
         raise BadRow(f"{name} is no text: {shown(text)}")
-    assert score is not None
-    value = number(cells.get(score))
-    if not math.isfinite(value):
+    value = score_in(cells.get(score))
+    if value is None:
         raise BadRow(f"{score} is no number: {shown(cells.get(score))}")
     said = dialogue(name, [*before, ("assistant", clean(text))])
     return said.prompt, Scored(tuple(said.response), name_in(cells, model), -value if score == RANK else value)

@@ -1,10 +1,9 @@
 """Stanford Human Preferences: a post and two comments, of which Reddit's readers liked one more."""
 
-import math
 from dataclasses import replace
 
 from core.data.files.rows import shown
-from core.data.layouts.layout import BadRow, Cells, Layout, Reading, by_row, number
+from core.data.layouts.layout import BadRow, Cells, Layout, Reading, by_row, number, score_in
 from core.data.layouts.pairs import pair
 from core.data.layouts.votes import A, B
 from core.records import Conversation
@@ -16,7 +15,7 @@ SCORES = ("score_A", "score_B")
 def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
     """The pair of a row, its scores being votes up minus votes down. Raises `BadRow`."""
     found = pair(cells, reading, ("history",), (("human_ref_A",), ("human_ref_B",)))
-    score_a, score_b = (score if math.isfinite(score := number(cells.get(name))) else None for name in SCORES)
+    score_a, score_b = (score_in(cells.get(name)) for name in SCORES)
     found = replace(found, score_a=score_a, score_b=score_b)
     if not reading.with_votes or LABEL not in reading.columns:
         return [found]
