@@ -14,7 +14,7 @@ from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import read_manifest
 from core.errors import UserError
-from core.labels import Labels, check_knows, labels_of, noted, shared
+from core.labels import Labels, among, check_knows, labels_of, noted, shared
 from core.models.folders import model_hash
 from core.prompts import PromptConfig, Rendered, Renderer, check_open
 from core.provenance import Learned, behind_model
@@ -131,24 +131,26 @@ def write_judgements(
     extra = noted(known) | ({} if written == everything else {LIMIT: limit})
     artefact.finish(rows={"logits": written}, prompt=models[0].renderer.hashes, extra=extra)
     told = f"{store}: {written} rows"
-    if found := log_loss_of_votes(read_parts(store), rows):
+    if found := log_loss_of_votes(read_parts(store), rows, labels):
         loss, voted, guess = found
         told += f"; log loss {loss:.4f} on the votes of {voted} conversations not learned from, {guess:.4f} by guessing"
     log.info("%s", told)
 
 
-def log_loss_of_votes(scores: pl.DataFrame, rows: Sequence[Conversation]) -> tuple[float, int, float] | None:
+def log_loss_of_votes(
+    scores: pl.DataFrame, rows: Sequence[Conversation], labels: Labels = LABELS
+) -> tuple[float, int, float] | None:
     """The log loss in nats of a store's rows (`LOGITS`) on votes, on how many, and that of guessing the labels' shares.
 
-    On conversations outside the test split, which is looked at once, by eval, that their judge has not learned from.
-    None where there are none.
+    Votes are for `labels`, on conversations outside the test split, which is looked at once, by eval, that their judge
+    has not learned from. None where there are none.
     """
     outside = [c for c in rows if c.votes is not None and c.fold != TEST]
     votes = pl.DataFrame({"id": [c.id for c in outside], "votes": [c.votes for c in outside]}, schema=VOTES)
     found = swap_average(scores.filter(~pl.col("in_sample"))).join(votes, on="id")
     if found.is_empty():
         return None
-    logits, counts = found["logits"].to_numpy().astype(float), found["votes"].to_numpy()
+    logits, counts = (among(found[name].to_numpy().astype(float), labels) for name in ("logits", "votes"))
     logits -= logits.max(axis=1, keepdims=True)
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     shares = counts.sum(axis=0) / counts.sum()

@@ -10,6 +10,8 @@ from rich.table import Column, Table
 from core.artefacts.contents import MANIFEST, content_hash
 from core.artefacts.manifest import COMPACTING, read_manifest
 from core.errors import UserError
+from core.labels import Labels, among, labels_of
+from core.records import LABELS
 from core.store.leaks import NAMED, check_leaks
 from core.store.parts import Part, list_parts, open_part, part_files, token
 from core.store.reading import double_keys, mixed_parts, read_parts
@@ -26,7 +28,7 @@ def inspect(folder: Path) -> list[Table]:
     for fold, judge in {part.origin.writer: part.origin.judge for part in parts}.items():
         what.add_row(f"judge of fold {token(fold)}", judge)
     like = Table("rows", f"{len(rows):,}")
-    for name, told in {**files(folder, parts, len(rows)), **facts(rows)}.items():
+    for name, told in {**files(folder, parts, len(rows)), **facts(rows, labels_so_far(folder))}.items():
         like.add_row(name, told)
     counts = Table("judge's fold", side, "rows")
     for fold, shown, count in rows.group_by("judge_fold", side).len().sort("judge_fold", side).iter_rows():
@@ -47,8 +49,13 @@ def files(folder: Path, parts: Sequence[Part], rows: int) -> dict[str, str]:
     }
 
 
-def facts(rows: pl.DataFrame) -> dict[str, str]:
-    """What judges, prompts and verdicts are like, in words."""
+def labels_so_far(folder: Path) -> Labels:
+    """The labels that a store's judges know; all of them until it is finished, which is when they are noted."""
+    return labels_of(read_manifest(folder, verify=False)) if (folder / MANIFEST).exists() else LABELS
+
+
+def facts(rows: pl.DataFrame, labels: Labels) -> dict[str, str]:
+    """What judges, prompts and verdicts for `labels` are like, in words."""
     tokens = rows["prompt_tokens"].to_numpy()
     told = {
         "ids": f"{rows['id'].n_unique():,}",
@@ -58,7 +65,7 @@ def facts(rows: pl.DataFrame) -> dict[str, str]:
     if "rewards" in rows.columns:
         return told | {"rewards a response": ", ".join(map(str, rows["rewards"].list.len().unique().sort()))}
     told["in sample"] = f"{rows['in_sample'].to_numpy().mean():.2%}"
-    logits = rows["logits"].to_numpy().astype(np.float64)
+    logits = among(rows["logits"].to_numpy().astype(np.float64), labels)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     p = shifted / shifted.sum(axis=1, keepdims=True)
     entropy = -(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum(axis=1)

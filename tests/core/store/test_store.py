@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ from polars.testing import assert_frame_equal
 from core.artefacts.building import Artefact
 from core.artefacts.contents import content_hash
 from core.artefacts.manifest import read_manifest
+from core.labels import WITHOUT_TIES, noted
 from core.provenance import Learned
 from core.store import compaction
 from core.store.compaction import compact
@@ -465,6 +467,15 @@ def test_verify_reports_every_problem(tmp_path: Path) -> None:
     assert len(problems) == 9
     told = cli("verify", store)
     assert told.returncode == 2 and told.stderr.startswith("error: 9 problems") and "Traceback" not in told.stderr
+
+
+def test_inspect_leaves_the_tie_of_judges_without_ties_out(tmp_path: Path) -> None:
+    rows = scored("1", "2").with_columns(logits=pl.Series([[0, 0, 9], [0, 0, -9]] * 2, dtype=LOGITS["logits"]))
+    filled(tmp_path / "two", rows)
+    write_seen(tmp_path / "two", 0, Learned())
+    Artefact(tmp_path / "two", "teacher", {}, [], tmp_path).finish(extra=noted(WITHOUT_TIES))
+    told = " ".join(cli("inspect", tmp_path / "two").stdout.replace("│", " ").split())
+    assert f"mean entropy {math.log(2):.3f} nats" in told and "changes with the order 0.00%" in told
 
 
 def test_inspect_tells_what_is_in_a_store(tmp_path: Path) -> None:
