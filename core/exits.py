@@ -55,14 +55,19 @@ def lost_output() -> OSError | None:
         return None
     try:
         out.flush()
-        poll = select.poll()
-        poll.register(out.fileno(), 0)
-        if any(event & select.POLLERR for _, event in poll.poll(0)):  # nobody holds the pipe's other end
+        if nobody_reads(out.fileno()):
             raise BrokenPipeError
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return error
     return None
+
+
+def nobody_reads(descriptor: int) -> bool:
+    """Whether it leads to a pipe whose other end nobody holds."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def refuse(error: Exception) -> NoReturn:

@@ -6,10 +6,12 @@ Outside of it these two are `sys.stdout` and `sys.stderr`.
 """
 
 import faulthandler
+import io
 import logging
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from core.errors import EngineDied, UserError
-from core.exits import ChecksFailed
+from core.exits import ChecksFailed, nobody_reads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +34,7 @@ STREAMS = (1, 2)  # the file descriptors of standard output and standard error
 
 @dataclass(frozen=True)
 class Screen:
-    """Where our own words go while standard output and standard error lead to `log`.
+    """Where our own words go while standard output and standard error lead to `log`, from its byte `begin` on.
 
     `descriptors`: duplicates of those two as they were.
     """
@@ -41,6 +43,7 @@ class Screen:
     err: TextIO
     log: Path
     descriptors: tuple[int, ...]
+    begin: int
 
 
 _screen: Screen | None = None
@@ -86,21 +89,15 @@ def quietly(file: Path) -> Iterator[None]:
     A folder that cannot be written keeps everything on the screen.
     """
     global _screen
-    if _screen is not None:
+    opened = _opened(file) if _screen is None and None not in (sys.stdout, sys.stderr) else None
+    if opened is None:
         yield
         return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        kept = tuple(os.dup(number) for number in STREAMS)
-    except OSError:
-        yield
-        return
-    stdout, stderr = sys.stdout, sys.stderr
-    screen = Screen(_on(stdout, sys.__stdout__, kept[0]), _on(stderr, sys.__stderr__, kept[1]), file, kept)
-    libraries = _lead_libraries(descriptor)
+    kept, descriptor = opened
+    stdout, stderr, libraries = sys.stdout, sys.stderr, _lead_libraries(descriptor)
     libraries.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(sys.argv)}\n")
-    begin = file.stat().st_size
+    begin = os.fstat(libraries.fileno()).st_size
+    screen = Screen(_on(stdout, sys.__stdout__, kept[0]), _on(stderr, sys.__stderr__, kept[1]), file, kept, begin)
     watched = not faulthandler.is_enabled()
     try:
         _lead(stdout, stderr, (libraries.fileno(),) * 2)
@@ -112,9 +109,9 @@ def quietly(file: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, ChecksFailed):
         raise
     except BaseException as error:
-        if not isinstance(error, UserError) or isinstance(error, EngineDied):
-            libraries.flush()
-            _tell(screen, begin)
+        told = isinstance(error, UserError) and not isinstance(error, EngineDied)
+        if not told and not (isinstance(error, BrokenPipeError) and nobody_reads(kept[0])):
+            last_words()
         raise
     finally:
         if watched:
@@ -123,6 +120,25 @@ def quietly(file: Path) -> Iterator[None]:
         libraries.flush()
         sys.stdout, sys.stderr = stdout, stderr
         _close(screen, stdout, stderr)
+
+
+def last_words() -> None:
+    """Within `quietly`, show the last lines that libraries wrote: before an error whose cause they alone know."""
+    if _screen is None or _libraries is None:
+        return
+    _libraries.flush()
+    try:
+        with _screen.log.open(errors="replace") as written:
+            written.seek(_screen.begin)
+            said = (last for line in written if (last := line.rstrip().rpartition("\r")[2]))
+            lines = deque(said, LAST_LINES)
+    except OSError:  # somebody took it away
+        return
+    if lines:
+        print(f"the last that libraries wrote into {_screen.log}:", file=_screen.err)
+    for line in lines:
+        print(f"  | {line[:300]}", file=_screen.err)
+    _screen.err.flush()
 
 
 def log_file() -> Path | None:
@@ -146,6 +162,30 @@ def restored() -> Iterator[None]:
             os.close(descriptor)
 
 
+class _Log(io.FileIO):
+    """A file that lets go what a full disk does not take: no stage ends for what its libraries had to say."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _opened(file: Path) -> tuple[tuple[int, ...], int] | None:
+    """Duplicates of the descriptors of standard output and error, and that of the log; None where one cannot be had."""
+    kept: list[int] = []
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for number in STREAMS:
+            kept.append(os.dup(number))
+        return tuple(kept), os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError:
+        for number in kept:
+            os.close(number)
+        return None
+
+
 def _on(stream: TextIO, original: TextIO | None, descriptor: int) -> TextIO:
     """A stream to the screen that outlives the redirection of standard output or standard error.
 
@@ -163,7 +203,8 @@ def _lead_libraries(descriptor: int) -> TextIO:
     """
     global _libraries
     if _libraries is None:
-        _libraries = os.fdopen(descriptor, "w", buffering=1, errors="backslashreplace")
+        file = io.BufferedWriter(_Log(descriptor, "w"))
+        _libraries = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", line_buffering=True)
     else:
         _libraries.flush()
         os.dup2(descriptor, _libraries.fileno())
@@ -181,25 +222,20 @@ def _lead(stdout: TextIO, stderr: TextIO, descriptors: tuple[int, ...]) -> None:
 
 def _close(screen: Screen, stdout: TextIO, stderr: TextIO) -> None:
     """End the redirection. What the screen does not take any more is the caller's `lost_output` to find."""
-    try:
-        for stream, other in ((screen.out, stdout), (screen.err, stderr)):
-            if stream is not other:
+    streams = ((screen.out, stdout), (screen.err, stderr))
+    for number, descriptor, (stream, other) in zip(STREAMS, screen.descriptors, streams, strict=True):
+        os.dup2(descriptor, number)
+        if stream is not other:
+            try:
                 stream.flush()
-    except OSError:
-        pass
-    finally:
-        for number, descriptor in zip(STREAMS, screen.descriptors, strict=True):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
+            except OSError:
+                _let_go(stream, descriptor)
+        os.close(descriptor)
 
 
-def _tell(screen: Screen, begin: int) -> None:
-    """Show the last lines that libraries wrote after the byte `begin` of the log."""
-    with screen.log.open(errors="replace") as written:
-        written.seek(begin)
-        lines = [last for line in written if (last := line.rstrip().rpartition("\r")[2])]
-    if lines:
-        print(f"the last that libraries wrote into {screen.log}:", file=screen.err)
-    for line in lines[-LAST_LINES:]:
-        print(f"  | {line[:300]}", file=screen.err)
-    screen.err.flush()
+def _let_go(stream: TextIO, descriptor: int) -> None:
+    """Forget what a stream could not write, before its descriptor's number is another file's."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    stream.flush()

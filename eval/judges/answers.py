@@ -10,11 +10,12 @@ from pathlib import Path
 
 import polars as pl
 
+from core import screen
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import changed_parents, read_manifest
 from core.data.files.compression import HEAD
 from core.data.files.kinds import seems
-from core.errors import UserError
+from core.errors import EngineDied, UserError
 from core.exported import open_exported
 from core.labels import Labels, check_knows, labels_of
 from core.prompts import Renderer, renderer_of
@@ -137,6 +138,8 @@ def _exported(candidate: Candidate, scored: Sequence[Conversation], engines: Eng
     try:
         found = predictions(path, manifest.content, renderer, scorer, scored, engines.root, engines.canaries)
     except UserError as error:
+        if isinstance(error, EngineDied):
+            screen.last_words()  # the others go on, and this is where they say why it died
         raise Unanswered(str(error)) from error
     recalibration = read_recalibration(path)
     return Answers(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,58 @@ def test_where_no_log_can_be_written_everything_stays_on_the_screen(tmp_path: Pa
     (tmp_path / "file").touch()
     done = stage(tmp_path / "file" / "log")
     assert done.returncode == 0 and "noise of print" in done.stdout and "our table" in done.stdout
+
+
+def test_a_log_that_takes_no_more_ends_no_stage(tmp_path: Path) -> None:
+    """As on a full disk: libraries' words are lost, ours are not."""
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1)); print('noise ' * 9999)"
+    done = stage(tmp_path / "log", f"{full}; screen.console().print('our end'); raise KeyError('x')")
+    assert done.stdout == "our table\nour child\nour end\n", done.stderr
+    assert done.stderr.startswith("our warning\n") and done.stderr.endswith("KeyError: 'x'\n")
+
+
+def test_a_log_that_is_taken_away_hides_no_error(tmp_path: Path) -> None:
+    done = stage(tmp_path / "log", "Path(sys.argv[1]).unlink(); raise KeyError('x')")
+    assert done.stderr.endswith("KeyError: 'x'\n") and "FileNotFoundError" not in done.stderr
+
+
+def test_a_reader_that_has_enough_is_no_crash(tmp_path: Path) -> None:
+    """`python -m eval | head -1`: no word of libraries, and nothing that was not written goes elsewhere."""
+    read, write = os.pipe()
+    os.close(read)
+    plain = STAGE.replace('screen.console().print("our table")', 'print("our table", file=screen.out())')
+    indented = textwrap.indent(plain.replace("BODY", "pass"), "    ")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"from core.exits import plain_ends\nwith plain_ends():\n{indented}",
+            str(tmp_path / "log"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "our warning\n")
+
+
+def test_a_closed_standard_error_is_left_alone(tmp_path: Path) -> None:
+    code = STAGE.replace('os.write(2, b"noise from C++\\n")', "None").replace("; echo noise of a child >&2", "")
+    command = ["sh", "-c", 'exec "$0" -c "$1" "$2" 2>&-', sys.executable, code.replace("BODY", "pass"), "log"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0 and "our table" in done.stdout and done.stdout.endswith("after\n")
+
+
+def test_what_an_engine_said_is_shown_where_the_stage_goes_on(tmp_path: Path) -> None:
+    done = stage(tmp_path / "log", "screen.last_words()")
+    assert done.returncode == 0 and "  | noise of a child" in done.stderr
 
 
 def test_streams_that_others_put_in_place_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

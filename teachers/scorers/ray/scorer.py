@@ -89,7 +89,7 @@ class RayScorer:
                     self.tokens_cached += task["tokens_cached"]
                     yield from zip(task["positions"], np.array(task["outputs"], np.float32), strict=True)
         except (ray.exceptions.RayError, ray.data.exceptions.ExecutionTimeoutError) as error:
-            raise UserError(
+            raise EngineDied(
                 f"Ray gave up ({type(error).__name__}: {error}); workers may tell more above. What is written stays: "
                 "fix the cause, then rerun the same command to resume"
             ) from error
