@@ -15,6 +15,8 @@ from core.records import LABELS
 ASKED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # What changes the count, or which layers attend to a window, in ways that are left to transformers.
 LEFT = ("attention_bias", "mlp_bias", "use_sliding_window", "quantization_config")
+# What each family has a default of its own for, where config.json says nothing.
+STATED = {"llama": (), "qwen2": ("num_key_value_heads",), "gemma2": ("num_key_value_heads", "head_dim")}
 WINDOW, CAP = 4096, 50.0  # what transformers' Gemma2Config takes where config.json says nothing
 
 
@@ -37,10 +39,12 @@ def decoder_of(config: Mapping[str, Any], layers: int | None) -> Decoder | None:
         return None
     if any(config.get(key) for key in LEFT) or (family == "llama" and "sliding_window" in config):
         return None
+    if any(not isinstance(config.get(key), int) for key in STATED[family]):
+        return None
     gemma, depth = family == "gemma2", layers or config["num_hidden_layers"]
     width, mlp, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
-    size = (config.get("head_dim") or 256) if gemma else head_dim(config)
+    size = head_dim(config)
     queries, keys = heads * size, kv_heads * size
     maps = {
         **{"q_proj": (queries, width), "k_proj": (keys, width), "v_proj": (keys, width), "o_proj": (width, queries)},

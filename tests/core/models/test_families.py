@@ -1,5 +1,6 @@
 """Known decoders counted by arithmetic are what transformers and PEFT count, to the parameter."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,3 +56,30 @@ def test_what_arithmetic_does_not_know_is_left_to_transformers(tiny_llama: Path,
     decoder = decoder_of(facts, None)
     assert decoder is not None and counted(decoder, pattern) is None
     assert trained_shape(str(tiny_llama), tmp_path, pattern).adapters > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("qwen2", "num_key_value_heads"),
+        ("gemma2", "num_key_value_heads"),
+        ("gemma2", "head_dim"),
+        ("llama", "num_key_value_heads"),
+        ("llama", "head_dim"),
+        ("gemma2", "sliding_window"),
+        ("gemma2", "layer_types"),
+        ("gemma2", "attn_logit_softcapping"),
+        ("gemma2", "tie_word_embeddings"),
+        ("llama", "tie_word_embeddings"),
+        ("qwen2", "use_sliding_window"),
+    ],
+)
+def test_what_a_configuration_leaves_out_is_what_transformers_takes(
+    family: str, key: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Its families' defaults differ: Qwen2 has 32 key-value heads then, Gemma-2 four, Llama as many as heads."""
+    facts = facts_of(str(request.getfixturevalue(f"tiny_{family}")), tmp_path)
+    facts.pop(key, None)
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    found, plain = trained_shape(str(tmp_path), tmp_path, settings({}, {})), settings({}, {})
+    assert found == counted_on_meta_tensors(str(tmp_path), tmp_path, plain)
