@@ -7,6 +7,7 @@ from typing import Any
 
 from core.config import to_mapping
 from core.errors import UserError
+from core.renamed import LABEL_TOKENS
 from distill.artefacts import data_folder, logits_folder
 from distill.command_line import CONF
 from distill.config import Config
@@ -23,6 +24,8 @@ def run_folder(config: Config) -> Path:
 def run_identity(config: Config) -> dict[str, object]:
     """The part of the configuration that decides what is trained; a finished run with another one is refused."""
     values = to_mapping(config)
+    if config.model.head != "label_tokens":  # they decide nothing, and runs of before had no others
+        values["prompt"]["label_tokens"] = LABEL_TOKENS
     kept = ("role", "fold", "seed", "limit", "prompt", "model", "train", "loss", "optimizer")
     teacher = {name: values["teacher"][name] for name in ("name", "rows", "max_entropy")}
     distils = config.role == "student" and config.loss.distils
