@@ -52,7 +52,7 @@ def open_hub(hub: str, problems: list[str]) -> Source | None:
         files = _files(builder, name, config, split)
         if not _is_ours(builder, files):
             return _through_datasets(datasets.load_dataset(name, config, split=split), name, hub, problems)
-        paths = [Path(file) for file in files] if folder else _downloaded(files)
+        paths = _downloaded(files) if _place(files[0]) else [Path(file) for file in files]
     except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
         problems.append(f"data.hub={hub!r}: {error}")
         return None
@@ -96,9 +96,16 @@ def _files(builder: "DatasetBuilder", name: str, config: str | None, split: str)
 
 def _is_ours(builder: "DatasetBuilder", files: list[str]) -> bool:
     """Whether our own readers read all files, as the card wants them read."""
-    usual = type(builder.config)()
+    usual, places = type(builder.config)(), {_place(file) for file in files}
     options = {key for key, value in vars(builder.config).items() if value != getattr(usual, key, None)} - SEEN
-    return bool(files) and not options and all(suffix_of(Path(file)) in KNOWN_SUFFIXES for file in files)
+    known = all(suffix_of(Path(file)) in KNOWN_SUFFIXES for file in files)
+    return known and not options and len(places) == 1 and None not in places
+
+
+def _place(file: str) -> tuple[str, ...] | None:
+    """The data set of the hub and its revision that a file is of; (), this machine; None: another place in the web."""
+    match = AT_HUB.fullmatch(file)
+    return (match["repo"], match["revision"]) if match else None if "://" in file else ()
 
 
 def _downloaded(files: list[str]) -> list[Path]:

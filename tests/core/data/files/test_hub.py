@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from datasets import Dataset
 from datasets.data_files import DataFilesDict
 from datasets.packaged_modules.csv.csv import CsvConfig
 
@@ -134,6 +135,22 @@ def test_what_datasets_alone_reads_comes_through_it(tmp_path: Path) -> None:
     assert [row.cells for row in found.rows()] == TYPED
     shutil.copytree(tmp_path / "arrow", tmp_path / "copied" / "arrow")
     assert hub(tmp_path / "copied" / "arrow").identity == found.identity
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["https://example.org/arena.csv"],
+        ["hf://datasets/nobody/arena@main/a.csv", "hf://datasets/nobody/other@main/b.csv"],
+    ],
+)
+def test_files_that_lie_elsewhere_come_through_datasets(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card may name files of several sets, and any address."""
+    config = CsvConfig(data_files=DataFilesDict({"train": files}))
+    builder = SimpleNamespace(config=config, info=SimpleNamespace(splits=None))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda name, config: builder)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config, split: Dataset.from_list(TEXTS))
+    assert [row.cells for row in hub("nobody/arena").rows()] == TEXTS
 
 
 def test_a_set_of_the_hub_is_downloaded_and_read_like_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
