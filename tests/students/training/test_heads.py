@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from core.errors import UserError
 from core.models.label_tokens import label_token_ids, output_rows
 from core.prompts import Renderer
 from core.records import Conversation
+from core.renamed import with_new_names
 from distill import prepare, student
+from distill.training_run import run_identity
 from students.training.model import build_judge
 from tests.composing import configured
 from tests.tiny_models import FAMILIES, Family, tiny_causal
@@ -81,6 +84,13 @@ def test_a_configuration_that_leaves_out_what_is_usual_is_read_as_its_family_has
 def test_what_has_no_outputs_for_the_labels_says_so(tiny_llama: Path, tiny_judge_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no output matrix"):
         judge_of(tiny_judge_llama)
+    unsaid = tmp_path / "unsaid"  # whether the embeddings are the outputs, too: in a Llama they are not
+    shutil.copytree(tiny_judge_llama, unsaid)
+    config = json.loads((unsaid / "config.json").read_text())
+    assert not config.pop("tie_word_embeddings")
+    (unsaid / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="no output matrix"):
+        judge_of(unsaid)
     with pytest.raises(UserError, match="must be one token each"):
         label_token_ids(["yes indeed", "B", "?"], tiny_llama)
     with_bias = tmp_path / "bias"
@@ -115,3 +125,11 @@ def test_a_run_begins_from_the_prompt_s_label_tokens(
     other = replace(config, prompt=replace(config.prompt, label_tokens=["B", "A", "?"]))
     with pytest.raises(UserError, match=r"prompt\.label_tokens"):
         student.main(other)
+
+
+@pytest.mark.parametrize("prompt", ["default", "chatml", "llama3_chat"])
+def test_a_run_of_before_prompts_named_label_tokens_is_the_same_run(prompt: str) -> None:
+    now = json.loads(json.dumps(run_identity(configured("+exp=smoke", f"prompt={prompt}"))))
+    before = deepcopy(now)
+    del before["prompt"]["label_tokens"]
+    assert with_new_names(before) == now
