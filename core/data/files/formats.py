@@ -13,6 +13,7 @@ from core.data.files.rows import Row
 
 OBJECT = re.compile(rb'\s*\{\s*["}]')
 ARRAY = re.compile(rb"\s*\[\s*[{\]]")
+LINES = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,14 @@ class Format:
 
 
 def _is_json(path: Path, head: bytes) -> bool:
-    return bool(ARRAY.match(head) or (OBJECT.match(head) and not json_lines.is_lines(path)))
+    return bool(ARRAY.match(head) or (OBJECT.match(head) and not json_lines.is_lines(path, suffix_of(path) in LINES)))
 
 
 DELIMITED = Format("CSV", (".csv", ".tsv"), lambda path, head: False, delimited.columns, delimited.rows)
 FORMATS = (
     Format("parquet", (".parquet",), lambda path, head: head.startswith(b"PAR1"), parquet.columns, parquet.rows),
     Format("JSON", (".json",), _is_json, None, json_values.rows),
-    Format(
-        "JSON Lines", (".jsonl", ".ndjson", ".json"), lambda path, head: bool(OBJECT.match(head)), None, json_lines.rows
-    ),
+    Format("JSON Lines", (*LINES, ".json"), lambda path, head: bool(OBJECT.match(head)), None, json_lines.rows),
     DELIMITED,
 )
 KNOWN_SUFFIXES = tuple(dict.fromkeys(suffix for format in FORMATS for suffix in format.suffixes))

@@ -22,11 +22,14 @@ def rows(path: Path) -> Iterator[Row]:
         yield Row(line, cells) if isinstance(cells, dict) else Row(line, {}, f"not an object: {shown(cells)}")
 
 
-def is_lines(path: Path) -> bool:
-    """Whether each line holds an object, as far as the first two tell. The file is known to begin with one."""
+def is_lines(path: Path, named_so: bool) -> bool:
+    """Whether each line holds an object, as far as the first two tell. The file is known to begin with one.
+
+    An only line may be a row or a whole table: that is for the file's name to say.
+    """
     first, *second = [raw.strip() for _, raw in islice(_lines(path), 2)]
     if not second:
-        return False
+        return named_so
     return _is_json(first) or (second[0].startswith(b"{") and not first.endswith(GOES_ON))
 
 

@@ -168,6 +168,14 @@ def test_a_file_that_cannot_be_read_is_called_what_it_is(tmp_path: Path, name: s
     assert "\n" not in problem
 
 
+@pytest.mark.parametrize("name", ["one.jsonl", "one.ndjson.gz"])
+def test_a_line_of_lists_is_a_row_where_the_name_says_lines(tmp_path: Path, name: str) -> None:
+    """One conversation of two turns, not two of one."""
+    row = {"prompt": ["?", "!"], "response_a": ["a", "b"], "response_b": ["c", "d"]}
+    (tmp_path / name).write_bytes(packed(json.dumps(row).encode(), Path(name).suffix))
+    assert cells(tmp_path / name) == [row]
+
+
 def test_odd_beginnings_of_good_files_are_no_other_kind(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_text("<b>,{c},[d],bzh;id\n;,|,1,<html>\n")
