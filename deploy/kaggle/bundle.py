@@ -96,7 +96,7 @@ def write_notebook(folder: Path, owner: str, slug: str, overrides: list[str], ba
         f"DATASET = {slug!r}\n",
         f"OVERRIDES = {overrides!r}\n",
         f"DRIVERS = {dict((name, DRIVERS[name]) for name in backends)!r}  # backend: the oldest driver\n",
-        'INPUT, WORKING = "/kaggle/input", "/kaggle/working"',
+        cell["source"][-1],  # Kaggle's folders, as the template has them
     ]
     folder.mkdir(parents=True)
     write_json(folder / "notebook.ipynb", notebook)
