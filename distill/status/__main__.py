@@ -70,4 +70,4 @@ def shown_bytes(count: float) -> str:
 
 
 if __name__ == "__main__":
-    entry_point(main, READS)()
+    entry_point(main, READS, only_looks=True)()
