@@ -59,13 +59,13 @@ demo: ## The whole path on two CPU cores, with real models; resumes where it sto
 	@echo "      Stop it at any time; make demo goes on. What libraries say: artifacts/logs"
 	@$(call step,1/5,make data: conversations with a test split and folds,5 s)
 	@$(MAKE) -s data EXP=demo
-	@$(call step,2/5,make teacher-logits: a teacher of 135M parameters scores them in both orders by vLLM,3 min 20 s)
+	@$(call step,2/5,make teacher-logits: a teacher of 135M parameters scores them in both orders by vLLM,2 min 40 s)
 	@$(MAKE) -s teacher-logits EXP=demo
-	@$(call step,3/5,make student student-no-teacher: two students of its first six layers side by side,2 min 30 s)
+	@$(call step,3/5,make student student-no-teacher: two students of its first six layers side by side,1 min 45 s)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(HALF_OF_CORES)} $(MAKE) -s -j2 student-no-teacher student EXP=demo
 	@$(call step,4/5 and 5/5,make export eval: quantise the student and check it; compare all judges on the test split,1 min 30 s)
 	@$(MAKE) -s export-eval EXP=demo
-DEMO_MINUTES := 7
+DEMO_MINUTES := 6
 HALF_OF_CORES := $(shell echo $$(( ($$(nproc) + 1) / 2 )))
 step = echo "== $(1) $(2) (about $(3))"
 
