@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -79,17 +80,23 @@ def is_entry_point(path: Path) -> bool:
     return '__name__ == "__main__"' in path.read_text()
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
     """The modules that a file imports anywhere, functions included; `from a import b` imports a.b where that is one."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             below = {f"{node.module}.{alias.name}" for alias in node.names}
             modules = {name for name in below if is_module(name)}
             found |= modules | ({node.module} if modules != below else set())
-    return found
+    return frozenset(found)
 
 
 def is_module(name: str) -> bool:
@@ -125,7 +132,7 @@ def test_files_functions_and_entry_points_are_short() -> None:
         lines = len(text.splitlines())
         if lines > FILE_LINES or (path.parent == ROOT / "distill" and lines >= ENTRY_POINT_LINES):
             found.add(named(path))
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno is not None
                 if node.end_lineno - node.lineno >= FUNCTION_LINES:
@@ -144,7 +151,7 @@ def test_the_configuration_has_few_leaves() -> None:
 @pytest.mark.parametrize("path", sources(*PACKAGES, *BESIDE), ids=named)
 def test_no_code_from_data_no_swallowed_errors_no_junk_drawers(path: Path) -> None:
     assert path.stem not in {"utils", "common", "helpers"}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"eval", "exec"}, f"line {node.lineno}"
         if isinstance(node, ast.ExceptHandler):
@@ -171,7 +178,7 @@ def test_a_path_is_read_as_a_pattern_nowhere(path: Path) -> None:
     """polars and `glob` take `[1]` in a folder's name for a pattern; users' own patterns are `data.files` alone."""
     called = {
         f"{node.func.value.id}.{node.func.attr}"
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
     }
     reads = {call for call in called if re.fullmatch(r"(pl|polars)\.(read|scan)_\w+|glob\.i?glob", call)}
@@ -183,9 +190,9 @@ def test_a_path_is_read_as_a_pattern_nowhere(path: Path) -> None:
 @pytest.mark.parametrize("path", sources(*PACKAGES, "hydra_plugins", "bench", "studies"), ids=named)
 def test_ranks_meet_in_one_module_alone(path: Path) -> None:
     """NCCL refuses CPU tensors: whoever calls a collective elsewhere has to know on which device the group is."""
-    tree = ast.parse(path.read_text())
-    names = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    for node in ast.walk(tree):
+    nodes = [*ast.walk(tree(path))]
+    names = {ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

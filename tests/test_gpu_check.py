@@ -63,6 +63,7 @@ def results(folder: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())["steps"])
 
 
+@pytest.mark.long
 def test_a_step_that_fails_in_any_way_ends_alone(tmp_path: Path) -> None:
     count, child = tmp_path / "count", tmp_path / "child"
     steps = [
@@ -87,6 +88,7 @@ def _alive(pid: int) -> bool:
     return status.exists() and status.read_text().split()[2] != "Z"
 
 
+@pytest.mark.long
 def test_only_what_has_passed_here_is_not_run_again(tmp_path: Path) -> None:
     count = tmp_path / "count"
     steps = [step("passes", count=str(count)), step("fails")]
@@ -135,6 +137,7 @@ def test_conf_is_composed_as_hydra_composes_it(overrides: tuple[str, ...]) -> No
     assert composed(*overrides) == plain(*overrides)
 
 
+@pytest.mark.long
 def test_a_rank_can_be_spawned_where_polars_is_not() -> None:
     """Its module is imported before anything stands in for polars."""
     blocked = "import sys; sys.modules['polars'] = None; import gpu_check.devices"
@@ -162,11 +165,13 @@ class TestSteps:
         with pytest.raises(Failed, match="loss 2 of 3"):
             training.two_steps(tmp_path, True, "llama", "lora", 2)
 
+    @pytest.mark.long
     def test_kahan_sums_are_as_good_under_zero3(self, tmp_path: Path) -> None:
         """Off by 0.006 where each part of the weights counts as another step."""
         assert training.two_steps(tmp_path, True, "llama", "full", 3)["off_by"] < 0.002
 
     @pytest.mark.parametrize("zero", [1, 3])
+    @pytest.mark.long
     def test_kahan_sums_go_on_after_a_checkpoint(self, tmp_path: Path, zero: int) -> None:
         base = random_judge(tmp_path / "base", "llama", True, torch.bfloat16)
         config = configured(base, *training.METHODS["full"], f"engine=zero{zero}")

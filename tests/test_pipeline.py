@@ -89,6 +89,7 @@ def test_the_chain_of_parents_leads_back_to_the_data(finished: tuple[Path, list[
     assert {"data/smoke", "teachers/tiny/fold=0", "logits/tiny", "students/tiny/fold=0", "exports/tiny/w8a8"} <= seen
 
 
+@pytest.mark.long
 def test_a_finished_stage_is_not_run_again(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
@@ -110,6 +111,7 @@ def test_in_fold_targets_are_taken_only_when_asked_for(finished: tuple[Path, lis
     assert lacking and lacking[1] == lacking[2] and "make teacher-logits" in message
 
 
+@pytest.mark.long
 def test_an_export_that_loses_too_much_is_kept_and_marked(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     lossy = ("export.format=merged", "export.dtype=bf16", "fidelity.kl=0")  # and so every row differs
@@ -123,6 +125,7 @@ def test_an_export_that_loses_too_much_is_kept_and_marked(finished: tuple[Path, 
     assert read_manifest(root / "exports/tiny/w8a8").extra["fp16_margin"] > 2
 
 
+@pytest.mark.long
 def test_an_export_for_other_gpus_is_told_from_one_for_t4s(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     folder = root / "exports/tiny/merged"
@@ -147,6 +150,7 @@ def test_a_folder_is_checked_for_t4s_alone(finished: tuple[Path, list[str]], tmp
     assert done.returncode == 1 and "bf16" in done.stderr and "model.norm.weight" in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_folds_are_averaged_compared_and_exported(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     succeeds("distill.student", *common, "fold=1", "loss=votes")

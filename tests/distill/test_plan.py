@@ -116,6 +116,7 @@ def hours_on_two(base: str, most: int, name: str, conversations: int = 25_000) -
     return low / 2, high / 2
 
 
+@pytest.mark.long
 def test_published_hours_lie_between_those_of_both_rates(tmp_path: Path) -> None:
     low, high = hours_on_two(GEMMA_9B, 2048, "w4a16")
     assert low <= 3 and high >= 4  # "3 to 4 h"
@@ -147,6 +148,7 @@ def test_intervals_as_text() -> None:
     assert total([(1.0, 2.0), None, (3.0, 3.0)]) == (4.0, 5.0)
 
 
+@pytest.mark.long
 def test_every_stage_of_an_experiment_is_planned() -> None:
     titles = [stage.title for stage in stages_of(GEMMA)]
     assert [title.split(",")[0] for title in titles] == [

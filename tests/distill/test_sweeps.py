@@ -107,6 +107,7 @@ def straight(sweep: Sweep, base: list[str]) -> str:
     return "straight"
 
 
+@pytest.mark.long
 def test_a_bad_trial_stops_early_and_is_not_taken_for_finished(sweep: Sweep, base: list[str]) -> None:
     assert sweep(*searching("pruning", trials=2)) == STEPS + STEPS // 3
     good, bad = folder(base, "pruning", GOOD), folder(base, "pruning", BAD)
@@ -157,6 +158,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(
     assert sweep(*searching(name)) == 0  # nothing is trained twice
 
 
+@pytest.mark.long
 def test_more_trials_go_on_with_the_study(sweep: Sweep, base: list[str]) -> None:
     begun = [sweep(*searching("more", trials=trials)) for trials in (1, 2)]
     assert begun == [STEPS, STEPS // 3] and len(told(base, "more")) == 2
@@ -179,6 +181,7 @@ def test_numbers_of_the_sweeper_have_bounds(sweep: Sweep, base: list[str], capsy
     assert "hydra.sweeper.n_trials=0: give 1 or more" in told and "hydra.sweeper.n_jobs=0: give 1 or more" in told
 
 
+@pytest.mark.long
 def test_a_trial_that_fails_does_not_end_the_search(sweep: Sweep, base: list[str]) -> None:
     assert (
         sweep(*searching("failing", "model.lora.rank=choice(4,0)", trials=2)) == STEPS
@@ -304,6 +307,7 @@ def test_the_search_that_ships_composes_and_names_keys_that_exist() -> None:
     configured("+exp=gemma9b", *(f"{key}={re.findall(r'[0-9][0-9.e-]*', text)[0]}" for key, text in ranges.items()))
 
 
+@pytest.mark.long
 def test_without_a_search_optuna_is_not_imported(base: list[str]) -> None:
     modules = "students.training.loop, distill.student, hydra_plugins.optuna_sweeper"
     code = f"import sys, {modules}; print('optuna' in sys.modules)"

@@ -108,7 +108,7 @@ def same_logits(found: pl.DataFrame, expected: pl.DataFrame) -> None:
     assert np.abs(found["logits"].to_numpy() - expected["logits"].to_numpy()).max() < 1e-5
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_at_random_moments_and_resumed_it_equals_a_straight_run(
     configure: Configure, straight: pl.DataFrame, times: int
 ) -> None:
@@ -211,6 +211,7 @@ def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure
     assert leaked and any(repr(i) in str(refusal.value) for i in leaked)
 
 
+@pytest.mark.long
 def test_in_fold_targets_are_those_of_the_student_s_own_fold(in_fold: Config) -> None:
     config = in_fold
     logits = read_logits(teacher.logits_folder(config), "")
@@ -361,6 +362,7 @@ def test_a_teacher_may_see_the_models_and_its_student_need_not(configure: Config
         teacher.main(replace_name(configure(), "privileged", "smoke"))
 
 
+@pytest.mark.long
 def test_a_language_model_labels_without_any_fine_tuning(configure: Configure, tiny_llama: Path) -> None:
     config = configure(
         "teacher.kind=model",
@@ -468,6 +470,7 @@ def test_an_engine_that_dies_costs_nothing_that_was_written(
     assert not list(folder.glob(".*"))
 
 
+@pytest.mark.long
 def test_rows_added_to_the_data_are_scored_by_all_teachers_and_nothing_else_again(
     configure: Configure, straight: pl.DataFrame
 ) -> None:

@@ -165,6 +165,7 @@ def test_only_liking_length_more_than_people_do_is_verbosity_even_where_people_t
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.long
 def test_an_honest_judge_is_flagged_no_more_often_than_the_level_says() -> None:
     """At 120 conversations on some 66 prompts, where percentile intervals are too narrow, and for each bias."""
     seeds = 200

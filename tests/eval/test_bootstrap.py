@@ -33,6 +33,7 @@ def test_bootstrap_across_blocks_draws_every_group_alike() -> None:
     assert means.std(0) == pytest.approx([np.sqrt(1000)] * 2, rel=0.2)
 
 
+@pytest.mark.long
 def test_intervals_cover_the_truth() -> None:
     covered = grouped = alone = 0
     for seed in range(200):

@@ -24,6 +24,7 @@ from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer
 from tests.composing import configured, scorer
 from tests.device import Device
+from tests.grids import grid
 from tests.students.export.overflows import STREAM, blown_up
 from tests.tiny_exports import with_swapped_labels
 
@@ -51,6 +52,7 @@ def check(folder: Path, config: ScorerConfig = EXACT, canaries: str = "refuse") 
         return check_canaries(folder, renderer, opened, canaries)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_making_and_checking_leave_the_device_free(tiny_judge_llama: Path, tmp_path: Path, device: Device) -> None:
     check(with_canaries(tiny_judge_llama, tmp_path / "judge"))
     device.check_left_free(scorers=2)
@@ -141,7 +143,7 @@ def test_an_engine_that_computes_something_else_is_refused(
         check(exports[name])
 
 
-@pytest.mark.parametrize("name", ["merged", "w8a8"])
+@pytest.mark.parametrize("name", grid(["merged", "w8a8"], short=["w8a8"]))
 def test_another_order_of_labels_is_refused_or_told(
     name: str, exports: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -152,6 +154,7 @@ def test_another_order_of_labels_is_refused_or_told(
     assert problem and problem in caplog.text
 
 
+@pytest.mark.long
 def test_an_overflow_of_fp16_is_refused(tiny_judge_gemma2: Path, tmp_path: Path) -> None:
     folder = with_canaries(blown_up(tiny_judge_gemma2, tmp_path / "blown_up", STREAM), tmp_path / "export")
     assert check(folder) is None

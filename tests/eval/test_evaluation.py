@@ -42,6 +42,7 @@ def votes(conversations: list[Conversation]) -> np.ndarray:
     return np.array([c.votes for c in conversations])
 
 
+@pytest.mark.long
 def test_every_judge_is_compared_with_the_student_on_the_same_rows(evaluation: Evaluated) -> None:
     found, held_out, judged = metrics(evaluation), evaluation.held_out, said(evaluation)
     losses = {judge: log_loss_rows(of, votes(held_out)) for judge, of in judged.items()}

@@ -34,6 +34,7 @@ def test_the_jackknife_leaves_out_one_group_after_the_other() -> None:
     assert found.error == pytest.approx(np.sqrt((count - 1) / count * ((left_out - whole) ** 2).sum()))
 
 
+@pytest.mark.long
 def test_its_intervals_hold_on_small_slices_where_percentiles_do_not() -> None:
     seeds, missed = 400, np.zeros(2)
     for seed in range(seeds):

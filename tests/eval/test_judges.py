@@ -134,6 +134,7 @@ def test_all_that_is_there_judges_the_same_conversations(finished: Config, tmp_p
     assert answers["student"].artefact == own and answers["student_merged"].artefact == folder
 
 
+@pytest.mark.long
 def test_each_judge_leaves_the_device_to_the_next(finished: Config, device: Device) -> None:
     """vLLM, which comes after the student, wants nine tenths of the card."""
     held_out, training = held_out_and_training(finished)
@@ -146,6 +147,7 @@ def test_each_judge_leaves_the_device_to_the_next(finished: Config, device: Devi
     device.check_left_free(opened)
 
 
+@pytest.mark.long
 def test_an_export_that_is_computed_otherwise_is_refused_or_marked(finished: Config, tmp_path: Path) -> None:
     held_out, _ = held_out_and_training(finished)
     plain = export_of(replace(finished, run="plain"), "merged", [finished.root / "students" / "smoke" / "fold=0"])
@@ -158,6 +160,7 @@ def test_an_export_that_is_computed_otherwise_is_refused_or_marked(finished: Con
         ask(mine, held_out, engines(finished))
 
 
+@pytest.mark.long
 def test_an_export_that_gives_no_answer_is_told_of_and_asked_again(
     finished: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +241,7 @@ def test_exports_of_unknown_descent_cannot_be_named(finished: Config) -> None:
         ask(mine, held_out, engines(finished))
 
 
+@pytest.mark.long
 def test_an_export_of_another_student_is_refused(finished: Config) -> None:
     held_out, training = held_out_and_training(finished)
     folder = export_of(finished, "gguf", [finished.root / "students" / "smoke" / "fold=0"])

@@ -101,6 +101,7 @@ def test_paired_difference_is_narrower_than_two_intervals() -> None:
     assert (same.difference, same.ci, same.p, same.beats) == (0, (0, 0), 1, False)
 
 
+@pytest.mark.long
 def test_p_values_of_equal_judges_are_uniform() -> None:
     p = []
     for seed in range(300):

@@ -367,6 +367,7 @@ def test_killed_and_started_again_it_goes_on(
 
 
 @pytest.mark.usefixtures("kept")
+@pytest.mark.long
 def test_with_the_first_order_there_the_budget_goes_to_the_second(configure: Configure, judged: pl.DataFrame) -> None:
     predict.main(configure("predict.second_order=0"))
     config = configure("predict.minutes=60")
@@ -432,6 +433,7 @@ def failing_predict(config: Config, message: Path) -> None:
     message.write_text(str(refusal.value))
 
 
+@pytest.mark.long
 def test_parts_of_another_file_or_model_are_refused(
     configure: Configure, export: Path, long_file: Path, file: Path, tmp_path: Path
 ) -> None:
@@ -493,6 +495,7 @@ def test_ids_that_a_submission_cannot_have_are_refused(configure: Configure, tmp
         predict.main(configure(f"input={without}"))
 
 
+@pytest.mark.long
 def test_an_engine_that_computes_something_else_judges_only_what_says_so(
     configure: Configure, export: Path, tmp_path: Path
 ) -> None:
@@ -513,6 +516,7 @@ def predict_with_swapped_labels(config: Config) -> None:
     predict.main(config)
 
 
+@pytest.mark.long
 def test_a_submission_stays_marked_when_another_engine_finishes_it(
     configure: Configure, long_file: Path, tmp_path: Path
 ) -> None:
@@ -579,6 +583,7 @@ def test_files_that_it_did_not_write_are_kept(configure: Configure, tmp_path: Pa
     assert mine.read_text() == "notes"
 
 
+@pytest.mark.long
 def test_what_came_into_its_parts_meanwhile_is_kept(configure: Configure, long_file: Path) -> None:
     config = configure(f"input={long_file}", "predict.second_order=0")
     killed_after(config, 1)

@@ -147,6 +147,7 @@ def test_what_does_not_fit_is_shortened_and_says_so(server: Server) -> None:
     assert server.judge(as_turns)[0]["prompt_tokens"] == short["prompt_tokens"]
 
 
+@pytest.mark.long
 def test_recalibration_beside_the_model_is_applied(export: Path, tmp_path: Path) -> None:
     with in_process(export, tmp_path / "plain") as (client, _):
         plain = client.post("/v1/judge", json={"conversations": [PAIR]}).json()["results"][0]
@@ -253,6 +254,7 @@ def test_only_the_key_opens_v1(export: Path, tmp_path: Path) -> None:
         assert "HTTPBearer" in client.get("/openapi.json").json()["components"]["securitySchemes"]
 
 
+@pytest.mark.long
 def test_logits_that_are_not_finite_are_no_verdict(tmp_path: Path) -> None:
     broken = tiny_export(tmp_path / "tiny" / "w8a8")
     weights = load_file(broken / "model.safetensors")
@@ -268,6 +270,7 @@ def test_logits_that_are_not_finite_are_no_verdict(tmp_path: Path) -> None:
         assert [set(result) for result in state["results"]] == [{"id", "error"}] * 2
 
 
+@pytest.mark.long
 def test_a_judge_that_is_computed_otherwise_is_not_served_or_says_so(export: Path, tmp_path: Path) -> None:
     swapped = with_swapped_labels(export, tmp_path / "tiny" / "swapped")
     with in_process(swapped, tmp_path / "jobs", canaries="warn") as (client, _):
@@ -281,6 +284,7 @@ def test_a_judge_that_is_computed_otherwise_is_not_served_or_says_so(export: Pat
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.long
 def test_the_entry_point_refuses_what_cannot_be_served(export: Path, tmp_path: Path) -> None:
     chosen = ("+exp=smoke", f"paths.root={tmp_path}", f"serve.model={export}", "scorer@scorers.exported=transformers")
     with socket.create_server(("127.0.0.1", 0)) as taken:

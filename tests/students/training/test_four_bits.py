@@ -93,6 +93,7 @@ def test_what_was_learnt_is_merged_into_the_unrounded_base(
     assert 0 < rounding < 0.5 * np.abs(merged - untrained).mean()
 
 
+@pytest.mark.long
 def test_zero_3_trains_it_as_zero_2(base: Path, straight: tuple[Path, Run], tmp_path: Path) -> None:
     _, zero2 = straight
     zero3 = train(base, 3, tmp_path, overrides=FOUR_BITS)

@@ -100,6 +100,7 @@ def on_a_gpu() -> Iterator[Batch]:
 
 
 @pytest.mark.parametrize("preset", grid(PRESETS, short=["gemma9b"]))
+@pytest.mark.long
 def test_forward_and_loss_stay_on_the_gpu(preset: str) -> None:
     terms = [f"loss.{name}.weight=0.1" for name in ALL_TERMS]
     config = configured(f"+exp={preset}", *terms)

@@ -83,6 +83,7 @@ def dropout_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("stage", grid(STAGES, short=[0, 3]))
+@pytest.mark.long
 def test_a_resumed_run_equals_the_straight_one(stage: int, runs: Runs, tiny_llama: Path, tmp_path: Path) -> None:
     straight, folder = runs[stage]
     resumed = train(tiny_llama, stage, shutil.copytree(folder / "dead", tmp_path / "run"))

@@ -102,6 +102,7 @@ def test_sigterm_saves_and_exits(configure: Configure, straight: Config) -> None
     assert history(config).equals(history(straight))
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_with_the_conversations(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def same_curve(shown: list[dict[str, Any]], config: Config) -> None:
     assert [{name: row[name] for name in row if name in HISTORY} for row in shown] == expected
 
 
+@pytest.mark.long
 def test_a_killed_wandb_run_goes_on_as_one_run_with_each_step_once(configure: Configure) -> None:
     config = configure("wandb", "tracker=wandb")
     kill(config)
@@ -166,6 +167,7 @@ def test_what_a_server_has_seen_of_an_offline_run_is_kept(configure: Configure) 
 
 @pytest.mark.usefixtures("fresh_wandb")
 @pytest.mark.parametrize("arrived", grid([0, CHECKPOINT - 2, KILLED_AT], short=[CHECKPOINT - 2]))
+@pytest.mark.long
 def test_an_online_run_tells_the_server_what_it_lacks(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arrived: int
 ) -> None:

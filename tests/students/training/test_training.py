@@ -261,6 +261,7 @@ def test_a_teacher_of_another_template_is_refused(configure: Configure) -> None:
     student.main(configure("allowed-template", "prompt.template.verdict=?", "teacher.same_prompt=false"))
 
 
+@pytest.mark.long
 def test_a_sweep_trains_each_job_with_a_fresh_engine(root: Path, tiny_llama: Path) -> None:
     output = succeeds(
         "distill.student",
@@ -287,6 +288,7 @@ def test_rates_warm_up_and_fall() -> None:
     assert [rate_factor(step, 100, replace(adamw, warmup=4.0)) for step in (0, 3)] == [0.25, 1.0]
 
 
+@pytest.mark.long
 def test_a_training_may_end_before_its_schedule(configure: Configure) -> None:
     """As the LMSYS winner's teacher: one epoch of a cosine over two."""
     whole, half = configure("whole", "train.epochs=2"), configure("half", "train.schedule_epochs=2")

@@ -14,6 +14,7 @@ from tests.device import Device
 PROMPTS = [[5, 6, 7], [8, 9]]
 
 
+@pytest.mark.long
 def test_a_closed_scorer_holds_no_model(tiny_judge_llama: Path, tiny_w8a8: Path, device: Device) -> None:
     """int8 layers refer to themselves, so that dropping the model is not enough; and the caller keeps the scorer."""
     kept = []

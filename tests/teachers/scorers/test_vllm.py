@@ -56,6 +56,7 @@ def engine(tiny_judge_llama: Path) -> Iterator[VllmScorer]:
     assert not engine_processes()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # an engine takes half a minute to start, on a busy machine several
 class TestFloat:
     def test_equals_transformers(self, engine: VllmScorer, tiny_judge_llama: Path, prompts: list[list[int]]) -> None:

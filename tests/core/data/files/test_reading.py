@@ -223,6 +223,7 @@ objects = st.lists(st.dictionaries(st.text(max_size=3), values, max_size=4), min
 
 @given(objects, st.integers(1, 40), st.sampled_from([None, 1]), st.booleans())
 @settings(max_examples=60, deadline=None)
+@pytest.mark.long
 def test_json_is_the_same_however_it_is_cut_while_it_is_read(
     objects: list[dict[str, Any]], chunk: int, indent: int | None, as_array: bool
 ) -> None:
