@@ -24,7 +24,8 @@ class FidelityConfig:
     verdicts: NonNegative | None
     """Limit of the share of conversations whose most likely label changes."""
     regret: NonNegative | None
-    """Limit of the probability, by the student, that following the export's verdicts gives away in the mean."""
+    """Limit of the mean probability, by the student, that following the export's verdicts gives away; near ties do not
+    inflate it."""
     flip_rate: NonNegative | None
     """Limit of the change, either way, in the share of verdicts that depend on the order."""
     ece: NonNegative | None
@@ -42,7 +43,7 @@ class CanaryFactors:
     shift: Positive
     """Times the difference in a label's mean."""
     exact: Positive
-    """Times each of the three as the exact answer has it: no limit is below that."""
+    """Times what the exact answer differs by, in each of the three, where that is more."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class EvalConfig:
     bias_level: PartialShare
     """How often the interval of a bias may miss the truth."""
     judges: dict[str, str]
-    """Further judges by name, each a folder or a predictions.parquet: +eval.judges.other=artifacts/exports/other/w8a8"""
+    """Further judges by name, each a folder or predictions.parquet: +eval.judges.other=artifacts/exports/other/w8a8"""
     own: dict[str, str]
     """Model family of a judge, or a model of it, by the judge's name, for self-enhancement: +eval.own.teacher=llama"""
     seeds: list[Seed]

@@ -57,6 +57,6 @@ class PlanConfig:
     price_per_gpu_hour: NonNegative | None
     """Price of one GPU for an hour, in any currency; null: no cost is printed."""
     measured: str | None
-    """File that `python -m bench.gpu_speed` wrote, such as artifacts/plan/nvidia-a100-sxm4-80gb.json; its rates, overhead
-    and memory replace those above; null: everything is assumed."""
+    """File of `python -m bench.gpu_speed`, such as artifacts/plan/nvidia-a100-sxm4-80gb.json, whose rates, overhead and
+    memory replace those above; null: everything is assumed."""
     assumed: AssumedConfig
