@@ -1,12 +1,13 @@
 """The typed configuration: Hydra's DictConfig becomes these frozen dataclasses at the entry point and goes no further.
 
-Every number lives in `conf/`; nothing here has a default. A key that is unknown, missing, of the wrong type or out of
-its bounds (`core/bounds.py`) is an error, and all errors of a configuration are reported at once.
+Every number lives in `conf/`; nothing here has a default, but for a group that only one choice of its group has
+(`chat: ChatConfig | None = None`), which elsewhere is absent. A key that is unknown, missing, of the wrong type or out
+of its bounds (`core/bounds.py`) is an error, and all errors of a configuration are reported at once.
 """
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from core.bounds import is_finite
@@ -58,7 +59,7 @@ def _dataclass(kind: Any, values: Any, at: str, problems: _Problems) -> Any:
             place = _join(at, key)
             remedy = advice(place) or problems.nearest(place) or f"known here: {', '.join(hints)}"
             problems.append(f"{place}={values[key]!r}: unknown key; {remedy}")
-    for key in hints:
+    for key in (field.name for field in fields(kind) if field.default is MISSING):
         if key not in values:
             problems.append(f"{_join(at, key)}: missing; set it in conf/ or on the command line")
     parsed = {key: _value(hint, values[key], _join(at, key), problems) for key, hint in hints.items() if key in values}

@@ -26,7 +26,15 @@ NAMING = (
 NAMES = ("name", "data.name", "teacher.name", "teacher.mixture.teachers")
 PATHS = (
     *("paths.root", "input", "output", "check", "data.files", "data.hub", "engine.offload", "eval.judges"),
-    *("model.base", "teacher.path", "teacher.model", "predict.model", "serve.model", "plan.measured"),
+    *(
+        "model.base",
+        "teacher.path",
+        "teacher.model",
+        "teacher.stored.file",
+        "predict.model",
+        "serve.model",
+        "plan.measured",
+    ),
 )
 NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 INERT = re.compile("[A-Za-z0-9_.+-]{1,64}")

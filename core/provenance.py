@@ -17,6 +17,7 @@ from core.tables import read_parquet
 
 LEARNED_FROM = "learned_from.parquet"
 LEARNED = pl.Schema({"fingerprint": pl.UInt64(), "directly": pl.Boolean()})
+UNTOLD = 0  # stands for a fingerprint where nobody can tell which; no text has it but by a chance of 2^-64
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,16 @@ class Learned:
     def of(cls, conversations: Iterable[Conversation]) -> "Learned":
         """What is trained on `conversations`, without a teacher."""
         return cls(frozenset(c.fingerprint() for c in conversations))
+
+    @classmethod
+    def unknown(cls) -> "Learned":
+        """What a judge has whose teacher may have learned from anything. Whoever descends from it inherits that."""
+        return cls(frozenset(), frozenset({UNTOLD}))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it can be told of every conversation that it learned from."""
+        return UNTOLD not in self.directly | self.through_teachers
 
     def __or__(self, other: "Learned") -> "Learned":
         """What was made of both."""

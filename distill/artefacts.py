@@ -59,6 +59,12 @@ def reward_logits(config: Config, rewards: str) -> Artefact:
     return Artefact(logits_folder(config), "teacher", identity, [data_folder(config)], config.root)
 
 
+def stored_logits(config: Config, stored: Mapping[str, Any]) -> Artefact:
+    """The logits of stored opinions. `stored`: what identifies these."""
+    identity = {**stored, "l2": config.teacher.reward_l2, "limit": config.limit}
+    return Artefact(logits_folder(config), "teacher", identity, [data_folder(config)], config.root)
+
+
 def mixed_folders(config: Config) -> dict[str, Path]:
     """The logits of the teachers that a mixture is made of, by name."""
     return {name: config.root / "logits" / name for name in config.teacher.mixture.teachers}

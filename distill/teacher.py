@@ -1,15 +1,14 @@
 """Write a teacher's soft logits for every conversation in both orders: python -m distill.teacher +exp=demo
 
 `teacher.kind` says who it is: fine-tuned `folds`, of which each row is scored by those that did not train on it; one
-ready-made `model`; a `reward` model; or a `mixture` of stored teachers. Logits have the conversation's own a and b. The
-same command resumes a run that was killed, or that had `limit=200`, which tells how long all rows would take.
+ready-made `model`; a `reward` model; a `mixture` of stored teachers; or `stored` opinions of anybody. Logits have the
+conversation's own a and b. The same command resumes a run that was killed, or that had `limit=200`, which tells how
+long all rows would take.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.errors import UserError
 from distill.artefacts import (
     data_folder,
     judged_logits,
@@ -18,7 +17,7 @@ from distill.artefacts import (
     mixed_logits,
     reward_logits,
     rewards_folder,
-    teacher_folders,
+    stored_logits,
 )
 from distill.config import Config
 from distill.entry_point import entry_point
@@ -26,7 +25,6 @@ from distill.entry_point import entry_point
 if TYPE_CHECKING:
     from core.labels import Labels
     from core.records import Conversation
-    from teachers.judgements import TeacherModel
 
 READS = "limit overwrite data.name prompt teacher scorers.teacher paths"
 
@@ -40,13 +38,13 @@ def main(config: Config) -> None:
     rows, labels = load_conversations(data), labels_in(data)
     if config.overwrite:
         clear(store)
-    write = {"reward": from_rewards, "mixture": from_teachers}.get(config.teacher.kind, from_models)
-    write(config, rows, labels)
+    WRITERS[config.teacher.kind](config, rows, labels)
 
 
 def from_models(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The logits of fold teachers, or of one ready-made model."""
     from core.models.resolving import resolve
+    from distill.fold_teachers import fold_models
     from teachers.judgements import ready_made_model, write_judgements
 
     teacher = config.teacher
@@ -85,24 +83,23 @@ def from_teachers(config: Config, rows: "Sequence[Conversation]", labels: "Label
     write_mixture(artefact, folders, rows[: config.limit], labels, mixture, in_fold=in_fold)
 
 
-def fold_models(config: Config) -> "list[TeacherModel]":
-    """The fine-tuned teachers of `teacher.folds`."""
-    from students.trained import TrainedJudge, open_trained
-    from teachers.judgements import TeacherModel
+def from_stored(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
+    """The logits that stored opinions amount to."""
+    from teachers.stored.opinions import source_of, write_stored
 
-    if not config.teacher.folds:
-        raise UserError("teacher.folds=[]: name the folds whose teachers score, as in teacher.folds=[0,1,2]")
+    stored = config.teacher.group_of_stored
+    source, told = source_of(stored)
+    artefact, l2 = stored_logits(config, told), config.teacher.reward_l2
+    write_stored(artefact, source, rows[: config.limit], labels, stored.learned_from, l2)
 
-    def model(fold: int, judge: TrainedJudge) -> TeacherModel:
-        def folders() -> tuple[Path, Path | None]:
-            return (judge.merged(config.root), None) if config.teacher.merge else judge.unmerged(config.root)
 
-        who = (judge.manifest.content, fold, judge.learned(), judge.labels)
-        return TeacherModel(*who, judge.renderer, judge.base, folders)
-
-    opened = [open_trained(f, config.root, "train it first (role=teacher)") for f in teacher_folders(config)]
-    return [model(fold, judge) for fold, judge in zip(config.teacher.folds, opened, strict=True)]
-
+WRITERS = {
+    "folds": from_models,
+    "model": from_models,
+    "reward": from_rewards,
+    "mixture": from_teachers,
+    "stored": from_stored,
+}
 
 if __name__ == "__main__":
     entry_point(main, READS, libraries=True)()

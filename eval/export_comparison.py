@@ -91,7 +91,7 @@ def write_fidelity(
         limits,
         resampling=Resampling(draws, seed),
         bins=bins,
-        taught=sum(c.fingerprint() in learned.through_teachers for c in compared),
+        taught=sum(c.fingerprint() in learned.through_teachers for c in compared) if learned.is_known else None,
     )
     write_result(folder / FIDELITY, found)
     if unclear := untold(found.differences, found.rows):

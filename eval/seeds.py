@@ -42,7 +42,7 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """The mean of a judge's runs; `taught`: of how many of the rows its teachers saw the votes."""
+    """The mean of a judge's runs; `taught`: of how many of the rows its teachers saw the votes, None: unknown."""
 
     log_loss: float
     log_loss_ci: Interval
@@ -51,7 +51,7 @@ class OverSeeds:
     ece: float
     flip_rate: float
     log_loss_by_seed: Sequence[float]
-    taught: int
+    taught: int | None
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,18 @@ def compare_seeds(
         judge: [SeedRun.of(*logits_by_order(one.scores, ids, labels), votes, bins) for one in of]
         for judge, of in answers.items()
     }
-    taught = {judge: max(one.taught or 0 for one in of) for judge, of in answers.items()}
+    taught = {judge: most([one.taught for one in of]) for judge, of in answers.items()}
     return summarise_seeds(runs, seeds, [c.group for c in scored], taught)
 
 
+def most(taught: Sequence[int | None]) -> int | None:
+    """The largest of the runs' counts; None where one of them is unknown."""
+    known = [count for count in taught if count is not None]
+    return max(known) if len(known) == len(taught) else None
+
+
 def summarise_seeds(
-    runs: Mapping[str, Sequence[SeedRun]], seeds: Sequence[int], groups: Groups, taught: Mapping[str, int]
+    runs: Mapping[str, Sequence[SeedRun]], seeds: Sequence[int], groups: Groups, taught: Mapping[str, int | None]
 ) -> SeedSummary:
     """`runs` of each judge follow `seeds`, their losses the rows of `groups`; one judge is `STUDENT`.
 
@@ -128,7 +134,7 @@ def _mean(losses: np.ndarray, jackknife: Jackknife) -> Estimate:
     return Estimate(over_prompts.value, float(np.sqrt(variance)), float(shared) + 1, losses.shape[1])
 
 
-def _over_seeds(runs: Sequence[SeedRun], mean: Estimate, taught: int) -> OverSeeds:
+def _over_seeds(runs: Sequence[SeedRun], mean: Estimate, taught: int | None) -> OverSeeds:
     by_seed = [float(run.losses.mean()) for run in runs]
     return OverSeeds(
         log_loss=float(np.mean(by_seed)),
@@ -154,6 +160,7 @@ def seeds_table(summary: SeedSummary) -> Table:
     for judge, of in summary.judges.items():
         gain = summary.gains.get(judge)
         saw = f"\ncross-validated, its teachers saw {of.taught} of {summary.rows} votes" if of.taught else ""
+        saw = "\nnobody can tell what it learned from" if of.taught is None else saw
         table.add_row(
             judge + saw,
             f"{of.log_loss:.4f}",

@@ -110,7 +110,19 @@ def write_fitted(
     if artefact.is_finished():
         log.info("%s is finished", artefact.folder)
         return
-    scored = read_parts(rewards)
+    write_fit(artefact, read_parts(rewards), rows, l2, behind, hashes, labels)
+
+
+def write_fit(
+    artefact: Artefact,
+    scored: pl.DataFrame,
+    rows: Sequence[Conversation],
+    l2: float,
+    behind: Learned,
+    hashes: Mapping[str, str],
+    labels: Labels,
+) -> None:
+    """The same of rewards that are at hand, in `REWARDS`; `behind`: what gave them learned from."""
     logits = cross_fit(scored, rows, l2, labels)
     voted = [c for c in rows if c.votes and c.fold != TEST]
     seen = {fold: Learned.of(c for c in voted if c.fold != fold) | behind for fold in logits["judge_fold"].unique()}
@@ -123,4 +135,5 @@ def write_fitted(
     )
     table = logits.join(tokens, on="id").join(texts, on="id").with_columns(outside=pl.lit(None))
     table = table.join(pl.DataFrame({"order": ORDERS}), how="cross")
-    write_derived(artefact, table, seen, hashes, artefact.identity["rewards"], labels)
+    judge = artefact.identity.get("rewards", hashes["prompt"])
+    write_derived(artefact, table, seen, hashes, judge, labels)

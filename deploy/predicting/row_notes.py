@@ -50,10 +50,13 @@ def tell_made_up(rows: Unlabelled) -> None:
 def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:
     """Warn of rows that the judge, or its teachers, learned from: it is surer of them than of new ones."""
     try:
-        learned = read_learned(model).taught().through_teachers
+        found = read_learned(model)
     except UserError as error:
         log.warning("%s", error)
         return
+    if not found.is_known:
+        log.warning("nobody can tell what a teacher of this judge learned from: it may know any of these conversations")
+    learned = found.taught().through_teachers
     if count := sum(c.fingerprint() in learned for c in conversations):
         log.warning(
             "%d of %d conversations are among those that this judge or its teachers learned from: its answers there do "

@@ -47,6 +47,8 @@ def teacher_stages(config: Config, trained: Config | None) -> Iterator[Stage]:
             config.scorers.teacher.memory_share,
             config.plan,
         )
+    elif config.teacher.kind == "stored":
+        yield Stage(f"The teacher, {config.teacher.name}", [("cost", "none: its opinions are stored")])
     else:
         remedy = "plan each of teacher.mixture.teachers by itself"
         if config.teacher.kind != "mixture":

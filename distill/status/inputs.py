@@ -20,6 +20,7 @@ from distill.artefacts import (
     mixed_logits,
     reward_logits,
     rewards_folder,
+    stored_logits,
     teacher_folders,
 )
 from distill.config import Config
@@ -84,6 +85,9 @@ def logits_stages(config: Config) -> Iterator[Stage]:
             yield logits_row(config, name, folder, state, own, experiment=f"+exp={name}")
         yield logits_row(config, config.teacher.name, store, state_of(mixed_logits(config)))
         return
+    if config.teacher.kind == "stored":
+        yield logits_row(config, config.teacher.name, store, stored_state(config, store))
+        return
     if config.teacher.kind == "reward":
         scored = rewards_folder(config)
         artefact = reward_logits(config, content_hash(scored) if scored.is_dir() else "")
@@ -101,6 +105,16 @@ def logits_stages(config: Config) -> Iterator[Stage]:
         except UserError as error:
             state = replace(state, name="stale", reason=str(error))
     yield logits_row(config, config.teacher.name, store, state, ["overwrite=true"] if other else [])
+
+
+def stored_state(config: Config, store: Path) -> State:
+    """How the logits of stored opinions stand."""
+    from teachers.stored.opinions import source_of
+
+    try:
+        return state_of(stored_logits(config, source_of(config.teacher.group_of_stored)[1]))
+    except UserError as error:
+        return state_in(store, "teacher", lambda _, why=str(error): why)  # type: ignore[misc]
 
 
 def fold_judges(config: Config) -> dict[int, str]:

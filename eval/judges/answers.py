@@ -19,7 +19,7 @@ from core.errors import EngineDied, UserError
 from core.exported import open_exported
 from core.labels import Labels, check_knows, labels_of
 from core.prompts import Renderer, renderer_of
-from core.provenance import read_learned
+from core.provenance import UNTOLD, read_learned
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES, mean_logits
 from core.store.reading import read_logits
@@ -109,7 +109,8 @@ def _stored(store: Path, remedy: str, scored: Sequence[Conversation]) -> Answers
         raise Unfit(f"{store} holds {other} judgements of other texts under the ids that are scored")
     seen = read_seen(store, logits["judge_fold"].unique())
     seen = seen.select("judge_fold", pl.col("fingerprint").alias("conversation"))
-    taught = logits.join(seen, on=["judge_fold", "conversation"], how="semi")["id"].n_unique()
+    taught: int | None = logits.join(seen, on=["judge_fold", "conversation"], how="semi")["id"].n_unique()
+    taught = None if UNTOLD in seen["conversation"] else taught
     lengths = pl.col("prompt_tokens", "truncated").first()
     averaged = logits.group_by("id", "order", maintain_order=True).agg(mean_logits(), lengths)
     return Answers(averaged.cast(SCORES), taught)
@@ -192,8 +193,8 @@ def count_alike(renderer: Renderer, conversations: Sequence[Conversation]) -> in
     return sum(ab.ids == ba.ids for ab, ba in zip(shown[::2], shown[1::2], strict=True))
 
 
-def _taught(folder: Path, scored: Sequence[Conversation]) -> int:
-    """Of how many of the scored conversations the teachers behind `folder` saw the votes.
+def _taught(folder: Path, scored: Sequence[Conversation]) -> int | None:
+    """Of how many of the scored conversations the teachers behind `folder` saw the votes; None where one is unknown.
 
     Raises `Unfit` where it was itself trained on one of them, chose checkpoints by one, or nobody can tell.
     """
@@ -204,4 +205,4 @@ def _taught(folder: Path, scored: Sequence[Conversation]) -> int:
     fingerprints = [c.fingerprint() for c in scored]
     if leaked := sum(f in learned.directly for f in fingerprints):
         raise Unfit(f"{folder} was trained on {leaked} of the {len(scored)} conversations that are scored")
-    return sum(f in learned.through_teachers for f in fingerprints)
+    return sum(f in learned.through_teachers for f in fingerprints) if learned.is_known else None

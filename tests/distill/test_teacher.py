@@ -23,7 +23,7 @@ from core.artefacts.manifest import read_manifest
 from core.data.table import CONVERSATIONS as TABLE
 from core.data.table import load_conversations, to_frame
 from core.provenance import read_learned
-from core.records import ORDERS, TEST, Conversation
+from core.records import LABELS, ORDERS, TEST, Conversation
 from core.store.reading import read_logits, read_parts
 from core.store.rows import LOGITS
 from core.store.seen import write_seen
@@ -278,6 +278,30 @@ def test_a_mixture_is_a_teacher_like_any_other(configure: Configure, straight: p
     assert len(mixed) == CONVERSATIONS * len(ORDERS)
     assert set(read_manifest(teacher.logits_folder(config)).extra["temperatures"]) == {"smoke", "limited_half"}
     assert student.main(replace(configure("teacher.name=mixed"), run="from-mixture")) < 5
+
+
+def test_what_descends_from_unknown_opinions_says_so(configure: Configure, straight: pl.DataFrame) -> None:
+    """Opinions in a file are a teacher like any other; where nobody knows its origin, the student's is unknown, too."""
+    config = configure()
+    table = (
+        straight.group_by("id")
+        .agg(pl.col("logits").first())
+        .with_columns(pl.col("logits").arr.get(i).alias(f"logit_{label}") for i, label in enumerate(LABELS))
+    )
+    table.drop("logits").write_csv(config.root / "opinions.csv")
+    stored = ["teacher=stored", f"teacher.stored.file={config.root / 'opinions.csv'}"]
+    test = [c for c in load_conversations(config.root / "data" / config.data.name) if c.fold == TEST and c.votes]
+    for name, origin, said in (
+        ("theirs", "unknown", "{}: nobody can tell what it learned from."),
+        ("ours", "none", ""),
+    ):
+        config = configure(*stored, f"teacher.name={name}", f"teacher.stored.learned_from={origin}", "teacher.folds=[]")
+        teacher.main(config)
+        store, judge = teacher.logits_folder(config), config.root / f"students/of-{name}/fold=0"
+        assert read_logits(store, "")["id"].n_unique() == CONVERSATIONS
+        student.main(replace(config, run=f"of-{name}"))
+        for who, folder in (("student", judge), ("teacher", store)):
+            assert "".join(told(config, who, folder, test)) == said.format(who)
 
 
 def told(config: Config, name: str, path: Path, rows: list[Conversation]) -> tuple[str, ...]:

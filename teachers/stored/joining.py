@@ -1,0 +1,84 @@
+"""By what the rows of a file are joined to conversations: an id, or where the file has none a hash of the texts."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from core.data.files.rows import Row, Source
+from core.data.layouts.layout import IDS, BadRow, identify, named
+from core.data.layouts.recognising import PEEKED
+from core.data.layouts.texts import holds_list, turns
+from core.errors import UserError
+from core.records import Conversation
+
+NAMED = 3  # how many offending rows a message names
+PAIR = ("prompt", "response_a", "response_b")
+
+
+@dataclass(frozen=True)
+class Join:
+    """How the rows of a file are known: by column `id`, or by the columns `texts`, of which `lists` hold JSON lists."""
+
+    where: str
+    id: str | None
+    texts: Sequence[str]
+    lists: Collection[str]
+
+    @classmethod
+    def of_pairs(cls, source: Source) -> "Join":
+        """For rows of two responses. Raises `UserError` where they have neither ids nor texts."""
+        id_column = named(IDS, source.columns)
+        return cls(source.where, id_column, (), ()) if id_column else cls.by_texts(source, PAIR)
+
+    @classmethod
+    def by_texts(cls, source: Source, texts: Sequence[str]) -> "Join":
+        """For rows of these texts."""
+        if lacking := [name for name in texts if name not in source.columns]:
+            raise UserError(
+                f"{source.where} has neither id nor {lacking[0]}, only {source.columns}: add one to join by"
+            )
+        cells = [row.cells for row in islice(source.rows(), PEEKED)]
+        lists = {n for n in texts if any(isinstance(text := c.get(n), str) and holds_list(text) for c in cells)}
+        return cls(source.where, None, texts, lists)
+
+    def key(self, row: Row) -> tuple[str, bool]:
+        """What a row is known by, and whether its responses stand the other way round than they are hashed."""
+        try:
+            if self.id is not None:
+                return identify(row.cells, self.id), False
+            found = [turns(name, row.cells.get(name), name in self.lists) for name in self.texts]
+        except BadRow as problem:
+            raise UserError(f"{self.where}, row {row.line}: {problem}; mend the row, or leave it out") from None
+        return self.of_texts(*found)
+
+    def of(self, conversation: Conversation) -> tuple[str, bool]:
+        """The same of a conversation."""
+        if self.id is not None:
+            return conversation.id, False
+        return self.of_texts(conversation.prompt, conversation.response_a, conversation.response_b)
+
+    def of_texts(self, prompt: list[str], *responses: list[str]) -> tuple[str, bool]:
+        """The same of a prompt with one response or with two."""
+        sides = [json.dumps(side) for side in responses]
+        text = "\n".join([json.dumps(prompt), *sorted(sides)])
+        return hashlib.sha256(text.encode()).hexdigest(), sides != sorted(sides)
+
+
+def readable(source: Source) -> Iterator[Row]:
+    """The rows of a file. Raises `UserError` for one that cannot be read."""
+    for row in source.rows():
+        if row.problem is not None:
+            raise UserError(f"{source.where}, row {row.line}: {row.problem}; mend the row, or leave it out")
+        yield row
+
+
+def check_covered(wanted: Sequence[str], found: Collection[str], where: str, known: Iterable[str]) -> None:
+    """Raise `UserError` unless all `wanted` conversations are among the `found`; `known`: what the file has instead."""
+    if lacking := [name for name in wanted if name not in found]:
+        there = [*islice(known, NAMED)]
+        raise UserError(
+            f"{where} has no opinion of {len(lacking):,} of {len(wanted):,} conversations, such as {lacking[:NAMED]} "
+            f"(it has {there}): add them, or prepare data without them"
+        )

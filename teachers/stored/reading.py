@@ -1,0 +1,152 @@
+"""Reads a file of stored opinions: the numbers that it has for each conversation, or for each response."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.data.files.reading import open_table
+from core.data.files.rows import Row, Source, shown
+from core.data.layouts.layout import named, number
+from core.data.layouts.scored import PROMPT, RESPONSE, SCORE
+from core.errors import UserError
+from core.records import ORDERS, Conversation, Order
+from teachers.stored.columns import ADVICE, Columns, columns_of
+from teachers.stored.joining import PAIR, Join, check_covered, readable
+
+log = logging.getLogger(__name__)
+ORDER = "order"  # the column that tells in which order a row's responses were shown
+Values = list[float]  # of a, b and, where there is one, tie
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """What a file says of conversations, by id: numbers of its `columns` by order; None: it tells of none.
+
+    `lines`: where it stands; `folds`: the fold that a row's judge did not learn from, None where it learned from all.
+    """
+
+    columns: Columns
+    values: Mapping[str, Mapping[Order | None, Values]]
+    lines: Mapping[str, int]
+    folds: Mapping[str, int | None]
+
+
+def open_file(path: str) -> Source:
+    """The table at `path`. Raises `UserError` where it cannot be read."""
+    if not Path(path).is_file():
+        raise UserError(f"teacher.stored.file={path}: no such file; give a table in a format of docs/data.md")
+    problems: list[str] = []
+    source = open_table([Path(path)], "stored", problems)
+    if source is None:
+        raise UserError("; ".join(problems))
+    if len({*source.columns}) < len(source.columns):
+        raise UserError(f"{path}: column names occur twice: {source.columns}; rename one of each")
+    return source
+
+
+def read_opinions(source: Source, conversations: Sequence[Conversation], folds: str | None) -> Opinions:
+    """What a file of pairs says of each conversation; `folds`: its column of folds.
+
+    Raises `UserError` for rows that cannot be read, a pair that comes twice, and conversations without an opinion.
+    """
+    columns = columns_of([name for name in source.columns if name != folds], source.where)
+    if columns is None:
+        raise UserError(f"{source.where} has no columns of opinions, only {source.columns}: {ADVICE}")
+    if folds is not None and folds not in source.columns:
+        raise UserError(
+            f"teacher.stored.learned_from={folds}: {source.where} has no such column, only {source.columns}"
+        )
+    join = Join.of_pairs(source)
+    wanted: dict[str, list[tuple[str, bool]]] = {}
+    for c in conversations:
+        key, flipped = join.of(c)
+        wanted.setdefault(key, []).append((c.id, flipped))
+    values: dict[str, dict[Order | None, Values]] = {}
+    lines: dict[str, int] = {}
+    of_folds: dict[str, int | None] = {}
+    others: dict[str, int] = {}
+    for row in readable(source):
+        key, flipped = join.key(row)
+        for name, flipped_here in wanted.get(key, ()):
+            said = said_in(row, columns, source.where, exchanged=flipped != flipped_here)
+            own = values.setdefault(name, {})
+            if own.keys() & said.keys():
+                raise UserError(
+                    f"{source.where}, row {row.line}: {name} is in row {lines[name]} already; leave one out"
+                )
+            own |= said
+            lines[name] = row.line
+            of_folds[name] = None if folds is None else fold_in(row, folds, source.where)
+        if key not in wanted:
+            others[key] = row.line
+    check_covered([c.id for c in conversations], values, source.where, others)
+    told = "a hash of the texts" if join.id is None else join.id
+    log.info("%s: %s by %s of %d conversations", source.where, columns.quantity, told, len(values))
+    if others:
+        log.info("%s: %d rows are of no conversation in the data", source.where, len(others))
+    return Opinions(columns, values, lines, of_folds)
+
+
+def read_scores(source: Source, conversations: Sequence[Conversation]) -> list[tuple[float, float]]:
+    """The scores of responses a and b of each conversation, from rows of single responses.
+
+    A response that several rows score has their mean. Raises `UserError` as `read_opinions` does.
+    """
+    prompt, response, score = (named(names, source.columns) or "" for names in (PROMPT, RESPONSE, SCORE))
+    join = Join.by_texts(source, (prompt, response))
+    scores: dict[str, list[float]] = {}
+    for row in readable(source):
+        scores.setdefault(join.key(row)[0], []).append(finite(row, score, source.where))
+    keys = {c.id: [join.of_texts(c.prompt, r)[0] for r in (c.response_a, c.response_b)] for c in conversations}
+    known = [name for name, (a, b) in keys.items() if a in scores and b in scores]
+    check_covered([*keys], {*known}, source.where, ())
+    log.info("%s: %s of %d responses, by a hash of the texts", source.where, score, len(scores))
+    return [(float(np.mean(scores[a])), float(np.mean(scores[b]))) for a, b in keys.values()]
+
+
+def holds_responses(source: Source) -> bool:
+    """Whether each row is one response with its score."""
+    return all(named(n, source.columns) for n in (PROMPT, RESPONSE, SCORE)) and not {*PAIR} <= {*source.columns}
+
+
+def said_in(row: Row, columns: Columns, where: str, exchanged: bool) -> dict[Order | None, Values]:
+    """The numbers in a row by order; `exchanged`: the conversation has its a and b the other way round."""
+    told = row.cells.get(ORDER) if ORDER in row.cells and [*columns.of] == [None] else None
+    if told is not None and told not in ORDERS:
+        raise UserError(f"{where}, row {row.line}: {ORDER} is {shown(told)}: write {' or '.join(ORDERS)}")
+    found: dict[Order | None, Values] = {}
+    for order, names in columns.of.items():
+        values = [finite(row, name, where) for name in names]
+        order = order or told
+        if exchanged:
+            values[0], values[1] = values[1], values[0]
+            order = None if order is None else ORDERS[1 - ORDERS.index(order)]
+        found[order] = values
+    return found
+
+
+def finite(row: Row, name: str, where: str) -> float:
+    """The number in a cell; minus infinity may stand for the logarithm of nothing. Raises `UserError` for none."""
+    value = number(row.cells.get(name))
+    if math.isnan(value) or value == math.inf:
+        raise UserError(
+            f"{where}, row {row.line}: {name} is no finite number: {shown(row.cells.get(name))}; mend it, or leave "
+            "the row out"
+        )
+    return value
+
+
+def fold_in(row: Row, name: str, where: str) -> int | None:
+    """The fold in a cell; None for an empty one."""
+    cell: Any = row.cells.get(name)
+    if cell is None or cell == "":
+        return None
+    value = number(cell)
+    if not value.is_integer() or value < 0:
+        raise UserError(f"{where}, row {row.line}: {name} is no fold: {shown(cell)}; write 0, 1, ..., or nothing")
+    return int(value)
