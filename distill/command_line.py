@@ -3,13 +3,16 @@
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
 from core.exits import refuse
 from core.renamed import advice
 from core.suggestions import keys, of_override
 from distill.config import Config
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 WIDEST = 120
@@ -28,6 +31,22 @@ def refuse_old_keys(arguments: Iterable[str]) -> None:
             found.append(f"{key}: {remedy.replace('called ', f'called {group}{at}')}")
     if found:
         refuse(UserError("; ".join(found)))
+
+
+def composed(overrides: Sequence[str]) -> "DictConfig":
+    """The configuration as `hydra.main` composes it, in half its time: it does so twice, the first time for `-m`."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    if flags := [override for override in overrides if override.startswith("-")]:
+        raise UserError(f"{', '.join(flags)}: this command only looks and takes no flags but --help")
+    with initialize_config_dir(CONF, version_base="1.3"):
+        found = compose("config", overrides=[*overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(found)
+    with open_dict(found):
+        del found["hydra"]
+    return found
 
 
 def print_help(does: str, reads: Sequence[str], arguments: Sequence[str]) -> None:

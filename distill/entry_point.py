@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.exits import ChecksFailed, plain_ends, refuse, surroundings_explained
 from core.naming import check_names, expanded, run_name
 from core.screen import log_of, quietly
-from distill.command_line import CONF, print_help, refuse_old_keys, told
+from distill.command_line import CONF, composed, print_help, refuse_old_keys, told
 from distill.config import Config
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ def entry_point(
         from hydra.types import RunMode
         from omegaconf import OmegaConf
 
-        from students.training.optuna_studies import Pruned
-
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         assert isinstance(values, dict)
         try:
@@ -45,10 +43,7 @@ def entry_point(
             config = typed(values, HydraConfig.get().overrides.task)
             log = log_of(config.root, Path(stage.__code__.co_filename), config.run)
             with quietly(log) if libraries else nullcontext(), surroundings_explained():
-                try:
-                    return stage(config)
-                except Pruned as stopped:
-                    return stopped.log_loss
+                return loss_of(stage, config)
         except (UserError, ChecksFailed) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # to the sweeper: the other runs go on
@@ -84,20 +79,14 @@ def entry_point(
     return main
 
 
-def composed(overrides: Sequence[str]) -> "DictConfig":
-    """The configuration as `hydra.main` composes it, in half its time: it does so twice, the first time for `-m`."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
+def loss_of(stage: Callable[[Config], Any], config: Config) -> Any:
+    """What the stage returns, which sweeps minimise; of a run that a search has stopped, its last loss."""
+    from students.training.optuna_studies import Pruned
 
-    if flags := [override for override in overrides if override.startswith("-")]:
-        raise UserError(f"{', '.join(flags)}: this command only looks and takes no flags but --help")
-    with initialize_config_dir(CONF, version_base="1.3"):
-        found = compose("config", overrides=[*overrides], return_hydra_config=True)
-    HydraConfig.instance().set_config(found)
-    with open_dict(found):
-        del found["hydra"]
-    return found
+    try:
+        return stage(config)
+    except Pruned as stopped:
+        return stopped.log_loss
 
 
 def typed(values: Mapping[str, Any], overrides: Iterable[str]) -> Config:
