@@ -2,7 +2,9 @@
 
     <instruction> <question> q1 <answer_a> .. <answer_b> .. <question> q2 <answer_a> .. <answer_b> .. <verdict>
 
-With `show_models`, <model_a> name <model_b> name stand before the verdict.
+A pointwise judge is shown one response: without <answer_b>, order "ab" shows response a and "ba" response b, each
+within the budget, whatever the other one is. With `show_models`, <model_a> name <model_b> name stand before the
+verdict.
 
 The newest turn is always shown. Of what the budget leaves, older turns are taken from the newest back, and a marker
 stands for those left out. Within a turn that does not fit, the question comes first (a third of the room is its own,
@@ -53,8 +55,8 @@ class TemplateConfig:
     """Before the user's message of each turn."""
     answer_a: str
     """Before response a of each turn."""
-    answer_b: str
-    """Before response b of each turn."""
+    answer_b: str | None
+    """Before response b of each turn; null: the prompt shows one response alone (model.kind=pointwise)."""
     verdict: str
     """Stands last, once; the judge answers after it."""
     cut: str
@@ -78,13 +80,33 @@ class PromptConfig:
     show_models: bool
     """Tell the judge which models answered. Only for teachers: their student need not know."""
     label_tokens: list[str]
-    """How a language model names its verdict after this prompt, one token each: a wins, b wins, tie."""
+    """How a language model names its verdict after this prompt, one token each: a wins, b wins, tie; of one response:
+    good, bad."""
     template: TemplateConfig
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it shows one response alone."""
+        return self.template.answer_b is None
+
+
+class ResponseIds(list[int]):
+    """Token ids of a prompt that shows one response, and those that show the `other` one to the same conversation."""
+
+    __slots__ = ("other",)
+
+    def __init__(self, ids: Iterable[int], other: list[int]):
+        super().__init__(ids)
+        self.other = other
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The prompt of one conversation in one order. `truncated`: something of the conversation was left out."""
+    """The prompt of one conversation in one order. `truncated`: something of the conversation was left out.
+
+    For a pointwise judge `ids` are `ResponseIds` of the response that the order names first, and `truncated` is said of
+    both.
+    """
 
     id: str
     order: Order
@@ -105,13 +127,16 @@ class Renderer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         start, end = _frame(self._tokenizer)
-        fixed = {name: self._encode([text])[0] for name, text in asdict(config.template).items()}
+        self.pointwise = config.pointwise
+        given = {name: text for name, text in asdict(config.template).items() if text is not None}
+        fixed = {name: self._encode([text])[0] for name, text in given.items()}
         used = {token for ids in (start, *fixed.values(), end) for token in ids}
         self._tokenizer, _ = without_markers(self._tokenizer, used)
         instruction, verdict = fixed["instruction"], fixed["verdict"]
         self._omitted, self._cut = fixed["omitted"], fixed["cut"]
-        self._question, self._answers = fixed["question"], (fixed["answer_a"], fixed["answer_b"])
-        self._names = (fixed["model_a"], fixed["model_b"])
+        sides = ("a",) if self.pointwise else ("a", "b")
+        self._question, self._answers = fixed["question"], [fixed[f"answer_{side}"] for side in sides]
+        self._names = [fixed[f"model_{side}"] for side in sides]
         has_start = (instruction or self._question)[: len(start)] == start
         has_end = verdict[max(len(verdict) - len(end), 0) :] == end
         self._opening = instruction if has_start else start + instruction
@@ -128,7 +153,7 @@ class Renderer:
             config.max_tokens - self._budget + self._round_overhead + len(self._omitted) + 3 * (len(self._cut) + 2)
         )
         if config.show_models:
-            minimum += sum(map(len, self._names)) + 2 * NAME_TOKENS
+            minimum += sum(map(len, self._names)) + len(self._names) * NAME_TOKENS
         if config.max_tokens < minimum:
             raise UserError(
                 f"prompt.max_tokens={config.max_tokens}: this template and tokenizer need at least {minimum}"
@@ -137,14 +162,16 @@ class Renderer:
     @property
     def hashes(self) -> dict[str, str]:
         """`template`: what a judge is shown of a conversation, whatever its tokenizer; models' names are left aside, so
-        that a student may learn from a teacher that sees them. `prompt`: all of it, the budget and the tokenizer.
+        that a student may learn from a teacher that sees them. `prompt`: all of it, the budget and the tokenizer. A
+        prompt that shows one response says so as `kind`.
         """
         texts = asdict(self.config.template)
         names = {name: texts.pop(name) for name in ("model_a", "model_b")}
         template = _digest([LAYOUT_VERSION, texts])
         tokenizer = json.loads(self._tokenizer.to_str())
         parts = [template, self.config.max_tokens, self.config.min_turn_tokens, tokenizer, *self._frame]
-        return {"template": template, "prompt": _digest([*parts, names] if self.config.show_models else parts)}
+        kind = {"kind": "pointwise"} if self.pointwise else {}
+        return {"template": template, "prompt": _digest([*parts, names] if self.config.show_models else parts), **kind}
 
     def render(self, conversations: Iterable[Conversation], orders: Sequence[Order] = ORDERS) -> Iterator[Rendered]:
         """The prompts in the order given, all `orders` of a conversation together."""
@@ -157,11 +184,33 @@ class Renderer:
                     [next(encoded) for _ in part] for part in (c.prompt, c.response_a, c.response_b)
                 )
                 names = self._encode_names(c)
-                for order in orders:
-                    first, second = (side_a, side_b) if order == "ab" else (side_b, side_a)
-                    shown = names if order == "ab" else names[::-1]
-                    ids, truncated = self._assemble(list(zip(questions, first, second, strict=True)), shown)
-                    yield Rendered(c.id, order, ids, truncated)
+                yield from self._render(c, orders, questions, (side_a, side_b), names)
+
+    def _render(
+        self,
+        conversation: Conversation,
+        orders: Sequence[Order],
+        questions: list[list[int]],
+        sides: tuple[list[list[int]], list[list[int]]],
+        names: Sequence[list[int]],
+    ) -> Iterator[Rendered]:
+        """One conversation's prompts, from the tokens of its texts."""
+        if self.pointwise:
+            # Each response alone, whatever is asked for: a prompt knows the other one's.
+            pair = [
+                self._assemble(list(zip(questions, side, strict=True)), names[i : i + 1])
+                for i, side in enumerate(sides)
+            ]
+            truncated = any(cut for _, cut in pair)
+            for order in orders:
+                (own, _), (other, _) = pair if order == "ab" else pair[::-1]
+                yield Rendered(conversation.id, order, ResponseIds(own, other), truncated)
+            return
+        for order in orders:
+            first, second = sides if order == "ab" else sides[::-1]
+            shown = names if order == "ab" else names[::-1]
+            ids, cut = self._assemble(list(zip(questions, first, second, strict=True)), shown)
+            yield Rendered(conversation.id, order, ids, cut)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
@@ -173,10 +222,8 @@ class Renderer:
         names = self._encode([name or UNNAMED for name in (conversation.model_a, conversation.model_b)])
         return [name[:NAME_TOKENS] for name in names]
 
-    def _assemble(
-        self, turns: list[tuple[list[int], list[int], list[int]]], names: Sequence[list[int]]
-    ) -> tuple[list[int], bool]:
-        sizes = [(len(q), len(first), len(second)) for q, first, second in turns]
+    def _assemble(self, turns: Sequence[tuple[list[int], ...]], names: Sequence[list[int]]) -> tuple[list[int], bool]:
+        sizes = [tuple(map(len, turn)) for turn in turns]
         authors = [token for part in zip(self._names, names, strict=False) for tokens in part for token in tokens]
         kept = self._fit(sizes, self._budget - len(authors))
         left_out = len(turns) - len(kept)
@@ -191,17 +238,18 @@ class Renderer:
         assert len(ids) <= self.config.max_tokens
         return ids, kept != sizes
 
-    def _fit(self, sizes: list[tuple[int, int, int]], budget: int) -> list[tuple[int, int, int]]:
+    def _fit(self, sizes: list[tuple[int, ...]], budget: int) -> list[tuple[int, ...]]:
         """Lengths for the newest turns that the budget holds, oldest of them first."""
         if sum(map(sum, sizes)) + len(sizes) * self._round_overhead <= budget:
             return sizes
         budget -= len(self._omitted) if len(sizes) > 1 else 0
-        kept: list[tuple[int, int, int]] = []
+        kept: list[tuple[int, ...]] = []
         for size in reversed(sizes):
             room = budget - self._round_overhead
             if kept and room < min(self.config.min_turn_tokens, sum(size)):
                 break
-            kept.append(share_room(*size, room))
+            question, answer, *others = size
+            kept.append(share_room(question, answer, sum(others), room)[: len(size)])
             budget = room - sum(kept[-1])
         return kept[::-1]
 

@@ -68,7 +68,10 @@ REMOVED = {
 }
 # Keys that earlier manifests lack -> a key beside which they stand, and what held then.
 LABEL_TOKENS = [" A", " B", " C"]  # of every prompt
-ADDED = {"prompt.label_tokens": ("max_tokens", LABEL_TOKENS)}
+ADDED = {
+    "prompt.label_tokens": ("max_tokens", LABEL_TOKENS),
+    "model.kind": ("freeze_layers", "pairwise"),
+}
 UNCHANGED = {"canaries": ("on_failure", "rows", "tokens", "repeats", "factors", "floor")}  # names that are groups now
 # Values that are gone: key -> value -> what to give in its place.
 REMOVED_VALUES = {"export.format": {"gptq": "the format is gone; give w8a16, which has the same weights"}}

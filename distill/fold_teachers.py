@@ -19,7 +19,7 @@ def fold_models(config: Config) -> list[TeacherModel]:
             return (judge.merged(config.root), None) if config.teacher.merge else judge.unmerged(config.root)
 
         who = (judge.manifest.content, fold, judge.learned(), judge.labels)
-        return TeacherModel(*who, judge.renderer, judge.base, folders)
+        return TeacherModel(*who, judge.renderer, judge.base, folders, judge.davidson)
 
     opened = [open_trained(f, config.root, "train it first (role=teacher)") for f in teacher_folders(config)]
     return [model(fold, judge) for fold, judge in zip(config.teacher.folds, opened, strict=True)]

@@ -5,7 +5,7 @@ Tensors stream through `core.models.shards`, one in memory at a time.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from core.models.architecture import HEADS
 from core.models.folders import new_model
 from core.models.linking import linked_classifier
 from core.models.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
+from core.pointwise import KEY, outputs_of
 from core.records import LABELS
 
 PEFT_PREFIX = "base_model.model."
@@ -66,9 +67,9 @@ def merge_adapter(
     modules_to_save hold `score`. Raises `UserError` naming the tensors unless the two fit exactly: every adapter
     tensor is used once, every target exists. `out` appears at once and complete, in the place of an older one.
     """
-    config = _classifier_config(base, dtype) | dict(settings or {})
     sources = locate(base)
     lora = read_adapter(adapter)
+    config = _classifier_config(base, dtype, outputs_of(len(lora.score) == 1)) | dict(settings or {})
     shapes = read_shapes(base, sources)
     _check_fit(base, adapter, lora, shapes, config)
     layout = {name: shape for name, shape in shapes.items() if name.split(".")[0] not in HEADS}
@@ -96,7 +97,7 @@ def unmerge_adapter(
     lora = read_adapter(adapter)
     if lora.magnitudes:
         raise UserError(f"{adapter} is a DoRA adapter, which vLLM cannot serve beside its base: set teacher.merge=true")
-    linked_classifier(base, model, {f"{SCORE}.weight": lora.score}, LABELS, settings)
+    linked_classifier(base, model, {f"{SCORE}.weight": lora.score}, outputs_of(len(lora.score) == 1), settings)
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
     tensors.pop(f"{PEFT_PREFIX}{SCORE}.weight")
@@ -157,7 +158,7 @@ def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
         raise UserError(f"{folder} cannot be merged:\n" + "\n".join(f"  - {reason}" for reason in found))
 
 
-def _classifier_config(base: Path, dtype: torch.dtype) -> dict[str, Any]:
+def _classifier_config(base: Path, dtype: torch.dtype, outputs: Sequence[str]) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((base / "config.json").read_text())
     if "quantization_config" in config:
         raise UserError(f"{base} is quantised: an adapter merges into the unquantised weights; give those as the base")
@@ -171,13 +172,14 @@ def _classifier_config(base: Path, dtype: torch.dtype) -> dict[str, Any]:
     pad = config.get("pad_token_id")
     config |= {
         "architectures": [f"{family}ForSequenceClassification"],
-        "id2label": {str(i): label for i, label in enumerate(LABELS)},
-        "label2id": {label: i for i, label in enumerate(LABELS)},
+        "id2label": {str(i): name for i, name in enumerate(outputs)},
+        "label2id": {name: i for i, name in enumerate(outputs)},
         "pad_token_id": pad if pad is not None else eos[0] if isinstance(eos, list) else eos,
         "dtype": str(dtype).removeprefix("torch."),
     }
     config.pop("torch_dtype", None)  # the older name of dtype
     config.pop("auto_map", None)  # code of the base's own for a head that is gone
+    config.pop(KEY, None)  # what its rewards went through
     return config
 
 
@@ -186,20 +188,22 @@ def caps_off(config: Mapping[str, Any]) -> dict[str, None]:
     return {name: None for name in CAPS if config.get(name) is not None}
 
 
-def stored_head(base: Path) -> tuple[torch.Tensor | None, str]:
-    """The score head [3, width] that `base` holds, its rows in our order of labels, and in words where it comes from.
+def stored_head(base: Path, outputs: Sequence[str] = LABELS) -> tuple[torch.Tensor | None, str]:
+    """The score head [outputs, width] that `base` holds, its rows in our order, and in words where it comes from.
 
-    None where it has another number of outputs, or names for them that say nothing.
+    None where it has another number of outputs, or names for three that say nothing. A single one is a reward.
     """
     name = f"{SCORE}.weight"
     if name not in (sources := locate(base)):
-        return None, f"{base} has none"
+        return None, f"{base} has no score head"
     rows = read_tensor(sources, name)
     named = json.loads((base / "config.json").read_text()).get("id2label", {})
     names = [str(named.get(str(i), "")).removeprefix("winner_").removeprefix("model_") for i in range(len(rows))]
-    if sorted(names) != sorted(LABELS):
-        return None, f"that of {base} has {len(rows)} outputs, named {list(named.values())}, not {[*LABELS]}"
-    return rows[[names.index(label) for label in LABELS]], f"{base} is a judge over {[*named.values()]}"
+    if len(outputs) == len(rows) == 1:
+        return rows, f"{base} gives rewards"
+    if sorted(names) != sorted(outputs):
+        return None, f"that of {base} has {len(rows)} outputs, named {list(named.values())}, not {[*outputs]}"
+    return rows[[names.index(label) for label in outputs]], f"{base} is a judge over {[*named.values()]}"
 
 
 def _check_fit(
@@ -212,7 +216,8 @@ def _check_fit(
             problems.append(f"{module}: the base has no such layer to keep")
         elif shapes[f"{module}.weight"] != expected:
             problems.append(f"{module}: B @ A is {expected}, the base's weight {shapes[f'{module}.weight']}")
-    if [*lora.score.shape] != [len(LABELS), config["hidden_size"]]:
-        problems.append(f"{SCORE}: the head is {[*lora.score.shape]}, expected {[len(LABELS), config['hidden_size']]}")
+    expected = [len(config["id2label"]), config["hidden_size"]]
+    if [*lora.score.shape] != expected:
+        problems.append(f"{SCORE}: the head is {[*lora.score.shape]}, expected {expected}")
     if problems:
         raise UserError(f"adapter {adapter} does not fit base {base}:\n" + "\n".join(f"  - {p}" for p in problems))

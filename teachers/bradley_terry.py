@@ -13,6 +13,7 @@ import polars as pl
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 
+from core.bradley_terry import BradleyTerry
 from core.errors import UserError
 from core.labels import NO_TIE, Labels, among
 from core.records import LABELS, TEST, Conversation
@@ -22,23 +23,6 @@ from teachers.rewards import RESPONSES
 
 log = logging.getLogger(__name__)
 CROSS_FIT = pl.Schema({"id": pl.String(), "logits": SCORES["logits"], "judge_fold": pl.Int32()})
-
-
-@dataclass(frozen=True)
-class BradleyTerry:
-    """P(a), P(b) and P(tie) in proportion to exp(s/2), exp(-s/2) and exp(log_tie), s = `weights` · (r_a - r_b).
-
-    Bradley and Terry's (1952) model of paired comparisons with ties as Davidson (1970), "On Extending the Bradley-Terry
-    Model to Accommodate Ties", added them. `weights` [objectives] are per unit of each reward.
-    """
-
-    weights: np.ndarray
-    log_tie: float
-
-    def logits(self, differences: np.ndarray) -> np.ndarray:
-        """float64 [n, 3] for differences r_a - r_b [n, objectives]; negated, they give a and b exchanged."""
-        strength = differences @ self.weights
-        return np.column_stack([strength / 2, -strength / 2, np.full(len(differences), self.log_tie)])
 
 
 def fit_bradley_terry(differences: np.ndarray, votes: np.ndarray, l2: float) -> BradleyTerry:

@@ -1,4 +1,4 @@
-"""Soft logits from judges that see both responses: which of a teacher's models scores which rows, and their scoring."""
+"""Soft logits from judges: which of a teacher's models scores which rows, and their scoring."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,9 +13,11 @@ import polars as pl
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import read_manifest
+from core.bradley_terry import BradleyTerry
 from core.errors import UserError
 from core.labels import Labels, among, check_knows, labels_of, noted, shared
 from core.models.folders import model_hash
+from core.pointwise import check_kind
 from core.prompts import PromptConfig, Rendered, Renderer, check_open
 from core.provenance import Learned, behind_model
 from core.records import LABELS, ORDERS, TEST, Conversation
@@ -41,7 +43,8 @@ class TeacherModel:
     """One model of a teacher.
 
     `content` tells it from any other; `learned`: what it learned from, `labels`: and what could be voted for there;
-    `folders()`: its folder, made ready when it is asked for, and an adapter that is served beside it.
+    `folders()`: its folder, made ready when it is asked for, and an adapter that is served beside it. `davidson`: how
+    the rewards of a pointwise judge become logits, where its folder need not tell.
     """
 
     content: str
@@ -51,10 +54,21 @@ class TeacherModel:
     renderer: Renderer
     tokenizer: Path
     folders: Callable[[], tuple[Path, Path | None]]
+    davidson: BradleyTerry | None = None
 
     def asked_tokens(self, teacher: TeacherConfig) -> list[str] | None:
-        """The next tokens that the model is asked for; None where its score head is read."""
-        return self.renderer.config.label_tokens if teacher.method == "label_tokens" else None
+        """The next tokens that the model is asked for; None where its score head is read.
+
+        Raises `UserError` where its prompts show one response.
+        """
+        if teacher.method != "label_tokens":
+            return None
+        if self.renderer.pointwise:
+            raise UserError(
+                "teacher.method=label_tokens asks which of two responses is better, and prompt.template shows one: "
+                "give prompt=label_tokens"
+            )
+        return self.renderer.config.label_tokens
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,8 @@ def ready_made_model(folder: Path, prompt: PromptConfig, by_label_tokens: bool) 
     renderer = Renderer(prompt, folder)
     if by_label_tokens:
         check_open(renderer, "teacher.method=label_tokens", folder)
+    else:
+        check_kind(folder, renderer.pointwise)
     told = (model_hash(folder), NO_FOLD, behind_model(folder), labels_behind(folder), renderer, folder)
     return TeacherModel(*told, lambda: (folder, None))
 
@@ -204,6 +220,7 @@ def score_share(share: Share, store: Path, teacher: TeacherConfig, scorer: Score
         folder,
         scorer,
         model.renderer.config.max_tokens,
+        davidson=model.davidson,
         label_tokens=model.asked_tokens(teacher),
         adapter=adapter,
         fold=model.fold if model.fold >= 0 else None,

@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 
 from core.artefacts.building import Artefact
+from core.errors import UserError
 from core.labels import Labels
 from core.models.folders import model_hash
+from core.pointwise import davidson_in
 from core.provenance import Learned
 from core.records import LABELS, ORDERS, TEST, Conversation
 from core.store.parts import NO_FOLD
@@ -41,7 +43,15 @@ class RewardModel:
 
     @classmethod
     def at(cls, source: Path, max_tokens: int, models: Path) -> "RewardModel":
-        """The model in `source`, shown prompts of up to `max_tokens` tokens; its classifier is made below `models`."""
+        """The model in `source`, shown prompts of up to `max_tokens` tokens; its classifier is made below `models`.
+
+        Raises `UserError` for a pointwise judge, which reads its own prompts and knows what its rewards amount to.
+        """
+        if davidson_in(source) is not None:
+            raise UserError(
+                f"teacher.model={source} is a pointwise judge of this project: ask it with teacher=model and the "
+                "prompt that it was trained on, such as prompt=pointwise"
+            )
         content = model_hash(source)
         return cls(source, content, RewardRenderer(source, max_tokens), models / f"reward-{content[:16]}")
 
@@ -88,7 +98,7 @@ def score_responses(
         ) as run:
             if todo:
                 folder = as_classifier(model.source, model.classifier)
-                with open_scorer(folder, scorer, model.renderer.max_tokens, labels=None) as opened:
+                with open_scorer(folder, scorer, model.renderer.max_tokens, judges=False) as opened:
                     prompts = (p for p in model.renderer.render(todo) if (p.id, p.response) not in done)
                     run.score(writer, opened, prompts, row)
 

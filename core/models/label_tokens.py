@@ -1,4 +1,4 @@
-"""The three tokens by which a language model names its verdict, and the rows of its output matrix for them."""
+"""The tokens by which a language model names its verdict, and the rows of its output matrix for them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +12,19 @@ from core.records import LABELS
 if TYPE_CHECKING:
     import torch
 
+OF_ONE_RESPONSE = ("good", "bad")  # the verdicts on a response alone, such as yes and no
 OUTPUT, OUTPUT_BIAS, EMBEDDINGS = "lm_head.weight", "lm_head.bias", "model.embed_tokens.weight"
 
 
-def label_token_ids(labels: Sequence[str], model: Path) -> list[int]:
-    """The token of each of the three `labels`, in the order of `LABELS`.
+def label_token_ids(labels: Sequence[str], model: Path, verdicts: Sequence[str] = LABELS) -> list[int]:
+    """The token of each of the `labels`, in the order of the `verdicts` that they name.
 
     Raises `UserError` for a label that is more than one token, or two labels that are the same.
     """
-    if len(labels) != len(LABELS):
-        raise UserError(f"prompt.label_tokens={list(labels)}: give one text for each of {list(LABELS)}, in this order")
+    if len(labels) != len(verdicts):
+        raise UserError(
+            f"prompt.label_tokens={list(labels)}: give one text for each of {list(verdicts)}, in this order"
+        )
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     pieces = [tokenizer.encode(label, add_special_tokens=False) for label in labels]
     problems = [f"{label!r} is {p.tokens}" for label, p in zip(labels, pieces, strict=True) if len(p.ids) != 1]

@@ -35,9 +35,10 @@ def linked_classifier(
         "architectures": [f"{family}ForSequenceClassification"],
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
-        **(settings or {}),
     }
-    config.pop("auto_map", None)
+    for of_the_old_head in ("auto_map", "pointwise"):
+        config.pop(of_the_old_head, None)
+    config |= settings or {}
     with new_folder(folder) as partial:
         weight_map = dict.fromkeys(tensors, "head.safetensors") | _link_shards(base, partial)
         save_file(dict(tensors), partial / "head.safetensors", metadata={"format": "pt"})

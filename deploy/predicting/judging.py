@@ -78,12 +78,12 @@ class Share:
         return len(self.lacking("ab")) + max(0, self.quota - again)
 
 
-def take_share(judging: Judging, number: int, count: int) -> Share:
-    """Share `number` of `count` of the input's conversations."""
+def take_share(judging: Judging, number: int, count: int, *, twice: bool = True) -> Share:
+    """Share `number` of `count` of the input's conversations; `twice`: whether another order can give other logits."""
     rows = sorted(read_unlabelled(judging.source).conversations, key=lambda c: (c.prompt, c.id))
     own = rows[len(rows) * number // count : len(rows) * (number + 1) // count]
     there = read_scores(judging.parts).select("id", "order")
-    return Share(own, round(judging.settings.second_order * len(own)), set(there.iter_rows()))
+    return Share(own, round(judging.settings.second_order * len(own)) if twice else 0, set(there.iter_rows()))
 
 
 def judge_share(number: int, count: int, judging: Judging) -> None:
@@ -91,7 +91,8 @@ def judge_share(number: int, count: int, judging: Judging) -> None:
 
     It ends at once, without an engine, where nothing is left to do.
     """
-    judge, share = open_exported(judging.model), take_share(judging, number, count)
+    judge = open_exported(judging.model)
+    share = take_share(judging, number, count, twice=not judge.renderer.pointwise)
     waiting, settings = share.waiting(), judging.settings
     draws_all = backend_of(judging.scorer).draws_all
     identity = store_identity(judge.renderer.hashes["prompt"], judging.scorer.precision)

@@ -66,7 +66,7 @@ def write_canaries(
 ) -> None:
     """Write `canaries.parquet`: conversations, each with its prompt and the logits [n, 3] as shown."""
     rows = [
-        {name: getattr(c, name) for name in ("id", *TEXTS, "model_a", "model_b")} | {"order": p.order, "ids": p.ids}
+        {name: getattr(c, name) for name in ("id", *TEXTS, "model_a", "model_b")} | {"order": p.order, "ids": [*p.ids]}
         for c, p in shown
     ]
     table = pl.DataFrame([{**row, "logits": answer} for row, answer in zip(rows, logits, strict=True)], schema=SCHEMA)

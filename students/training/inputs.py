@@ -1,6 +1,7 @@
 """What a training learns from: its conversations, a teacher's soft targets, and both rendered as examples."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from core.artefacts.manifest import read_manifest
 from core.data.table import load_conversations
 from core.errors import UserError
 from core.labels import Labels, check_knows, labels_in
-from core.prompts import Renderer
+from core.prompts import PromptConfig, Renderer
 from core.records import Conversation
 from core.store.targets import Targets, soft_targets
 from students.training.config import RowWeightsConfig
@@ -60,12 +61,29 @@ def load_inputs(run: TrainingRun) -> Inputs:
     return Inputs([c for c in training if c.votes], validation, None, labels)
 
 
-def check_template(store: SoftTargets, template: str) -> None:
-    """Refuse targets of a teacher that was shown another template, unless `teacher.same_prompt` is off."""
-    theirs = read_manifest(store.folder, "teacher").prompt["template"]
-    if store.same_prompt and theirs != template:
+def check_prompt(kind: str, prompt: PromptConfig) -> None:
+    """Refuse a prompt that shows other responses than a judge of this kind reads."""
+    if kind == "pointwise" and not prompt.pointwise:
         raise UserError(
-            f"{store.folder} was made with prompt template {theirs}, this run renders {template}: "
+            "model.kind=pointwise reads one response, and prompt.template shows both: add prompt=pointwise, or give a "
+            "template with answer_b=null"
+        )
+    if kind == "pairwise" and prompt.pointwise:
+        raise UserError(
+            "prompt.template.answer_b=null shows one response, and model.kind=pairwise reads both: add "
+            "model.kind=pointwise, or give a template that shows both"
+        )
+
+
+def check_template(store: SoftTargets, own: Mapping[str, str]) -> None:
+    """Refuse targets of a teacher that was shown another template than the run's `own` (hashes of its renderer), unless
+    `teacher.same_prompt` is off. A pairwise teacher and a pointwise student cannot have the same.
+    """
+    theirs = read_manifest(store.folder, "teacher").prompt
+    alike = theirs.get("kind") == own.get("kind")
+    if store.same_prompt and alike and theirs["template"] != own["template"]:
+        raise UserError(
+            f"{store.folder} was made with prompt template {theirs['template']}, this run renders {own['template']}: "
             "use the teacher's prompt.template, score again with the new one, "
             "or allow the difference with teacher.same_prompt=false"
         )

@@ -20,7 +20,15 @@ from core.records import LABELS, ORDERS
 from students.training.checkpoints import RunState, StopRequest, load_checkpoint, save_checkpoint
 from students.training.collectives import from_first, rank, total, world
 from students.training.config import LossConfig, OptimizerConfig
-from students.training.data import BatchRow, Example, collate, micro_batches, plan_epoch
+from students.training.data import (
+    BatchRow,
+    Example,
+    collate,
+    distinct_prompts,
+    micro_batches,
+    plan_epoch,
+    prompt_numbers,
+)
 from students.training.engine import open_deepspeed
 from students.training.losses import Objective
 from students.training.model import JudgeModel
@@ -77,7 +85,7 @@ class Trainer:
         self.objective = Objective(recipe.loss, labels)
         self.engine = open_deepspeed(judge, recipe.optimizer, recipe.engine)
         self.device = self.engine.device
-        self.lengths = [example.length for example in training]
+        self.lengths, self.prompts = [example.length for example in training], prompt_numbers(training)
         train = recipe.train
         self.steps_per_epoch = math.ceil(len(training) / train.batch_conversations)
         self.total_steps = self.steps_per_epoch * train.epochs
@@ -146,7 +154,7 @@ class Trainer:
         factors = (weights / divisors).to(self.device)
 
         # Forward and backward over this rank's micro-batches.
-        pieces = micro_batches(step, self.lengths, self.world, self.recipe.engine.micro_batch_tokens)
+        pieces = micro_batches(step, self.lengths, self.world, self.recipe.engine.micro_batch_tokens, self.prompts)
         sums = torch.zeros(len(factors), dtype=torch.float64)
         self.engine.train()
         for rows in pieces[self.rank]:
@@ -162,8 +170,7 @@ class Trainer:
 
         # The row of the history.
         means = dict(zip(self.objective.names, (total(sums) / divisors).tolist(), strict=True))
-        tokens = sum(len(ids) for example in examples for ids in example.ids)
-        padded = sum(self.width(rows) for rank in pieces for rows in rank if rows)
+        tokens, padded = np.sum([self.tokens(rows) for rank in pieces for rows in rank if rows], axis=0).tolist()
         return {
             "step": self.state.step,
             "epoch": epoch,
@@ -208,10 +215,10 @@ class Trainer:
                 "engine.gradient_checkpointing=true, or spread the model with engine=zero3"
             ) from error
 
-    def width(self, rows: list[BatchRow]) -> int:
-        """Tokens of a micro-batch, pads included."""
-        lengths = [len(self.training[i].ids[order]) for i, order in rows]
-        return sum(lengths) if self.recipe.engine.padding_free else len(rows) * max(lengths)
+    def tokens(self, rows: list[BatchRow]) -> tuple[int, int]:
+        """How many tokens of a micro-batch are computed, without pads and with them."""
+        lengths = [len(ids) for ids in distinct_prompts(rows, self.training)[0]]
+        return sum(lengths), sum(lengths) if self.recipe.engine.padding_free else len(lengths) * max(lengths)
 
     def validation_is_due(self) -> bool:
         """At the end of an epoch, and every `train.validate_every` steps."""
@@ -226,7 +233,8 @@ class Trainer:
         self.engine.eval()
         lengths = [example.length for example in self.validation]
         engine = self.recipe.engine
-        pieces = micro_batches(range(len(lengths)), lengths, self.world, engine.micro_batch_tokens)
+        numbers = prompt_numbers(self.validation)
+        pieces = micro_batches(range(len(lengths)), lengths, self.world, engine.micro_batch_tokens, numbers)
         own = score(self.engine, self.validation, pieces[self.rank], self.device, engine.padding_free)
         logits = total(own)  # each conversation is whole on one rank and zero on the others
         if broken := [e for e, row in zip(self.validation, logits, strict=True) if not torch.isfinite(row).all()]:

@@ -1,4 +1,7 @@
-"""The judge as a module: a causal backbone, tuned by LoRA or whole, pooled at the last token, and a three-way head."""
+"""The judge as a module: a causal backbone, tuned by LoRA or whole, pooled at the last token, and a head.
+
+A pairwise judge's head has three outputs. A pointwise one's has one, and the rewards of both responses become logits.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -12,15 +15,19 @@ from torch import nn
 
 from core.errors import UserError
 from core.folders import new_folder
+from core.json_files import write_json
+from core.labels import Labels
 from core.models.architecture import layer_of
 from core.models.folders import copy_tokenizer
 from core.models.shards import DTYPES
+from core.pointwise import JUDGE, KEY, noted, outputs_of
 from core.records import LABELS
 from students.merging import SCORE, caps_off
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.collectives import take_device
 from students.training.config import EngineConfig, ModelConfig
-from students.training.heads import start_head
+from students.training.heads import start_davidson, start_head
+from students.training.pairing import Davidson, learnt
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +41,13 @@ class JudgeModel(nn.Module):
     token is the one at `ends` in the flattened ids, whatever ids the text holds.
     """
 
-    def __init__(self, model: Any, base: Path):
-        """`model` is transformers' sequence classifier, or PEFT's model around it, made from the folder `base`."""
+    def __init__(self, model: Any, base: Path, davidson: Davidson | None = None):
+        """`model` is transformers' sequence classifier, or PEFT's model around it, made from the folder `base`.
+
+        With `davidson` it gives rewards, and both rows of a conversation stand side by side.
+        """
         super().__init__()
-        self.model, self.base = model, base
+        self.model, self.base, self.davidson = model, base, davidson
 
     @property
     def classifier(self) -> Any:
@@ -49,12 +59,13 @@ class JudgeModel(nn.Module):
         hidden = getattr(classifier, classifier.base_model_prefix)(
             input_ids=input_ids, position_ids=positions, use_cache=False
         ).last_hidden_state
-        return classifier.score(hidden.flatten(0, 1)[ends])
+        outputs = classifier.score(hidden.flatten(0, 1)[ends])
+        return outputs if self.davidson is None else self.davidson(outputs)
 
     def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """(LoRA matrices or all weights, score head)."""
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        return [p for name, p in named if SCORE not in name], [p for name, p in named if SCORE in name]
+        """(LoRA matrices or all weights, score head and what comes after it)."""
+        named = [(SCORE in n or n.startswith("davidson."), p) for n, p in self.named_parameters() if p.requires_grad]
+        return [p for of_head, p in named if not of_head], [p for of_head, p in named if of_head]
 
     def save(self, folder: Path, gathered: bool, write: bool) -> None:
         """Write `folder`/adapter in PEFT's layout, or for a full tuning `folder`/model, in place of an older one.
@@ -68,6 +79,10 @@ class JudgeModel(nn.Module):
             return
         name = "adapter" if adapted else "model"
         with new_folder(folder / name) as partial:
+            if self.davidson is not None:
+                note = noted(learnt(state.pop("davidson.log_scale"), state.pop("davidson.log_tie", None)))
+                write_json(partial / JUDGE, note)
+                self.classifier.config.update(note)
             if adapted:
                 self.model.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
                 (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
@@ -93,11 +108,17 @@ def whole(parameter: nn.Parameter) -> Any:
 
 
 def build_judge(
-    base: Path, config: ModelConfig, engine: EngineConfig, seed: int, label_tokens: Sequence[str] = ()
+    base: Path,
+    config: ModelConfig,
+    engine: EngineConfig,
+    seed: int,
+    label_tokens: Sequence[str] = (),
+    labels: Labels = LABELS,
 ) -> JudgeModel:
     """Load `base` for training; what is new (LoRA matrices, a score head) is drawn from `seed`.
 
-    `label_tokens` are the verdicts whose output rows `model.head=label_tokens` starts from.
+    `label_tokens` are the verdicts whose output rows `model.head=label_tokens` starts from, `labels` what people could
+    vote for.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers import logging as transformers_logging
@@ -120,18 +141,20 @@ def build_judge(
         device_map={"": str(device)} if config.load_in_4bit else None,  # else DeepSpeed moves it
         ignore_mismatched_sizes=True,  # the head of a reward model
     )
-    model.score = start_head(model.score.weight, base, config.head, label_tokens)
+    pointwise = config.kind == "pointwise"
+    model.score = start_head(model.score.weight, base, config.head, label_tokens, outputs_of(pointwise))
+    davidson = start_davidson(base, config.head, labels) if pointwise else None
     if engine.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if engine.liger and device.type == "cuda":
         fuse(model)
     if config.tuning == "lora":
-        return JudgeModel(with_lora(model, config), base)
+        return JudgeModel(with_lora(model, config), base, davidson)
     model.score.to(dtype)  # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same
     for name, parameter in model.named_parameters():
         if config.freeze_layers and ("embed_tokens" in name or 0 <= layer_of(name) < config.freeze_layers):
             parameter.requires_grad = False
-    return JudgeModel(model, base)
+    return JudgeModel(model, base, None if davidson is None else davidson.to(dtype))
 
 
 def fuse(model: Any) -> None:
@@ -148,11 +171,14 @@ def fuse(model: Any) -> None:
 
 
 def classifier_settings(base: Path, config: ModelConfig) -> Any:
-    """transformers' configuration of a classifier over `LABELS` from `base`, without caps where they are off."""
+    """transformers' configuration of a judge's classifier from `base`, without caps where they are off."""
     from transformers import AutoConfig
 
-    settings: Any = AutoConfig.from_pretrained(base, num_labels=len(LABELS))
-    settings.id2label, settings.label2id = dict(enumerate(LABELS)), {label: i for i, label in enumerate(LABELS)}
+    outputs = outputs_of(config.kind == "pointwise")
+    settings: Any = AutoConfig.from_pretrained(base, num_labels=len(outputs))
+    settings.id2label, settings.label2id = dict(enumerate(outputs)), {name: i for i, name in enumerate(outputs)}
+    if hasattr(settings, KEY):  # of a base that is a pointwise judge itself
+        delattr(settings, KEY)
     if settings.pad_token_id is None:
         settings.pad_token_id = settings.eos_token_id if isinstance(settings.eos_token_id, int) else 0
     if not config.softcapping:

@@ -12,7 +12,7 @@ from core.locks import alone
 from core.models.resolving import resolve
 from core.prompts import Renderer, check_open
 from students.training.collectives import process_group
-from students.training.inputs import check_template, load_inputs
+from students.training.inputs import check_prompt, check_template, load_inputs
 from students.training.loop import Trainer
 from students.training.model import build_judge
 from students.training.outcome import finished_log_loss, write_metrics
@@ -42,10 +42,11 @@ def train(run: TrainingRun) -> float:
         with fail_together():
             base = resolve(run.model.base, run.root, run.model.layers)
             renderer = Renderer(run.prompt, base)
+            check_prompt(run.model.kind, run.prompt)
             if run.model.head == "label_tokens":
                 check_open(renderer, "model.head=label_tokens", base)
             if run.soft_targets is not None:
-                check_template(run.soft_targets, renderer.hashes["template"])
+                check_template(run.soft_targets, renderer.hashes)
             learned = inputs.learned(base)
             training, validation = inputs.examples(renderer, run.recipe.loss.rows)
 
@@ -62,9 +63,10 @@ def train(run: TrainingRun) -> float:
         # Train, from the last checkpoint where there is one.
         with fail_together():
             tracker = open_tracker(run, rank, inputs.validation, inputs.labels)
-            judge = build_judge(base, run.model, run.recipe.engine, run.recipe.seed, run.prompt.label_tokens)
-        told = (tracker, run.trial, inputs.labels)
-        state = Trainer(run.recipe, judge, training, validation, run.folder, *told).train()
+            told = (run.recipe.engine, run.recipe.seed, run.prompt.label_tokens, inputs.labels)
+            judge = build_judge(base, run.model, *told)
+        trainer = Trainer(run.recipe, judge, training, validation, run.folder, tracker, run.trial, inputs.labels)
+        state = trainer.train()
 
         # Write the results; the manifest is last.
         with fail_together():

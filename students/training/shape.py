@@ -6,7 +6,7 @@ from pathlib import Path
 from core.errors import UserError
 from core.models.families import Decoder, decoder_of
 from core.models.shapes import Shape, facts_of, meta_classifier, shape_of
-from core.records import LABELS
+from core.pointwise import outputs_of
 from students.training.config import ModelConfig
 
 
@@ -33,7 +33,7 @@ def counted(decoder: Decoder, settings: ModelConfig) -> Shape | None:
     return replace(
         shape,
         capped=shape.capped and settings.softcapping,
-        adapters=adapted + len(LABELS) * shape.width,
+        adapters=adapted + len(outputs_of(settings.kind == "pointwise")) * shape.width,
         tuned=shape.parameters - (decoder.embedding + frozen * decoder.layer if frozen else 0),
         rank=lora.rank,
     )

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from core.bradley_terry import BradleyTerry
 from core.errors import UserError
 from core.models.label_tokens import label_token_ids
+from core.pointwise import PointwiseScorer, davidson_in, outputs_of
 from core.records import LABELS
 from core.scoring import Scorer
 from teachers.scorers.backends import ModelSpec, backend_of, open_with
@@ -20,18 +22,22 @@ def open_scorer(
     config: ScorerConfig,
     max_tokens: int,
     *,
-    labels: Sequence[str] | None = LABELS,
+    judges: bool = True,
+    davidson: BradleyTerry | None = None,
     label_tokens: Sequence[str] | None = None,
     adapter: Path | None = None,
     fold: int | None = None,
 ) -> Iterator[Scorer]:
     """The scorer of a model's folder, closed at the end.
 
-    `max_tokens` is the longest prompt in tokens. `labels` are the outputs that a classifier must have (None: any).
-    With `label_tokens`, one text a label, a language model is asked for these next tokens instead.
-    `adapter` is a LoRA folder that is served beside `model`, `fold` fills a server's URL. Raises `UserError` where the
-    folder or the servers do not hold such a model.
+    `max_tokens` is the longest prompt in tokens. It gives the logits of a judge (`judges`), or whatever outputs the
+    classifier has. A pointwise judge's rewards become logits by what its config.json says, or by `davidson` where the
+    folder is not that of its model. With `label_tokens`, one text a label, a language model is asked for these next
+    tokens instead. `adapter` is a LoRA folder that is served beside `model`, `fold` fills a server's URL. Raises
+    `UserError` where the folder or the servers do not hold such a model.
     """
+    davidson = davidson or (davidson_in(model) if judges and label_tokens is None else None)
+    labels = outputs_of(davidson is not None) if judges else None
     label_ids = None
     if label_tokens is not None:
         label_ids = label_token_ids(label_tokens, model)
@@ -39,7 +45,7 @@ def open_scorer(
         check_classifier(model, labels)
     outputs = None if labels is None else len(labels)
     with open_with(ModelSpec(model, max_tokens, label_ids, outputs, adapter, fold), config) as scorer:
-        yield scorer
+        yield scorer if davidson is None else PointwiseScorer(scorer, davidson)
 
 
 def check_classifier(model: Path, labels: Sequence[str] | None = LABELS) -> None:

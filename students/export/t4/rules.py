@@ -2,7 +2,7 @@
 
 from core.models.architecture import head_dim
 from core.models.memory import GB, work_per_token
-from core.records import LABELS
+from core.pointwise import KEY, outputs_of
 from students.export.config import T4Config
 from students.export.t4.findings import Finding
 from students.export.t4.model_files import ModelFiles
@@ -34,7 +34,7 @@ def no_bfloat16(model: ModelFiles) -> Finding:
 def score_head(model: ModelFiles) -> Finding:
     """It is there, whole, and not quantised."""
     dtype, shape = model.tensors.get(f"{SCORE}.weight", ("", []))
-    expected = [len(LABELS), model.config["hidden_size"]]
+    expected = [len(outputs_of(KEY in model.config)), model.config["hidden_size"]]
     remedy = "export the judge again with the head left as it is"
     if packed := [name for name in model.tensors if name.startswith(f"{SCORE}.") and not _is_plain(name, model)]:
         return Finding("score head", False, f"it is quantised ({some(packed)}): {remedy}")

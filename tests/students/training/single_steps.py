@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from core.config import from_mapping
+from core.labels import NO_TIE
 from core.records import swap_labels
 from distill.config import Config
 from distill.training_run import recipe
 from students.training.data import BatchRow, Example, micro_batches
 from students.training.model import JudgeModel, build_judge
+from students.training.pairing import Davidson
 from students.training.tracking import Tracker
 from tests.composing import plain
 from tests.running import free_port, own_process
@@ -103,6 +105,8 @@ def make_judge(config: Config) -> JudgeModel:
         for name, parameter in judge.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
+            if "davidson" in name:
+                parameter.fill_(0.3)
     return judge
 
 
@@ -115,8 +119,8 @@ def by_definition(config: Config, conversations: Sequence[Example]) -> Step:
     voted, taught = (2 * sum(getattr(c, name) for c in conversations) for name in WEIGHTS)
     sums = dict.fromkeys(("cross_entropy", "kl"), torch.zeros(()))
     for c in conversations:
-        for order, ids in enumerate(c.ids):
-            logits = classifier(input_ids=torch.tensor([ids])).logits[0]
+        outputs = [classifier(input_ids=torch.tensor([ids])).logits[0] for ids in c.ids]
+        for order, logits in enumerate(outputs if judge.davidson is None else from_rewards(judge.davidson, *outputs)):
             votes, teacher = (
                 torch.tensor(v if order == 0 else swap_labels(v)) for v in (c.votes or (0.0,) * 3, c.teacher or ())
             )
@@ -131,6 +135,13 @@ def by_definition(config: Config, conversations: Sequence[Example]) -> Step:
         {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}},
         {name_in_file(n): p.grad for n, p in judge.named_parameters() if p.grad is not None},
     )
+
+
+def from_rewards(davidson: Davidson, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+    """A pair's logits in either order, by definition."""
+    half = davidson.log_scale.exp() * (first - second) / 2
+    tie = torch.tensor([NO_TIE]) if davidson.log_tie is None else davidson.log_tie
+    return [torch.cat([half, -half, tie]), torch.cat([-half, half, tie])]
 
 
 def take_step(config: Config, conversations: Sequence[Example], folder: Path, save: bool = False) -> Step:

@@ -60,7 +60,7 @@ def test_batches_pad_right_and_turn_targets_with_the_order() -> None:
     assert free.input_ids.tolist() == [[1, 2, 3, 4, 5, 6]] and free.positions is not None
     assert free.positions.tolist() == [[0, 1, 2, 0, 1, 0]] and free.ends.tolist() == [2, 4, 5]
     empty = collate([], [example], torch.device("cpu"))
-    assert empty.vote_weights.tolist() == [0] and empty.teacher_weights.tolist() == [0]
+    assert empty.vote_weights.tolist() == [0, 0] and empty.teacher_weights.tolist() == [0, 0]
 
 
 def test_what_a_conversation_counts() -> None:

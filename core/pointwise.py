@@ -1,0 +1,135 @@
+"""Pointwise judges: each response alone gets a reward, and two rewards amount to logits of a, b and tie.
+
+s = scale * (r_a - r_b), and the logits are Davidson's (`core.bradley_terry`). `scale` and `log_tie` are learnt with the
+judge. They stand in the config.json of its model, a plain sequence classifier with one output, and in `judge.json`.
+A scorer of such a model is wrapped once, where it is opened, and answers like that of any judge; both orders of a
+conversation have the same two rewards, so no verdict depends on the order.
+"""
+
+import hashlib
+import json
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.bradley_terry import BradleyTerry
+from core.errors import UserError
+from core.labels import NO_TIE
+from core.prompts import ResponseIds
+from core.records import LABELS
+from core.scoring import Scorer
+
+OUTPUTS = ("reward",)  # of a pointwise judge's classifier, as `LABELS` are a pairwise one's
+KEY = "pointwise"  # in config.json and judge.json
+JUDGE = "judge.json"
+
+
+def outputs_of(pointwise: bool) -> tuple[str, ...]:
+    """What the outputs of a judge's classifier are called."""
+    return OUTPUTS if pointwise else LABELS
+
+
+def noted(davidson: BradleyTerry) -> dict[str, Any]:
+    """What config.json and judge.json say of a pointwise judge; `log_tie` is null where nobody could vote for a tie."""
+    (scale,) = davidson.weights.tolist()
+    return {KEY: {"scale": scale, "log_tie": None if davidson.log_tie == NO_TIE else davidson.log_tie}}
+
+
+def davidson_of(note: Mapping[str, Any]) -> BradleyTerry | None:
+    """The scale and the tie constant by which a judge's rewards become logits, from what `noted` wrote, among other
+    keys; None where the judge is pairwise."""
+    if (found := note.get(KEY)) is None:
+        return None
+    return BradleyTerry(np.array([found["scale"]]), NO_TIE if found["log_tie"] is None else found["log_tie"])
+
+
+def davidson_in(model: Path) -> BradleyTerry | None:
+    """That of a model's folder; None of one that has none, or no config.json."""
+    path = model / "config.json"
+    return davidson_of(json.loads(path.read_text())) if path.exists() else None
+
+
+def check_kind(model: Path, pointwise: bool) -> None:
+    """Raise `UserError` for a judge of the other kind than the prompts that it is to be shown."""
+    is_pointwise = davidson_in(model) is not None
+    if is_pointwise and not pointwise:
+        raise UserError(
+            f"{model} is a pointwise judge, which reads one response, and prompt.template shows both: give prompt="
+            "pointwise, or the prompt that it was trained on"
+        )
+    if pointwise and not is_pointwise:
+        raise UserError(
+            f"{model} is no pointwise judge ({KEY} in config.json), and prompt.template shows one response alone: give "
+            "a prompt that shows both"
+        )
+
+
+class PointwiseScorer:
+    """Logits of a pointwise judge, from a scorer that gives the reward of one response.
+
+    Equal prompts are computed once in each stream: both orders of a conversation share theirs, and conversations share
+    a response. What is spared counts as cached.
+    """
+
+    def __init__(self, rewards: Scorer, davidson: BradleyTerry):
+        self.rewards, self.davidson = rewards, davidson
+        self._spared = 0
+
+    @property
+    def tokens_cached(self) -> int:
+        return self.rewards.tokens_cached + self._spared
+
+    def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+        """As `core.scoring.Scorer` says, of prompts that the renderer made for one response each (`ResponseIds`)."""
+        known: dict[bytes, float] = {}
+        asked: list[bytes] = []  # by position in the inner stream
+        pending: dict[bytes, list[int]] = {}  # the prompts that wait for a reward
+        waiting: dict[int, tuple[bytes, bytes]] = {}  # the rewards that a prompt waits for
+        ready: deque[int] = deque()
+
+        def distinct() -> Iterator[Sequence[int]]:
+            for position, prompt in enumerate(prompts):
+                assert isinstance(prompt, ResponseIds), "a pointwise judge is asked with its own renderer's prompts"
+                pair = (prompt, prompt.other)
+                own, other = waiting[position] = (_digest(pair[0]), _digest(pair[1]))
+                if own in known or own in pending:
+                    self._spared += len(prompt)
+                for key, ids in zip((own, other), pair, strict=True):
+                    if key not in known:
+                        if new := key not in pending:
+                            asked.append(key)
+                        pending.setdefault(key, []).append(position)
+                        if new:
+                            yield ids
+                if own in known and other in known:
+                    ready.append(position)
+
+        def finished() -> Iterator[tuple[int, np.ndarray]]:
+            while ready:
+                position = ready.popleft()
+                if pair := waiting.pop(position, None):  # None: it waited twice for one reward
+                    yield position, self._logits(*(known[each] for each in pair))
+
+        for place, output in self.rewards.stream(distinct()):
+            key = asked[place]
+            known[key] = _reward(output)
+            ready.extend(p for p in pending.pop(key) if all(each in known for each in waiting[p]))
+            yield from finished()
+        yield from finished()
+
+    def _logits(self, own: float, other: float) -> np.ndarray:
+        return self.davidson.logits(np.array([[own - other]]))[0].astype(np.float32)
+
+
+def _digest(ids: Sequence[int]) -> bytes:
+    return hashlib.blake2b(array("q", ids).tobytes(), digest_size=16).digest()
+
+
+def _reward(output: np.ndarray) -> float:
+    if output.shape != (1,):
+        raise UserError(f"a pointwise judge has one output, its scorer gave {output.shape[-1]}: score with its export")
+    return float(output[0])

@@ -1,0 +1,149 @@
+"""A pointwise judge's steps: their gradients by definition, shared responses computed once, runs that survive kills."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.errors import UserError
+from core.json_files import read_json
+from core.pointwise import JUDGE, davidson_of
+from students.training.collectives import process_group
+from students.training.data import Example, collate, micro_batches, prompt_numbers
+from students.training.inputs import check_prompt
+from tests.composing import configured
+from tests.grids import grid
+from tests.students.training.single_steps import (
+    ONE_BATCH,
+    ONE_EACH,
+    Case,
+    assert_same_step,
+    by_definition,
+    make_conversations,
+    make_judge,
+    step_config,
+    take_step,
+    take_steps_on,
+    with_small_cap,
+)
+
+pytestmark = pytest.mark.timeout(300)
+POINTWISE = ("model.kind=pointwise", "model.head=new")
+FREE = "engine.padding_free=true"
+CPU = torch.device("cpu")
+
+
+def with_shared_responses(count: int = 6) -> list[Example]:
+    """Conversations of which every third has the first response of the one before, and one has two equal ones."""
+    found = make_conversations(count)
+    for i in range(2, count, 3):
+        found[i] = replace(found[i], ids=(found[i].ids[0], found[i - 1].ids[0]))
+    found[0] = replace(found[0], ids=(found[0].ids[0], found[0].ids[0]))
+    return found
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    with process_group():
+        yield
+
+
+@pytest.mark.parametrize(
+    ("family", "stage", "how"),
+    grid(
+        [
+            *(
+                (family, "zero0", how)
+                for family in ("tiny_llama", "tiny_qwen2", "tiny_gemma2")
+                for how in (ONE_BATCH, ONE_EACH, FREE)
+            ),
+            *(("tiny_llama", f"zero{stage}", ONE_EACH) for stage in (1, 2, 3)),
+        ],
+        short=[("tiny_llama", "zero0", ONE_BATCH), ("tiny_llama", "zero3", ONE_EACH)],
+    ),
+)
+def test_a_step_is_the_step_by_definition(
+    family: str, stage: str, how: str, tmp_path: Path, group: None, request: pytest.FixtureRequest
+) -> None:
+    base = request.getfixturevalue(family)
+    if family == "tiny_gemma2":
+        base = with_small_cap(base, tmp_path / "base")
+    config = step_config(base, *POINTWISE, f"engine={stage}", how)
+    conversations = with_shared_responses()
+    expected = by_definition(config, conversations)
+    found = take_step(config, conversations, tmp_path / "run", save=True)
+    assert expected.gradients.keys() >= {"davidson.log_scale", "davidson.log_tie"}
+    assert_same_step(found, expected)
+    davidson = davidson_of(read_json(tmp_path / "run" / "adapter" / JUDGE, ""))
+    assert davidson is not None
+    assert math.log(davidson.weights.item()) == pytest.approx(found.values["davidson.log_scale"].item(), abs=1e-6)
+    assert davidson.log_tie == pytest.approx(found.values["davidson.log_tie"].item())
+
+
+@pytest.mark.long
+def test_two_ranks_take_the_step_of_one(tiny_llama: Path, tiny_gemma2: Path, tmp_path: Path) -> None:
+    gemma = with_small_cap(tiny_gemma2, tmp_path / "base")
+    cases = {
+        f"{name}-{stage}": Case(step_config(base, *POINTWISE, f"engine=zero{stage}", ONE_EACH), with_shared_responses())
+        for name, base in (("llama", tiny_llama), ("gemma", gemma))
+        for stage in range(4)
+    }
+    for name, step in take_steps_on(2, cases, tmp_path):
+        assert_same_step(step, by_definition(cases[name].config, cases[name].conversations))
+
+
+def test_data_without_ties_leave_out_the_tie_constant(tiny_llama: Path) -> None:
+    from students.training.model import build_judge
+
+    config = step_config(tiny_llama, *POINTWISE)
+    judge = build_judge(tiny_llama, config.model, config.engine, 0, labels=("a", "b"))
+    assert [n for n, _ in judge.named_parameters() if n.startswith("davidson")] == ["davidson.log_scale"]
+
+
+def test_a_response_that_conversations_share_is_computed_once_a_step() -> None:
+    conversations = with_shared_responses()
+    lengths, numbers = [c.length for c in conversations], prompt_numbers(conversations)
+    distinct = {tuple(ids) for c in conversations for ids in c.ids}
+    for world in (1, 2):
+        dealt = micro_batches(range(len(conversations)), lengths, world, 400, numbers)
+        computed = [collate(rows, conversations, CPU).input_ids.shape[0] for rank in dealt for rows in rank if rows]
+        assert sum(computed) == len(distinct)
+        assert sorted(row for rank in dealt for rows in rank for row in rows) == [
+            (i, o) for i in range(len(lengths)) for o in (0, 1)
+        ]
+        for rank in dealt:
+            for rows in rank:
+                batch = collate(rows, conversations, CPU)
+                for (i, order), end in zip(rows, batch.ends, strict=False):
+                    row, last = divmod(int(end), batch.input_ids.shape[1])
+                    assert batch.input_ids[row, : last + 1].tolist() == conversations[i].ids[order]
+
+
+def test_a_family_over_the_budget_is_cut() -> None:
+    conversations = [replace(c, ids=(c.ids[0], [7] * 80)) for c in make_conversations(6)]
+    lengths = [c.length for c in conversations]
+    (pieces,) = micro_batches(range(6), lengths, 1, 200, prompt_numbers(conversations))
+    assert all(collate(rows, conversations, CPU).input_ids.numel() <= 200 for rows in pieces)
+    assert sum(map(len, pieces)) == 12
+
+
+def test_a_better_response_has_the_larger_reward_whatever_was_learnt(tiny_llama: Path) -> None:
+    judge = make_judge(step_config(tiny_llama, *POINTWISE))
+    assert judge.davidson is not None
+    with torch.no_grad():
+        judge.davidson.log_scale.fill_(-5.0)
+        logits = judge.davidson(torch.tensor([[2.0], [1.0], [0.5], [3.0]]))
+    assert logits[0, 0] > logits[0, 1] and logits[2, 0] < logits[2, 1]
+    assert torch.equal(logits[1::2], logits[::2][:, [1, 0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "message"),
+    [((), "pointwise", "add prompt=pointwise"), (("prompt=pointwise",), "pairwise", "add model.kind=pointwise")],
+)
+def test_a_prompt_of_the_other_kind_is_refused(overrides: tuple[str, ...], kind: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_prompt(kind, configured("+exp=smoke", *overrides).prompt)
