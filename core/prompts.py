@@ -31,6 +31,7 @@ from tokenizers import Tokenizer
 from core.artefacts.identity import differing_fields
 from core.artefacts.manifest import Manifest
 from core.bounds import Count, Natural
+from core.chat_templates import as_chat
 from core.config import from_mapping
 from core.errors import UserError
 from core.records import ORDERS, Conversation, Order
@@ -46,7 +47,8 @@ CHUNK = 1024  # conversations tokenised at a time: enough to keep the tokenizer'
 class TemplateConfig:
     """The fixed texts of a prompt, in the order shown at the top of `core/prompts.py`.
 
-    Special and added tokens in them, such as a chat format's, are understood; in users' texts never.
+    Special and added tokens in them, such as a chat format's, are understood; in users' texts never. {user} and
+    {assistant} stand for what the tokenizer's own chat template puts before a request and before its answer.
     """
 
     instruction: str
@@ -129,6 +131,7 @@ class Renderer:
         start, end = _frame(self._tokenizer)
         self.pointwise = config.pointwise
         given = {name: text for name, text in asdict(config.template).items() if text is not None}
+        given, self._chat = as_chat(given, tokenizer_folder)
         fixed = {name: self._encode([text])[0] for name, text in given.items()}
         used = {token for ids in (start, *fixed.values(), end) for token in ids}
         self._tokenizer, _ = without_markers(self._tokenizer, used)
@@ -169,7 +172,7 @@ class Renderer:
         names = {name: texts.pop(name) for name in ("model_a", "model_b")}
         template = _digest([LAYOUT_VERSION, texts])
         tokenizer = json.loads(self._tokenizer.to_str())
-        parts = [template, self.config.max_tokens, self.config.min_turn_tokens, tokenizer, *self._frame]
+        parts = [template, self.config.max_tokens, self.config.min_turn_tokens, tokenizer, *self._frame, *self._chat]
         kind = {"kind": "pointwise"} if self.pointwise else {}
         return {"template": template, "prompt": _digest([*parts, names] if self.config.show_models else parts), **kind}
 

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import jinja2
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from core.chat_templates import SLOT, pieces_around
 from core.errors import UserError
 from core.locks import alone
 from core.models.architecture import layer_of
@@ -28,9 +28,7 @@ T = TypeVar("T")
 Response = Literal["a", "b"]
 RESPONSES: tuple[Response, ...] = ("a", "b")
 LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
-SLOT = "\ue000{}\ue001"  # stands for a text while the template is rendered; no template holds private-use characters
 CUT = " [...] "
-DATE = "26 Jul 2024"  # Llama 3.1's own; Llama 3.2's template would take today's, and a run could not go on tomorrow
 HEADS = ("score.weight", "regression_layer.weight", "v_head.summary.weight")  # sequence classifier, ArmoRM, TRL
 FEW_OUTPUTS = 64  # a matrix with at most so many rows may be a head
 
@@ -72,11 +70,11 @@ class RewardRenderer:
     """Renders both responses of a conversation as chats in the model's own template, within a budget of tokens.
 
     The ids are those of transformers' `apply_chat_template` (without a generation prompt, `date_string` fixed to
-    `DATE`) as long as no text of the turns shown holds a special token of the tokenizer or a marker of the template.
-    Where one does, or a text is shortened, the texts of both responses are tokenised apart from the template, markers
-    in them as plain text, so that no text can pose as a turn; there the tokens where a text meets the template may
-    differ from those of the whole (SentencePiece puts a space before each part). A template that looks into its texts,
-    as reasoning models' do to drop thoughts, is not followed in that.
+    `core.chat_templates.DATE`) as long as no text of the turns shown holds a special token of the tokenizer or a marker
+    of the template. Where one does, or a text is shortened, the texts of both responses are tokenised apart from the
+    template, markers in them as plain text, so that no text can pose as a turn; there the tokens where a text meets the
+    template may differ from those of the whole (SentencePiece puts a space before each part). A template that looks
+    into its texts, as reasoning models' do to drop thoughts, is not followed in that.
 
     What does not fit is left out for both responses alike, so that their rewards can be compared: the oldest turns
     first, then the middle of the last question, which keeps a third of the room at least, and of the answer.
@@ -157,20 +155,7 @@ class RewardRenderer:
         return self._layouts[count]
 
     def _pieces(self, count: int, padding: str) -> tuple[str, ...]:
-        slots = [SLOT.format(i) for i in range(2 * count)]
-        turns = [{"role": ("user", "assistant")[i % 2], "content": padding + slot} for i, slot in enumerate(slots)]
-        where = f"the chat template of {self._folder}"
-        try:
-            chat = self._chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=False, date_string=DATE)
-        except jinja2.TemplateError as error:
-            raise UserError(f"{where} cannot show {count} turns of user and assistant: {error}") from error
-        rest, pieces = str(chat), []
-        for slot in slots:
-            piece, found, rest = rest.partition(slot)
-            if not found or slot in rest:
-                raise UserError(f"{where} does not show each text of {count} turns once and in order: use another")
-            pieces.append(piece)
-        return (*pieces, rest)
+        return pieces_around(self._chat, self._folder, [SLOT.format(i) for i in range(2 * count)], padding)
 
 
 def as_classifier(model: Path, folder: Path) -> Path:

@@ -108,7 +108,9 @@ def test_a_judge_of_the_other_kind_is_refused(finished: tuple[Path, list[str]]) 
     root, common = finished
     merged = f"teacher.model={root}/exports/tiny/merged"
     pairwise = ("+exp=smoke", f"paths.root={root}", "teacher.name=other", "scorer@scorers.teacher=transformers")
-    assert "is a pointwise judge" in refuses("distill.teacher", *pairwise, "teacher=model", merged)
+    assert "is a pointwise judge" in refuses(
+        "distill.teacher", *pairwise, "teacher=model", "teacher.method=classify", merged
+    )
     assert "is a pointwise judge" in refuses("distill.teacher", *pairwise, "teacher=reward", merged)
     asked = (*common, "teacher=model", "teacher.name=other", merged, "teacher.method=label_tokens")
     assert "prompt.template shows one" in refuses("distill.teacher", *asked)

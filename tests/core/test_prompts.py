@@ -7,14 +7,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from core.prompts import UNNAMED, PromptConfig, Renderer, share_room
 from core.records import Conversation
-from tests.composing import TEMPLATE
+from tests.composing import TEMPLATE, configured
 from tests.tiny_models import BOS, EOS, PAD
 
 CONFIG = PromptConfig(
     max_tokens=96, min_turn_tokens=20, show_models=False, label_tokens=["A", "B", "C"], template=TEMPLATE
+)
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|pad|>' + m['role'] + '\n' + m['content'] + '<|eos|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|pad|>assistant\n' }}{% endif %}"
 )
 PRIVILEGED = replace(CONFIG, max_tokens=144, show_models=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=120) | st.sampled_from(
@@ -151,6 +156,34 @@ def test_impossible_budget_and_missing_tokenizer_are_refused(tiny_tokenizer_fold
         Renderer(replace(CONFIG, max_tokens=10), tiny_tokenizer_folder)
     with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         Renderer(CONFIG, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["chat", "pointwise_chat"])
+def test_a_prompt_takes_the_tokenizer_s_own_chat_template(
+    name: str, tiny_tokenizer_folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    own = AutoTokenizer.from_pretrained(tiny_tokenizer_folder)
+    own.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(CHAT)
+    prompt = configured("+exp=smoke", f"prompt={name}").prompt
+    renderer, conversation = Renderer(prompt, tmp_path), Conversation("1", ["Why?"], ["So."], [f"{EOS}No."])
+    answers = {"ab": ("So.", f"{EOS}No."), "ba": (f"{EOS}No.", "So.")}
+    for rendered in renderer.render([conversation]):
+        t, (first, second) = prompt.template, answers[rendered.order]
+        asked = f"{t.instruction}{t.question}Why?{t.answer_a}{first}"
+        asked += t.verdict if t.answer_b is None else f"{t.answer_b}{second}{t.verdict}"
+        content = asked.removeprefix("{user}").removesuffix("{assistant}")
+        chat = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        assert tokenizer.decode(rendered.ids, skip_special_tokens=False) == chat
+        special = [tokenizer.id_to_token(i) for i in rendered.ids if i in own.all_special_ids]
+        assert special == [BOS, PAD, EOS, PAD]  # those of the chat, none of a text
+    (tmp_path / "chat_template.jinja").write_text(CHAT.replace("assistant", "model"))
+    other = Renderer(prompt, tmp_path).hashes
+    assert other["template"] == renderer.hashes["template"] and other["prompt"] != renderer.hashes["prompt"]
+    with pytest.raises(ValueError, match="has no chat template: give a prompt that spells"):
+        Renderer(prompt, tiny_tokenizer_folder)
 
 
 def test_a_template_may_hold_special_tokens(tiny_tokenizer_folder: Path, tokenizer: Tokenizer) -> None:

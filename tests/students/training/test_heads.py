@@ -10,21 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from core.errors import UserError
-from core.models.label_tokens import label_token_ids, output_rows
+from core.models.label_tokens import OF_ONE_RESPONSE, label_token_ids, output_rows
 from core.prompts import Renderer
 from core.records import Conversation
 from core.renamed import with_new_names
 from distill import prepare, student
 from distill.training_run import run_identity
-from students.training.model import build_judge
+from students.training.model import JudgeModel, build_judge
 from tests.composing import configured
 from tests.tiny_models import FAMILIES, Family, tiny_causal
 
 pytestmark = pytest.mark.timeout(300)
 LABEL_TOKENS = ["A", "B", "?"]
+POINTWISE = ("model.kind=pointwise", "prompt=pointwise")
 CONVERSATIONS = [
     Conversation(f"{n}", ["Why is the sky blue?"] * n, ["Light is scattered."] * n, ["I cannot see it."] * n)
     for n in (1, 2, 3)
@@ -59,6 +60,48 @@ def test_at_step_0_the_judge_is_the_language_model(family: Family, tied: bool, t
             found = judge(ids, None, torch.tensor([len(prompt.ids) - 1]))[0].double()
             assert (found.softmax(-1) - shares(causal, prompt.ids, tokens)).abs().max() < 1e-5
             assert abs(found.sum()) < 1e-3  # the head's rows have no mean
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_at_step_0_a_pointwise_judge_is_the_language_model_s_yes_against_no(
+    family: Family, tied: bool, tmp_path: Path
+) -> None:
+    base = tiny_causal(tmp_path / "base", family, tied=tied)
+    config = configured("+exp=smoke", "model.layers=null", "model.head=label_tokens", *POINTWISE)
+    judge = build_judge(base, config.model, config.engine, 0, LABEL_TOKENS[:2]).eval()
+    rewards = JudgeModel(judge.model, base)
+    causal = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
+    tokens = label_token_ids(LABEL_TOKENS[:2], base, OF_ONE_RESPONSE)
+    with torch.no_grad():
+        for prompt in Renderer(config.prompt, base).render(CONVERSATIONS):
+            found = rewards(torch.tensor([prompt.ids]), None, torch.tensor([len(prompt.ids) - 1]))[0, 0].double()
+            assert (found.sigmoid() - shares(causal, prompt.ids, tokens)[0]).abs() < 1e-5
+    with pytest.raises(UserError, match=r"give one text for each of \['good', 'bad'\]"):
+        build_judge(base, config.model, config.engine, 0, LABEL_TOKENS)
+
+
+def test_a_base_without_the_head_that_is_asked_for_says_so(tiny_llama: Path, tiny_judge_llama: Path) -> None:
+    for base, overrides, message in (
+        (tiny_llama, (), "has no score head"),
+        (tiny_judge_llama, POINTWISE, "has 3 outputs"),
+    ):
+        config = configured("+exp=smoke", "model.layers=null", "model.head=base", *overrides)
+        with pytest.raises(UserError, match=rf"model\.head=base: .*{message}.*; give model\.head=new"):
+            build_judge(base, config.model, config.engine, 0)
+
+
+def test_a_pointwise_judge_goes_on_from_a_reward_model(tiny_llama: Path, tmp_path: Path) -> None:
+    base = tmp_path / "reward"
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=1, dtype=torch.float32)
+    model.config.update({"pointwise": {"scale": 2.0, "log_tie": -0.5}})
+    model.save_pretrained(base)
+    config = configured("+exp=smoke", "model.layers=null", *POINTWISE)
+    judge = build_judge(base, config.model, config.engine, 0)
+    assert torch.equal(judge.classifier.score.weight, model.score.weight) and judge.davidson is not None
+    assert judge.davidson.log_scale.exp().item() == pytest.approx(2) and judge.davidson.log_tie == -0.5
+    other = build_judge(base, replace(config.model, head="new"), config.engine, 0)
+    assert other.davidson is not None and other.davidson.log_scale.item() == 0 == other.davidson.log_tie
 
 
 def test_logits_are_scaled_as_the_family_scales_them(tiny_llama: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A training run that is killed, asked to stop or fed nonsense loses nothing, and resumes as if nothing had been."""
 
+import json
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from core.pointwise import JUDGE
 from core.tables import read_parquet
 from distill import prepare, student
 from distill.config import Config
@@ -25,6 +27,7 @@ from tests.running import own_process
 
 pytestmark = pytest.mark.timeout(300)
 STEPS = 20
+POINTWISE = ("model.kind=pointwise", "prompt=pointwise", "prompt.max_tokens=128")
 Configure = Callable[..., Config]
 COLUMNS = [name for name in HISTORY if name != "seconds"]
 
@@ -55,7 +58,9 @@ def history(config: Config) -> pl.DataFrame:
 
 
 def adapter(config: Config) -> dict[str, torch.Tensor]:
-    return load_file(run_folder(config) / "adapter" / "adapter_model.safetensors")
+    folder = run_folder(config) / "adapter"
+    learnt = json.loads((folder / JUDGE).read_text())["pointwise"] if (folder / JUDGE).exists() else {}
+    return load_file(folder / "adapter_model.safetensors") | {n: torch.tensor(value) for n, value in learnt.items()}
 
 
 def latest(config: Config) -> str:
@@ -69,11 +74,26 @@ def after_a_step(process: BaseProcess, config: Config) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.fixture(scope="module")
+def straight_pointwise(configure: Configure) -> Config:
+    config = configure("straight-pointwise", *POINTWISE)
+    student.main(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("times", "kind"),
+    [
+        (3, "straight"),
+        pytest.param(10, "straight", marks=pytest.mark.long),
+        pytest.param(3, "straight_pointwise", marks=pytest.mark.long),
+    ],
+)
 def test_killed_at_random_moments_it_equals_a_straight_run_bit_for_bit(
-    configure: Configure, straight: Config, times: int
+    configure: Configure, times: int, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    config = configure(f"killed{times}")
+    straight = request.getfixturevalue(kind)
+    config = configure(f"killed{times}-{kind}", *(POINTWISE if straight.model.kind == "pointwise" else ()))
     rng = random.Random(0)
     for kill in range(times):
         process = own_process(student.main, config)

@@ -1,0 +1,115 @@
+"""Rewards of single responses as logits: what a wrapped scorer answers, and how often it asks."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.bradley_terry import BradleyTerry
+from core.errors import UserError
+from core.pointwise import PointwiseScorer, check_kind, davidson_of, noted
+from core.prompts import PromptConfig, Renderer, ResponseIds
+from core.records import Conversation
+from core.scoring import logits_by_order, score_conversations
+from tests.composing import configured
+from tests.tiny_models import tiny_tokenizer
+
+DAVIDSON = BradleyTerry(np.array([1.5]), -0.25)
+
+
+class CountingScorer:
+    """The reward is the sum of a prompt's ids; a few prompts are held, and finished in any order."""
+
+    tokens_cached = 0
+
+    def __init__(self, seed: int, outputs: int = 1):
+        self.asked: list[tuple[int, ...]] = []
+        self._rng, self._outputs = random.Random(seed), outputs
+
+    def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
+        waiting = enumerate(prompts)
+        held = list(islice(waiting, 3))
+        while held:
+            place, ids = held.pop(self._rng.randrange(len(held)))
+            self.asked.append(tuple(ids))
+            yield place, np.full(self._outputs, sum(ids) / 1000, np.float32)
+            held += islice(waiting, self._rng.randrange(3))
+            held = held or list(islice(waiting, 3))
+
+
+@pytest.fixture(scope="module")
+def prompt() -> PromptConfig:
+    return configured("+exp=smoke", "prompt=pointwise", "prompt.max_tokens=96").prompt
+
+
+@pytest.fixture(scope="module")
+def renderer(prompt: PromptConfig, tmp_path_factory: pytest.TempPathFactory) -> Renderer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(folder)
+    return Renderer(prompt, folder)
+
+
+def ranked(responses: int) -> list[Conversation]:
+    """All pairs of so many responses to one question, the two the other way round among them, and each with itself."""
+    texts = [f"answer {'very ' * i}good {i}" for i in range(responses)]
+    return [Conversation(f"{i}-{j}", ["Why?"], [a], [b]) for i, a in enumerate(texts) for j, b in enumerate(texts)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_response_is_asked_once_and_no_order_matters(renderer: Renderer, seed: int) -> None:
+    rows, inner = ranked(6), CountingScorer(seed)
+    scorer = PointwiseScorer(inner, DAVIDSON)
+    scores = score_conversations(scorer, renderer, rows)
+    assert len(inner.asked) == 6 == len(set(inner.asked))
+    assert scores["prompt_tokens"].sum() == scorer.tokens_cached + sum(map(len, inner.asked))
+    first, second = logits_by_order(scores, [c.id for c in rows])
+    assert np.array_equal(first, second)
+    prompts = {(p.id, p.order): sum(p.ids) / 1000 for p in renderer.render(rows)}
+    half = 1.5 * np.array([prompts[c.id, "ab"] - prompts[c.id, "ba"] for c in rows]) / 2
+    np.testing.assert_allclose(first, np.column_stack([half, -half, np.full(len(rows), -0.25)]), atol=1e-5)
+
+
+def test_a_response_s_prompt_is_the_same_whatever_it_stands_beside(renderer: Renderer, prompt: PromptConfig) -> None:
+    long, short = " ".join(f"word{i}" for i in range(300)), "No."
+    rows = [
+        Conversation("1", ["Why?", "And?"], [long, short], [short, short]),
+        Conversation("2", ["Why?", "And?"], [short, long], [long, short]),
+    ]
+    shown = {(p.id, p.order): p for p in renderer.render(rows)}
+    assert shown["1", "ab"].ids == shown["2", "ba"].ids != shown["1", "ba"].ids
+    assert all(len(p.ids) <= prompt.max_tokens and p.truncated for p in shown.values())
+    for p in shown.values():
+        assert isinstance(p.ids, ResponseIds) and p.ids.other == shown[p.id, "ba" if p.order == "ab" else "ab"].ids
+
+
+def test_empty_responses_have_a_reward(renderer: Renderer) -> None:
+    rows = [Conversation("1", [""], [""], [""]), Conversation("2", ["Why?"], [""], ["Because."])]
+    scores = score_conversations(PointwiseScorer(CountingScorer(0), DAVIDSON), renderer, rows)
+    assert np.isfinite(scores["logits"].to_numpy()).all()
+    assert scores.filter(id="1")["logits"].to_list()[0][:2] == [0, 0]
+
+
+def test_another_number_of_outputs_is_refused(renderer: Renderer) -> None:
+    with pytest.raises(UserError, match="one output, its scorer gave 3"):
+        score_conversations(PointwiseScorer(CountingScorer(0, outputs=3), DAVIDSON), renderer, ranked(2))
+
+
+@pytest.mark.parametrize("log_tie", [-0.7, -30.0])
+def test_what_is_noted_is_read_back(log_tie: float) -> None:
+    davidson = BradleyTerry(np.array([2.5]), log_tie)
+    note = noted(davidson)
+    assert (note["pointwise"]["log_tie"] is None) == (log_tie == -30)
+    assert davidson_of({"hidden_size": 64, **note}) == davidson
+    assert davidson_of({"hidden_size": 64}) is None
+
+
+def test_a_judge_and_prompts_of_different_kinds_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is no pointwise judge"):
+        check_kind(tmp_path, pointwise=True)
+    (tmp_path / "config.json").write_text('{"pointwise": {"scale": 1.0, "log_tie": null}}')
+    with pytest.raises(UserError, match="prompt=pointwise"):
+        check_kind(tmp_path, pointwise=False)
