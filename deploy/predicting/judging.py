@@ -78,12 +78,14 @@ class Share:
         return len(self.lacking("ab")) + max(0, self.quota - again)
 
 
-def take_share(judging: Judging, number: int, count: int, *, twice: bool = True) -> Share:
-    """Share `number` of `count` of the input's conversations; `twice`: whether another order can give other logits."""
+def take_share(judging: Judging, number: int, count: int, *, pointwise: bool = False) -> Share:
+    """Share `number` of `count` of the input's conversations; a `pointwise` judge's second orders cost nothing."""
     rows = sorted(read_unlabelled(judging.source).conversations, key=lambda c: (c.prompt, c.id))
     own = rows[len(rows) * number // count : len(rows) * (number + 1) // count]
     there = read_scores(judging.parts).select("id", "order")
-    return Share(own, round(judging.settings.second_order * len(own)) if twice else 0, set(there.iter_rows()))
+    return Share(
+        own, len(own) if pointwise else round(judging.settings.second_order * len(own)), set(there.iter_rows())
+    )
 
 
 def judge_share(number: int, count: int, judging: Judging) -> None:
@@ -92,7 +94,7 @@ def judge_share(number: int, count: int, judging: Judging) -> None:
     It ends at once, without an engine, where nothing is left to do.
     """
     judge = open_exported(judging.model)
-    share = take_share(judging, number, count, twice=not judge.renderer.pointwise)
+    share = take_share(judging, number, count, pointwise=judge.renderer.pointwise)
     waiting, settings = share.waiting(), judging.settings
     draws_all = backend_of(judging.scorer).draws_all
     identity = store_identity(judge.renderer.hashes["prompt"], judging.scorer.precision)
@@ -104,7 +106,8 @@ def judge_share(number: int, count: int, judging: Judging) -> None:
             with open_scorer(judge.folder, judging.scorer, judge.max_tokens) as scorer:
                 check_engine(judge, scorer, judging.canaries, judging.parts, number)
                 work = ShareJudge(judge, share, writer, scorer, run)
-                if share.quota == len(share.conversations) and judging.deadline is None:
+                both = share.quota == len(share.conversations) and judging.deadline is None
+                if both or judge.renderer.pointwise:
                     work.score(share.conversations, ORDERS)  # side by side the two share their question in the cache
                 else:
                     work.score(share.lacking("ab"), ("ab",))
