@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from core.data.table import load_conversations
@@ -14,6 +15,7 @@ from core.exported import open_exported
 from core.pointwise import davidson_in, davidson_of
 from core.scoring import logits_by_order
 from tests.running import refuses, succeeds
+from tests.serving import PAIR, serving
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(580)]
 
@@ -43,6 +45,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tupl
         ("student", "loss=votes"),
         ("export",),
         ("export", "export.format=merged"),
+        ("export", "export.format=gguf"),
+        ("student", "loss=votes", "fold=1"),
+        ("export", "loss=votes", "export.folds=[0,1]", "export.format=merged", "export.dtype=fp32"),
     ):
         succeeds(f"distill.{stage}", *common, *overrides)
     succeeds("eval", *common)
@@ -52,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tupl
 def test_no_verdict_flips(finished: tuple[Path, list[str]]) -> None:
     root, _ = finished
     metrics = json.loads((root / "eval/tiny/metrics.json").read_text())
-    judges = ("teacher", "student", "student_no_teacher", "student_w8a8", "student_merged")
+    judges = ("teacher", "student", "student_no_teacher", "student_w8a8", "student_merged", "student_gguf")
     assert {judge: metrics["judges"][judge]["flip_rate"] for judge in judges} == dict.fromkeys(judges, 0.0)
     scores = pl.read_parquet(root / "eval/tiny/predictions.parquet").filter(judge="student_w8a8")
     first, second = logits_by_order(scores, scores["id"].unique(maintain_order=True).to_list())
@@ -87,6 +92,31 @@ def test_an_export_is_a_plain_classifier_with_one_output(finished: tuple[Path, l
                 a, b = (model(torch.tensor([[*p.ids]])).logits.item() for p in pair)
             half = davidson.weights.item() * (a - b) / 2
             assert own[0] == pytest.approx([half, -half, davidson.log_tie], abs=1e-3)
+
+
+def test_an_average_gives_the_mean_of_what_its_folds_rewards_amount_to(finished: tuple[Path, list[str]]) -> None:
+    root, _ = finished
+    (export,) = (root / "exports/tiny,loss=votes").glob("merged*/judge.json")
+    folds = [root / f"students/tiny,loss=votes/fold={fold}/adapter" for fold in (0, 1)]
+    learnt = [davidson_of(json.loads((fold / "judge.json").read_text())) for fold in folds]
+    found = davidson_in(export.parent)
+    assert found is not None and all(learnt)
+    heads = [load_file(f / "adapter_model.safetensors")["base_model.model.score.weight"] for f in folds]
+    expected = sum(of.weights.item() * head for of, head in zip(learnt, heads, strict=True) if of) / 2
+    head = load_file(export.parent / "model.safetensors")["score.weight"]
+    torch.testing.assert_close(found.weights.item() * head, expected)
+    assert found.log_tie == pytest.approx(np.mean([of.log_tie for of in learnt if of]))
+
+
+def test_it_is_served(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
+    root, _ = finished
+    swapped = {**PAIR, "response_a": PAIR["response_b"], "response_b": PAIR["response_a"]}
+    equal = {**PAIR, "response_b": PAIR["response_a"]}
+    with serving(root / "exports/tiny/merged", tmp_path) as server:
+        one, other, level = server.judge(PAIR, swapped, equal)
+    assert one["flips"] is other["flips"] is level["flips"] is False
+    assert one["probabilities"]["a"] == pytest.approx(other["probabilities"]["b"], abs=1e-6)
+    assert level["probabilities"]["a"] == level["probabilities"]["b"]
 
 
 def test_predictions_are_the_same_whichever_response_comes_first(
