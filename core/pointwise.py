@@ -77,11 +77,11 @@ class PointwiseScorer:
 
     def __init__(self, rewards: Scorer, davidson: BradleyTerry):
         self.rewards, self.davidson = rewards, davidson
-        self._spared = 0
+        self._spared = 0  # tokens of the prompts less those that were computed
 
     @property
     def tokens_cached(self) -> int:
-        return self.rewards.tokens_cached + self._spared
+        return self.rewards.tokens_cached + max(0, self._spared)
 
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
         """As `core.scoring.Scorer` says, of prompts that the renderer made for one response each (`ResponseIds`)."""
@@ -96,14 +96,14 @@ class PointwiseScorer:
                 assert isinstance(prompt, ResponseIds), "a pointwise judge is asked with its own renderer's prompts"
                 pair = (prompt, prompt.other)
                 own, other = waiting[position] = (_digest(pair[0]), _digest(pair[1]))
-                if own in known or own in pending:
-                    self._spared += len(prompt)
+                self._spared += len(prompt)
                 for key, ids in zip((own, other), pair, strict=True):
                     if key not in known:
                         if new := key not in pending:
                             asked.append(key)
                         pending.setdefault(key, []).append(position)
                         if new:
+                            self._spared -= len(ids)
                             yield ids
                 if own in known and other in known:
                     ready.append(position)
