@@ -25,7 +25,7 @@ NAMING = (
 )
 NAMES = ("name", "data.name", "teacher.name", "teacher.mixture.teachers")
 PATHS = (
-    *("paths.root", "input", "output", "check", "data.files", "data.hub", "engine.offload", "eval.judges"),
+    *("paths.root", "input", "output", "check", "benchmark", "data.files", "data.hub", "engine.offload", "eval.judges"),
     *(
         "model.base",
         "teacher.path",

@@ -61,6 +61,7 @@ REMOVED = {
     "data.ignore_columns": IGNORED,
     "ignore_columns": IGNORED,  # in manifests
     **{f"t4.{rate}.{end}": f"both ends are t4.{rate}.tflops" for rate in ("fp16", "int8") for end in ("low", "high")},
+    **{f"t4.{rate}.sources": "docs/plan.md names the sources of the rates" for rate in ("fp16", "int8")},
     "plan.conversations": "plan.assumed.conversations holds for data that are not prepared",
     "plan.tokens": "plan.assumed.tokens holds for a model without its tokenizer",
     "predict.rules.both_empty": "the judge decides where both responses are empty",

@@ -58,6 +58,8 @@ class Config:
     """File that `distill.predict` writes, such as submission.csv; for `distill.kaggle` the bundle's folder."""
     check: str | None
     """An export's folder that `distill.export` only checks against the rules for T4s; null to make an export."""
+    benchmark: str | None
+    """A file of RewardBench 1 or 2, RM-Bench or JudgeBench that `eval` scores the judges on, in place of votes."""
     data: DataConfig
     prompt: PromptConfig
     model: ModelConfig

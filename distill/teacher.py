@@ -43,18 +43,12 @@ def main(config: Config) -> None:
 
 def from_models(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The logits of fold teachers, or of one ready-made model."""
-    from core.models.resolving import resolve
-    from distill.fold_teachers import fold_models
-    from teachers.judgements import ready_made_model, write_judgements
+    from distill.teacher_models import teacher_models
+    from teachers.judgements import write_judgements
 
-    teacher = config.teacher
-    if teacher.kind == "folds":
-        models = fold_models(config)
-    else:
-        folder = resolve(teacher.model, config.root, key="teacher.model")
-        models = [ready_made_model(folder, config.prompt, teacher.method == "label_tokens")]
+    models = teacher_models(config)
     artefact = judged_logits(config, {model.fold: model.content for model in models})
-    write_judgements(artefact, models, rows, labels, teacher, config.scorers.teacher, config.limit)
+    write_judgements(artefact, models, rows, labels, config.teacher, config.scorers.teacher, config.limit)
 
 
 def from_rewards(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:

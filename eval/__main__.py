@@ -2,32 +2,52 @@
 
 Prints a table and writes eval/<run>/predictions.parquet, metrics.json and report.html. `+eval.judges.other=FOLDER` adds
 a judge. `eval.seeds=[0,1,2]` adds what the student gains over its variants (`eval.variants`) over those training
-seeds: seeds.json.
+seeds: seeds.json. `benchmark=FILE` scores the judges on a file of RewardBench 1 or 2, RM-Bench or JudgeBench instead,
+and writes benchmarks/<run>/<benchmark>-<hash>/ alike.
 """
 
+import hashlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core import screen
+from core.errors import UserError
 from core.exits import ChecksFailed
-from distill.artefacts import data_folder
+from distill.artefacts import data_folder, teacher_folders
 from distill.artefacts import evaluation as evaluation_of
 from distill.config import Config
 from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from core.artefacts.building import Artefact
     from core.labels import Labels
     from core.records import Conversation
+    from eval.benchmarks.rows import Benchmark
     from eval.judges.answers import Engines
+    from eval.judges.candidates import Candidate
     from eval.judges.panel import Panel
     from eval.seeds import SeedSummary
+    from teachers.judgements import TeacherModel
 
+log = logging.getLogger(__name__)
 READS = (
-    "name fold seed limit overwrite data.name eval teacher scorers.student scorers.exported canaries.on_failure paths"
+    "name fold seed limit overwrite benchmark data prompt eval teacher scorers.student scorers.exported "
+    "scorers.teacher canaries.on_failure paths"
 )
 
 
 def main(config: Config) -> None:
+    if config.benchmark is not None:
+        score_on_benchmark(config, Path(config.benchmark))
+    else:
+        evaluate(config)
+
+
+def evaluate(config: Config) -> None:
+    """All judges on the votes of the prepared data."""
     from core.artefacts.contents import MANIFEST
     from core.data.table import load_conversations
     from core.labels import labels_in
@@ -105,6 +125,114 @@ def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]"
     found = over_seeds(config.root, config.run, config.fold, config.seed, seeds, variants, config.name)
     answers = {name: [ask(candidate, scored, engines, labels) for candidate in of] for name, of in found.items()}
     return compare_seeds(answers, seeds, scored, labels, config.eval.ece_bins)
+
+
+def score_on_benchmark(config: Config, path: Path) -> None:
+    """All judges on a benchmark's file, by the arithmetic of its official scorer."""
+    from eval.benchmarks.results import BenchmarkResult, benchmark_lines, benchmark_table
+    from eval.benchmarks.rows import read_benchmark
+    from eval.evaluation import METRICS, unanswered
+    from eval.judges.candidates import candidates
+    from eval.results import read_result
+
+    # What is scored, and who judges it
+    benchmark = read_benchmark(path, config.data, config.limit)
+    found = candidates(config.root, config.run, config.fold, {}, config.eval.judges)
+    teachers = benchmark_teachers(config)
+
+    # Score, unless it is done; what gave no answer is asked again
+    folds = teacher_folders(config) if teachers and config.teacher.kind == "folds" else []
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    judges = [*(candidate.artefact for candidate in found), *folds]
+    artefact = benchmark_artefact(config, benchmark.name, digest, judges, [model.content for model in teachers])
+    folder = artefact.folder
+    overwrite = config.overwrite or bool(unanswered(folder) and artefact.is_finished())
+    with artefact.building(inputs=[path, *judges], overwrite=overwrite) as lacking:
+        if lacking:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_benchmark(config, artefact, benchmark, found, teachers)
+            artefact.finish(rows={"rows": len(benchmark.rows)})
+
+    # Print it
+    console, result = screen.console(), read_result(BenchmarkResult, folder / METRICS)
+    console.print(benchmark_table(result))
+    for line in benchmark_lines(result):
+        console.print(line)
+    console.print(f"report: {folder / 'report.html'}")
+    if silent := result.unanswered:
+        raise ChecksFailed(f"{', '.join(silent)} gave no answer (see above): rerun the same command to ask again")
+
+
+def benchmark_artefact(
+    config: Config, name: str, file: str, judges: "Iterable[Path]", teacher: "Iterable[str]"
+) -> "Artefact":
+    """benchmarks/<run>/<name>-<hash>: what all that `judges` score on a benchmark's `file`, given by its sha256.
+
+    `teacher`: what identifies each of its models.
+    """
+    from core.artefacts.building import Artefact
+    from core.artefacts.contents import MANIFEST
+
+    identity = {
+        "benchmark": {"name": name, "file": file, "limit": config.limit},
+        "scorers": {
+            "student": config.scorers.student.identity,
+            "exported": config.scorers.exported.identity,
+            "teacher": config.scorers.teacher.identity,
+        },
+        "canaries": {"on_failure": config.canaries.on_failure},
+        "fold": config.fold,
+        "teacher": [*teacher],
+    }
+    folder = config.root / "benchmarks" / config.run / f"{name}-{file[:8]}"
+    return Artefact(folder, "benchmark", identity, [path for path in judges if (path / MANIFEST).exists()], config.root)
+
+
+def benchmark_teachers(config: Config) -> "list[TeacherModel]":
+    """The teacher's models; none, and a line in the log, where there are none to be asked."""
+    if config.teacher.kind not in ("folds", "model"):
+        log.info("teacher left out: of kind %s it keeps logits of prepared conversations alone", config.teacher.kind)
+        return []
+    from distill.teacher_models import teacher_models
+
+    try:
+        return teacher_models(config)
+    except UserError as error:
+        log.info("teacher left out: %s", error)
+        return []
+
+
+def write_benchmark(
+    config: Config,
+    artefact: "Artefact",
+    benchmark: "Benchmark",
+    found: "list[Candidate]",
+    teachers: "list[TeacherModel]",
+) -> None:
+    """predictions.parquet, metrics.json and report.html of a benchmark."""
+    from core.labels import WITHOUT_TIES
+    from eval.benchmarks.page import write_benchmark_page
+    from eval.benchmarks.results import benchmark_predictions, measure_benchmark
+    from eval.benchmarks.teachers import ask_teacher
+    from eval.evaluation import METRICS
+    from eval.judges.answers import Engines, Unfit
+    from eval.judges.candidates import TEACHER
+    from eval.judges.panel import ask_each
+    from eval.results import write_result
+
+    folder, root, pairs = artefact.folder, config.root, benchmark.conversations()
+    engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
+    answers, unanswered = ask_each(found, pairs, engines, WITHOUT_TIES)
+    if teachers:
+        try:
+            answers[TEACHER] = ask_teacher(teachers, config.teacher, config.scorers.teacher, pairs, root)
+        except Unfit as error:
+            log.warning("teacher left out: %s", error)
+    benchmark_predictions(answers).write_parquet(folder / "predictions.parquet")
+    result = measure_benchmark(benchmark, answers, unanswered)
+    write_result(folder / METRICS, result)
+    artefacts = {name: of.artefact for name, of in answers.items() if of.artefact is not None}
+    write_benchmark_page(folder / "report.html", config.run, result, artefacts, root)
 
 
 if __name__ == "__main__":

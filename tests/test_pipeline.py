@@ -16,6 +16,7 @@ from core.provenance import read_learned
 from core.records import TEST
 from deploy.kaggle.runtimes import check_runs_on_kaggle
 from tests.artefacts import finish_again
+from tests.eval.benchmarks.test_rows import RM_BENCH
 from tests.running import refuses, run_command, succeeds
 
 pytestmark = pytest.mark.timeout(580)
@@ -102,6 +103,26 @@ def test_a_finished_stage_is_not_run_again(finished: tuple[Path, list[str]]) -> 
     ):
         succeeds(command, *common, *extra)
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
+
+
+def test_a_benchmark_is_scored_by_every_judge_with_its_own_engine(finished: tuple[Path, list[str]]) -> None:
+    root, common = finished
+    path = root.parent / "rm_bench.jsonl"
+    path.write_text("\n".join(map(json.dumps, RM_BENCH)))
+    table = succeeds("eval", *common, f"benchmark={path}")
+    assert "RM-Bench" in table and "4 rows of rm_bench.jsonl, 36 pairs" in table
+    (folder,) = (root / "benchmarks/tiny").glob("rm_bench-*")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"teacher", "student", "student_no_teacher", "student_w8a8"} == {*metrics["judges"]}
+    assert all(of["taught"] == 0 for of in metrics["judges"].values())
+    parents = read_manifest(folder).parents
+    assert {"teachers/tiny/fold=0", "students/tiny/fold=0", "exports/tiny/w8a8"} <= set(parents)
+    before = (folder / "manifest.json").read_text()
+    path.rename(path.with_name("renamed.jsonl"))
+    succeeds("eval", *common, f"benchmark={path.with_name('renamed.jsonl')}")
+    assert before == (folder / "manifest.json").read_text(), "the same file is not scored again"
+    path.write_text(json.dumps(RM_BENCH[0] | {"rejected": None}))
+    assert f"benchmark={path}: row 1: rejected is empty: None" in refuses("eval", *common, f"benchmark={path}")
 
 
 def test_in_fold_targets_are_taken_only_when_asked_for(finished: tuple[Path, list[str]]) -> None:

@@ -52,6 +52,6 @@ def t4_hours(t4: T4Config, row: Format, flops: float) -> Interval:
 
 
 def rate_text(rate: RateConfig) -> str:
-    """Both ends, and the source of each."""
+    """Both ends, and where the source of each is told."""
     low, high = rate.tflops
-    return f"{low:g} to {high:g} TFLOPS ({rate.sources})"
+    return f"{low:g} to {high:g} TFLOPS (reports: docs/plan.md)"

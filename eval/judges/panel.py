@@ -42,8 +42,19 @@ def ask_all(
     baselines = {"prior": prior(training, scored, labels), "surface": surface(training, scored, labels)}
     if any(c.model_a and c.model_b for c in scored):
         baselines["bradley_terry"] = bradley_terry(training, scored, labels)
-    answers = {name: Answers(scores, taught=0) for name, scores in baselines.items()}
-    unanswered = {}
+    found_answers, unanswered = ask_each(found, scored, engines, labels)
+    answers = {name: Answers(scores, taught=0) for name, scores in baselines.items()} | found_answers
+    return Panel(answers, unanswered, labels)
+
+
+def ask_each(
+    found: Sequence[Candidate], scored: Sequence[Conversation], engines: Engines, labels: Labels
+) -> tuple[dict[str, Answers], dict[str, str]]:
+    """The answers of every candidate that is fit, and why exports gave none on this machine, both by name.
+
+    Raises `UserError` where the student is not fit, or a named one.
+    """
+    answers, unanswered = dict[str, Answers](), dict[str, str]()
     for candidate in found:
         try:
             answers[candidate.name] = ask(candidate, scored, engines, labels)
@@ -53,4 +64,4 @@ def ask_all(
             if isinstance(reason, Unanswered):
                 unanswered[candidate.name] = str(reason)
             log.warning("%s left out: %s", candidate.name, reason)
-    return Panel(answers, unanswered, labels)
+    return answers, unanswered

@@ -10,6 +10,7 @@ import polars as pl
 from core.artefacts.building import Artefact
 from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import read_manifest
+from core.bradley_terry import BradleyTerry
 from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import score_conversations
@@ -39,14 +40,20 @@ def predictions(
     conversations: Sequence[Conversation],
     root: Path,
     canaries: CanaryMode | None = None,
+    *,
+    label_tokens: Sequence[str] | None = None,
+    adapter: Path | None = None,
+    davidson: BradleyTerry | None = None,
 ) -> Predictions:
-    """The answers of the model in a folder, whose hash is `content`.
+    """The answers of the model in a folder, whose hash is `content`, under an `adapter` where one is served beside it.
+
+    A language model is asked for `label_tokens` instead of its score head; `davidson`: see `open_scorer`.
 
     With `canaries`, the model is an export whose engine is checked first: with "warn", what is wrong with it is among
     what `failed`. Raises `UserError` where, with "refuse", it computes something else than was exported.
     """
     if not backend_of(scorer).loads_model:  # a server's owner alone knows which model it holds now: nothing is kept
-        return ask(model, renderer, scorer, conversations, canaries)
+        return ask(model, renderer, scorer, conversations, canaries, label_tokens, adapter, davidson)
     shown = [[c.id, c.model_a, c.model_b, c.prompt, c.response_a, c.response_b] for c in conversations]
     identity = {
         "content": content,
@@ -54,12 +61,13 @@ def predictions(
         "prompt": renderer.hashes,
         "conversations": identity_hash(shown),
         "canaries": {"on_failure": canaries},
+        **({} if label_tokens is None else {"label_tokens": [*label_tokens]}),
     }
     folder = root / "predictions" / identity_hash(identity)
     artefact = Artefact(folder, "predictions", identity, [], root)
     with artefact.building(wait=True) as lacking:
         if lacking:
-            found = ask(model, renderer, scorer, conversations, canaries)
+            found = ask(model, renderer, scorer, conversations, canaries, label_tokens, adapter, davidson)
             folder.mkdir(parents=True, exist_ok=True)
             found.scores.write_parquet(folder / SCORED)
             artefact.finish(rows={"scored": len(conversations)}, extra={FAILED: [*found.failed]})
@@ -72,8 +80,12 @@ def ask(
     scorer: ScorerConfig,
     conversations: Sequence[Conversation],
     canaries: CanaryMode | None,
+    label_tokens: Sequence[str] | None,
+    adapter: Path | None,
+    davidson: BradleyTerry | None,
 ) -> Predictions:
     """The answers of a scorer that is opened for them."""
-    with open_scorer(model, scorer, renderer.config.max_tokens) as opened:
+    budget = renderer.config.max_tokens
+    with open_scorer(model, scorer, budget, davidson=davidson, label_tokens=label_tokens, adapter=adapter) as opened:
         problem = None if canaries is None else check_canaries(model, renderer, opened, canaries)
         return Predictions(score_conversations(opened, renderer, conversations), [problem] if problem else [])

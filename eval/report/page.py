@@ -91,13 +91,7 @@ def write_report(path: Path, report: Report) -> None:
     Every number names the file and the place that it was read from (`eval/report/sources.py`). Every text is escaped,
     and a content policy in the page keeps scripts from running.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.globals |= _known(report)
     environment.globals |= _functions(report)
     histories = {judge: report.histories[judge] for judge in TRAINED if judge in report.histories}
@@ -106,6 +100,17 @@ def write_report(path: Path, report: Report) -> None:
         name=report.name, conversations=report.conversations, training=plots
     )
     path.write_text(page, encoding="utf-8")
+
+
+def templates(*folders: Path) -> Environment:
+    """The templates of a page's `folders` and of this one; every text is escaped, and an unknown name is an error."""
+    return Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def _known(report: Report) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def table(evaluation: Evaluation) -> Table:
             f"{of.log_loss:.4f}",
             "{:.4f}–{:.4f}".format(*of.log_loss_ci),
             *(f"{share:.1%}" for share in (of.accuracy, of.ece, of.flip_rate)),
-            {0: "yes", None: "not known"}.get(of.taught, "no"),
+            held_out(of.taught),
             style="bold" if judge == "student" else None,
         )
     return result
@@ -70,11 +70,16 @@ def labels_line(evaluation: Evaluation) -> str | None:
     return f"Two labels: nobody could vote for a tie; a uniform guess has a log loss of {math.log(count):.4f}."
 
 
-def provenance(judge: str, taught: int | None, alike: int | None, rows: int) -> list[str]:
+def held_out(taught: int | None) -> str:
+    """Whether a judge's teachers saw none of the scored rows, as a table says it."""
+    return {0: "yes", None: "not known"}.get(taught, "no")
+
+
+def provenance(judge: str, taught: int | None, alike: int | None, rows: int, of: str = "votes") -> list[str]:
     """What a judge's teachers know of the scored rows, and how many of these it cannot tell apart by order."""
     sentences = []
     if taught:
-        sentences.append(f"{judge}: cross-validated, its teachers saw {taught:,} of {rows:,} of these votes.")
+        sentences.append(f"{judge}: cross-validated, its teachers saw {taught:,} of {rows:,} of these {of}.")
     elif taught is None:
         sentences.append(f"{judge}: nobody can tell what it learned from.")
     if alike:

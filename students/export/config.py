@@ -53,9 +53,7 @@ class RateConfig:
     """TFLOPS that whole judges reach on a T4."""
 
     tflops: Annotated[list[Positive], Length(2)]
-    """The slowest report known, and the fastest."""
-    sources: str
-    """Where both come from."""
+    """The slowest report known, and the fastest: docs/plan.md names both."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ SOURCES = {
     "plan/h100.yaml": {"node_bandwidth", "network_bandwidth"},
     "plan/models/shapes.yaml": {"sliding_window"},
     "predict/default.yaml": {"identical", "one_empty"},
-    "t4/default.yaml": {"memory_gb", "conversations"},
+    "t4/default.yaml": {"memory_gb", "tflops", "conversations"},
 }
 COMMENTED = re.compile(r"^\s*(\w+):.*\s# ", re.MULTILINE)
 

@@ -21,24 +21,25 @@ SCORES: tuple[Names, Names] = (
 
 def conversations(cells: Cells, reading: Reading) -> list[Conversation]:
     """Every chosen response against every rejected one, a being the chosen. Raises `BadRow`."""
-    before = asked_if_any(cells, reading, PROMPT)
-    chosen, rejected = (_responses(cells, reading, names, before) for names in (CHOSEN, REJECTED))
+    chosen, rejected = sides(cells, reading)
     model_a, model_b = (name_in(cells, reading.named(names)) for names in MODELS)
     score_a, score_b = (score_in(reading.cell(cells, names)) for names in SCORES)
-    found = []
-    for a in chosen:
-        for b in rejected:
-            if a.prompt != b.prompt:
-                raise BadRow(f"chosen and rejected answer other prompts: {len(a.prompt)}, {len(b.prompt)} turns")
-            found.append(
-                Conversation(
-                    *("", a.prompt, a.response, b.response, model_a, model_b),
-                    votes=A if reading.with_votes else None,
-                    score_a=score_a,
-                    score_b=score_b,
-                )
-            )
-    return found
+    votes = A if reading.with_votes else None
+    return [
+        Conversation("", a.prompt, a.response, b.response, model_a, model_b, votes, score_a=score_a, score_b=score_b)
+        for a in chosen
+        for b in rejected
+    ]
+
+
+def sides(cells: Cells, reading: Reading) -> tuple[list[Dialogue], list[Dialogue]]:
+    """The chosen and the rejected responses, each with the prompt that all of them answer. Raises `BadRow`."""
+    before = asked_if_any(cells, reading, PROMPT)
+    chosen, rejected = (_responses(cells, reading, names, before) for names in (CHOSEN, REJECTED))
+    for one in (*chosen, *rejected):
+        if one.prompt != chosen[0].prompt:
+            raise BadRow(f"chosen and rejected answer other prompts: {len(chosen[0].prompt)}, {len(one.prompt)} turns")
+    return chosen, rejected
 
 
 def _responses(cells: Cells, reading: Reading, names: Names, before: list[Message]) -> list[Dialogue]:

@@ -1,12 +1,22 @@
-"""The fine-tuned fold teachers of a configuration, ready to score."""
+"""The models of the configured teacher, ready to score."""
 
 from pathlib import Path
 
 from core.errors import UserError
+from core.models.resolving import resolve
 from distill.artefacts import teacher_folders
 from distill.config import Config
 from students.trained import TrainedJudge, open_trained
-from teachers.judgements import TeacherModel
+from teachers.judgements import TeacherModel, ready_made_model
+
+
+def teacher_models(config: Config) -> list[TeacherModel]:
+    """The fold teachers, or the one ready-made model. Raises `UserError` where they are not there."""
+    teacher = config.teacher
+    if teacher.kind == "folds":
+        return fold_models(config)
+    folder = resolve(teacher.model, config.root, key="teacher.model")
+    return [ready_made_model(folder, config.prompt, teacher.method == "label_tokens")]
 
 
 def fold_models(config: Config) -> list[TeacherModel]:
