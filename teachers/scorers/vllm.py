@@ -176,12 +176,18 @@ def _start(
                 model=str(place),
                 runner="pooling" if label_ids is None else "generate",
                 max_model_len=max_tokens + (label_ids is not None),  # room for the token that it is asked for
-                skip_tokenizer_init=True,
+                skip_tokenizer_init=label_ids is not None or not _has_one_output(model),
                 use_tqdm_on_load=False,
                 **arguments | config.engine_args,
             )
         except ValueError as error:  # how vLLM says that model and arguments do not go together
             raise UserError(f"vLLM does not take {model} with engine_args={config.engine_args}: {error}") from error
+
+
+def _has_one_output(model: Path) -> bool:
+    """Whether it is a classifier with one output: for these vLLM opens an API of scores, which wants a tokenizer."""
+    config = json.loads((model / "config.json").read_text())
+    return len(config.get("id2label") or ()) == 1 or config.get("num_labels") == 1
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from core.data.config import SimulateConfig
 from core.models.folders import copy_tokenizer
 from core.pointwise import davidson_in, noted
 from core.prompts import Renderer
-from core.scoring import score
+from core.scoring import score, score_conversations
 from students.export.config import QuantisationConfig
 from students.export.quantising import quantise
 from teachers.scorers.int8 import multiplies_exactly
@@ -91,6 +91,19 @@ def test_vllm_gives_the_same_rewards(exports: Exports, prompts: list[list[int]],
         answer = httpx.post(f"{url}/classify", json=body, timeout=120).json()
     found = np.array([item["probs"][0] for item in sorted(answer["data"], key=lambda item: item["index"])])
     assert_same_rewards(format, found, exports, prompts)
+
+
+def test_our_own_vllm_gives_the_logits_of_a_judge(exports: Exports, smollm2: Path) -> None:
+    renderer, rows = (
+        Renderer(configured("+exp=demo_pointwise").prompt, smollm2),
+        simulate(SimulateConfig(12, seed=1))[0],
+    )
+    found = []
+    for name in ("vllm", "transformers"):
+        with open_scorer(exports["merged"], scorer(name, dtype="fp32"), renderer.config.max_tokens) as opened:
+            found.append(score_conversations(opened, renderer, rows))
+            assert opened.tokens_cached >= found[-1]["prompt_tokens"].sum() / 2  # neither order is computed again
+    np.testing.assert_allclose(*(of["logits"].to_numpy() for of in found), atol=1e-3)
 
 
 @pytest.mark.parametrize("format", ["merged", "w8a8"])

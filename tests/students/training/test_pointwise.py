@@ -5,16 +5,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from core.data.table import load_conversations
 from core.errors import UserError
 from core.json_files import read_json
+from core.labels import NO_TIE, WITHOUT_TIES, Labels
 from core.pointwise import JUDGE, davidson_of
+from core.records import LABELS
+from core.scoring import logits_by_order, score_conversations
+from distill import prepare, student
+from distill.training_run import run_folder
+from eval.metrics import log_loss_rows, predict
+from students.trained import open_trained
 from students.training.collectives import process_group
-from students.training.data import Example, collate, micro_batches, prompt_numbers
+from students.training.data import Example, collate, micro_batches, prompt_numbers, split
 from students.training.inputs import check_prompt
-from tests.composing import configured
+from teachers.scorers.opening import open_scorer
+from tests.composing import configured, scorer
 from tests.grids import grid
 from tests.students.training.single_steps import (
     ONE_BATCH,
@@ -138,6 +148,41 @@ def test_a_better_response_has_the_larger_reward_whatever_was_learnt(tiny_llama:
         logits = judge.davidson(torch.tensor([[2.0], [1.0], [0.5], [3.0]]))
     assert logits[0, 0] > logits[0, 1] and logits[2, 0] < logits[2, 1]
     assert torch.equal(logits[1::2], logits[::2][:, [1, 0, 2]])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("artifacts")
+    prepare.main(configured("+exp=smoke", f"paths.root={root}", "data.test_share=0"))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("tuning", "labels"),
+    grid(
+        [(tuning, LABELS) for tuning in ("lora", "dora", "full")] + [("lora", WITHOUT_TIES)], short=[("full", LABELS)]
+    ),
+)
+def test_what_was_trained_is_what_is_served(
+    tuning: str, labels: Labels, root: Path, tiny_qwen2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("students.training.inputs.labels_in", lambda _: labels)
+    how = {"dora": ("model.lora.method=dora",), "full": ("model=full",)}.get(tuning, ())
+    fixed = ["+exp=smoke", f"paths.root={root}", "model.layers=null", "loss=votes", "prompt=pointwise"]
+    config = configured(*fixed, "model.kind=pointwise", "prompt.max_tokens=128", "optimizer.lr=0.01", *how)
+    run = f"{tuning}-{len(labels)}"
+    config = replace(config, run=run, model=replace(config.model, base=str(tiny_qwen2)))
+    loss = student.main(config)
+    judge = open_trained(run_folder(config), root, "")
+    assert judge.davidson is not None and (judge.davidson.log_tie == NO_TIE) == (labels != LABELS)
+    _, rows = split(load_conversations(root / "data" / config.data.name), config.fold, config.train.validation_share)
+    with open_scorer(judge.merged(root), scorer("transformers"), judge.max_tokens) as opened:
+        scores = score_conversations(opened, judge.renderer, rows)
+    if labels == LABELS:
+        logits, votes = logits_by_order(scores, [c.id for c in rows]), np.array([c.votes for c in rows])
+        assert loss == pytest.approx(log_loss_rows(predict(*logits), votes).mean(), abs=1e-5)
+    else:
+        assert {tie for _, _, tie in scores["logits"].to_list()} == {NO_TIE}
 
 
 @pytest.mark.parametrize(
