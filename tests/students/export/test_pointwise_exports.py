@@ -102,7 +102,6 @@ def test_our_own_vllm_gives_the_logits_of_a_judge(exports: Exports, smollm2: Pat
     for name in ("vllm", "transformers"):
         with open_scorer(exports["merged"], scorer(name, dtype="fp32"), renderer.config.max_tokens) as opened:
             found.append(score_conversations(opened, renderer, rows))
-            assert opened.tokens_cached >= found[-1]["prompt_tokens"].sum() / 2  # neither order is computed again
     np.testing.assert_allclose(*(of["logits"].to_numpy() for of in found), atol=1e-3)
 
 
