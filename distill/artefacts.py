@@ -65,6 +65,16 @@ def stored_logits(config: Config, stored: Mapping[str, Any]) -> Artefact:
     return Artefact(logits_folder(config), "teacher", identity, [data_folder(config)], config.root)
 
 
+def chat_folder(config: Config) -> Path:
+    """chat/<teacher>: the answers of a chat API."""
+    return config.root / "chat" / logits_folder(config).name
+
+
+def chat_logits(config: Config, questions: Mapping[str, Any]) -> Artefact:
+    """The logits of a chat API's answers. `questions`: what was asked of whom."""
+    return Artefact(logits_folder(config), "teacher", {"chat": questions}, [data_folder(config)], config.root)
+
+
 def mixed_folders(config: Config) -> dict[str, Path]:
     """The logits of the teachers that a mixture is made of, by name."""
     return {name: config.root / "logits" / name for name in config.teacher.mixture.teachers}

@@ -1,15 +1,17 @@
 """Write a teacher's soft logits for every conversation in both orders: python -m distill.teacher +exp=demo
 
 `teacher.kind` says who it is: fine-tuned `folds`, of which each row is scored by those that did not train on it; one
-ready-made `model`; a `reward` model; a `mixture` of stored teachers; or `stored` opinions of anybody. Logits have the
-conversation's own a and b. The same command resumes a run that was killed, or that had `limit=200`, which tells how
-long all rows would take.
+ready-made `model`; a `reward` model; a `mixture` of stored teachers; `stored` opinions of anybody; or a `chat` model
+behind an API. Logits have the conversation's own a and b. The same command resumes a run that was killed, or that had
+`limit=200`, which tells how long all rows would take.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from distill.artefacts import (
+    chat_folder,
+    chat_logits,
     data_folder,
     judged_logits,
     logits_folder,
@@ -81,13 +83,24 @@ def from_stored(config: Config, rows: "Sequence[Conversation]", labels: "Labels"
     """The logits that stored opinions amount to."""
     from teachers.stored.opinions import source_of, write_stored
 
-    stored = config.teacher.group_of_stored
+    stored = config.teacher.of_stored
     source, told = source_of(stored)
     artefact, l2 = stored_logits(config, told), config.teacher.reward_l2
     write_stored(artefact, source, rows[: config.limit], labels, stored.learned_from, l2)
 
 
+def from_chat(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
+    """The logits of a chat API's answers."""
+    from teachers.chat.asking import questions, renderer_of, write_chat
+
+    chat = config.teacher.of_chat
+    renderer = renderer_of(chat, config.prompt)
+    artefact = chat_logits(config, questions(chat, renderer))
+    write_chat(artefact, chat_folder(config), renderer, rows, labels, chat, config.limit, config.overwrite)
+
+
 WRITERS = {
+    "chat": from_chat,
     "folds": from_models,
     "model": from_models,
     "reward": from_rewards,

@@ -1,9 +1,9 @@
 """What `conf/teacher/` holds."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from core.bounds import Count, Natural, NonNegative, Positive
+from core.bounds import Count, Natural, NonNegative, Positive, Share
 from core.errors import UserError
 
 
@@ -19,6 +19,42 @@ class MixtureConfig:
     """What is averaged: the teachers' logits, or their probabilities."""
     temperature_scaling: bool
     """Divide each teacher's logits by the temperature that fits the votes of the other folds best."""
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """A chat model behind an OpenAI-compatible API, hosted or one's own."""
+
+    url: str | None
+    """Address of the API as far as /chat/completions, such as https://api.example.com/v1."""
+    model: str | None
+    """What the API calls the model."""
+    api_key_variable: str | None
+    """Environment variable that holds the key; null: no key is sent."""
+    template: str | None
+    """File with the messages, a Jinja block for each role; null: teachers/chat/judge.jinja."""
+    max_characters: Count
+    """Characters of a conversation that are shown; the rest is left out as in other prompts."""
+    samples: Natural
+    """0 reads the log-probabilities of the answer's first token; else so many verdicts are sampled for each row."""
+    max_tokens: Count
+    """Tokens that an answer may have: one that is to be read needs one."""
+    body: dict[str, Any]
+    """More keys of each request, with a plus: +teacher.chat.body.seed=1; null leaves one out."""
+    requests_in_flight: Count
+    """Requests that wait for an answer."""
+    retries: Natural
+    """How often a request is sent again after 429, 5xx, a time-out or a lost connection."""
+    timeout_s: Positive
+    """Seconds that an answer may take."""
+    price_input: NonNegative | None
+    """Price of a million tokens of prompts, in any currency; null: no cost is shown."""
+    price_output: NonNegative | None
+    """Price of a million tokens of answers."""
+    budget: Positive | None
+    """What may be spent on this teacher in all; the run stops before that; null: no limit."""
+    max_refused: Share
+    """Share of the answers that may hold no verdict, by a filter or for want of one; they count as undecided."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +74,9 @@ class TeacherConfig:
 
     name: str | None
     """Name of the teacher; logits/<name> holds what it said."""
-    kind: Literal["folds", "model", "reward", "mixture", "stored"]
+    kind: Literal["folds", "model", "reward", "mixture", "stored", "chat"]
     """folds: fine-tuned fold teachers below `path`; model: one ready-made `model` that saw none of the rows; reward: it
-    scores each response alone; mixture: other teachers' stored logits; stored: opinions in a file."""
+    scores responses alone; mixture: other teachers' logits; stored: opinions in a file; chat: a model behind an API."""
     path: str | None
     """Folder of the fold teachers; null: <paths.root>/teachers/<name>."""
     model: str | None
@@ -66,10 +102,18 @@ class TeacherConfig:
     method: Literal["classify", "label_tokens"]
     """classify reads a score head; label_tokens the log-probabilities of `prompt.label_tokens` as the next token."""
     stored: StoredConfig | None = None
+    chat: ChatConfig | None = None
 
     @property
-    def group_of_stored(self) -> StoredConfig:
-        """Raises `UserError` where the kind was set by hand, and its group is not there."""
+    def of_stored(self) -> StoredConfig:
+        """Raises `UserError` where the kind was set by hand, and its keys are not there."""
         if self.stored is None:
-            raise UserError("teacher.kind=stored: its keys come with the choice teacher=stored")
+            raise UserError("teacher.kind=stored: give teacher=stored, which brings its keys")
         return self.stored
+
+    @property
+    def of_chat(self) -> ChatConfig:
+        """Raises `UserError` as `of_stored` does."""
+        if self.chat is None:
+            raise UserError("teacher.kind=chat: give teacher=chat, which brings its keys")
+        return self.chat

@@ -1,7 +1,7 @@
 """Stores that no scorer fills: their logits follow from what other stores hold."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -28,15 +28,16 @@ def write_derived(
     judge: str,
     labels: Labels,
     extra: Mapping[str, Any] | None = None,
+    label_tokens: Sequence[str] | None = None,
 ) -> None:
     """Write a finished store of `logits` (schema `LOGITS`), in place of what is there.
 
     `seen` says what the judge of each fold learned from; `judge` names what it is,
-    `labels` what it speaks of.
+    `labels` what it speaks of, `label_tokens` how it was asked for them.
     """
     with alone(store.folder):
         clear(store.folder)  # half of it may be there
-        identity = store_identity(hashes["prompt"], Precision())
+        identity = store_identity(hashes["prompt"], Precision(), label_tokens)
         for (fold,), rows in logits.select(LOGITS.names()).cast(LOGITS).group_by("judge_fold", maintain_order=True):
             with StoreWriter(store.folder, identity, judge, fold, LOGITS) as writer:
                 writer.append(rows)

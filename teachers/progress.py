@@ -19,6 +19,7 @@ class ScoringProgress:
         self.total, self.price = total, price_per_hour
         self.rows = self.tokens = self.cached = 0
         self.seconds = 0.0
+        self.spent: float | None = None  # money, where each row costs some
         self._bar = tqdm(total=total, unit=" rows", dynamic_ncols=True, disable=None, file=screen.err(), bar_format=BAR)
         self._notes: Notes | None = None  # from the first row on: the first engine takes its time to start
 
@@ -44,11 +45,13 @@ class ScoringProgress:
         line += f"{self.tokens / seconds:,.0f} tokens/s, {(self.cached + cached) / max(1, self.tokens):.0%} cached"
         if 0 < self.rows < self.total:
             left = (self.total - self.rows) * seconds / self.rows
-            line += f", {duration(left)} left" + self.cost(left)
-        return line
+            line += f", {duration(left)} left" + self.cost(left, self.total - self.rows)
+        return line if self.spent is None else f"{line}, {self.spent:,.4g} spent"
 
-    def cost(self, seconds: float) -> str:
-        """`, about 2.41` at the given price per hour; nothing without one."""
+    def cost(self, seconds: float, rows: int) -> str:
+        """`, about 2.41 in cost` of so many seconds at the given price, or of rows as dear as those so far."""
+        if self.spent is not None:
+            return f", about {self.spent / max(1, self.rows) * rows:,.2f} in cost"
         return "" if self.price is None else f", about {seconds / 3600 * self.price:,.2f} in cost"
 
     def close(self) -> None:

@@ -164,4 +164,4 @@ def scoring_run(
         sys.exit(STOPPED)
     if everything is not None and progress.rows:
         seconds = progress.seconds / progress.rows * everything
-        log.info("all %d rows would take about %s%s", everything, duration(seconds), progress.cost(seconds))
+        log.info("all %d rows would take about %s%s", everything, duration(seconds), progress.cost(seconds, everything))

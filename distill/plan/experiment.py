@@ -6,6 +6,7 @@ from dataclasses import replace
 from core.errors import UserError
 from core.models.shapes import Shape, folder_of
 from distill.config import Config
+from distill.plan.chat import chat_stage
 from distill.plan.scoring import scoring_stage
 from distill.plan.stage import Stage
 from distill.plan.t4 import t4_stage
@@ -47,6 +48,9 @@ def teacher_stages(config: Config, trained: Config | None) -> Iterator[Stage]:
             config.scorers.teacher.memory_share,
             config.plan,
         )
+    elif config.teacher.kind == "chat":
+        data = config.root / "data" / config.data.name
+        yield chat_stage(config.teacher.of_chat, config.prompt, data, config.plan.assumed)
     elif config.teacher.kind == "stored":
         yield Stage(f"The teacher, {config.teacher.name}", [("cost", "none: its opinions are stored")])
     else:

@@ -10,7 +10,10 @@ from core.artefacts.manifest import GLANCE, Manifest, read_manifest
 from core.artefacts.state import State, changed_since, listed, state_in, state_of
 from core.data.config import DataConfig
 from core.errors import UserError
+from core.locks import lock_of
 from distill.artefacts import (
+    chat_folder,
+    chat_logits,
     conversations,
     data_folder,
     evaluation_folder,
@@ -88,6 +91,9 @@ def logits_stages(config: Config) -> Iterator[Stage]:
     if config.teacher.kind == "stored":
         yield logits_row(config, config.teacher.name, store, stored_state(config, store))
         return
+    if config.teacher.kind == "chat":
+        yield logits_row(config, config.teacher.name, store, chat_state(config, store))
+        return
     if config.teacher.kind == "reward":
         scored = rewards_folder(config)
         artefact = reward_logits(config, content_hash(scored) if scored.is_dir() else "")
@@ -112,9 +118,27 @@ def stored_state(config: Config, store: Path) -> State:
     from teachers.stored.opinions import source_of
 
     try:
-        return state_of(stored_logits(config, source_of(config.teacher.group_of_stored)[1]))
+        return state_of(stored_logits(config, source_of(config.teacher.of_stored)[1]))
     except UserError as error:
         return state_in(store, "teacher", lambda _, why=str(error): why)  # type: ignore[misc]
+
+
+def chat_state(config: Config, store: Path) -> State:
+    """How the logits of a chat API's answers stand; interrupted where only the journal of these is there."""
+    from teachers.chat.asking import questions, renderer_of
+    from teachers.chat.journal import answers_in
+
+    try:
+        artefact = chat_logits(
+            config, questions(config.teacher.of_chat, renderer_of(config.teacher.of_chat, config.prompt))
+        )
+    except UserError as error:
+        return state_in(store, "teacher", lambda _, why=str(error): why)  # type: ignore[misc]
+    state = limited(config, state_of(artefact, [lock_of(chat_folder(config))]))
+    answered = answers_in(chat_folder(config))
+    if state.name == "missing" and answered:
+        return replace(state, name="interrupted", reason=f"{answered:,} answers are there")
+    return state
 
 
 def fold_judges(config: Config) -> dict[int, str]:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from core.data.table import load_conversations
 from core.models.memory import MicroBatch, Sharding
 from core.models.shapes import Shape
+from distill import prepare
+from distill.plan.chat import chat_stage
 from distill.plan.experiment import count, stages_of, training_of
 from distill.plan.measured import MeasuredSpeed, with_measured
 from distill.plan.stage import as_text, total
@@ -16,6 +19,7 @@ from distill.plan.throughput import Lengths, attention_flops, scoring_flops, ste
 from distill.plan.training import fold_work, stores_scores
 from distill.plan.work import Work
 from students.export.formats import FORMATS
+from teachers.chat.asking import renderer_of
 from tests.composing import configured
 from tests.running import refuses, succeeds
 
@@ -214,3 +218,18 @@ def test_predictions_for_this_machine_hold_within_a_quarter() -> None:
     assert found.training_tflop / known.training_tflops == pytest.approx(found.training_s, rel=0.25)
     predicted = found.held_gb + known.memory_overhead * found.activations_gb
     assert predicted == pytest.approx(found.peak_gb, rel=0.25)
+
+
+def test_a_chat_api_costs_what_its_prices_come_to(tmp_path: Path) -> None:
+    """As docs/teacher.md tells it for 57,477 conversations; of prepared data, what their own prompts come to."""
+    prices = ["teacher.chat.price_input=0.6", "teacher.chat.price_output=0.6", "data.simulate.conversations=50"]
+    config = configured("+exp=smoke", "teacher=chat", f"paths.root={tmp_path}", *prices)
+    chat, data = config.teacher.of_chat, tmp_path / "data" / "smoke"
+    assumed = chat_stage(chat, config.prompt, data, config.plan.assumed)
+    assert assumed.cost == pytest.approx((57477 * 2 * (1000 + 1) * 0.6e-6,) * 2)
+    prepare.main(config)
+    characters = [p.characters for p in renderer_of(chat, config.prompt).render(load_conversations(data))]
+    planned = chat_stage(chat, config.prompt, data, config.plan.assumed)
+    assert planned.cost == pytest.approx((sum(characters) / 4 * 0.6e-6 + len(characters) * 0.6e-6,) * 2)
+    unpriced = chat_stage(replace(chat, price_input=None), config.prompt, data, config.plan.assumed)
+    assert unpriced.cost is None and "price_input" in dict(unpriced.lines)["cost"]

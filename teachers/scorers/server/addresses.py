@@ -37,15 +37,13 @@ def filled_urls(templates: Sequence[str], fold: int | None) -> list[str]:
     return urls
 
 
-def headers_of(api_key_variable: str | None) -> dict[str, str]:
-    """The headers of every request. Raises `UserError` where the environment has no such key."""
+def headers_of(api_key_variable: str | None, group: str = "scorers.*") -> dict[str, str]:
+    """The headers of every request; `group`: of the keys. Raises `UserError` where the environment has no such key."""
     if api_key_variable is None:
         return {}
     key = os.environ.get(api_key_variable, "").strip()
     if not key or not (key.isascii() and key.isprintable()):
-        raise UserError(
-            f"scorers.*.api_key_variable={api_key_variable}: no such key in the environment; set it, or null"
-        )
+        raise UserError(f"{group}.api_key_variable={api_key_variable}: no such key in the environment; set it, or null")
     return {"Authorization": f"Bearer {key}"}
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import httpx
-import numpy as np
 
 from core.errors import UserError
 from teachers.scorers.server.answers import TryAgain
@@ -22,7 +21,7 @@ from teachers.scorers.server.answers import TryAgain
 log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
-Ask = Callable[[httpx.AsyncClient, str, list[list[int]]], Awaitable[np.ndarray]]
+Ask = Callable[[httpx.AsyncClient, str, list[Any]], Awaitable[Any]]  # prompts to a URL, in whatever form it takes
 
 
 @dataclass(eq=False, slots=True)
@@ -64,10 +63,10 @@ class Server:
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """Prompts that are asked together. `refusals`: how often it failed where no probe did."""
+    """Prompts that are asked together, as token ids or messages. `refusals`: how often it failed where no probe did."""
 
     positions: list[int]
-    prompts: list[list[int]]
+    prompts: list[Any]
     refusals: int = 0
     refused_by: Server | None = None
 
@@ -85,17 +84,26 @@ class Pool:
     of an event loop that only waits for answers.
     """
 
-    def __init__(self, urls: Sequence[str], slots: int, retries: int, ask: Ask, options: dict[str, Any]) -> None:
-        """`slots`: requests in flight to each server; `options` are those of the HTTP client."""
+    def __init__(
+        self,
+        urls: Sequence[str],
+        slots: int,
+        retries: int,
+        ask: Ask,
+        options: dict[str, Any],
+        group: str = "scorers.*",
+    ) -> None:
+        """`slots`: requests in flight to each server; `options` are those of the HTTP client; `group`: of the keys."""
+        self._group = group
         self._servers = [Server(url, slots) for url in urls]
         self._slots, self._retries, self._ask = slots * len(urls), retries, ask
         self._again: list[Request] = []
-        self._running: dict[asyncio.Task[np.ndarray], Sent] = {}
+        self._running: dict[asyncio.Task[Any], Sent] = {}
         self._loop = asyncio.new_event_loop()
         self._client = httpx.AsyncClient(**options)
 
-    def answers(self, fresh: Iterator[Request]) -> Iterator[tuple[Request, np.ndarray]]:
-        """Each request with its logits [prompts, outputs], as they arrive.
+    def answers(self, fresh: Iterator[Request]) -> Iterator[tuple[Request, Any]]:
+        """Each request with what was answered, as it arrives.
 
         Raises `UserError` for what no further try can mend, and when the retries are used up.
         """
@@ -125,7 +133,7 @@ class Pool:
         self._running[task] = Sent(request, server, server.begin())
         self._loop.run_until_complete(asyncio.sleep(0))  # it leaves while further prompts are drawn
 
-    async def _call(self, url: str, prompts: list[list[int]]) -> np.ndarray:
+    async def _call(self, url: str, prompts: list[Any]) -> Any:
         return await self._ask(self._client, url, prompts)
 
     def _send_again(self, now: float) -> None:
@@ -140,7 +148,7 @@ class Pool:
                 return
             self._send(upcoming, server)
 
-    def _wait(self, now: float) -> list[asyncio.Task[np.ndarray]]:
+    def _wait(self, now: float) -> list[asyncio.Task[Any]]:
         """The tasks that are done, those that succeeded first; none where a server has rested meanwhile."""
         rests = min((s.rests_until - now for s in self._servers if s.rests_until > now), default=None)
         if not self._running:
@@ -158,7 +166,7 @@ class Pool:
         request.refused_by = server
         request.refusals += not probe  # that a failing server still fails is no fault of the request
         if request.refusals > self._retries or all(s.failures > self._retries for s in self._servers):
-            raise given_up(server.url, self._retries, failure) from failure
+            raise given_up(server.url, self._retries, failure, self._group) from failure
         self._again.append(request)
 
     async def _leave(self) -> None:
@@ -181,9 +189,9 @@ def pause_after(failures: int) -> float:
     return min(LONGEST_PAUSE_SECONDS, doubled * random.uniform(1.0, 1.25))
 
 
-def given_up(url: str, retries: int, failure: TryAgain) -> UserError:
+def given_up(url: str, retries: int, failure: TryAgain, group: str = "scorers.*") -> UserError:
     """What to say when the retries are used up."""
     return UserError(
         f"{url} still fails after {retries} retries: {failure}. What is written stays: rerun the same command to "
-        "resume once the server answers; for a server that needs longer raise scorers.*.timeout_s"
+        f"resume once the server answers; for a server that needs longer raise {group}.timeout_s"
     )
