@@ -18,6 +18,7 @@ from eval.bootstrap import Resampling
 from eval.comparison import Comparison, JudgeFigures, Pair, Roles, compare
 from eval.conclusions import Bias
 from eval.config import EvalConfig
+from eval.costs import Costs, known_rates, measure_costs
 from eval.examples import Examples, find_examples
 from eval.judges.answers import Answers
 from eval.judges.candidates import STUDENT, TEACHER
@@ -26,6 +27,7 @@ from eval.leaderboard import Leaderboard, leaderboard
 from eval.means import Difference, paired_difference
 from eval.metrics import log_loss_rows, predict
 from eval.surface_features import ResponseFeatures, response_features
+from students.export.config import T4Config
 
 METRICS = "metrics.json"
 BAYES, REFERENCE, WITHOUT_TEACHER = "bayes", "bradley_terry", "student_no_teacher"
@@ -53,7 +55,8 @@ class Evaluation(Comparison):
     `split`: "test" or "fold", the rows that are scored. `bayes`: the entropy of the simulated true distribution, None
     for real votes; its judge is then among the others. `gain`: by how much the student is better than the one without a
     teacher, None where that is absent. `leaderboard`: None without three models. `unanswered`: why an export that is
-    not among the judges gave no answer on this machine, by name. `reading`: the examples.
+    not among the judges gave no answer on this machine, by name. `reading`: the examples. `costs`: None of evaluations
+    of before.
     """
 
     judges: Mapping[str, JudgeResult]
@@ -63,10 +66,16 @@ class Evaluation(Comparison):
     leaderboard: Leaderboard | None
     reading: Examples
     unanswered: Mapping[str, str] = field(default_factory=dict)
+    costs: Costs | None = None
 
 
 def measure(
-    panel: Panel, scored: Sequence[Conversation], truth: pl.DataFrame | None, config: EvalConfig, seed: int
+    panel: Panel,
+    scored: Sequence[Conversation],
+    truth: pl.DataFrame | None,
+    config: EvalConfig,
+    seed: int,
+    t4: T4Config,
 ) -> Evaluation:
     """What the votes on `scored` tell of a panel's judges.
 
@@ -113,7 +122,16 @@ def measure(
         leaderboard=leaderboard(scored, votes, probabilities, resampling),
         reading=find_examples(ids, groups, votes, probabilities),
         unanswered=panel.unanswered,
+        costs=measure_costs(panel.answers, logits, votes, groups, resampling, t4),
     )
+
+
+def outdated(folder: Path, t4: T4Config) -> bool:
+    """Whether the evaluation in `folder`, if it is there, lacks an export's answers, or reckons with other T4s."""
+    if not (folder / METRICS).exists():
+        return False
+    costs = json.loads((folder / METRICS).read_text()).get("costs")
+    return bool(unanswered(folder)) or (costs is not None and costs["t4"] != known_rates(t4))
 
 
 def unanswered(folder: Path) -> list[str]:

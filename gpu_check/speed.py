@@ -22,11 +22,12 @@ import torch
 
 from core.config import from_mapping
 from core.json_files import write_json
+from core.models.flops import Lengths, scoring_flops
 from core.models.memory import GB, MicroBatch, Sharding, activation_bytes, training_memory
 from core.models.shapes import Shape, model_config
 from distill.config import Config
 from distill.plan.measured import MeasuredSpeed
-from distill.plan.throughput import Lengths, scoring_flops, training_flops
+from distill.plan.throughput import training_flops
 from distill.plan.training import stores_scores
 from gpu_check.bare import composed
 from gpu_check.results import Figures

@@ -4,12 +4,14 @@ Any other model is counted on meta tensors (`core/models/shapes.py`), and so is 
 what is not reckoned with here. `tests/core/models/test_families.py` compares both, to the parameter.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from core.models.architecture import head_dim
-from core.models.shapes import Shape
+from core.models.shapes import Shape, meta_classifier, shape_of
 from core.records import LABELS
 
 ASKED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -73,3 +75,10 @@ def decoder_of(config: Mapping[str, Any], layers: int | None) -> Decoder | None:
         language_head=0 if tied else embedding,
     )
     return Decoder(shape, maps, layer, embedding)
+
+
+def shape_in(folder: Path) -> Shape:
+    """The shape of the judge in a model's folder, whatever its weights are stored as."""
+    facts = json.loads((folder / "config.json").read_text())
+    decoder = decoder_of({key: value for key, value in facts.items() if key != "quantization_config"}, None)
+    return shape_of(meta_classifier(str(folder), folder)) if decoder is None else decoder.shape

@@ -1,11 +1,11 @@
 """A teacher's soft logits for all conversations in both orders."""
 
+from core.models.flops import Lengths, scoring_flops
 from core.models.memory import GB, inference_memory, smallest
 from core.models.shapes import Shape
 from core.records import ORDERS
 from distill.plan.config import PlanConfig
 from distill.plan.stage import Stage, cost_of
-from distill.plan.throughput import Lengths, scoring_flops
 from distill.plan.work import Work
 from teachers.config import TeacherConfig
 

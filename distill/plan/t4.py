@@ -1,13 +1,14 @@
 """The export on T4s: which formats fit, and how long it judges `conversations` in both orders."""
 
+from core.models.flops import scoring_flops
 from core.models.memory import GB, inference_memory
 from core.models.shapes import Shape
 from core.records import ORDERS
-from distill.plan.stage import Interval, Stage, as_text
-from distill.plan.throughput import scoring_flops
+from distill.plan.stage import Stage, as_text
 from distill.plan.work import Work
 from students.export.config import RateConfig, T4Config
-from students.export.formats import FORMATS, Format
+from students.export.formats import FORMATS
+from students.export.t4.hours import t4_hours
 
 
 def t4_stage(base: str, shape: Shape, work: Work, t4: T4Config, exported: str) -> Stage:
@@ -42,13 +43,6 @@ def t4_stage(base: str, shape: Shape, work: Work, t4: T4Config, exported: str) -
     low, high = hours[exported]
     cost = None if t4.price_per_hour is None else (low * t4.price_per_hour, high * t4.price_per_hour)
     return Stage(title, lines, (low, high), cost)
-
-
-def t4_hours(t4: T4Config, row: Format, flops: float) -> Interval:
-    """Hours of one T4 with an export in a format: int8 activations have cores of their own."""
-    rate = t4.int8 if row.int8_activations else t4.fp16
-    low, high = rate.tflops
-    return flops / (high * 1e12) / 3600, flops / (low * 1e12) / 3600
 
 
 def rate_text(rate: RateConfig) -> str:

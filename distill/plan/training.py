@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from core.models.flops import scoring_flops
 from core.models.memory import GB, METHODS, Memory, Method, MicroBatch, Sharding, checkpoint_gb, training_memory
 from core.models.shapes import Shape
 from core.records import ORDERS
 from distill.plan.config import PlanConfig
 from distill.plan.stage import Stage, cost_of
-from distill.plan.throughput import scoring_flops, step_traffic, training_flops
+from distill.plan.throughput import step_traffic, training_flops
 from distill.plan.work import Work
 from students.training.config import EngineConfig, ModelConfig, TrainConfig
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.models.flops import Lengths
 from core.prompts import PromptConfig
 from distill.plan.config import PlanConfig
-from distill.plan.throughput import Lengths
 
 SAMPLE = 300  # conversations that are rendered to learn their lengths
 

@@ -4,7 +4,7 @@ A judge that was trained on one of the conversations is refused. One whose teach
 them out: how many its teachers have seen stands beside its figures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +12,14 @@ import polars as pl
 
 from core import screen
 from core.artefacts.contents import MANIFEST
-from core.artefacts.manifest import changed_parents, read_manifest
+from core.artefacts.manifest import Manifest, changed_parents, read_manifest
 from core.data.files.compression import HEAD
 from core.data.files.kinds import seems
 from core.errors import EngineDied, UserError
 from core.exported import open_exported
 from core.labels import Labels, check_knows, labels_of
+from core.models.families import decoder_of, shape_in
+from core.models.shapes import Shape, facts_of, folder_of
 from core.prompts import Renderer, renderer_of
 from core.provenance import UNTOLD, read_learned
 from core.records import LABELS, ORDERS, Conversation
@@ -29,6 +31,7 @@ from eval.config import CanaryMode
 from eval.judges.candidates import STUDENT, Candidate
 from eval.judges.predictions import predictions
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
+from students.export.config import FormatName
 from students.export.formats import format_named
 from students.trained import open_trained
 from teachers.scorers.config import ScorerConfig
@@ -54,12 +57,21 @@ class Engines:
 
 
 @dataclass(frozen=True)
+class ModelSize:
+    """The `shape` of the model that answered, and the `format` that it is in: all that its hours on a T4 depend on."""
+
+    shape: Shape
+    format: FormatName
+
+
+@dataclass(frozen=True)
 class Answers:
     """A judge's answers (`SCORES`, the baselines without lengths), and the artefact that it comes from.
 
     `taught`: of how many of the scored conversations its teachers, or theirs, saw the votes; None where nobody can
     tell. `alike`: how many have the same prompt in both orders; None where its prompts are not known. `failed`: which
-    checks an export failed, its engine's among them.
+    checks an export failed, its engine's among them. `pointwise`: each order shows one response, both are needed.
+    `model`: None where it is not on this machine.
     """
 
     scores: pl.DataFrame
@@ -68,6 +80,8 @@ class Answers:
     failed: Sequence[str] = ()
     artefact: Path | None = None
     recalibration: Recalibration | None = None
+    pointwise: bool = False
+    model: ModelSize | None = None
 
 
 def ask(candidate: Candidate, scored: Sequence[Conversation], engines: Engines, labels: Labels = LABELS) -> Answers:
@@ -82,7 +96,7 @@ def ask(candidate: Candidate, scored: Sequence[Conversation], engines: Engines, 
         except UserError as error:
             raise Unfit(str(error)) from error
     if candidate.stage == "teacher":
-        answers = _stored(path, candidate.remedy, scored)
+        answers = _stored(path, candidate.remedy, scored, engines.root)
     elif candidate.stage == "student":
         answers = _trained(path, candidate.remedy, scored, engines)
     elif candidate.stage == "export":
@@ -96,7 +110,7 @@ def ask(candidate: Candidate, scored: Sequence[Conversation], engines: Engines, 
     return replace(answers, artefact=candidate.artefact)
 
 
-def _stored(store: Path, remedy: str, scored: Sequence[Conversation]) -> Answers:
+def _stored(store: Path, remedy: str, scored: Sequence[Conversation], root: Path) -> Answers:
     """What a store holds of the rows that its judges were not trained on, the mean over judges."""
     logits = read_logits(store, remedy)
     own = pl.DataFrame(
@@ -113,7 +127,26 @@ def _stored(store: Path, remedy: str, scored: Sequence[Conversation]) -> Answers
     taught = None if UNTOLD in seen["conversation"] else taught
     lengths = pl.col("prompt_tokens", "truncated").first()
     averaged = logits.group_by("id", "order", maintain_order=True).agg(mean_logits(), lengths)
-    return Answers(averaged.cast(SCORES), taught)
+    manifest = read_manifest(store)
+    return Answers(
+        averaged.cast(SCORES), taught, pointwise=_is_pointwise(manifest.prompt), model=_model_behind(manifest, root)
+    )
+
+
+def _model_behind(manifest: Manifest, root: Path) -> ModelSize | None:
+    """The model of the first fold teacher that a store comes from; None where its base is not on this machine."""
+    for place in manifest.parents:
+        if (root / place / MANIFEST).exists():
+            trained = read_manifest(root / place, verify=False).config.get("model", {})
+            folder = folder_of(trained["base"], root) if "base" in trained else None
+            if folder is not None and (decoder := decoder_of(facts_of(trained["base"], root), trained.get("layers"))):
+                return ModelSize(decoder.shape, "merged")
+    return None
+
+
+def _is_pointwise(prompt: Mapping[str, str]) -> bool:
+    """Whether a judge is shown one response at a time, by the hashes of its prompt."""
+    return prompt.get("kind") == "pointwise"
 
 
 def _trained(folder: Path, remedy: str, scored: Sequence[Conversation], engines: Engines) -> Answers:
@@ -121,7 +154,13 @@ def _trained(folder: Path, remedy: str, scored: Sequence[Conversation], engines:
     taught = _taught(folder, scored)
     model = judge.merged(engines.root)
     found = predictions(model, judge.manifest.content, judge.renderer, engines.student, scored, engines.root)
-    return Answers(found.scores, taught, count_alike(judge.renderer, scored))
+    return Answers(
+        found.scores,
+        taught,
+        count_alike(judge.renderer, scored),
+        pointwise=_is_pointwise(judge.renderer.hashes),
+        model=ModelSize(shape_in(model), "merged"),
+    )
 
 
 def _exported(candidate: Candidate, scored: Sequence[Conversation], engines: Engines) -> Answers:
@@ -149,6 +188,8 @@ def _exported(candidate: Candidate, scored: Sequence[Conversation], engines: Eng
         count_alike(renderer, scored),
         failed=[*manifest.extra.get("failed", []), *found.failed],
         recalibration=None if recalibration == IDENTITY else recalibration,
+        pointwise=_is_pointwise(renderer.hashes),
+        model=ModelSize(shape_in(path), manifest.config["export"]["format"]),
     )
 
 

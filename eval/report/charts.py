@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
+
+from eval.costs import Costs
 
 MARGIN = 0.06
 POINTS = 200  # of a curve: more than that is less than a pixel apart on a phone
+APART = 9.0  # of the height, per cent: between the names of two judges
+NAMES = 0.5  # of the points' range: the room at their right, where names stand
 MARKED = 30  # points are marked, and tell their value, where there are no more
 
 
@@ -85,3 +90,53 @@ def _curve(judge: str, history: pl.DataFrame, column: str) -> Curve:
         known = known.group_by(stretch.alias("stretch"), maintain_order=True).mean().drop("stretch")
     rows = known["row"].cast(pl.Int64).to_list() if len(known) <= MARKED else []
     return Curve(judge, list(known.select(pl.col("step").cast(pl.Float64), column).rows()), rows)
+
+
+@dataclass(frozen=True)
+class CostLine:
+    """A judge's ways to be asked as points of (cost, log loss); `rows` are their places among its costs.
+
+    `named_at`: where its name stands beside the first point, in per cent of the height.
+    """
+
+    judge: str
+    points: list[tuple[float, float]]
+    rows: list[int]
+    named_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class CostChart:
+    """Log loss against a `field` of costs, named on the axis `across`."""
+
+    field: str
+    across: str
+    x: Axis
+    y: Axis
+    lines: list[CostLine]
+
+
+def cost_charts(costs: Costs | None) -> list[CostChart]:
+    """Log loss against tokens and against hours, in the middle of their range, of judges that have them."""
+    charts = []
+    for field, across in (("tokens", "tokens a conversation"), ("hours", "hours of one T4")):
+        lines = []
+        for judge, ways in (costs.judges if costs else {}).items():
+            known = [(i, way) for i, way in enumerate(ways) if getattr(way, field) is not None]
+            points = [(float(np.mean(getattr(way, field))), way.log_loss) for _, way in known]
+            lines += [CostLine(judge, points, [i for i, _ in known])] if known else []
+        if lines:
+            across_of, up_of = ([point[i] for line in lines for point in line.points] for i in (0, 1))
+            room = NAMES * (max(across_of) - min(across_of))
+            x, y = Axis.over([*across_of, max(across_of) + room]), Axis.over(up_of)
+            charts.append(CostChart(field, across, x, y, named_apart(lines, y)))
+    return charts
+
+
+def named_apart(lines: Iterable[CostLine], y: Axis) -> list[CostLine]:
+    """The lines from low to high, their names at least `APART` from each other."""
+    placed: list[CostLine] = []
+    for line in sorted(lines, key=lambda line: line.points[0][1]):
+        lowest = placed[-1].named_at + APART if placed else 0.0
+        placed.append(replace(line, named_at=max(lowest, y.at(line.points[0][1]))))
+    return placed

@@ -16,7 +16,7 @@ from core.tables import read_parquet
 from eval.conclusions import Row
 from eval.evaluation import METRICS, Evaluation, JudgeResult
 from eval.fidelity import FIDELITY, Fidelity, read_fidelities
-from eval.report.charts import Axis, training_plots
+from eval.report.charts import Axis, cost_charts, training_plots
 from eval.report.ladder import LADDER, UNREAD, ordered, unconvincing
 from eval.report.lineage import Lineage, trace
 from eval.report.sources import Sources
@@ -128,6 +128,7 @@ def _known(report: Report) -> dict[str, Any]:
         "labels": report.evaluation.labels,
         "chance": math.log(len(report.evaluation.labels)),
         "ladder": LADDER,
+        "cost_charts": cost_charts(report.evaluation.costs),
         "biases": BIASES,
         "slices": SLICES | tags_of(judges["student"]),
     }

@@ -19,6 +19,8 @@ DISPLAY: dict[str, Callable[[Any], str]] = {
     "share": "{:.1%}".format,
     "points": lambda share: f"{100 * share:+z.1f}",
     "count": "{:,}".format,
+    "tokens": "{:,.0f}".format,
+    "hours": lambda hours: f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}",
     "number": "{:g}".format,
     "loss": "{:.2f}".format,
     "ratio": "{:.3f}".format,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.data.table import load_conversations
+from core.models.flops import Lengths, attention_flops, scoring_flops
 from core.models.memory import MicroBatch, Sharding
 from core.models.shapes import Shape
 from distill import prepare
@@ -14,11 +15,11 @@ from distill.plan.chat import chat_stage
 from distill.plan.experiment import count, stages_of, training_of
 from distill.plan.measured import MeasuredSpeed, with_measured
 from distill.plan.stage import as_text, total
-from distill.plan.t4 import t4_hours
-from distill.plan.throughput import Lengths, attention_flops, scoring_flops, step_traffic, training_flops
+from distill.plan.throughput import step_traffic, training_flops
 from distill.plan.training import fold_work, stores_scores
 from distill.plan.work import Work
 from students.export.formats import FORMATS
+from students.export.t4.hours import t4_hours
 from teachers.chat.asking import renderer_of
 from tests.composing import configured
 from tests.running import refuses, succeeds

@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 
 from core.artefacts.building import Artefact
+from core.models.shapes import Shape
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES
 from eval.bootstrap import Resampling
 from eval.evaluation import METRICS, Evaluation, measure
 from eval.fidelity import FIDELITY, fidelity
-from eval.judges.answers import Answers
+from eval.judges.answers import Answers, ModelSize
 from eval.judges.baselines import prior, surface
 from eval.judges.bradley_terry import bradley_terry
 from eval.judges.panel import Panel
@@ -25,6 +26,16 @@ from tests.composing import configured
 from tests.eval.simulated_judges import arena, favouring, honest, showing
 
 TRAINED = ("student", "student_no_teacher")
+SHAPE = Shape(
+    *(26, 2304, 8, 4, 256, 9216, 4096, 13),
+    capped=True,
+    norms=4,
+    wide_gains=True,
+    parameters=2_600_000_000,
+    matrices=2_000_000_000,
+    largest=590_000_000,
+    language_head=0,
+)
 
 
 @dataclass(frozen=True)
@@ -78,12 +89,13 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
     }
     folders = artefacts(root)
     known_of: dict[str, dict[str, Any]] = {
-        "student": {"alike": 3},
+        "student": {"alike": 3, "model": ModelSize(SHAPE, "merged")},
         "student_no_teacher": {"taught": 40},
-        "other.one": {"taught": None},
+        "other.one": {"taught": None, "pointwise": True, "model": ModelSize(SHAPE, "w4a16")},
         "student_w8a8": {
             "recalibration": Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1)),
             "failed": ["verdicts differs by 0.2000, fidelity.verdicts=0.03"],
+            "model": ModelSize(SHAPE, "w8a8"),
         },
     }
     answers = {
@@ -110,7 +122,7 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         taught=7,
     )
     write_result(folders["student_w8a8"] / FIDELITY, lost)
-    measured = measure(Panel(answers), held_out, pl.DataFrame({"probabilities": known}), config, seed=0)
+    measured = measure(Panel(answers), held_out, pl.DataFrame({"probabilities": known}), config, 0, settings.t4)
     folder = root / "eval" / "run"
     folder.mkdir(parents=True)
     write_result(folder / METRICS, measured)

@@ -36,6 +36,8 @@ SHOWN = {
         f"{100 * value:+.1f}".replace("-0.0", "+0.0") if abs(value) < 5e-4 else f"{100 * value:+.1f}"
     ),
     "count": lambda value: f"{int(value):,d}",
+    "tokens": lambda value: f"{value:,.0f}",
+    "hours": lambda value: f"{value:.2g}" if value < 1 else f"{value:,.1f}",
     "number": lambda value: f"{value:g}",
     "loss": lambda value: f"{value:.2f}",
     "ratio": lambda value: f"{value:.3f}",
