@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
+from core.json_files import read_json
 from core.prompts import Renderer, renderer_of
 from core.renamed import removed
 
 if TYPE_CHECKING:
+    from core.bradley_terry import BradleyTerry
     from core.labels import Labels
 
 GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
@@ -35,6 +37,14 @@ class ExportedJudge:
         from core.labels import labels_of  # imports polars, which `--help` does without
 
         return labels_of(self.manifest)
+
+    @property
+    def davidson(self) -> "BradleyTerry | None":
+        """By what a pointwise judge's rewards become logits; None of a pairwise judge."""
+        from core.pointwise import JUDGE, davidson_of  # imports polars
+
+        path = self.folder / JUDGE
+        return davidson_of(read_json(path, "export it again, with overwrite=true")) if path.exists() else None
 
 
 def export_folder(root: Path, run: str, name: str) -> Path:

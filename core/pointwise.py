@@ -84,20 +84,23 @@ class PointwiseScorer:
         return self.rewards.tokens_cached + max(0, self._spared)
 
     def stream(self, prompts: Iterable[Sequence[int]]) -> Iterator[tuple[int, np.ndarray]]:
-        """As `core.scoring.Scorer` says, of prompts that the renderer made for one response each (`ResponseIds`)."""
+        """As `core.scoring.Scorer` says, of prompts that the renderer made for one response each (`ResponseIds`).
+
+        One that knows no other response gets its reward, float32 [1].
+        """
         known: dict[bytes, float] = {}
         asked: list[bytes] = []  # by position in the inner stream
         pending: dict[bytes, list[int]] = {}  # the prompts that wait for a reward
-        waiting: dict[int, tuple[bytes, bytes]] = {}  # the rewards that a prompt waits for
+        waiting: dict[int, tuple[bytes, ...]] = {}  # the rewards that a prompt waits for
         ready: deque[int] = deque()
 
         def distinct() -> Iterator[Sequence[int]]:
             for position, prompt in enumerate(prompts):
                 assert isinstance(prompt, ResponseIds), "a pointwise judge is asked with its own renderer's prompts"
-                pair = (prompt, prompt.other)
-                own, other = waiting[position] = (_digest(pair[0]), _digest(pair[1]))
+                shown = (prompt,) if prompt.other is None else (prompt, prompt.other)
+                keys = waiting[position] = tuple(map(_digest, shown))
                 self._spared += len(prompt)
-                for key, ids in zip((own, other), pair, strict=True):
+                for key, ids in zip(keys, shown, strict=True):
                     if key not in known:
                         if new := key not in pending:
                             asked.append(key)
@@ -105,14 +108,14 @@ class PointwiseScorer:
                         if new:
                             self._spared -= len(ids)
                             yield ids
-                if own in known and other in known:
+                if all(key in known for key in keys):
                     ready.append(position)
 
         def finished() -> Iterator[tuple[int, np.ndarray]]:
             while ready:
                 position = ready.popleft()
-                if pair := waiting.pop(position, None):  # None: it waited twice for one reward
-                    yield position, self._logits(*(known[each] for each in pair))
+                if keys := waiting.pop(position, None):  # None: it waited twice for one reward
+                    yield position, self._output(*(known[key] for key in keys))
 
         for place, output in self.rewards.stream(distinct()):
             key = asked[place]
@@ -121,7 +124,9 @@ class PointwiseScorer:
             yield from finished()
         yield from finished()
 
-    def _logits(self, own: float, other: float) -> np.ndarray:
+    def _output(self, own: float, other: float | None = None) -> np.ndarray:
+        if other is None:
+            return np.array([own], np.float32)
         return self.davidson.logits(np.array([[own - other]]))[0].astype(np.float32)
 
 

@@ -93,11 +93,14 @@ class PromptConfig:
 
 
 class ResponseIds(list[int]):
-    """Token ids of a prompt that shows one response, and those that show the `other` one to the same conversation."""
+    """Token ids of a prompt that shows one response, and those that show the `other` one to the same conversation.
+
+    None: there is no other, and it is the reward that is asked for.
+    """
 
     __slots__ = ("other",)
 
-    def __init__(self, ids: Iterable[int], other: list[int]):
+    def __init__(self, ids: Iterable[int], other: list[int] | None):
         super().__init__(ids)
         self.other = other
 

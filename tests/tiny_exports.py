@@ -3,13 +3,19 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
 
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
+from core.bradley_terry import BradleyTerry
 from core.config import from_mapping, to_mapping
 from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
+from core.json_files import write_json
+from core.pointwise import JUDGE, noted
 from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned, write_learned
 from eval.canaries.making import make_canaries
@@ -18,16 +24,31 @@ from tests.composing import composed, configured, scorer
 from tests.tiny_models import Family, tiny_judge
 
 
-def tiny_export(folder: Path, family: Family = "llama", max_tokens: int = 256) -> Path:
+def tiny_export(folder: Path, family: Family = "llama", max_tokens: int = 256, *, pointwise: bool = False) -> Path:
     """A finished export in `folder`: a judge with random weights that renders prompts of at most `max_tokens`."""
     tiny_judge(folder, family)
-    prompt = from_mapping(PromptConfig, {**composed("prompt=compact")["prompt"], "max_tokens": max_tokens})
+    if pointwise:
+        one_output(folder)
+    named = "prompt=pointwise_compact" if pointwise else "prompt=compact"
+    prompt = from_mapping(PromptConfig, {**composed(named)["prompt"], "max_tokens": max_tokens})
     settings = {"prompt": to_mapping(prompt)}
     renderer = Renderer(prompt, folder)
     with_canaries(folder, renderer)
     write_learned(folder, Learned())
     Artefact(folder, "export", settings, [], folder).finish(prompt=renderer.hashes, extra={"failed": []})
     return folder
+
+
+def one_output(folder: Path) -> None:
+    """Turn the judge in `folder` into a pointwise one, whose reward is what speaks for a and not for b."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    weight = model.score.weight.detach()
+    model.score = torch.nn.Linear(weight.shape[1], 1, bias=False)
+    model.score.weight.data = weight[:1] - weight[1:2]
+    noted_davidson = noted(BradleyTerry(np.array([1.5]), -0.5))
+    model.config.update({"id2label": {0: "reward"}, "label2id": {"reward": 0}, **noted_davidson})
+    model.save_pretrained(folder)
+    write_json(folder / JUDGE, noted_davidson)
 
 
 def with_canaries(folder: Path, renderer: Renderer, conversations: int = 12) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -12,8 +12,19 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
+from core.records import Conversation
 from deploy.serving.page import page_and_policy
 from deploy.serving.problems import CLIENT_GONE, Unavailable, answer_errors_with_problems
+from deploy.serving.reward_schemas import (
+    OpenRlhfRequest,
+    OpenRlhfResponse,
+    RankRequest,
+    RankResponse,
+    RewardRequest,
+    RewardResponse,
+    turns_of,
+)
+from deploy.serving.rewarding import check_count, openrlhf_rewards, ranked, rewards
 from deploy.serving.schemas import (
     Health,
     JobAccepted,
@@ -89,6 +100,7 @@ async def model(service: TheService) -> Served:
     """Which judge this is, and what it takes."""
     return Served(
         model=service.model,
+        kind="pointwise" if service.renderer.pointwise else "pairwise",
         labels=[*service.labels],
         computes_otherwise=service.computes_otherwise,
         max_tokens=service.max_tokens,
@@ -101,18 +113,41 @@ async def model(service: TheService) -> Served:
 @v1.post("/judge")
 async def judge(service: TheService, body: JudgeRequest, request: Request) -> JudgeResponse:
     """Which response of each conversation people prefer."""
-    count, limit = len(body.conversations), service.settings.max_conversations
-    if count > limit:
-        raise HTTPException(
-            422, f"{count} conversations in one request: send at most {limit} at a time, or a job to /v1/jobs"
-        )
-    with service.places(count):
+    with places(service, len(body.conversations), ", or a job to /v1/jobs"):
         results = await unless_gone(request, service.judge(body.conversations, body.shown))
     for result in results:
         if isinstance(result, Unjudged):
             raise HTTPException(500, f"conversation {result.id}: {result.error}")
     verdicts = [result for result in results if isinstance(result, Verdict)]
     return JudgeResponse(results=verdicts, model=service.model, request_id=request.scope["request_id"])
+
+
+@v1.post("/reward")
+async def reward(service: TheService, body: RewardRequest, request: Request) -> RewardResponse:
+    """What the last message of each chat is worth, to a pointwise judge."""
+    chats = [turns_of(chat.messages) for chat in body.conversations]
+    rows = [Conversation(str(i), chat.prompt, chat.response, chat.response) for i, chat in enumerate(chats)]
+    with places(service, len(rows)):
+        found = await unless_gone(request, rewards(service, rows))
+    return RewardResponse(rewards=found, model=service.model, request_id=request.scope["request_id"])
+
+
+@v1.post("/rank")
+async def rank(service: TheService, body: RankRequest, request: Request) -> RankResponse:
+    """The order of several responses, with what each is worth."""
+    with service.places(check_count(service, body)):
+        results, asked = await unless_gone(request, ranked(service, body))
+    order = sorted(range(len(results)), key=lambda place: results[place].rank)
+    id = request.scope["request_id"]
+    return RankResponse(results=results, order=order, comparisons=asked, model=service.model, request_id=id)
+
+
+@v1.post("/openrlhf")
+async def openrlhf(service: TheService, body: OpenRlhfRequest, request: Request) -> OpenRlhfResponse:
+    """The rewards that OpenRLHF's trainer asks a remote reward model for."""
+    with places(service, len(body.query)):
+        found = await unless_gone(request, openrlhf_rewards(service, body))
+    return OpenRlhfResponse(rewards=found, scores=found)
 
 
 @v1.post("/jobs", status_code=202)
@@ -136,6 +171,13 @@ async def job(service: TheService, id: JobId, results: bool = True) -> JobState:
     if state is None:
         raise HTTPException(404, f"{service.model} has no job {id}")
     return state
+
+
+def places(service: Service, count: int, otherwise: str = "") -> AbstractContextManager[None]:
+    """Places in the queue for the conversations of one request. Raises `HTTPException` 422 where they are too many."""
+    if count > (limit := service.settings.max_conversations):
+        raise HTTPException(422, f"{count} conversations in one request: send at most {limit} at a time{otherwise}")
+    return service.places(count)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -145,11 +145,13 @@ class JobState(BaseModel):
 class Served(BaseModel):
     """The judge behind this server, and what it takes. `max_tokens`: of a prompt; longer ones are shortened.
 
-    `labels`: what it tells apart, a and b alone where it learned from data without ties.
-    `computes_otherwise`: how far its answers are from those of the export; null where they agree (or while loading).
+    `kind`: a pointwise judge has rewards; both rank. `labels`: what it tells apart, a and b alone where it learned from
+    data without ties. `computes_otherwise`: how far its answers are from those of the export; null where they agree (or
+    while loading).
     """
 
     model: str
+    kind: Literal["pairwise", "pointwise"]
     labels: list[str]
     computes_otherwise: str | None
     max_tokens: int

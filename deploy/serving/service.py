@@ -6,7 +6,7 @@ All of it runs on the event loop, so nothing here needs a lock. Rendering goes t
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 
 from core.exported import ExportedJudge
-from core.records import Order
+from core.prompts import Rendered
+from core.records import ORDERS, Conversation, Order
 from core.scoring import Scorer, to_own_order
 from deploy.serving.admission import Queue
 from deploy.serving.batching import Batcher
@@ -50,6 +51,7 @@ class Service:
         folder, content = exported.folder.resolve(), exported.manifest.content[:12]
         self.settings, self.renderer, self.max_tokens = settings, exported.renderer, exported.max_tokens
         self.model = f"{folder.parent.name}/{folder.name}@{content}"
+        self.davidson = exported.davidson
         self.recalibrate, self.labels = read_recalibration(folder), exported.labels
         self.queue = Queue(settings.max_queue)
         self.jobs = Jobs(jobs_root / content, self.judge, settings.max_jobs)
@@ -125,22 +127,40 @@ class Service:
 
     async def judge(self, pairs: Sequence[Pair], orders: Sequence[Order]) -> list[Result]:
         """A result for each of `pairs`, in their order. Raises `Closed` where the scorer is gone."""
-        # One prompt for each pair and order, scored together with those of all other requests.
         conversations = [pair.conversation(str(place)) for place, pair in enumerate(pairs)]
-        prompts = await asyncio.to_thread(lambda: list(self.renderer.render(conversations, orders)))
-        scored = [asyncio.wrap_future(self.batcher.submit(prompt.ids)) for prompt in prompts]
-        try:
-            logits = await asyncio.gather(*scored)
-        finally:
-            for future in scored:
-                future.cancel()  # where the client has gone, or another of them failed
-        self.traffic.judged(prompts, len(orders))
-        # Back to the conversation's own a and b: [pairs, orders, 3].
-        own = [to_own_order(shown, prompt.order) for prompt, shown in zip(prompts, logits, strict=True)]
-        by_pair = np.stack(own).reshape(len(pairs), len(orders), -1)
-        firsts = prompts[:: len(orders)]
+        by_pair, firsts = await self.logits(conversations, orders)
         ids = [str(place) if pair.id is None else pair.id for place, pair in enumerate(pairs)]
         return [
             result(id, prompt, orders, each, self.recalibrate, self.labels)
             for id, prompt, each in zip(ids, firsts, by_pair, strict=True)
         ]
+
+    async def logits(
+        self, conversations: Sequence[Conversation], orders: Sequence[Order] = ORDERS
+    ) -> tuple[np.ndarray, list[Rendered]]:
+        """[conversations, orders, 3] in the conversations' own a and b, and their prompts in the first order.
+
+        Raises `Closed` where the scorer is gone.
+        """
+        prompts = await self.rendered(conversations, orders)
+        shown = await self.outputs(prompt.ids for prompt in prompts)
+        own = [to_own_order(each, prompt.order) for prompt, each in zip(prompts, shown, strict=True)]
+        return np.stack(own).reshape(len(conversations), len(orders), -1), prompts[:: len(orders)]
+
+    async def rendered(self, conversations: Sequence[Conversation], orders: Sequence[Order]) -> list[Rendered]:
+        """The prompts of `conversations`, all `orders` of each together; they are counted."""
+        prompts = await asyncio.to_thread(lambda: list(self.renderer.render(conversations, orders)))
+        self.traffic.judged(prompts, len(orders))
+        return prompts
+
+    async def outputs(self, prompts: Iterable[Sequence[int]]) -> list[np.ndarray]:
+        """What the scorer gives for each prompt, scored together with those of all other requests.
+
+        Raises `Closed` where the scorer is gone.
+        """
+        scored = [asyncio.wrap_future(self.batcher.submit(ids)) for ids in prompts]
+        try:
+            return await asyncio.gather(*scored)
+        finally:
+            for future in scored:
+                future.cancel()  # where the client has gone, or another of them failed

@@ -1,0 +1,145 @@
+"""A judge as a reward function of TRL's trainers, such as `GRPOTrainer`: in this process, or from a server.
+
+    from deploy.rewards import open_reward
+
+    with open_reward("artifacts/exports/demo_pointwise/w8a8") as reward:
+        GRPOTrainer(model=..., reward_funcs=reward, train_dataset=...).train()
+
+A pointwise judge rewards each completion by itself. A pairwise one compares the completions of a prompt with each
+other, which is what GRPO does with rewards anyway; its rewards mean something within their prompt alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from core.data.layouts.layout import BadRow
+from core.data.layouts.texts import Dialogue, dialogue, message
+from core.errors import UserError
+from core.records import Conversation
+from deploy.ranking.ranker import Ranker, open_ranker
+from teachers.scorers.config import BATCH_TOKENS, TransformersConfig
+
+SECONDS = 600.0  # a server may be asked for many rewards at a time
+Chat = str | list[dict[str, str]]  # as TRL's data sets have prompts and completions: texts or messages
+
+
+class Rewards(Protocol):
+    """What a reward function asks: how good the answers to each prompt are."""
+
+    def of(self, groups: Sequence[Sequence[Dialogue]]) -> list[list[float]]:
+        """The rewards of each group's last answers; a group holds answers to one prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class JudgeReward:
+    """The callable that TRL takes."""
+
+    rewards: Rewards
+
+    def __call__(self, prompts: Sequence[Chat], completions: Sequence[Chat], **columns: Any) -> list[float]:
+        """A reward for each completion. Raises `UserError` where a prompt and its completion are no chat."""
+        groups: dict[str, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            groups.setdefault(repr(prompt), []).append(place)
+        chats = [chat(place, *pair) for place, pair in enumerate(zip(prompts, completions, strict=True))]
+        found = self.rewards.of([[chats[place] for place in places] for places in groups.values()])
+        by_place = {
+            place: reward
+            for places, rewards in zip(groups.values(), found, strict=True)
+            for place, reward in zip(places, rewards, strict=True)
+        }
+        return [by_place[place] for place in range(len(prompts))]
+
+
+def chat(place: int, prompt: Chat, completion: Chat) -> Dialogue:
+    """The turns of a prompt and its completion. Raises `UserError` naming the `place` where they are none."""
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    given = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
+    try:
+        return dialogue("the chat", [message("the chat", said) for said in (*asked, *given)])
+    except BadRow as problem:
+        raise UserError(f"completion {place}: {problem}") from None
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """Rewards of a judge that is open here."""
+
+    ranker: Ranker
+
+    def of(self, groups: Sequence[Sequence[Dialogue]]) -> list[list[float]]:
+        rows = {
+            str(number): [
+                Conversation(f"{number}:{i}", each.prompt, each.response, each.response) for i, each in enumerate(group)
+            ]
+            for number, group in enumerate(groups)
+        }
+        standings = self.ranker.standings(rows)
+        return [standings[name].rewards.tolist() for name in rows]
+
+
+@dataclass(frozen=True)
+class Served:
+    """Rewards of a judge that `distill.serve` serves."""
+
+    client: httpx.Client
+    about: dict[str, Any]
+
+    def of(self, groups: Sequence[Sequence[Dialogue]]) -> list[list[float]]:
+        if self.about["kind"] == "pairwise":
+            return [self._ranked(group) for group in groups]
+        flat = [{"messages": messages(each)} for group in groups for each in group]
+        size, found = self.about["max_conversations"], []
+        for begin in range(0, len(flat), size):
+            found += self._asked("/v1/reward", {"conversations": flat[begin : begin + size]})["rewards"]
+        ends = iter(found)
+        return [[next(ends) for _ in group] for group in groups]
+
+    def _ranked(self, group: Sequence[Dialogue]) -> list[float]:
+        if len(group) < 2:
+            return [0.0] * len(group)  # nothing to compare it with
+        asked = {"messages": messages(group[0])[:-1], "responses": [each.response[-1] for each in group]}
+        return [each["reward"] for each in self._asked("/v1/rank", asked)["results"]]
+
+    def _asked(self, path: str, body: Any) -> Any:
+        answer = self.client.post(path, json=body)
+        if answer.is_error:
+            raise UserError(f"{answer.url} answered {answer.status_code}: {answer.text[:300]}")
+        return answer.json()
+
+
+def messages(chat: Dialogue) -> list[dict[str, str]]:
+    """A chat's turns as messages."""
+    return [
+        {"role": role, "content": text}
+        for turn in zip(chat.prompt, chat.response, strict=True)
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+
+
+@contextmanager
+def open_reward(judge: str | Path, *, key: str | None = None, dtype: Any = "auto") -> Iterator[JudgeReward]:
+    """The reward function of `judge`, which is an export's folder, or the http address of a server.
+
+    `key` opens the server; `dtype` is what transformers computes in, of a folder. Raises `UserError` where there is no
+    such judge.
+    """
+    if str(judge).startswith(("http://", "https://")):
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        with httpx.Client(base_url=str(judge), headers=headers, timeout=SECONDS) as client:
+            try:
+                answer = client.get("/v1/model")
+                answer.raise_for_status()
+            except httpx.HTTPError as error:
+                raise UserError(f"{judge} serves no judge: {error}") from error
+            yield JudgeReward(Served(client, answer.json()))
+    else:
+        config = TransformersConfig("transformers", dtype, BATCH_TOKENS, load_in_8bit=False)
+        with open_ranker(Path(judge), config) as ranker:
+            yield JudgeReward(InProcess(ranker))

@@ -1,0 +1,90 @@
+"""A judge as TRL's reward function: the same rewards in process and by URL, in the trainer that they are for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.errors import UserError
+from deploy.rewards import JudgeReward, open_reward
+from tests.serving import serving
+from tests.tiny_exports import tiny_export
+
+PROMPTS = ["Why is the sky blue?"] * 3 + ["What is a fold?"] * 2
+COMPLETIONS = ["Because of the air.", "It is not.", "Light is scattered.", "A part of the data.", "A sheep's house."]
+
+
+def tiny(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_export(tmp_path_factory.mktemp("exports") / "tiny" / kind, pointwise=kind == "pointwise")
+
+
+@pytest.fixture(scope="module", params=["pointwise", "pairwise"])
+def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def reward(export: Path) -> Iterator[JudgeReward]:
+    with open_reward(export) as found:
+        yield found
+
+
+def test_rewards_are_the_same_in_whatever_form_and_order_they_are_asked_for(reward: JudgeReward) -> None:
+    found = reward(prompts=PROMPTS, completions=COMPLETIONS, completion_ids=[[1]] * 5)
+    chats: list[Any] = [[{"role": "user", "content": text}] for text in PROMPTS]
+    said: list[Any] = [[{"role": "assistant", "content": text}] for text in COMPLETIONS]
+    np.testing.assert_allclose(reward(prompts=chats, completions=said), found, atol=1e-5)
+    backwards = reward(prompts=PROMPTS[::-1], completions=COMPLETIONS[::-1])[::-1]
+    assert np.argsort(backwards[:3]).tolist() == np.argsort(found[:3]).tolist()
+    assert len(set(found)) == 5
+
+
+def test_what_is_no_chat_is_named(reward: JudgeReward) -> None:
+    with pytest.raises(UserError, match="completion 0: the chat"):
+        reward(prompts=[[{"role": "tool", "content": "x"}]], completions=["y"])
+
+
+@pytest.mark.long
+def test_a_server_gives_the_same_rewards(export: Path, reward: JudgeReward, tmp_path: Path) -> None:
+    with serving(export, tmp_path) as server, open_reward(server.url) as served:
+        found = served(prompts=PROMPTS, completions=COMPLETIONS)
+    np.testing.assert_allclose(found, reward(prompts=PROMPTS, completions=COMPLETIONS), atol=1e-3)
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="serves no judge"), open_reward("http://127.0.0.1:9"):
+        pass
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_grpo_learns_from_it(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    data = Dataset.from_dict({"prompt": PROMPTS})
+    settings = GRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        num_generations=4,
+        per_device_train_batch_size=4,
+        max_completion_length=12,
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+    )
+    with open_reward(tiny("pointwise", tmp_path_factory)) as reward:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+        trainer = GRPOTrainer(
+            str(tiny_llama), reward_funcs=reward, args=settings, train_dataset=data, processing_class=tokenizer
+        )
+        before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        trainer.train()
+    steps = [row for row in trainer.state.log_history if "rewards/JudgeReward/mean" in row]
+    assert [row["step"] for row in steps] == [1, 2] and all(np.isfinite(row["reward"]) for row in steps)
+    assert any(row["reward_std"] > 0 for row in steps)
+    assert any(not np.array_equal(before[name], value.detach()) for name, value in trainer.model.named_parameters())
