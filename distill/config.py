@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from core.bounds import Count, Natural, Seed
+from core.bounds import Count, Natural, Seed, between
 from core.data.config import DataConfig
 from core.exported import export_folder
 from core.prompts import PromptConfig
@@ -60,6 +60,8 @@ class Config:
     """An export's folder that `distill.export` only checks against the rules for T4s; null to make an export."""
     benchmark: str | None
     """A file of RewardBench 1 or 2, RM-Bench or JudgeBench that `eval` scores the judges on, in place of votes."""
+    coverage: Annotated[float, between(0.5, 0.99)]
+    """How often a prediction set shall hold the vote: a set names the labels that the judge cannot rule out."""
     data: DataConfig
     prompt: PromptConfig
     model: ModelConfig

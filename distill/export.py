@@ -75,7 +75,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     from core.pointwise import noted as noted_davidson
     from core.provenance import write_learned
     from eval.canaries.making import make_canaries
-    from eval.export_comparison import exported, unquantised, write_fidelity, write_temperature
+    from eval.export_comparison import exported, fit_to_votes, unquantised, write_fidelity
     from students.export.steps import copy_linked, export_model
     from students.export.t4.checking import examine
     from students.export.t4.findings import broken_rules, write_findings
@@ -93,7 +93,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     read = exported(judge, model, scorer, config.root)
     compared, settings = rows.compared, (config.fidelity, config.eval.bootstrap, config.eval.ece_bins, seed)
     failed = write_fidelity(folder, student, read, compared, judge.learned(), *settings)
-    write_temperature(folder, read, rows.validation, export.scaling)
+    fit_to_votes(folder, read, rows.validation, export.scaling)
     # Check: an export in another type than fp16 is meant for other GPUs.
     findings = examine(model.folder, config.t4, in_8bit(config))
     write_findings(folder, findings)

@@ -8,7 +8,7 @@ resumes with the same command: docs/predict.md.
 from distill.config import Config
 from distill.entry_point import entry_point
 
-READS = "name input output limit overwrite data predict scorers.exported canaries.on_failure export paths"
+READS = "name input output limit overwrite coverage data predict scorers.exported canaries.on_failure export paths"
 
 
 def main(config: Config) -> None:
@@ -23,6 +23,7 @@ def main(config: Config) -> None:
         config.scorers.exported,
         config.predict,
         config.canaries.on_failure,
+        config.coverage,
         config.overwrite,
     )
 

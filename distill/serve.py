@@ -6,7 +6,7 @@ It listens on http://127.0.0.1:8080 until SIGTERM or Ctrl-C; docs/serve.md descr
 from distill.config import Config
 from distill.entry_point import entry_point
 
-READS = "name serve scorers.exported canaries.on_failure export paths"
+READS = "name coverage serve scorers.exported canaries.on_failure export paths"
 
 
 def main(config: Config) -> None:
@@ -14,7 +14,7 @@ def main(config: Config) -> None:
     from deploy.serving.server import serve
 
     jobs, exported = config.root / "serve" / "jobs", open_exported(config.export_folder(config.serve.model))
-    serve(exported, config.scorers.exported, config.serve, jobs, config.canaries.on_failure)
+    serve(exported, config.scorers.exported, config.serve, jobs, config.canaries.on_failure, config.coverage)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 READS = (
-    "name fold seed limit overwrite benchmark data prompt eval teacher scorers.student scorers.exported "
+    "name fold seed limit overwrite benchmark coverage data prompt eval teacher scorers.student scorers.exported "
     "scorers.teacher canaries.on_failure t4 paths"
 )
 
@@ -68,11 +68,11 @@ def evaluate(config: Config) -> None:
     found = candidates(root, config.run, config.fold, teacher_stores(config.teacher), config.eval.judges)
     engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
 
-    # Evaluate, unless it is done; what gave no answer is asked again, and T4s are reckoned with as configured now
+    # Evaluate, unless it is done; what gave no answer is asked again, and costs and sets are as configured now
     artefact = evaluation_of(config, split, [candidate.artefact for candidate in found], file_digests(found))
     folder, rows = artefact.folder, {split: len(scored)}
     inputs = [candidate.path for candidate in found]
-    overwrite = config.overwrite or bool(outdated(folder, config.t4) and artefact.is_finished())
+    overwrite = config.overwrite or bool(outdated(folder, config.t4, config.coverage) and artefact.is_finished())
     with artefact.building(inputs=inputs, overwrite=overwrite) as lacking:
         if lacking:
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,9 @@ def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", s
 
     frames = [of.scores.select(pl.lit(name).alias("judge"), pl.all()) for name, of in panel.answers.items()]
     pl.concat(frames, how="diagonal").write_parquet(folder / "predictions.parquet")
-    evaluation = measure(panel, scored, true_distribution(data, scored), config.eval, config.seed, config.t4)
+    evaluation = measure(
+        panel, scored, true_distribution(data, scored), config.eval, config.seed, config.t4, config.coverage
+    )
     write_result(folder / METRICS, evaluation)
     artefacts = {name: of.artefact for name, of in panel.answers.items() if of.artefact is not None}
     report = Report.of(config.run, evaluation, scored, artefacts, data, config.root)

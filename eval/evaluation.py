@@ -26,6 +26,8 @@ from eval.judges.panel import Panel
 from eval.leaderboard import Leaderboard, leaderboard
 from eval.means import Difference, paired_difference
 from eval.metrics import log_loss_rows, predict
+from eval.recalibration import IDENTITY
+from eval.set_figures import JudgeSets, judge_sets
 from eval.surface_features import ResponseFeatures, response_features
 from students.export.config import T4Config
 
@@ -39,13 +41,14 @@ class JudgeResult(JudgeFigures):
 
     `failed`: checks of an export; `taught`: of how many of the rows its teachers, or theirs, saw the votes (0 where
     they are held out, None where nobody can tell); `alike`: how many have the same prompt in both orders (None where
-    its prompts are not known).
+    its prompts are not known); `sets`: its prediction sets, of an export that has thresholds.
     """
 
     biases: Mapping[str, Bias]
     failed: Sequence[str]
     taught: int | None
     alike: int | None
+    sets: JudgeSets | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ def measure(
     config: EvalConfig,
     seed: int,
     t4: T4Config,
+    coverage: float,
 ) -> Evaluation:
     """What the votes on `scored` tell of a panel's judges.
 
@@ -110,6 +114,7 @@ def measure(
             failed=of.failed,
             taught=of.taught,
             alike=of.alike,
+            sets=_sets(of, logits[name], scored, votes, coverage),
         )
         for name, of in answers.items()
     }
@@ -126,12 +131,14 @@ def measure(
     )
 
 
-def outdated(folder: Path, t4: T4Config) -> bool:
-    """Whether the evaluation in `folder`, if it is there, lacks an export's answers, or reckons with other T4s."""
+def outdated(folder: Path, t4: T4Config, coverage: float) -> bool:
+    """Whether the evaluation in `folder`, if there is one, lacks an export's answers, or is about other T4s or sets."""
     if not (folder / METRICS).exists():
         return False
-    costs = json.loads((folder / METRICS).read_text()).get("costs")
-    return bool(unanswered(folder)) or (costs is not None and costs["t4"] != known_rates(t4))
+    found = json.loads((folder / METRICS).read_text())
+    asked = {sets["asked"] for judge in found["judges"].values() if (sets := judge.get("sets"))}
+    costs = found.get("costs")
+    return bool(unanswered(folder) or asked - {coverage} or (costs is not None and costs["t4"] != known_rates(t4)))
 
 
 def unanswered(folder: Path) -> list[str]:
@@ -142,6 +149,17 @@ def unanswered(folder: Path) -> list[str]:
 
 def _if_there(judge: str, judges: Mapping[str, Pair]) -> str | None:
     return judge if judge in judges else None
+
+
+def _sets(
+    answers: Answers, logits: Pair, scored: Sequence[Conversation], votes: np.ndarray, coverage: float
+) -> JudgeSets | None:
+    """The prediction sets of a judge that has thresholds beside it."""
+    if answers.thresholds is None:
+        return None
+    truncated = _truncated(answers.scores, [c.id for c in scored])
+    recalibration = answers.recalibration or IDENTITY
+    return judge_sets(answers.thresholds, recalibration, logits, scored, votes, coverage, truncated)
 
 
 def _biases(

@@ -20,9 +20,10 @@ from core.scoring import logits_by_order
 from eval.averages import Averages, averages_table, compare_averages
 from eval.bootstrap import Resampling
 from eval.config import FidelityConfig
+from eval.conformal import fit_thresholds, write_thresholds
 from eval.fidelity import FIDELITY, Logits, exceeded, fidelity, untold
 from eval.judges.predictions import predictions
-from eval.recalibration import Kind, fit_recalibration, write_recalibration
+from eval.recalibration import Kind, fit_recalibration, read_recalibration, write_recalibration
 from eval.results import read_result, write_result
 from students.export.fold_average import average, methods
 from students.export.steps import ExportModel
@@ -103,6 +104,12 @@ def write_fidelity(
     return exceeded(found.differences)
 
 
+def fit_to_votes(folder: Path, export: ReadModel, validation: Sequence[Conversation], kind: Kind) -> None:
+    """Fit what predict and serve make of an export's logits: temperature scaling, then thresholds of sets."""
+    write_temperature(folder, export, validation, kind)
+    write_sets(folder, export, validation)
+
+
 def write_temperature(folder: Path, export: ReadModel, validation: Sequence[Conversation], kind: Kind) -> None:
     """Fit an export's own logits to the votes of validation conversations, and write what predict and serve apply."""
     if kind == "none":
@@ -110,6 +117,19 @@ def write_temperature(folder: Path, export: ReadModel, validation: Sequence[Conv
     logits, (votes, _) = np.mean(export.logits(validation), axis=0), votes_and_groups(validation, export.labels)
     recalibration = fit_recalibration(logits, votes, kind)
     write_recalibration(folder, recalibration, {"kind": kind, "rows": len(validation)})
+
+
+def write_sets(folder: Path, export: ReadModel, validation: Sequence[Conversation]) -> None:
+    """Fit the thresholds of an export's prediction sets to the votes of validation conversations, and write them.
+
+    The probabilities are those that predict and serve give, after temperature scaling. Nothing is written where fewer
+    than two prompts are there to fit on.
+    """
+    if len({c.group for c in validation}) < 2:
+        return
+    recalibrate = read_recalibration(folder)
+    ab, ba = (recalibrate(logits) for logits in export.logits(validation))
+    write_thresholds(folder, fit_thresholds(ab, ba, *votes_and_groups(validation, export.labels)))
 
 
 def print_averages(

@@ -15,6 +15,7 @@ from core.exported import open_exported
 from core.provenance import read_learned
 from core.records import TEST
 from deploy.kaggle.runtimes import check_runs_on_kaggle
+from eval.conformal import read_thresholds
 from tests.artefacts import finish_again
 from tests.eval.benchmarks.test_rows import RM_BENCH
 from tests.running import refuses, run_command, succeeds
@@ -69,6 +70,12 @@ def test_every_stage_leaves_what_the_contract_says(finished: tuple[Path, list[st
     canaries = pl.read_parquet(root / "exports/tiny/w8a8/canaries.parquet")
     assert len(canaries) > 0 and set(canaries["id"]) <= set(rows.filter(pl.col("fold") > 0)["id"])
     assert (root / "eval/tiny/report.html").read_text().startswith("<!doctype html>")
+    thresholds, sets = read_thresholds(root / "exports/tiny/w8a8"), metrics["judges"]["student_w8a8"]["sets"]
+    assert thresholds is not None and sets["fitted_on"] == thresholds.groups > 1
+    assert sets["asked"] == 0.9 and 1 <= sets["size"] <= 3 and metrics["judges"]["student"]["sets"] is None
+    costs = metrics["costs"]["judges"]
+    assert {"teacher", "student", "student_no_teacher", "student_w8a8"} == set(costs)
+    assert all(cost["tokens"] > 0 and cost["hours"] for of in costs.values() for cost in of)
     logits = pl.read_parquet(root / "logits/tiny/part-*.parquet")
     assert len(logits) == 120 == logits.select("id", "order", "judge_fold").n_unique()
     assert set(logits.filter(~pl.col("in_sample"))["id"]) == {*held_out["id"], *test["id"]}

@@ -9,6 +9,7 @@ from deploy.predicting.engine_notes import HEADER, note_of
 
 PROBABILITIES = ("id", *WINNERS[:2])  # the columns of probabilities beside a submission that names the winners
 ONE_ORDER = ("id", "margin")  # the columns of the list of conversations that were judged in one order only
+SETS = ("id", "set")  # the columns of the list of prediction sets
 HEADER_BYTES = 100
 
 
@@ -30,6 +31,11 @@ def one_order_list(output: Path) -> Path:
 def probability_list(output: Path) -> Path:
     """The probabilities, beside a submission of a judge without ties, which names the winners."""
     return output.with_name(f"{output.stem}.probabilities.csv")
+
+
+def set_list(output: Path) -> Path:
+    """The prediction sets, where the export has thresholds."""
+    return output.with_name(f"{output.stem}.sets.csv")
 
 
 def checked_output(output: str | None, source: str | None, overwrite: bool) -> Path:
@@ -65,6 +71,7 @@ def written(output: Path) -> dict[Path, str | None]:
         one_order_list(output): ",".join(ONE_ORDER),
         note_of(output): HEADER,
         probability_list(output): ",".join(PROBABILITIES),
+        set_list(output): ",".join(SETS),
     }
 
 

@@ -20,10 +20,12 @@ from deploy.predicting.devices import count_devices, side_by_side
 from deploy.predicting.engine_notes import notes_in, tell_marked
 from deploy.predicting.judging import Judging, judge_share, read_scores
 from deploy.predicting.outputs import parts_folder, probability_list
+from deploy.predicting.prediction_sets import write_sets
 from deploy.predicting.row_notes import tell_learned, tell_left_out, tell_made_up, tell_unreadable
 from deploy.predicting.submission import probabilities, write_submission, write_verdicts
 from deploy.predicting.unlabelled import Source, read_unlabelled
 from eval.config import CanaryMode
+from eval.conformal import read_thresholds
 from eval.recalibration import read_recalibration
 from teachers.scorers.config import ScorerConfig
 
@@ -37,11 +39,13 @@ def write_predictions(
     scorer: ScorerConfig,
     settings: PredictConfig,
     canaries: CanaryMode,
+    coverage: float,
     overwrite: bool,
 ) -> None:
     """Write `output` with the probabilities of every row of `source`, from the export in the folder `model`.
 
-    Of a judge that knows no ties, `output` holds whom people prefer, and the probabilities lie beside it.
+    Of a judge that knows no ties, `output` holds whom people prefer, and the probabilities lie beside it. So do the
+    prediction sets, which hold the vote as often as `coverage` says, where the export has thresholds.
 
     Raises `UserError` where a process ended early: what it judged stays, and the same command resumes.
     """
@@ -77,6 +81,7 @@ def write_predictions(
         else:
             write_submission(probability_list(output), rows.ids, table)
             write_verdicts(output, rows.ids, table)
+        write_sets(output, rows, scores, table, read_thresholds(judge.folder), coverage)
         discard(parts)
     log.info("%s: %d rows, checked, after %.1f minutes", output, len(rows.ids), (time.time() - began) / 60)
 

@@ -142,7 +142,8 @@ function show(answer) {
   const result = answer.results[0];
   const [first, second] = Object.values(result.probabilities).sort((x, y) => y - x);
   $("#verdict").replaceChildren(make("span", `dot ${result.verdict}`), SENTENCES[result.verdict]);
-  $("#lead").textContent = `${first - second < CLOSE ? "A close call: " : ""}${percent(first)} against ${percent(second)}.`;
+  $("#lead").textContent = `${first - second < CLOSE ? "A close call: " : ""}${percent(first)} against ${percent(second)}.`
+    + (result.set ? ` To be right ${percent(served.coverage)} of the time, the judge would say: ${named(result.set)}.` : "");
   $("#chances").replaceChildren(...labels().map(([label, name]) => {
     const row = make("div"), track = make("dd", "track");
     track.setAttribute("aria-hidden", "true");
@@ -162,6 +163,11 @@ function show(answer) {
   $("#verdict").focus({ preventScroll: true });
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   $("#result").scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
+}
+
+function named(set) {
+  const names = set.map((label) => (label === "tie" ? "neither" : label.toUpperCase()));
+  return set.length === served.labels.length ? "I cannot tell" : names.join(" or ");
 }
 
 function showOrders(result) {

@@ -105,6 +105,7 @@ async def model(service: TheService) -> Served:
         computes_otherwise=service.computes_otherwise,
         max_tokens=service.max_tokens,
         recalibrated=service.recalibrate != IDENTITY,
+        coverage=None if service.thresholds is None else service.coverage,
         max_conversations=service.settings.max_conversations,
         max_body_bytes=service.settings.max_body_bytes,
     )

@@ -104,6 +104,9 @@ class Verdict(BaseModel):
     verdict: Literal["a", "b", "tie"] = Field(description="the most likely; tie where a and b are equally likely")
     by_order: dict[Order, Probabilities] = Field(description="ab: a was shown first")
     flips: bool | None = Field(description="whether the verdict depends on the order; null where one was shown")
+    set: list[Literal["a", "b", "tie"]] | None = Field(
+        None, description="the labels that the judge cannot rule out; null of an export without thresholds"
+    )
     prompt_tokens: int = Field(description="of one prompt; both orders have as many")
     truncated: bool = Field(description="whether some of the conversation did not fit into the prompt")
 
@@ -156,6 +159,7 @@ class Served(BaseModel):
     computes_otherwise: str | None
     max_tokens: int
     recalibrated: bool
+    coverage: float | None = Field(description="how often a set shall hold the vote; null where there are no sets")
     max_conversations: int
     max_body_bytes: int
 

@@ -23,9 +23,16 @@ log = logging.getLogger(__name__)
 
 
 def serve(
-    exported: ExportedJudge, scorer: ScorerConfig, settings: ServeConfig, jobs: Path, canaries: CanaryMode
+    exported: ExportedJudge,
+    scorer: ScorerConfig,
+    settings: ServeConfig,
+    jobs: Path,
+    canaries: CanaryMode,
+    coverage: float,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what was accepted. Jobs are kept in the folder `jobs`.
+
+    `coverage`: how often a prediction set shall hold the vote.
 
     Raises `UserError` for settings that contradict each other, for an address that is taken, and for a judge that this
     machine does not compute as it was exported. Where the scorer dies, raises what it died of: a restart resumes its
@@ -34,7 +41,7 @@ def serve(
     check_queue(settings.max_queue, settings.max_conversations)
     key = api_key(settings.api_key_variable, settings.host)
     with bound_socket(settings.host, settings.port) as listening:
-        service = Service(exported, scorer, settings, jobs, canaries)
+        service = Service(exported, scorer, settings, jobs, canaries, coverage)
         app = Middleware(create_app(service, with_key=key is not None), service.traffic, key, settings.max_body_bytes)
         host, port = listening.getsockname()[:2]
         log.info("serving %s on http://%s:%d", service.model, f"[{host}]" if ":" in host else host, port)

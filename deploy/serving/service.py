@@ -27,6 +27,7 @@ from deploy.serving.schemas import Pair, Result
 from deploy.serving.verdicts import result
 from eval.canaries.checking import check_canaries
 from eval.config import CanaryMode
+from eval.conformal import read_thresholds
 from eval.recalibration import read_recalibration
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
@@ -47,12 +48,15 @@ class Service:
         settings: ServeConfig,
         jobs_root: Path,
         canaries: CanaryMode,
+        coverage: float,
     ) -> None:
         folder, content = exported.folder.resolve(), exported.manifest.content[:12]
         self.settings, self.renderer, self.max_tokens = settings, exported.renderer, exported.max_tokens
         self.model = f"{folder.parent.name}/{folder.name}@{content}"
         self.davidson = exported.davidson
         self.recalibrate, self.labels = read_recalibration(folder), exported.labels
+        self.thresholds = read_thresholds(folder)
+        self.coverage = coverage
         self.queue = Queue(settings.max_queue)
         self.jobs = Jobs(jobs_root / content, self.judge, settings.max_jobs)
         self.traffic = Traffic(
@@ -130,8 +134,9 @@ class Service:
         conversations = [pair.conversation(str(place)) for place, pair in enumerate(pairs)]
         by_pair, firsts = await self.logits(conversations, orders)
         ids = [str(place) if pair.id is None else pair.id for place, pair in enumerate(pairs)]
+        least = None if self.thresholds is None else self.thresholds.least(self.coverage, len(orders))
         return [
-            result(id, prompt, orders, each, self.recalibrate, self.labels)
+            result(id, prompt, orders, each, self.recalibrate, self.labels, least)
             for id, prompt, each in zip(ids, firsts, by_pair, strict=True)
         ]
 

@@ -10,6 +10,7 @@ from core.labels import Labels, among, with_tie
 from core.prompts import Rendered
 from core.records import LABELS, Order
 from deploy.serving.schemas import Probabilities, Result, Unjudged, Verdict
+from eval.conformal import set_labels, sets_of
 from eval.metrics import flip_rate
 
 
@@ -20,10 +21,11 @@ def result(
     logits: np.ndarray,
     recalibrate: Callable[[np.ndarray], np.ndarray],
     labels: Labels = LABELS,
+    least: float | None = None,
 ) -> Result:
     """From `logits` [orders, 3], in the conversation's own a and b; `prompt` is that of the first order.
 
-    Of a judge whose `labels` are two, a tie has probability 0.
+    Of a judge whose `labels` are two, a tie has probability 0. `least`: of a label in a set; None: no set is given.
     """
     if not np.isfinite(logits).all():
         return Unjudged(id=id, error="its logits are not finite: serve the judge with scorers.exported.dtype=fp32")
@@ -36,6 +38,7 @@ def result(
         verdict=_verdict(mean),
         by_order={order: _probabilities(each) for order, each in zip(orders, recalibrated, strict=True)},
         flips=bool(flip_rate(recalibrated[:1], recalibrated[1:])) if len(orders) > 1 else None,
+        set=None if least is None else set_labels(sets_of(softmax(mean)[None], least)[0], labels),
         prompt_tokens=len(prompt.ids),
         truncated=prompt.truncated,
     )

@@ -28,6 +28,7 @@ from core.store.reading import read_logits
 from core.store.seen import read_seen
 from core.tables import read_parquet
 from eval.config import CanaryMode
+from eval.conformal import Thresholds, read_thresholds
 from eval.judges.candidates import STUDENT, Candidate
 from eval.judges.predictions import predictions
 from eval.recalibration import IDENTITY, Recalibration, read_recalibration
@@ -80,6 +81,7 @@ class Answers:
     failed: Sequence[str] = ()
     artefact: Path | None = None
     recalibration: Recalibration | None = None
+    thresholds: Thresholds | None = None
     pointwise: bool = False
     model: ModelSize | None = None
 
@@ -188,6 +190,7 @@ def _exported(candidate: Candidate, scored: Sequence[Conversation], engines: Eng
         count_alike(renderer, scored),
         failed=[*manifest.extra.get("failed", []), *found.failed],
         recalibration=None if recalibration == IDENTITY else recalibration,
+        thresholds=read_thresholds(path),
         pointwise=_is_pointwise(renderer.hashes),
         model=ModelSize(shape_in(path), manifest.config["export"]["format"]),
     )

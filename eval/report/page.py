@@ -128,6 +128,7 @@ def _known(report: Report) -> dict[str, Any]:
         "labels": report.evaluation.labels,
         "chance": math.log(len(report.evaluation.labels)),
         "ladder": LADDER,
+        "with_sets": [judge for judge in readers if judges[judge].sets],
         "cost_charts": cost_charts(report.evaluation.costs),
         "biases": BIASES,
         "slices": SLICES | tags_of(judges["student"]),

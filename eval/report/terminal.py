@@ -46,6 +46,7 @@ def lines(evaluation: Evaluation) -> list[str | Text]:
         gain_line(evaluation),
         surface_line(evaluation),
         bayes_line(evaluation),
+        sets_line(evaluation),
         checks_line(evaluation),
     )
     return [line for line in every if line is not None]
@@ -113,6 +114,17 @@ def bayes_line(evaluation: Evaluation) -> str | None:
         f"No judge can expect less than {evaluation.bayes:.4f} on these {evaluation.rows} conversations "
         "(the entropy of the simulated true distribution)."
     )
+
+
+def sets_line(evaluation: Evaluation) -> str | None:
+    """How often prediction sets hold the vote, None where no export has thresholds."""
+    told = [
+        f"{judge}: its prediction sets hold {sets.coverage:.1%} of the votes, {sets.asked:.0%} asked, "
+        f"with {sets.size:.2f} labels on average."
+        for judge in ordered(evaluation.judges)
+        if (sets := evaluation.judges[judge].sets)
+    ]
+    return "\n".join(told) or None
 
 
 def checks_line(evaluation: Evaluation) -> Text | None:

@@ -13,6 +13,7 @@ from core.models.shapes import Shape
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES
 from eval.bootstrap import Resampling
+from eval.conformal import fit_thresholds
 from eval.evaluation import METRICS, Evaluation, measure
 from eval.fidelity import FIDELITY, fidelity
 from eval.judges.answers import Answers, ModelSize
@@ -88,12 +89,14 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         "other.one": honest(known, 5),
     }
     folders = artefacts(root)
+    cooler = Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1))
     known_of: dict[str, dict[str, Any]] = {
         "student": {"alike": 3, "model": ModelSize(SHAPE, "merged")},
         "student_no_teacher": {"taught": 40},
         "other.one": {"taught": None, "pointwise": True, "model": ModelSize(SHAPE, "w4a16")},
         "student_w8a8": {
-            "recalibration": Recalibration((0.8, 0.8, 0.9), (0.0, 0.0, 0.1)),
+            "recalibration": cooler,
+            "thresholds": fit_thresholds(*map(cooler, said["student_w8a8"]), known, [c.group for c in held_out]),
             "failed": ["verdicts differs by 0.2000, fidelity.verdicts=0.03"],
             "model": ModelSize(SHAPE, "w8a8"),
         },
@@ -122,7 +125,9 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         taught=7,
     )
     write_result(folders["student_w8a8"] / FIDELITY, lost)
-    measured = measure(Panel(answers), held_out, pl.DataFrame({"probabilities": known}), config, 0, settings.t4)
+    measured = measure(
+        Panel(answers), held_out, pl.DataFrame({"probabilities": known}), config, 0, settings.t4, settings.coverage
+    )
     folder = root / "eval" / "run"
     folder.mkdir(parents=True)
     write_result(folder / METRICS, measured)

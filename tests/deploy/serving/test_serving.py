@@ -35,6 +35,7 @@ from deploy.serving.routes import create_app
 from deploy.serving.server import serve
 from deploy.serving.service import Service
 from eval.config import CanaryMode
+from eval.conformal import LEVELS, Thresholds, write_thresholds
 from eval.metrics import predict
 from eval.recalibration import Recalibration, write_recalibration
 from teachers.scorers.transformers import TransformersScorer
@@ -68,7 +69,7 @@ def in_process(
 ) -> Iterator[tuple[TestClient, Service]]:
     """The same application without a socket, for what depends on how it is set up."""
     chosen = replace(configured("+exp=smoke").serve, **changes)
-    service = Service(open_exported(export), scorer("transformers"), chosen, jobs, canaries)
+    service = Service(open_exported(export), scorer("transformers"), chosen, jobs, canaries, 0.9)
     app = Middleware(create_app(service, key is not None), service.traffic, key, chosen.max_body_bytes)
     with TestClient(app) as client:  # type: ignore[arg-type]
         while client.get("/health").status_code != 200:
@@ -148,16 +149,22 @@ def test_what_does_not_fit_is_shortened_and_says_so(server: Server) -> None:
 
 
 @pytest.mark.long
-def test_recalibration_beside_the_model_is_applied(export: Path, tmp_path: Path) -> None:
+def test_recalibration_and_thresholds_beside_the_model_are_applied(export: Path, tmp_path: Path) -> None:
     with in_process(export, tmp_path / "plain") as (client, _):
         plain = client.post("/v1/judge", json={"conversations": [PAIR]}).json()["results"][0]
         assert not client.get("/v1/model").json()["recalibrated"]
     calibrated = tiny_export(tmp_path / "tiny" / "merged")
     write_recalibration(calibrated, Recalibration((0.5,) * 3, (0.0, 0.0, 0.7)), {})
+    write_thresholds(calibrated, Thresholds([0.3] * len(LEVELS), [0.0] * len(LEVELS), 9))
     finish_again(calibrated)
     with in_process(calibrated, tmp_path / "calibrated") as (client, _):
         found = client.post("/v1/judge", json={"conversations": [PAIR]}).json()["results"][0]
-        assert client.get("/v1/model").json()["recalibrated"]
+        one = client.post("/v1/judge", json={"conversations": [PAIR], "orders": "ab"}).json()["results"][0]
+        model = client.get("/v1/model").json()
+        assert model["recalibrated"] and model["coverage"] == 0.9
+    assert plain["set"] is None and one["set"] == ["a", "b", "tie"]
+    likely = {label for label, chance in found["probabilities"].items() if chance >= 0.3}
+    assert set(found["set"]) == likely | {max(found["probabilities"], key=found["probabilities"].get)}
     expected = array(plain["probabilities"]) ** 0.5 * np.exp([0, 0, 0.7])
     assert np.abs(array(found["probabilities"]) - expected / expected.sum()).max() < NOISE
 
