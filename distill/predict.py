@@ -2,7 +2,7 @@
 
 Reads Kaggle's test.csv (or parquet, JSONL) and writes its submission.csv, checked as the contest checks it, with the
 judge that `distill.export` made. Several GPUs share the work, and `predict.minutes` bounds it. A run that was killed
-resumes with the same command: docs/predict.md.
+resumes with the same command. A file of single responses, several to a prompt, is ranked instead: docs/predict.md.
 """
 
 from distill.config import Config
@@ -13,19 +13,18 @@ READS = "name input output limit overwrite coverage data predict scorers.exporte
 
 def main(config: Config) -> None:
     from deploy.predicting.outputs import checked_output
+    from deploy.predicting.ranks import file_of_responses, write_ranks
     from deploy.predicting.run import write_predictions
     from deploy.predicting.unlabelled import Source
 
-    write_predictions(
-        Source(config.input, config.data, config.limit, config.predict.rules),
-        checked_output(config.output, config.input, config.overwrite),
-        config.export_folder(config.predict.model),
-        config.scorers.exported,
-        config.predict,
-        config.canaries.on_failure,
-        config.coverage,
-        config.overwrite,
-    )
+    source = Source(config.input, config.data, config.limit, config.predict.rules)
+    output = checked_output(config.output, config.input, config.overwrite)
+    model, scorer, settings = config.export_folder(config.predict.model), config.scorers.exported, config.predict
+    if responses := file_of_responses(source):
+        write_ranks(responses, config.limit, output, model, scorer, settings, config.overwrite)
+    else:
+        canaries = config.canaries.on_failure
+        write_predictions(source, output, model, scorer, settings, canaries, config.coverage, config.overwrite)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 from deploy.ranking.strengths import Strengths
 
 SEED = 0
+MOST = 1000  # responses to one prompt: what is computed of their differences is a square of them
 
 
 def comparisons(count: int) -> int:

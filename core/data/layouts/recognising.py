@@ -57,12 +57,8 @@ def recognise(source: Source, data: DataConfig, with_votes: bool, problems: list
     layout = _by_name(data.layout, source, problems) if data.layout else _by_columns(source, with_votes, problems)
     if layout is None:
         return None
-    rows = [row.cells for row in islice(source.rows(), PEEKED) if row.problem is None]
-    lists = frozenset(
-        name
-        for names in (*layout.texts, *layout.reads)
-        if (name := named(names, columns)) and _most(holds_list, name, rows)
-    )
+    rows = peeked(source)
+    lists = lists_in(source, (*layout.texts, *layout.reads))
     votes = layout.votes_in(columns)
     unknown = [name for name in columns if name not in layout.known() and name not in _read(layout, columns)]
     printed = [name for name in columns if name not in unknown and _most(is_printed_list, name, rows)]
@@ -78,6 +74,17 @@ def recognise(source: Source, data: DataConfig, with_votes: bool, problems: list
     reading = Reading(source.name, frozenset(columns), lists, data.grades, data.pairs_per_prompt, with_votes)
     needed = {*_read(layout, columns), *(votes or ())}
     return Recognised(source, layout, reading, [name for name in columns if name not in needed])
+
+
+def peeked(source: Source) -> list[Cells]:
+    """The cells of the first rows."""
+    return [row.cells for row in islice(source.rows(), PEEKED) if row.problem is None]
+
+
+def lists_in(source: Source, texts: Sequence[Names]) -> frozenset[str]:
+    """The columns among `texts` that hold JSON lists."""
+    rows, found = peeked(source), [named(names, source.columns) for names in texts]
+    return frozenset(name for name in found if name and _most(holds_list, name, rows))
 
 
 def _by_name(name: str, source: Source, problems: list[str]) -> Layout | None:
