@@ -20,7 +20,7 @@ import numpy as np
 
 from eval.benchmarks.rows import DOMAINS, Benchmark, BenchmarkName, BenchmarkRow
 
-EQUAL = 9  # decimals of a reward in nats: what differs less is the rounding of equal ones
+EQUAL = 1e-9  # nats: rewards, or gaps between them, that differ by less are equal but for rounding
 TIES = "ties"
 REWARDBENCH2_SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 JUDGEBENCH_SOURCES = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
@@ -120,12 +120,12 @@ def rewards(margins: np.ndarray) -> np.ndarray:
     Bradley-Terry strengths, fitted to the log odds by least squares: on a complete design, each response's mean
     margin (Crawford and Williams 1985, J. Math. Psychol. 29). Of a pointwise judge they are its own rewards.
     """
-    return np.asarray(np.round(np.nan_to_num(both(margins)).mean(axis=1), EQUAL))
+    return np.asarray(np.nan_to_num(both(margins)).mean(axis=1))
 
 
 def _best(rewarded: np.ndarray) -> float:
     """Best of several, the first being the chosen: what `reroll_and_score_dataset` calls results."""
-    top = rewarded == rewarded.max()
+    top = rewarded > rewarded.max() - EQUAL
     return 1 / float(top.sum()) if top[0] else 0.0
 
 
@@ -146,17 +146,18 @@ def ties_score(rows: Sequence[BenchmarkRow], rewarded: Sequence[np.ndarray]) -> 
     whole = [number for number in distance["tied"] if number in distance["ref"]]
     if not whole:
         return None
-    accuracy = {kind: np.mean([gap > 0 for gap in of.values()]) for kind, of in distance.items()}
+    accuracy = {kind: np.mean([gap > EQUAL for gap in of.values()]) for kind, of in distance.items()}
     apart = np.array([spread["tied"][number] for number in whole])
     within = np.array([distance["tied"][number] for number in whole])
     hard = np.minimum(within, [distance["ref"][number] for number in whole])
+    apart[apart < EQUAL], hard[np.abs(hard) < EQUAL] = 0, 0
     with np.errstate(divide="ignore", invalid="ignore"):
         margin = np.nan_to_num(np.tanh(hard / apart - 1), nan=0.0)
     return float(
         0.3 * accuracy["tied"]
         + 0.3 * accuracy["ref"]
-        + 0.2 * np.mean(within > apart)
-        + 0.2 * np.mean(hard > apart)
+        + 0.2 * np.mean(within > apart + EQUAL)
+        + 0.2 * np.mean(hard > apart + EQUAL)
         + 0.01 * np.mean(margin)
     )
 

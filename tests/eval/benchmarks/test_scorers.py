@@ -70,6 +70,15 @@ def test_ties_weigh_accuracy_and_margins() -> None:
     assert "Ties" not in scored("rewardbench2", [rows[0]]).sections, "a tied prompt needs its ref"
 
 
+def test_equal_gaps_are_equal_whatever_the_mean_of_the_rewards() -> None:
+    """Spread and distance are both one; a fifth of the sum, which no float holds, is taken off all rewards."""
+    rows = [
+        (row("Ties", 3, 2, "tied:0"), [1.375, 2.0, 2.375, -0.625, 0.375]),
+        (row("Ties", 1, 2, "ref:0"), [2.0, 1.0, 0.125]),
+    ]
+    assert scored("rewardbench2", rows).sections == {"Ties": pytest.approx(0.3 + 0.3 + 0 + 0 + 0, **CLOSE)}
+
+
 def test_the_six_subsets_of_rewardbench_2_count_alike() -> None:
     names = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
     rows = [(row(name, 1, 3), [1, 0, 0, 0] if name != "Math" else [0, 1, 0, 0]) for name in names]
