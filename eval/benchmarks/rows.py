@@ -25,6 +25,7 @@ from core.scoring import logits_by_order
 
 BenchmarkName = Literal["rewardbench", "rewardbench2", "rm_bench", "judgebench"]  # the rows of `scorers.SCORERS`
 STYLES = 3  # of RM-Bench's responses: concise, detailed, detailed with markdown
+DOMAIN, COUNTED = "domain", {"num_correct", "total_completions"}  # columns of RM-Bench, and of RewardBench 2
 DOMAINS = ("chat", "math", "code", "safety")  # how RM-Bench's begin
 TIES = re.compile(r"(ref|tied):(\d+)")  # the id of a row of RewardBench 2's Ties: one right answer, or several
 Pair = tuple[int, int]  # responses of a row, by number
@@ -120,12 +121,19 @@ def _name(source: Recognised, path: Path) -> BenchmarkName:
             f"benchmark={path} has the layout {source.layout.name}; RewardBench and RM-Bench have prompt, chosen, "
             "rejected and subset or domain, JudgeBench question, response_A, response_B and label"
         )
-    if source.reading.needed(SUBSET) == "domain":
+    if DOMAIN in source.reading.columns:
         return "rm_bench"
     chosen = source.reading.needed(CHOSEN)
     first = next((row.cells.get(chosen) for row in source.rows(1)), None)
     several = isinstance(first, list) and all(isinstance(item, str) for item in first)
-    return "rewardbench2" if several or (isinstance(first, str) and holds_list(first)) else "rewardbench"
+    if not several and not (isinstance(first, str) and holds_list(first)):
+        return "rewardbench"
+    if not source.reading.columns & COUNTED:
+        raise UserError(
+            f"benchmark={path} has lists of responses, but neither {DOMAIN}, as RM-Bench has (its total_dataset.json), "
+            f"nor {' or '.join(sorted(COUNTED))}, as RewardBench 2"
+        )
+    return "rewardbench2"
 
 
 def _row(name: BenchmarkName, line: int, cells: Cells, reading: Reading) -> BenchmarkRow:
@@ -139,8 +147,9 @@ def _row(name: BenchmarkName, line: int, cells: Cells, reading: Reading) -> Benc
         right, wrong = (pair.response_a, pair.response_b) if pair.votes == A else (pair.response_b, pair.response_a)
         return BenchmarkRow(line, id, _text(cells, "source"), pair.prompt, [right, wrong], 1)
     chosen, rejected = sides(cells, reading)
+    subset = _text(cells, DOMAIN if name == "rm_bench" else reading.needed(SUBSET))
     row = BenchmarkRow(
-        *(line, id, _text(cells, reading.needed(SUBSET)), chosen[0].prompt),
+        *(line, id, subset, chosen[0].prompt),
         responses=[one.response for one in (*chosen, *rejected)],
         right=len(chosen),
     )

@@ -44,6 +44,7 @@ def read(path: Path) -> Benchmark:
         ("rewardbench", FILES["rewardbench"](4), 4),
         ("rewardbench2", REWARDBENCH2, 2 * (3 + 10)),
         ("rm_bench", RM_BENCH, 4 * 9),
+        ("rm_bench", [{**row, "subset": "alpacaeval"} for row in RM_BENCH], 4 * 9),  # as its total_dataset.json
         ("judgebench", FILES["judgebench"](4), 4),
     ],
 )
@@ -112,5 +113,10 @@ def test_what_is_no_benchmark_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "absent.jsonl")
     with pytest.raises(UserError, match="has the layout lmsys; RewardBench"):
         read(written(tmp_path, FILES["lmsys"](3)))
+    one_domain = [{k: v for k, v in row.items() if k != "domain"} | {"subset": "alpacaeval"} for row in RM_BENCH]
+    with pytest.raises(
+        UserError, match=r"neither domain, as RM-Bench has \(its total_dataset\.json\), nor num_correct"
+    ):
+        read(written(tmp_path, one_domain))
     with pytest.raises(UserError, match="lacks 'rejected"):
         read(written(tmp_path, [{k: v for k, v in row.items() if k != "rejected"} for row in RM_BENCH]))
