@@ -21,7 +21,7 @@ from core.errors import UserError
 # Overrides below these keys make another model, so they become part of the run's name; all others do not.
 NAMING = (
     *("seed", "loss", "model", "train", "optimizer", "prompt"),
-    *("teacher.name", "teacher.rows", "teacher.max_entropy"),
+    *("teacher.name", "teacher.rows", "teacher.max_entropy", "teacher.temperature_scaling"),
 )
 NAMES = ("name", "data.name", "teacher.name", "teacher.mixture.teachers")
 PATHS = (
@@ -31,6 +31,7 @@ PATHS = (
         "teacher.path",
         "teacher.model",
         "teacher.stored.file",
+        "teacher.chat.template",
         "predict.model",
         "serve.model",
         "plan.measured",

@@ -31,7 +31,8 @@ RENAMED = {
     **{f"{old}.ray": new for old, new in SCORERS.items()},
     **{f"{old}.backend": f"scorer@{new}" for old, new in SCORERS.items()},
     **SCORERS,
-    "teacher.mixture.calibrate": "teacher.mixture.temperature_scaling",
+    "teacher.mixture.calibrate": "teacher.temperature_scaling",
+    "teacher.mixture.temperature_scaling": "teacher.temperature_scaling",
     "mixture.calibrate": "mixture.temperature_scaling",  # in manifests
     "export.calibration": "export.scaling",
     "export.fidelity": "fidelity",

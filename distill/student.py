@@ -13,7 +13,7 @@ from distill.training_run import training_run
 
 READS = (
     "name role fold seed limit overwrite data.name prompt model train loss optimizer engine teacher.name "
-    "teacher.rows teacher.max_entropy teacher.same_prompt tracker sweep paths"
+    "teacher.rows teacher.max_entropy teacher.temperature_scaling teacher.same_prompt tracker sweep paths"
 )
 
 

@@ -9,20 +9,21 @@ behind an API. Logits have the conversation's own a and b. The same command resu
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distill.artefacts import (
+from distill.artefacts import data_folder
+from distill.config import Config
+from distill.entry_point import entry_point
+from distill.logits import (
+    calibrated_logits,
     chat_folder,
     chat_logits,
-    data_folder,
+    given_folder,
     judged_logits,
-    logits_folder,
     mixed_folders,
     mixed_logits,
     reward_logits,
     rewards_folder,
     stored_logits,
 )
-from distill.config import Config
-from distill.entry_point import entry_point
 
 if TYPE_CHECKING:
     from core.labels import Labels
@@ -35,12 +36,24 @@ def main(config: Config) -> None:
     from core.data.table import load_conversations
     from core.labels import labels_in
     from core.store.parts import clear
+    from teachers.calibration import tell_calibration, write_calibrated
 
-    store, data = logits_folder(config), data_folder(config)
+    store, data = given_folder(config), data_folder(config)
     rows, labels = load_conversations(data), labels_in(data)
     if config.overwrite:
         clear(store)
-    WRITERS[config.teacher.kind](config, rows, labels)
+    write = {
+        "folds": from_models,
+        "model": from_models,
+        "reward": from_rewards,
+        "mixture": from_teachers,
+        "stored": from_stored,
+        "chat": from_chat,
+    }[config.teacher.kind]
+    write(config, rows, labels)
+    tell_calibration(store, rows, labels, config.teacher.temperature_scaling)
+    if config.teacher.temperature_scaling:
+        write_calibrated(calibrated_logits(config), store, rows[: config.limit], labels, config.teacher.rows)
 
 
 def from_models(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
@@ -71,9 +84,9 @@ def from_rewards(config: Config, rows: "Sequence[Conversation]", labels: "Labels
 
 def from_teachers(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The mixture of the logits of other teachers."""
-    from teachers.mixtures import write_mixture
+    from teachers.mixtures import Mixing, write_mixture
 
-    mixture = config.teacher.mixture
+    mixture = Mixing.of(config.teacher.mixture, config.teacher.temperature_scaling)
     artefact, folders = mixed_logits(config), mixed_folders(config)
     in_fold = config.teacher.rows == "in_fold"
     write_mixture(artefact, folders, rows[: config.limit], labels, mixture, in_fold=in_fold)
@@ -98,15 +111,6 @@ def from_chat(config: Config, rows: "Sequence[Conversation]", labels: "Labels") 
     artefact = chat_logits(config, questions(chat, renderer))
     write_chat(artefact, chat_folder(config), renderer, rows, labels, chat, config.limit, config.overwrite)
 
-
-WRITERS = {
-    "chat": from_chat,
-    "folds": from_models,
-    "model": from_models,
-    "reward": from_rewards,
-    "mixture": from_teachers,
-    "stored": from_stored,
-}
 
 if __name__ == "__main__":
     entry_point(main, READS, libraries=True)()

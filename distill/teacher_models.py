@@ -4,8 +4,8 @@ from pathlib import Path
 
 from core.errors import UserError
 from core.models.resolving import resolve
-from distill.artefacts import teacher_folders
 from distill.config import Config
+from distill.logits import teacher_folders
 from students.trained import TrainedJudge, open_trained
 from teachers.judgements import TeacherModel, ready_made_model
 

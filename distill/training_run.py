@@ -8,10 +8,11 @@ from typing import Any
 from core.config import to_mapping
 from core.errors import UserError
 from core.renamed import LABEL_TOKENS
-from distill.artefacts import data_folder, logits_folder
+from distill.artefacts import data_folder
 from distill.command_line import CONF
 from distill.config import Config
 from distill.entry_point import typed
+from distill.logits import logits_folder
 from students.training.optuna_studies import Trial
 from students.training.recipe import Recipe, SoftTargets, TrainingRun
 
@@ -28,6 +29,8 @@ def run_identity(config: Config) -> dict[str, object]:
         values["prompt"]["label_tokens"] = LABEL_TOKENS
     kept = ("role", "fold", "seed", "limit", "prompt", "model", "train", "loss", "optimizer")
     teacher = {name: values["teacher"][name] for name in ("name", "rows", "max_entropy")}
+    if config.teacher.temperature_scaling:  # runs of before learned from no others
+        teacher["temperature_scaling"] = True
     distils = config.role == "student" and config.loss.distils
     return {
         **{name: values[name] for name in kept},

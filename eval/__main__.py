@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from core import screen
 from core.errors import UserError
 from core.exits import ChecksFailed
-from distill.artefacts import data_folder, teacher_folders
+from distill.artefacts import data_folder
 from distill.artefacts import evaluation as evaluation_of
 from distill.config import Config
 from distill.entry_point import entry_point
+from distill.logits import teacher_folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

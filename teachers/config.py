@@ -17,8 +17,6 @@ class MixtureConfig:
     """Weight of each, such as [2, 1]; null: all alike."""
     space: Literal["logits", "probabilities"]
     """What is averaged: the teachers' logits, or their probabilities."""
-    temperature_scaling: bool
-    """Divide each teacher's logits by the temperature that fits the votes of the other folds best."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,9 @@ class TeacherConfig:
     k learns from teacher k, as the LMSYS winner's did."""
     max_entropy: NonNegative | None
     """In nats: rows without votes whose teacher is less sure than this are not distilled; null: all are."""
+    temperature_scaling: bool | None
+    """Learn from logits divided by the temperature that fits the votes of the other folds best; null: a mixture's
+    teachers alone are scaled; false: they neither."""
     rows_per_part: Count
     """Rows in a part of the store: what a crash can cost."""
     same_prompt: bool
@@ -117,3 +118,8 @@ class TeacherConfig:
         if self.chat is None:
             raise UserError("teacher.kind=chat: give teacher=chat, which brings its keys")
         return self.chat
+
+
+def store_name(teacher: str, scaled: bool | None) -> str:
+    """The name of the logits that students learn from: those that a teacher gave, or their `scaled` ones."""
+    return f"{teacher},calibrated" if scaled else teacher

@@ -35,6 +35,21 @@ log = logging.getLogger(__name__)
 LOG_TEMPERATURES = (-4.0, 4.0)
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """Which teachers are mixed, and how (`MixtureConfig`); `temperature_scaling`: each is scaled before."""
+
+    teachers: list[str]
+    weights: list[float] | None
+    space: str
+    temperature_scaling: bool
+
+    @classmethod
+    def of(cls, config: MixtureConfig, scaling: bool | None) -> "Mixing":
+        """As configured; without a word on `scaling` teachers are scaled."""
+        return cls(config.teachers, config.weights, config.space, scaling is not False)
+
+
 def fit_temperature(logits: np.ndarray, votes: np.ndarray) -> float:
     """T > 0 that minimises the log loss of softmax(logits / T) [n, labels] on soft votes (rows sum to 1)."""
 
@@ -58,7 +73,7 @@ def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> n
         others = voted & (folds != fold) & (folds != TEST)
         if not others.any():
             raise UserError(
-                f"teacher.mixture.temperature_scaling=true: no votes outside fold {fold} to fit a temperature to; "
+                f"temperature_scaling=true: no votes outside fold {fold} to fit a temperature to; "
                 "switch it off, or prepare the data with more folds"
             )
         found[folds == fold] = fit_temperature(logits[others], votes[others])
@@ -68,7 +83,7 @@ def temperatures(logits: np.ndarray, conversations: Sequence[Conversation]) -> n
 def mix(
     teachers: Mapping[str, pl.DataFrame],
     conversations: Sequence[Conversation],
-    config: MixtureConfig,
+    config: Mixing,
     labels: Labels = LABELS,
 ) -> tuple[np.ndarray, dict[str, list[float]]]:
     """Log-probabilities float32 [n, 2 orders, 3] of the mixture, and each teacher's temperatures by fold.
@@ -100,7 +115,7 @@ def mix(
     return with_tie(mixed, NO_TIE).astype(np.float32), fitted
 
 
-def shares(config: MixtureConfig) -> list[float]:
+def shares(config: Mixing) -> list[float]:
     """The weights of the teachers, with sum 1. Raises `UserError` unless each has one."""
     weights = [1.0] * len(config.teachers) if config.weights is None else config.weights
     if not config.teachers or len(weights) != len(config.teachers):
@@ -125,7 +140,7 @@ def write_mixture(
     folders: Mapping[str, Path],
     rows: Sequence[Conversation],
     labels: Labels,
-    config: MixtureConfig,
+    config: Mixing,
     *,
     in_fold: bool,
 ) -> None:
@@ -136,8 +151,8 @@ def write_mixture(
     shares(config)
     if in_fold and config.temperature_scaling:
         raise UserError(
-            "teacher.rows=in_fold with teacher.mixture.temperature_scaling=true: a temperature fitted to rows that "
-            "the teacher was trained on says nothing; set teacher.mixture.temperature_scaling=false"
+            "teacher.rows=in_fold with teacher.temperature_scaling=true: a temperature fitted to rows that "
+            "the teacher was trained on says nothing; set teacher.temperature_scaling=false"
         )
     stored = {}
     for name, folder in folders.items():
@@ -158,7 +173,7 @@ def fold_by_fold(
     stored: Mapping[str, pl.DataFrame],
     folders: Mapping[str, Path],
     rows: Sequence[Conversation],
-    config: MixtureConfig,
+    config: Mixing,
     labels: Labels,
 ) -> Mixed:
     """What the judges of each fold said of all rows, mixed with each other."""
@@ -175,7 +190,7 @@ def across_folds(
     stored: Mapping[str, pl.DataFrame],
     folders: Mapping[str, Path],
     rows: Sequence[Conversation],
-    config: MixtureConfig,
+    config: Mixing,
     labels: Labels,
 ) -> Mixed:
     """What the teachers said of rows that they did not learn from, with the temperatures that suit other folds."""
@@ -212,7 +227,7 @@ def behind(ids: Sequence[str], stored: Mapping[str, pl.DataFrame], folders: Mapp
 
 
 def mixed_table(
-    teachers: Mapping[str, pl.DataFrame], rows: Sequence[Conversation], config: MixtureConfig, labels: Labels
+    teachers: Mapping[str, pl.DataFrame], rows: Sequence[Conversation], config: Mixing, labels: Labels
 ) -> tuple[pl.DataFrame, dict[str, list[float]]]:
     """The mixture of logits that one judge of each teacher gave, as a store holds it, and the temperatures by fold."""
     facts = pl.col("prompt_tokens").max(), pl.col("truncated", "in_sample").any()

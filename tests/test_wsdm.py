@@ -26,7 +26,7 @@ data: {{files: [{train}], test_share: 0.2, near_duplicates: null, folds: {{count
 prompt: {{max_tokens: 128}}
 model: {{base: {base}, load_in_4bit: false, dtype: fp32, lora: {{rank: 4, alpha: 8, dropout: 0}}}}
 train: {{validation_share: 0.2, validate_every: null, batch_conversations: 16}}
-teacher: {{rows: in_fold, mixture: {{teachers: [tiny], temperature_scaling: false}}}}
+teacher: {{rows: in_fold, mixture: {{teachers: [tiny]}}, temperature_scaling: false}}
 eval: {{bootstrap: 50}}
 export: {{format: merged, calibration_rows: 8, scaling: vector}}
 fidelity: {{log_loss: null, kl: null, verdicts: null, regret: null, flip_rate: null, ece: null}}

@@ -11,12 +11,13 @@ from core.artefacts.state import State, changed_since, listed, state_in, state_o
 from core.data.config import DataConfig
 from core.errors import UserError
 from core.locks import lock_of
-from distill.artefacts import (
+from distill.artefacts import conversations, data_folder, evaluation_folder
+from distill.config import Config
+from distill.logits import (
+    calibrated_logits,
     chat_folder,
     chat_logits,
-    conversations,
-    data_folder,
-    evaluation_folder,
+    given_folder,
     judged_logits,
     logits_folder,
     mixed_folders,
@@ -26,7 +27,6 @@ from distill.artefacts import (
     stored_logits,
     teacher_folders,
 )
-from distill.config import Config
 from distill.status import figures
 from distill.status.stage import Stage
 
@@ -75,12 +75,20 @@ def inputs_of(data: DataConfig, made_of: dict[str, object], made: float) -> tupl
 
 
 def logits_stages(config: Config) -> Iterator[Stage]:
-    """The row of the teacher's logits, after those that a mixture is made of."""
+    """The row of the teacher's logits, after those that a mixture is made of, and that of the scaled ones."""
+    yield from given_stages(config)
+    if config.teacher.name is not None and config.teacher.temperature_scaling:
+        state = state_of(calibrated_logits(config))
+        yield logits_row(config, f"{config.teacher.name}, calibrated", logits_folder(config), state)
+
+
+def given_stages(config: Config) -> Iterator[Stage]:
+    """The same without the scaled ones."""
     if config.teacher.name is None:
         reason = "teacher.name=null: name the teacher, or train on votes with loss=votes"
         yield Stage("teacher's logits", None, State("missing", reason), command=["distill.teacher"])
         return
-    store = logits_folder(config)
+    store = given_folder(config)
     if config.teacher.kind == "mixture":
         own = ["teacher.rows=in_fold"] if config.teacher.rows == "in_fold" else []
         for name, folder in mixed_folders(config).items():

@@ -12,8 +12,9 @@ from core.artefacts.manifest import Manifest, read_manifest
 from core.artefacts.state import changed_since, listed, state_in
 from core.exported import average_folder
 from core.records import TEST
-from distill.artefacts import data_folder, evaluation, evaluation_folder, exported_judge, teacher_folders
+from distill.artefacts import data_folder, evaluation, evaluation_folder, exported_judge
 from distill.config import Config
+from distill.logits import teacher_folders
 from distill.status import figures
 from distill.status.stage import Stage, stage_of
 from distill.training_run import named_teacher, run_folder, run_identity, training_run

@@ -10,7 +10,7 @@ from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import read_manifest
 from core.errors import UserError
 from core.naming import split_overrides, variant
-from teachers.config import TeacherConfig
+from teachers.config import TeacherConfig, store_name
 
 STUDENT, TEACHER = "student", "teacher"
 NO_TEACHER = "loss=votes"
@@ -61,7 +61,9 @@ def candidates(root: Path, run: str, fold: int, stores: Mapping[str, str], named
 def teacher_stores(teacher: TeacherConfig) -> dict[str, str]:
     """The logits stores of a teacher and, where it is a mixture, of those that it mixes, by judge."""
     mixed = teacher.mixture.teachers if teacher.kind == "mixture" else []
-    return {TEACHER: str(teacher.name)} | {f"{TEACHER}_{name}": name for name in mixed}
+    return {TEACHER: store_name(str(teacher.name), teacher.temperature_scaling)} | {
+        f"{TEACHER}_{name}": name for name in mixed
+    }
 
 
 def over_seeds(

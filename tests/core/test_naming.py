@@ -89,14 +89,19 @@ def test_the_entry_point_refuses_a_comma_in_a_name(tmp_path: Path) -> None:
     assert "name='a,b'" in refuses("distill.prepare", 'name="a,b"', f"paths.root={tmp_path}")
 
 
+OF_CHOICES = {"teacher.stored.file": "teacher=stored", "teacher.chat.template": "teacher=chat"}  # absent elsewhere
+
+
 def test_every_path_is_expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     values = expanded(
         composed(
-            *(f"{key}='~/x'" for key in PATHS if key not in ("data.files", "eval.judges")),
+            *(f"{key}='~/x'" for key in PATHS if key not in ("data.files", "eval.judges", *OF_CHOICES)),
             *("data.files=['~/x','~/y/*.csv','./~']", "+eval.judges.other='~/x'"),
         )
     )
+    for key, choice in OF_CHOICES.items():
+        assert found(expanded(composed(choice, f"{key}='~/x'")), key) == "/home/me/x"
     for key in PATHS:
         assert "~" not in str(found(values, key)).replace("./~", ""), key
     assert found(values, "data.files") == ["/home/me/x", "/home/me/y/*.csv", "./~"]
@@ -106,7 +111,8 @@ def test_every_path_is_expanded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_key_that_holds_a_path_is_known(smoke: dict[str, Any]) -> None:
     for key in PATHS:
         *groups, last = key.split(".")
-        assert last in (found(smoke, ".".join(groups)) if groups else smoke), key
+        values = composed(OF_CHOICES[key]) if key in OF_CHOICES else smoke
+        assert last in (found(values, ".".join(groups)) if groups else values), key
 
 
 def test_an_unknown_home_is_told() -> None:

@@ -26,8 +26,9 @@ from core.locks import alone, lock_of
 from core.store.rows import LOGITS, REWARDS
 from core.store.writing import StoreWriter
 from distill import prepare
-from distill.artefacts import data_folder, judged_logits, logits_folder, reward_logits, teacher_folders
+from distill.artefacts import data_folder
 from distill.config import Config, PathsConfig
+from distill.logits import judged_logits, logits_folder, reward_logits, teacher_folders
 from distill.status.__main__ import table
 from distill.status.following import following
 from distill.status.judges import evaluation_of, export_of

@@ -31,6 +31,7 @@ from core.store.targets import entropy, soft_targets
 from core.store.writing import StoreWriter
 from distill import prepare, student, teacher
 from distill.config import Config
+from distill.logits import logits_folder
 from eval.judges.answers import Engines, ask
 from eval.judges.candidates import candidates
 from eval.report.terminal import provenance
@@ -86,7 +87,7 @@ def straight(configure: Configure) -> pl.DataFrame:
     """The store of a run that nothing stopped."""
     config = configure()
     teacher.main(config)
-    return read_logits(teacher.logits_folder(config), "")
+    return read_logits(logits_folder(config), "")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def in_fold(configure: Configure) -> Config:
 
 
 def parts(config: Config) -> list[Path]:
-    return sorted(teacher.logits_folder(config).glob("part-*.parquet"))
+    return sorted(logits_folder(config).glob("part-*.parquet"))
 
 
 def same_logits(found: pl.DataFrame, expected: pl.DataFrame) -> None:
@@ -132,10 +133,10 @@ def test_killed_at_random_moments_and_resumed_it_equals_a_straight_run(
     before = {path: path.stat().st_mtime_ns for path in parts(config)}
     teacher.main(config)
     assert before.items() <= {path: path.stat().st_mtime_ns for path in parts(config)}.items()
-    found = read_logits(teacher.logits_folder(config), "")
+    found = read_logits(logits_folder(config), "")
     assert found.select("id", "order", "judge_fold").is_unique().all()
     same_logits(found, straight)
-    assert not list(teacher.logits_folder(config).glob(".*"))
+    assert not list(logits_folder(config).glob(".*"))
 
 
 def replace_name(config: Config, name: str, teachers: str) -> Config:
@@ -165,7 +166,7 @@ def test_each_row_is_scored_by_the_teachers_that_did_not_train_on_it(
 
 def test_a_planted_leak_is_caught_where_the_store_is_read(configure: Configure, straight: pl.DataFrame) -> None:
     config = replace_name(configure(), "leaky", "smoke")
-    folder = shutil.copytree(teacher.logits_folder(configure()), teacher.logits_folder(config))
+    folder = shutil.copytree(logits_folder(configure()), logits_folder(config))
     learned = read_learned(config.root / "teachers/smoke/fold=0").directly
     rows = load_conversations(config.root / "data" / config.data.name)
     victim = next(c for c in rows if c.fingerprint() in learned)
@@ -194,7 +195,7 @@ def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure
         student.main(replace(configure(*human, "role=teacher", f"fold={fold}"), run="pandalm"))
     config = configure(*human)
     teacher.main(config)
-    folder = teacher.logits_folder(config)
+    folder = logits_folder(config)
     logits = read_logits(folder, "")
     rows = {c.id: c for c in load_conversations(config.root / "data" / "pandalm")}
     assert set(logits["id"]) == set(rows) and not logits["in_sample"].any()
@@ -214,13 +215,13 @@ def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure
 @pytest.mark.long
 def test_in_fold_targets_are_those_of_the_student_s_own_fold(in_fold: Config) -> None:
     config = in_fold
-    logits = read_logits(teacher.logits_folder(config), "")
+    logits = read_logits(logits_folder(config), "")
     assert len(logits) == CONVERSATIONS * len(ORDERS) * len(FOLDS)
     rows = load_conversations(config.root / "data" / config.data.name)
-    targets = soft_targets(teacher.logits_folder(config), rows, 1, "in_fold", None).logits
+    targets = soft_targets(logits_folder(config), rows, 1, "in_fold", None).logits
     own = logits.filter(judge_fold=1).group_by("id").agg(pl.col("logits").arr.get(0).mean())
     assert {key: value[0] for key, value in targets.items()} == pytest.approx(dict(own.iter_rows()), abs=1e-6)
-    out = soft_targets(teacher.logits_folder(config), rows, 1, "out_of_fold", None).logits
+    out = soft_targets(logits_folder(config), rows, 1, "out_of_fold", None).logits
     assert set(out) == set(targets) and out != targets
 
 
@@ -233,15 +234,15 @@ def test_a_limited_run_tells_the_whole_time_and_the_full_run_goes_on_from_it(
         teacher.main(config)
     assert f"all {len(straight)} rows would take about " in caplog.text and "in cost" in caplog.text
     before = {path: path.stat().st_mtime_ns for path in parts(config)}
-    assert before and read_manifest(teacher.logits_folder(config)).rows["logits"] < len(straight)
+    assert before and read_manifest(logits_folder(config)).rows["logits"] < len(straight)
     teacher.main(replace(config, limit=None))
     assert before.items() <= {path: path.stat().st_mtime_ns for path in parts(config)}.items()
-    same_logits(read_logits(teacher.logits_folder(config), ""), straight)
+    same_logits(read_logits(logits_folder(config), ""), straight)
 
 
 def test_texts_that_changed_under_an_id_are_noticed(configure: Configure, straight: pl.DataFrame) -> None:
     config = configure()
-    folder = teacher.logits_folder(config)
+    folder = logits_folder(config)
     rows = load_conversations(config.root / "data" / config.data.name)
     changed = [replace(rows[0], response_a=["something else"]), *rows[1:]]
     with pytest.raises(ValueError, match=f"scored other texts under the same ids, such as .*{rows[0].id}"):
@@ -255,11 +256,11 @@ def test_conversations_without_votes_are_distilled_unless_their_teacher_is_unsur
     rows = [
         replace(c, votes=None) if i % 2 else c for i, c in enumerate(load_conversations(config.root / "data/smoke"))
     ]
-    found = soft_targets(teacher.logits_folder(config), rows, 0, "out_of_fold", None)
+    found = soft_targets(logits_folder(config), rows, 0, "out_of_fold", None)
     targets = found.logits
     assert not found.left_out
     cap = float(np.median([entropy(targets[c.id]) for c in rows if c.votes is None]))
-    unsure = soft_targets(teacher.logits_folder(config), rows, 0, "out_of_fold", cap).left_out
+    unsure = soft_targets(logits_folder(config), rows, 0, "out_of_fold", cap).left_out
     assert 0 < len(unsure) < sum(c.votes is None for c in rows)
     assert all(entropy(targets[c.id]) > cap and c.votes is None for c in rows if c.id in unsure)
 
@@ -274,9 +275,9 @@ def test_a_mixture_is_a_teacher_like_any_other(configure: Configure, straight: p
         teacher.main(config)
     teacher.main(replace(half, limit=None))
     teacher.main(config)
-    mixed = read_logits(teacher.logits_folder(config), "")
+    mixed = read_logits(logits_folder(config), "")
     assert len(mixed) == CONVERSATIONS * len(ORDERS)
-    assert set(read_manifest(teacher.logits_folder(config)).extra["temperatures"]) == {"smoke", "limited_half"}
+    assert set(read_manifest(logits_folder(config)).extra["temperatures"]) == {"smoke", "limited_half"}
     assert student.main(replace(configure("teacher.name=mixed"), run="from-mixture")) < 5
 
 
@@ -297,7 +298,7 @@ def test_what_descends_from_unknown_opinions_says_so(configure: Configure, strai
     ):
         config = configure(*stored, f"teacher.name={name}", f"teacher.stored.learned_from={origin}", "teacher.folds=[]")
         teacher.main(config)
-        store, judge = teacher.logits_folder(config), config.root / f"students/of-{name}/fold=0"
+        store, judge = logits_folder(config), config.root / f"students/of-{name}/fold=0"
         assert read_logits(store, "")["id"].n_unique() == CONVERSATIONS
         student.main(replace(config, run=f"of-{name}"))
         for who, folder in (("student", judge), ("teacher", store)):
@@ -350,11 +351,11 @@ def test_teachers_of_one_fold_are_mixed_with_each_other(configure: Configure, in
     names = [in_fold.teacher.name, "in_fold_too"]
     teacher.main(replace_name(in_fold, names[1], "smoke"))
     mixture = ["teacher.kind=mixture", f"teacher.mixture.teachers=[{','.join(names)}]", "teacher.rows=in_fold"]
-    with pytest.raises(ValueError, match=r"set teacher.mixture.temperature_scaling=false"):
+    with pytest.raises(ValueError, match=r"set teacher.temperature_scaling=false"):
         teacher.main(configure("teacher.name=in_fold_mixed", *mixture))
-    config = configure("teacher.name=in_fold_mixed", "teacher.mixture.temperature_scaling=false", *mixture)
+    config = configure("teacher.name=in_fold_mixed", "teacher.temperature_scaling=false", *mixture)
     teacher.main(config)
-    mixed = read_logits(teacher.logits_folder(config), "").sort("judge_fold", "id", "order")
+    mixed = read_logits(logits_folder(config), "").sort("judge_fold", "id", "order")
     single = read_logits(config.root / "logits" / names[0], "").sort("judge_fold", "id", "order")
     kept = ["judge_fold", "id", "order", "in_sample"]
     assert mixed.select(kept).equals(single.select(kept)) and mixed["in_sample"].any()
@@ -369,7 +370,7 @@ def test_a_student_is_the_next_student_s_teacher(configure: Configure) -> None:
     config = configure("teacher.name=itself")
     config = replace(config, teacher=replace(config.teacher, path=str(config.root / "students" / "plain")))
     teacher.main(config)
-    logits = read_logits(teacher.logits_folder(config), "")
+    logits = read_logits(logits_folder(config), "")
     assert logits["id"].n_unique() == CONVERSATIONS and not logits["in_sample"].any()
     assert student.main(replace(config, run="self-distilled")) < 5
 
@@ -396,7 +397,7 @@ def test_a_language_model_labels_without_any_fine_tuning(configure: Configure, t
         "prompt.label_tokens=[A,B,C]",
     )
     teacher.main(config)
-    logits = read_logits(teacher.logits_folder(config), "")
+    logits = read_logits(logits_folder(config), "")
     assert len(logits) == CONVERSATIONS * len(ORDERS) and not logits["in_sample"].any()
     outside = 1 - np.exp(logits["logits"].to_numpy().astype(float)).sum(1)
     assert np.abs(outside - logits["outside"].to_numpy()).max() < 1e-6 and 0.5 < outside.min() < 1
@@ -414,7 +415,7 @@ def test_a_reward_model_is_a_teacher_like_any_other(configure: Configure, tmp_pa
     raw = read_parts(config.root / "rewards" / "reward")
     assert len(raw) == 120 and raw["rewards"].list.len().eq(3).all()
     scored = {path: path.stat().st_mtime_ns for path in (config.root / "rewards" / "reward").glob("part-*")}
-    logits = read_logits(teacher.logits_folder(config), "")
+    logits = read_logits(logits_folder(config), "")
     assert len(logits) == 60 * len(ORDERS) and not logits["in_sample"].any()
     rows = {c.id: c for c in load_conversations(config.root / "data" / config.data.name)}
     assert all(rows[i].fold == fold for i, fold in logits.select("id", "judge_fold").iter_rows())
@@ -422,7 +423,7 @@ def test_a_reward_model_is_a_teacher_like_any_other(configure: Configure, tmp_pa
     assert all(ab == ba for ab, ba in by_order["logits"].to_list())  # each response was scored alone
     teacher.main(replace(config, teacher=replace(config.teacher, reward_l2=9.0), overwrite=True))
     assert scored == {path: path.stat().st_mtime_ns for path in (config.root / "rewards" / "reward").glob("part-*")}
-    softer = read_logits(teacher.logits_folder(config), "")
+    softer = read_logits(logits_folder(config), "")
     assert softer["logits"].to_list() != logits["logits"].to_list()
     assert (
         student.main(replace(configure("teacher.name=reward", "teacher.same_prompt=false", "limit=60"), run="rm")) < 5

@@ -20,8 +20,7 @@ from eval.leaderboard import leaderboard
 from eval.metrics import predict
 from eval.recalibration import IDENTITY, fit_recalibration
 from teachers.bradley_terry import fit_bradley_terry
-from teachers.config import MixtureConfig
-from teachers.mixtures import mix
+from teachers.mixtures import Mixing, mix
 
 DRAWN = np.random.default_rng(2)
 ROWS = 400
@@ -98,7 +97,7 @@ def test_rewards_become_bradley_and_terrys_own_model() -> None:
 
 @pytest.mark.parametrize("space", ["logits", "probabilities"])
 def test_a_mixture_is_that_of_the_conditional_probabilities(space: str) -> None:
-    config = MixtureConfig(teachers=["one", "two"], weights=[2.0, 1.0], space=space, temperature_scaling=False)  # type: ignore[arg-type]
+    config = Mixing(teachers=["one", "two"], weights=[2.0, 1.0], space=space, temperature_scaling=False)
     logits = DRAWN.normal(0, 2, (2, 6, 2, 3)).astype(np.float32)
     tables = {
         name: pl.DataFrame(

@@ -23,6 +23,7 @@ from core.records import ORDERS, Conversation, swap_labels
 from core.store.reading import read_logits
 from distill import prepare, teacher
 from distill.config import Config
+from distill.logits import logits_folder
 from distill.status.inputs import logits_stages
 from teachers.chat.answers import Reply, of_alternatives, of_samples
 from teachers.chat.asking import renderer_of
@@ -74,7 +75,7 @@ def build(prepared: Path, api: ChatApi, request: pytest.FixtureRequest) -> Build
 
 
 def store(config: Config) -> pl.DataFrame:
-    return read_logits(teacher.logits_folder(config), "").sort("id", "order")
+    return read_logits(logits_folder(config), "").sort("id", "order")
 
 
 def journal(config: Config) -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ def test_spellings_are_summed_and_the_rest_is_kept_outside(api: ChatApi, build: 
     config = build()
     teacher.main(config)
     check_complete(config)
-    manifest = read_manifest(teacher.logits_folder(config))
+    manifest = read_manifest(logits_folder(config))
     assert manifest.extra["model"] == MODEL and manifest.config["chat"]["model"] == "judge-70b"
     assert manifest.prompt["template"] == renderer_of(config.teacher.of_chat, config.prompt).hash
     asked = len(api.asked)
@@ -154,7 +155,7 @@ def test_killed_and_resumed_it_asks_for_the_rest_alone(api: ChatApi, build: Buil
     path = config.root / "chat" / str(config.teacher.name) / NAME
     with path.open("ab") as file:
         file.write(b'{"id": "half a li')  # as a kill in the middle of a write leaves it
-    assert not (teacher.logits_folder(config) / "manifest.json").exists()
+    assert not (logits_folder(config) / "manifest.json").exists()
     teacher.main(config)
     check_complete(config)
     assert len(api.paid) <= ROWS + 3 * 3  # what was in flight, and no more, is paid for twice

@@ -9,10 +9,9 @@ from scipy.special import log_softmax, softmax
 
 from core.records import ORDERS, TEST, Conversation
 from core.store.parts import NO_FOLD
-from teachers.config import MixtureConfig
-from teachers.mixtures import fit_temperature, judges_of, mix, shares, temperatures
+from teachers.mixtures import Mixing, fit_temperature, judges_of, mix, shares, temperatures
 
-PLAIN = MixtureConfig(teachers=["one", "two"], weights=[3.0, 1.0], space="logits", temperature_scaling=False)
+PLAIN = Mixing(teachers=["one", "two"], weights=[3.0, 1.0], space="logits", temperature_scaling=False)
 
 
 def voted(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +79,7 @@ def test_temperatures_make_a_mixture_with_an_overconfident_teacher_better() -> N
     rows = conversations(votes, 3000)
     teachers = {"one": table(4 * logits), "two": table(noisy)}
 
-    def loss(config: MixtureConfig) -> float:
+    def loss(config: Mixing) -> float:
         return float(-(votes * mix(teachers, rows, config)[0][:, 0]).sum(1).mean())
 
     assert loss(replace(PLAIN, temperature_scaling=True)) < loss(PLAIN) - 0.02
