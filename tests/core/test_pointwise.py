@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -83,6 +84,15 @@ def test_a_response_s_prompt_is_the_same_whatever_it_stands_beside(renderer: Ren
     assert all(len(p.ids) <= prompt.max_tokens and p.truncated for p in shown.values())
     for p in shown.values():
         assert isinstance(p.ids, ResponseIds) and p.ids.other == shown[p.id, "ba" if p.order == "ab" else "ab"].ids
+
+
+def test_a_privileged_teacher_is_told_whose_response_it_is(renderer: Renderer, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(tmp_path)
+    telling = Renderer(replace(renderer.config, show_models=True, max_tokens=160), tmp_path)
+    shown = telling.render([Conversation("1", ["Why?"], ["So."], ["No."], model_a="alpha", model_b="beta")])
+    texts = [tokenizer.decode(p.ids) for p in shown]
+    assert ["alpha" in text for text in texts] == [True, False] and ["beta" in text for text in texts] == [False, True]
+    assert telling.hashes["template"] == renderer.hashes["template"]
 
 
 def test_empty_responses_have_a_reward(renderer: Renderer) -> None:
