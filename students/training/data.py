@@ -55,12 +55,12 @@ class Example:
 class Batch:
     """A forward pass over whole conversations: targets [rows, 3] as shown, weights [rows].
 
-    Padded: `input_ids` [prompts, tokens] with pads at the right, `positions` None. Padding-free: [1, all tokens], and
+    Padded: `input_ids` [prompts, tokens] with pads at the right, or two such blocks, `positions` None. Padding-free: [1, all tokens], and
     `positions` count anew in each prompt. `ends` [rows] is where the last token of each row's prompt lies in the
     flattened ids: rows with equal prompts have the same.
     """
 
-    input_ids: torch.Tensor
+    input_ids: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
     positions: torch.Tensor | None
     ends: torch.Tensor
     votes: torch.Tensor
@@ -219,19 +219,30 @@ def micro_batches(
 
 
 def collate(
-    rows: Sequence[BatchRow], examples: Sequence[Example], device: torch.device, padding_free: bool = False
+    rows: Sequence[BatchRow],
+    examples: Sequence[Example],
+    device: torch.device,
+    padding_free: bool = False,
+    *,
+    in_two: bool = False,
 ) -> Batch:
-    """A batch of `rows`, their targets permuted to the order shown. No rows: a dummy conversation of weight 0."""
+    """A batch of `rows`, their targets permuted to the order shown. No rows: a dummy conversation of weight 0.
+
+    Padded, `in_two` cuts it into longer and shorter prompts: of two responses one may be far longer.
+    """
     shown = rows or [(0, 0), (0, 1)]
     ids, places = distinct_prompts(shown, examples)
-    input_ids, positions, ends = _side_by_side(ids) if padding_free else _padded(ids)
+    layout = _side_by_side if padding_free else _in_two_blocks if in_two else _padded
+    input_ids, positions, ends = layout(ids)
     votes = _turned([examples[i].votes for i, _ in shown], shown)
     teacher = _turned([examples[i].teacher for i, _ in shown], shown)
     vote_weights = torch.tensor([examples[i].vote_weight * bool(rows) for i, _ in shown])
     teacher_weights = torch.tensor([examples[i].teacher_weight * bool(rows) for i, _ in shown])
     tensors = (ends[places], votes, vote_weights, teacher, teacher_weights)
     return Batch(
-        input_ids.to(device), None if positions is None else positions.to(device), *(t.to(device) for t in tensors)
+        input_ids.to(device) if isinstance(input_ids, torch.Tensor) else tuple(block.to(device) for block in input_ids),
+        None if positions is None else positions.to(device),
+        *(t.to(device) for t in tensors),
     )
 
 
@@ -249,6 +260,25 @@ def _padded(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, None, torch.Ten
     for row, x in zip(input_ids, ids, strict=True):
         row[: len(x)] = torch.tensor(x)
     return input_ids, None, torch.arange(len(ids)) * input_ids.shape[1] + lengths - 1
+
+
+def in_two_blocks(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The places of the longer prompts and of the shorter ones, cut where that takes the fewest pads.
+
+    Neither is empty, since ranks that share a model meet in each forward pass: a single prompt stands in both.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i]) * (1 if len(lengths) > 1 else 2)
+    longest, count = lengths[order[0]], len(order)
+    cut = min(range(1, count), key=lambda k: k * longest + (count - k) * lengths[order[k]])
+    return order[:cut], order[cut:]
+
+
+def _in_two_blocks(ids: Sequence[Sequence[int]]) -> tuple[tuple[torch.Tensor, torch.Tensor], None, torch.Tensor]:
+    longer, shorter = in_two_blocks([len(x) for x in ids])
+    (first, _, first_ends), (second, _, second_ends) = (_padded([ids[i] for i in part]) for part in (longer, shorter))
+    ends = torch.zeros(len(ids), dtype=torch.long)
+    ends[shorter], ends[longer] = second_ends + first.numel(), first_ends
+    return (first, second), None, ends
 
 
 def _side_by_side(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

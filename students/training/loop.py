@@ -25,6 +25,7 @@ from students.training.data import (
     Example,
     collate,
     distinct_prompts,
+    in_two_blocks,
     micro_batches,
     plan_epoch,
     prompt_numbers,
@@ -85,6 +86,7 @@ class Trainer:
         self.objective = Objective(recipe.loss, labels)
         self.engine = open_deepspeed(judge, recipe.optimizer, recipe.engine)
         self.device = self.engine.device
+        self.in_two = judge.davidson is not None and not recipe.engine.padding_free
         self.lengths, self.prompts = [example.length for example in training], prompt_numbers(training)
         train = recipe.train
         self.steps_per_epoch = math.ceil(len(training) / train.batch_conversations)
@@ -199,7 +201,8 @@ class Trainer:
     def forward(self, rows: list[BatchRow]) -> torch.Tensor:
         """The summed terms of one micro-batch. Raises `UserError` where it does not fit into memory."""
         with self.enough_memory(UnreachableError if self.recipe.engine.zero_stage == 3 else UserError):
-            batch = collate(rows, self.training, self.device, self.recipe.engine.padding_free)
+            free, in_two = self.recipe.engine.padding_free, self.in_two
+            batch = collate(rows, self.training, self.device, free, in_two=in_two)
             logits = self.engine(batch.input_ids, batch.positions, batch.ends)
             return self.objective.sums(logits, batch)
 
@@ -218,7 +221,10 @@ class Trainer:
     def tokens(self, rows: list[BatchRow]) -> tuple[int, int]:
         """How many tokens of a micro-batch are computed, without pads and with them."""
         lengths = [len(ids) for ids in distinct_prompts(rows, self.training)[0]]
-        return sum(lengths), sum(lengths) if self.recipe.engine.padding_free else len(lengths) * max(lengths)
+        if self.recipe.engine.padding_free:
+            return sum(lengths), sum(lengths)
+        blocks = in_two_blocks(lengths) if self.in_two else [range(len(lengths))]
+        return sum(lengths), sum(len(block) * max(lengths[i] for i in block) for block in blocks)
 
     def validation_is_due(self) -> bool:
         """At the end of an epoch, and every `train.validate_every` steps."""
@@ -235,7 +241,8 @@ class Trainer:
         engine = self.recipe.engine
         numbers = prompt_numbers(self.validation)
         pieces = micro_batches(range(len(lengths)), lengths, self.world, engine.micro_batch_tokens, numbers)
-        own = score(self.engine, self.validation, pieces[self.rank], self.device, engine.padding_free)
+        asked = (pieces[self.rank], self.device, engine.padding_free)
+        own = score(self.engine, self.validation, *asked, in_two=self.in_two)
         logits = total(own)  # each conversation is whole on one rank and zero on the others
         if broken := [e for e, row in zip(self.validation, logits, strict=True) if not torch.isfinite(row).all()]:
             raise_together(self.not_finite("validation loss", math.nan, broken, self.state.step))

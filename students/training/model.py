@@ -38,7 +38,8 @@ class JudgeModel(nn.Module):
     Padded, `input_ids` are [rows, tokens] with pads at the right, and `positions` None: a causal backbone never looks
     right, so real tokens cannot see the pads and no attention mask is needed. Padding-free, they are [1, all tokens],
     and where `positions` begin anew at 0 transformers begins a new sequence, which sees none before it. The pooled
-    token is the one at `ends` in the flattened ids, whatever ids the text holds.
+    token is the one at `ends` in the flattened ids, whatever ids the text holds. Two padded blocks pass one after the
+    other, and `ends` go on from the first to the second.
     """
 
     def __init__(self, model: Any, base: Path, davidson: Davidson | None = None):
@@ -54,12 +55,17 @@ class JudgeModel(nn.Module):
         """transformers' module, with LoRA layers in place of some of its own where it has them."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
-    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor | tuple[torch.Tensor, ...], positions: torch.Tensor | None, ends: torch.Tensor
+    ) -> torch.Tensor:
         classifier = self.classifier
-        hidden = getattr(classifier, classifier.base_model_prefix)(
-            input_ids=input_ids, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        outputs = classifier.score(hidden.flatten(0, 1)[ends])
+        backbone = getattr(classifier, classifier.base_model_prefix)
+        blocks = (input_ids,) if isinstance(input_ids, torch.Tensor) else input_ids
+        hidden = [
+            backbone(input_ids=block, position_ids=positions, use_cache=False).last_hidden_state.flatten(0, 1)
+            for block in blocks
+        ]
+        outputs = classifier.score((hidden[0] if len(hidden) == 1 else torch.cat(hidden))[ends])
         return outputs if self.davidson is None else self.davidson(outputs)
 
     def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -39,12 +39,18 @@ class Validation:
 
 @torch.no_grad()
 def score(
-    judge: Any, examples: Sequence[Example], batches: Iterable[list[BatchRow]], device: torch.device, padding_free: bool
+    judge: Any,
+    examples: Sequence[Example],
+    batches: Iterable[list[BatchRow]],
+    device: torch.device,
+    padding_free: bool,
+    *,
+    in_two: bool = False,
 ) -> torch.Tensor:
     """Logits [examples, orders, 3], as shown, of the rows in `batches`; zero for all others."""
     logits = torch.zeros(len(examples), len(ORDERS), len(LABELS))
     for rows in batches:
-        batch = collate(rows, examples, device, padding_free)
+        batch = collate(rows, examples, device, padding_free, in_two=in_two)
         shown = judge(batch.input_ids, batch.positions, batch.ends).float().cpu()
         for (i, order), row in zip(rows, shown, strict=False):  # a dummy row has no name
             logits[i, order] = row
