@@ -135,8 +135,9 @@ def bare(task: Task, turns: Turns, folder: Path) -> None:
         torch.nn.utils.clip_grad_norm_(trained, config.optimizer.clip)
         optimizer.step()
         optimizer.zero_grad()
-        tokens = sum(int((batch.ends % batch.input_ids.shape[1] + 1).sum()) for batch in batches)
-        turns.step_done(tokens, sum(batch.input_ids.numel() for batch in batches))
+        sizes = [(batch.ends, batch.input_ids) for batch in batches if isinstance(batch.input_ids, torch.Tensor)]
+        tokens = sum(int((ends % ids.shape[1] + 1).sum()) for ends, ids in sizes)
+        turns.step_done(tokens, sum(ids.numel() for _, ids in sizes))
 
 
 def trainer(task: Task, turns: Turns, folder: Path) -> None:

@@ -21,6 +21,7 @@ from core.prompts import Rendered
 from core.records import LABELS, ORDERS, TEST, Conversation, swap_labels
 from core.store.targets import entropy
 from students.training.config import RowWeightsConfig
+from students.training.padding import padded, padded_in_two, side_by_side
 
 log = logging.getLogger(__name__)
 BatchRow = tuple[int, int]  # (index of the example, index into ORDERS)
@@ -55,12 +56,12 @@ class Example:
 class Batch:
     """A forward pass over whole conversations: targets [rows, 3] as shown, weights [rows].
 
-    Padded: `input_ids` [prompts, tokens] with pads at the right, or two such blocks, `positions` None. Padding-free: [1, all tokens], and
-    `positions` count anew in each prompt. `ends` [rows] is where the last token of each row's prompt lies in the
-    flattened ids: rows with equal prompts have the same.
+    Padded: `input_ids` [prompts, tokens] with pads at the right, or two such blocks, and `positions` None.
+    Padding-free: [1, all tokens], and `positions` count anew in each prompt. `ends` [rows] is where the last token of
+    each row's prompt lies in the flattened ids: rows with equal prompts have the same.
     """
 
-    input_ids: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+    input_ids: torch.Tensor | tuple[torch.Tensor, ...]
     positions: torch.Tensor | None
     ends: torch.Tensor
     votes: torch.Tensor
@@ -232,7 +233,9 @@ def collate(
     """
     shown = rows or [(0, 0), (0, 1)]
     ids, places = distinct_prompts(shown, examples)
-    layout = _side_by_side if padding_free else _in_two_blocks if in_two else _padded
+    if in_two and len(ids) == 1:
+        ids, places = ids * 2, [row % 2 for row in range(len(shown))]  # both blocks have a part in the gradient
+    layout = side_by_side if padding_free else padded_in_two if in_two else padded
     input_ids, positions, ends = layout(ids)
     votes = _turned([examples[i].votes for i, _ in shown], shown)
     teacher = _turned([examples[i].teacher for i, _ in shown], shown)
@@ -251,40 +254,6 @@ def distinct_prompts(rows: Sequence[BatchRow], examples: Sequence[Example]) -> t
     places: dict[tuple[int, ...], int] = {}
     of_rows = [places.setdefault(tuple(examples[i].ids[order]), len(places)) for i, order in rows]
     return [*places], of_rows
-
-
-def _padded(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, None, torch.Tensor]:
-    lengths = torch.tensor([len(x) for x in ids])
-    # Pads come after the pooled token, so any id will do.
-    input_ids = torch.zeros(len(ids), int(lengths.max()), dtype=torch.long)
-    for row, x in zip(input_ids, ids, strict=True):
-        row[: len(x)] = torch.tensor(x)
-    return input_ids, None, torch.arange(len(ids)) * input_ids.shape[1] + lengths - 1
-
-
-def in_two_blocks(lengths: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The places of the longer prompts and of the shorter ones, cut where that takes the fewest pads.
-
-    Neither is empty, since ranks that share a model meet in each forward pass: a single prompt stands in both.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i]) * (1 if len(lengths) > 1 else 2)
-    longest, count = lengths[order[0]], len(order)
-    cut = min(range(1, count), key=lambda k: k * longest + (count - k) * lengths[order[k]])
-    return order[:cut], order[cut:]
-
-
-def _in_two_blocks(ids: Sequence[Sequence[int]]) -> tuple[tuple[torch.Tensor, torch.Tensor], None, torch.Tensor]:
-    longer, shorter = in_two_blocks([len(x) for x in ids])
-    (first, _, first_ends), (second, _, second_ends) = (_padded([ids[i] for i in part]) for part in (longer, shorter))
-    ends = torch.zeros(len(ids), dtype=torch.long)
-    ends[shorter], ends[longer] = second_ends + first.numel(), first_ends
-    return (first, second), None, ends
-
-
-def _side_by_side(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    flat = torch.tensor([token for x in ids for token in x])
-    positions = torch.cat([torch.arange(len(x)) for x in ids])
-    return flat[None], positions[None], torch.tensor([len(x) for x in ids]).cumsum(0) - 1
 
 
 def _families(examples: Sequence[int], numbers: Numbers) -> list[list[int]]:

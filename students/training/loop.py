@@ -25,7 +25,6 @@ from students.training.data import (
     Example,
     collate,
     distinct_prompts,
-    in_two_blocks,
     micro_batches,
     plan_epoch,
     prompt_numbers,
@@ -34,6 +33,7 @@ from students.training.engine import open_deepspeed
 from students.training.losses import Objective
 from students.training.model import JudgeModel
 from students.training.optuna_studies import Trial
+from students.training.padding import in_two_blocks
 from students.training.progress import TrainingProgress
 from students.training.pruning import stop_if_pruned
 from students.training.ranks import UnreachableError, fail_together, raise_together
@@ -223,6 +223,7 @@ class Trainer:
         lengths = [len(ids) for ids in distinct_prompts(rows, self.training)[0]]
         if self.recipe.engine.padding_free:
             return sum(lengths), sum(lengths)
+        lengths *= 2 if self.in_two and len(lengths) == 1 else 1
         blocks = in_two_blocks(lengths) if self.in_two else [range(len(lengths))]
         return sum(lengths), sum(len(block) * max(lengths[i] for i in block) for block in blocks)
 

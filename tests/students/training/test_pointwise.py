@@ -1,7 +1,7 @@
 """A pointwise judge's steps: their gradients by definition, shared responses computed once, runs that survive kills."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +130,21 @@ def test_a_response_that_conversations_share_is_computed_once_a_step() -> None:
                 for (i, order), end in zip(rows, batch.ends, strict=False):
                     row, last = divmod(int(end), batch.input_ids.shape[1])
                     assert batch.input_ids[row, : last + 1].tolist() == conversations[i].ids[order]
+
+
+@pytest.mark.parametrize("chosen", [range(6), [0], [1]])  # the first has two equal responses
+def test_longer_and_shorter_prompts_are_padded_apart(chosen: Sequence[int]) -> None:
+    conversations = with_shared_responses()
+    rows = [(i, order) for i in chosen for order in (0, 1)]
+    batch, whole = (collate(rows, conversations, CPU, in_two=in_two) for in_two in (True, False))
+    assert isinstance(batch.input_ids, tuple) and isinstance(whole.input_ids, torch.Tensor)
+    flat = torch.cat([block.flatten() for block in batch.input_ids])
+    for (i, order), end in zip(rows, batch.ends.tolist(), strict=True):
+        ids = conversations[i].ids[order]
+        assert flat[end - len(ids) + 1 : end + 1].tolist() == ids
+    first = batch.input_ids[0].numel()
+    assert {bool(end < first) for end in batch.ends} == {True, False}  # both have a part in the gradient
+    assert len(chosen) == 1 or len(flat) < whole.input_ids.numel()
 
 
 def test_a_family_over_the_budget_is_cut() -> None:
