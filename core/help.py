@@ -24,7 +24,7 @@ def key_lines(
         if isinstance(value, Mapping):
             yield ""
             several = choices.get(key, ())
-            chosen = f" {key}=" + "|".join(several) if len(several) > 1 else ""
+            chosen = f" {key}=" + " | ".join(several) if len(several) > 1 else ""
             yield from wrapped(f"{key}: {explanations.get(key, '')}{chosen}", width)
         for place, leaf in leaves(key, value):
             yield from key_line(place, leaf, explanations.get(place, ""), width)

@@ -152,7 +152,7 @@ def test_help_shows_an_experiment_s_values_within_the_width_and_imports_nothing_
         "  train.epochs=2 ",
         "  optimizer.lr=0.5 ",
         "  seed=0 ",
-        "loss=blackpearl|distill|",
+        "loss=blackpearl | distill |",
         "  teacher.name=demo_teacher",
     ):
         assert any(said in line for line in lines), said
@@ -166,7 +166,7 @@ def test_keys_are_shown_with_value_and_explanation() -> None:
     assert list(key_lines(values, texts, {"loss": ["kl", "votes"]}, ["loss", "limit"], 60)) == [
         f"{'  limit=null':<34}Rows.",
         "",
-        "loss: Terms. loss=kl|votes",
+        "loss: Terms. loss=kl | votes",
         f"{'  loss.kl.weight=0.5':<34}Its weight.",
         "  loss.sources={}",
     ]
