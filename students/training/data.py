@@ -279,17 +279,19 @@ def _families(examples: Sequence[int], numbers: Numbers) -> list[list[int]]:
 def _cut(
     families: Sequence[Sequence[int]], lengths: Sequence[int], numbers: Numbers, budget: int
 ) -> list[list[BatchRow]]:
+    parts: list[Sequence[int]] = []
+    for family in families:
+        whole = len({n for i in family for n in numbers[i]}) * lengths[family[0]] <= budget
+        parts += [family] if whole else [[i] for i in family]
     pieces: list[list[BatchRow]] = []
     prompts: set[int] = set()
-    for family in families:  # longest first, so the first one of a piece sets its padded width
-        whole = len({n for i in family for n in numbers[i]}) * lengths[family[0]] <= budget
-        for part in [family] if whole else [[i] for i in family]:
-            added = {n for i in part for n in numbers[i]}
-            if not pieces or len(prompts | added) * lengths[pieces[-1][0][0]] > budget:
-                pieces.append([])
-                prompts = set()
-            prompts |= added
-            pieces[-1] += [(i, order) for i in part for order in range(len(ORDERS))]
+    for part in sorted(parts, key=lambda part: -lengths[part[0]]):  # the first one of a piece sets its padded width
+        added = {n for i in part for n in numbers[i]}
+        if not pieces or len(prompts | added) * lengths[pieces[-1][0][0]] > budget:
+            pieces.append([])
+            prompts = set()
+        prompts |= added
+        pieces[-1] += [(i, order) for i in part for order in range(len(ORDERS))]
     return pieces
 
 

@@ -155,6 +155,17 @@ def test_a_family_over_the_budget_is_cut() -> None:
     assert sum(map(len, pieces)) == 12
 
 
+def test_what_follows_a_family_that_is_cut_keeps_the_budget() -> None:
+    """Its shortest conversations come after longer ones of other families, which set the width of the pads."""
+    shared, others = [1] * 10, ([2] * 10, [3] * 10, [4] * 2)
+    ids = [(shared, other) for other in others[:2]] + [([1] * 2, others[2]), (others[2], shared), ([5] * 8, [6] * 8)]
+    conversations = [replace(c, ids=each) for c, each in zip(make_conversations(5), ids, strict=True)]
+    lengths = [c.length for c in conversations]
+    for budget in range(20, 60):
+        (pieces,) = micro_batches(range(5), lengths, 1, budget, prompt_numbers(conversations))
+        assert all(collate(rows, conversations, CPU).input_ids.numel() <= budget for rows in pieces), budget
+
+
 def test_a_better_response_has_the_larger_reward_whatever_was_learnt(tiny_llama: Path) -> None:
     judge = make_judge(step_config(tiny_llama, *POINTWISE))
     assert judge.davidson is not None
