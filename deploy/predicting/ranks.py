@@ -99,6 +99,7 @@ def write_ranks(
     count = sum(map(len, responses.groups.values()))
     log.info("%s: %d responses to %d prompts", file.where, count, len(responses.groups))
     identity = {"input": dict(responses.identity), "model": judge.manifest.content, "scorer": scorer.identity}
+    identity |= {"limit": limit}  # a prompt may have fewer responses among the first rows than in all
     judgements = Artefact(parts, "submission", identity, [], parts.parent)
     with alone(parts):
         if overwrite and judgements.differing_start():

@@ -96,6 +96,25 @@ def test_a_killed_run_goes_on(export: Path, tmp_path: Path, monkeypatch: pytest.
     assert found.drop("reward", "low", "high", "wins").equals(expected.drop("reward", "low", "high", "wins"))
 
 
+def test_ranks_of_the_first_rows_are_none_of_all(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the first rows a prompt has fewer responses to be ranked with."""
+    file = write(tmp_path / "rows.jsonl", ROWS)
+    source = file_of_responses(Source(str(file), CONFIG.data, 3, CONFIG.predict.rules))
+    assert source is not None
+
+    def dying(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ranks, "write_table", dying)
+        write_ranks(
+            *(source, 3, file.with_suffix(".ranks.csv"), export, scorer("transformers"), CONFIG.predict),
+            overwrite=False,
+        )
+    with pytest.raises(UserError, match="limit"):
+        ranked(file, export)
+
+
 def test_rows_that_cannot_be_read_are_listed(export: Path, tmp_path: Path) -> None:
     broken = [*ROWS, {"prompt": "Why?", "response": " ", "model": "m"}]
     table = ranked(write(tmp_path / "rows.jsonl", broken), export)
