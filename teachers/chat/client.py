@@ -84,10 +84,12 @@ class ChatClient:
                 time.sleep(pause_after(attempt))
 
     def _asker(self, secret: Callable[[str], str]) -> Callable[[httpx.AsyncClient, str, list[Any]], Any]:
+        begun: dict[tuple[str, str], Reply] = {}  # verdicts that were paid for before a request failed
+
         async def ask(client: httpx.AsyncClient, url: str, prompts: list[ChatPrompt]) -> Answer:
             (prompt,) = prompts
             try:
-                reply = await self._reply(client, prompt)
+                reply = await self._reply(client, prompt, begun)
             except TryAgain as failure:
                 raise TryAgain(secret(str(failure)), failure.after) from None
             answer = verdict(reply, self.labels, self.config.samples, url)
@@ -95,16 +97,20 @@ class ChatClient:
 
         return ask
 
-    async def _reply(self, client: httpx.AsyncClient, prompt: ChatPrompt) -> Reply:
-        """What the API says to a prompt; an API that gives one verdict at a time is asked as often as is needed."""
-        reply = Reply(self.model, [])
+    async def _reply(self, client: httpx.AsyncClient, prompt: ChatPrompt, begun: dict[tuple[str, str], Reply]) -> Reply:
+        """What the API says to a prompt; an API that gives one verdict at a time is asked as often as is needed.
+
+        What it has said lies in `begun` until then: after a failure no verdict is paid for twice, or left uncounted.
+        """
+        key = prompt.id, prompt.order
         while True:
+            reply = begun.get(key, Reply(self.model, []))
             with transport_errors():
                 response = await client.post(self.url + PATH, json=self.body(prompt, len(reply.choices)))
             found = read_reply(response, self.model)
-            reply = reply.and_then(found)
+            reply = begun[key] = reply.and_then(found)
             if reply.filtered or not found.choices or len(reply.choices) >= self.config.samples:
-                return reply
+                return begun.pop(key)
 
     def body(self, prompt: ChatPrompt, there: int = 0) -> dict[str, Any]:
         """The request of a prompt for which so many samples are there."""

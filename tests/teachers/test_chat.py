@@ -324,6 +324,22 @@ def test_sampled_verdicts_are_smoothed_shares(api: ChatApi, build: Build, one_at
     assert [body["n"] for body in api.bodies[:6]] != [6] * 6 if one_at_a_time else True
 
 
+def test_verdicts_that_were_paid_for_before_a_failure_count(api: ChatApi, build: Build) -> None:
+    """Of an API that gives one verdict at a time, and fails between them."""
+    asked = 0
+
+    def act(body: dict[str, Any]) -> Any:
+        nonlocal asked
+        asked += 1
+        return 500 if asked % 5 == 0 else {**answer(body), "choices": answer(body)["choices"][:1]}
+
+    api.act = act
+    config = build("teacher.chat.samples=4", "limit=2", "teacher.chat.max_refused=1")
+    teacher.main(config)
+    assert len(api.paid) == 4 * 4
+    assert sum(line["answer"]["prompt_tokens"] for line in journal(config)) == api.spent
+
+
 def test_shares_of_samples() -> None:
     def said(*texts: str) -> Reply:
         return Reply("m", [{"message": {"content": text}} for text in texts], 10, 4)
