@@ -9,7 +9,7 @@ and writes benchmarks/<run>/<benchmark>-<hash>/ alike.
 import hashlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core import screen
 from core.errors import UserError
@@ -19,9 +19,10 @@ from distill.artefacts import evaluation as evaluation_of
 from distill.config import Config
 from distill.entry_point import entry_point
 from distill.logits import teacher_folders
+from teachers.config import TeacherConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from core.artefacts.building import Artefact
     from core.labels import Labels
@@ -147,7 +148,7 @@ def score_on_benchmark(config: Config, path: Path) -> None:
     folds = teacher_folders(config) if teachers and config.teacher.kind == "folds" else []
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     judges = [*(candidate.artefact for candidate in found), *folds]
-    artefact = benchmark_artefact(config, benchmark.name, digest, judges, [model.content for model in teachers])
+    artefact = benchmark_artefact(config, benchmark.name, digest, judges, asked_of(teachers, config.teacher))
     folder = artefact.folder
     overwrite = config.overwrite or bool(unanswered(folder) and artefact.is_finished())
     with artefact.building(inputs=[path, *judges], overwrite=overwrite) as lacking:
@@ -167,11 +168,11 @@ def score_on_benchmark(config: Config, path: Path) -> None:
 
 
 def benchmark_artefact(
-    config: Config, name: str, file: str, judges: "Iterable[Path]", teacher: "Iterable[str]"
+    config: Config, name: str, file: str, judges: "Iterable[Path]", teacher: "Iterable[Mapping[str, Any]]"
 ) -> "Artefact":
     """benchmarks/<run>/<name>-<hash>: what all that `judges` score on a benchmark's `file`, given by its sha256.
 
-    `teacher`: what identifies each of its models.
+    `teacher`: what each of its models is asked (`asked_of`).
     """
     from core.artefacts.building import Artefact
     from core.artefacts.contents import MANIFEST
@@ -203,6 +204,19 @@ def benchmark_teachers(config: Config) -> "list[TeacherModel]":
     except UserError as error:
         log.info("teacher left out: %s", error)
         return []
+
+
+def asked_of(models: "Iterable[TeacherModel]", teacher: TeacherConfig) -> list[dict[str, Any]]:
+    """What the answers of a teacher's models depend on."""
+    by_label_tokens = teacher.method == "label_tokens"
+    return [
+        {
+            "content": model.content,
+            "prompt": model.renderer.hashes["prompt"],
+            "label_tokens": model.renderer.config.label_tokens if by_label_tokens else None,
+        }
+        for model in models
+    ]
 
 
 def write_benchmark(

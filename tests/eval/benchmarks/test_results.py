@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from core.records import ORDERS
 from core.scoring import SCORES
+from eval.__main__ import asked_of, benchmark_teachers
 from eval.benchmarks.page import write_benchmark_page
 from eval.benchmarks.results import BenchmarkResult, benchmark_lines, benchmark_table, measure_benchmark
 from eval.benchmarks.rows import read_benchmark
@@ -72,3 +74,17 @@ def test_every_number_of_the_page_names_its_place(result: BenchmarkResult, tmp_p
     for source, form, shown in page.sourced:
         value = value_at(files, source)
         assert shown == ("–" if value is None else SHOWN[form](value)), source
+
+
+def test_a_teacher_that_is_asked_otherwise_is_another(tiny_llama: Path, tmp_path: Path) -> None:
+    """So that its scores of before are not shown for it."""
+
+    def asked(*changes: str) -> Any:
+        model = ("teacher=model", "teacher.name=other", f"teacher.model={tiny_llama}", "teacher.method=label_tokens")
+        config = configured("+exp=smoke", f"paths.root={tmp_path}", *model, *changes)
+        (found,) = asked_of(benchmark_teachers(config), config.teacher)
+        return found
+
+    first = asked()
+    assert asked() == first
+    assert asked("prompt.template.verdict=Who?") != first != asked("prompt.label_tokens=[A,B,C]")
