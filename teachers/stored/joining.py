@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from core.data.files.rows import Row, Source
@@ -19,7 +19,10 @@ PAIR = ("prompt", "response_a", "response_b")
 
 @dataclass(frozen=True)
 class Join:
-    """How the rows of a file are known: by column `id`, or by the columns `texts`, of which `lists` hold JSON lists."""
+    """How the rows of a file are known: by column `id`, or else by columns `texts`, of which `lists` hold JSON lists.
+
+    Texts beside an id tell which response the file calls a.
+    """
 
     where: str
     id: str | None
@@ -30,7 +33,9 @@ class Join:
     def of_pairs(cls, source: Source) -> "Join":
         """For rows of two responses. Raises `UserError` where they have neither ids nor texts."""
         id_column = named(IDS, source.columns)
-        return cls(source.where, id_column, (), ()) if id_column else cls.by_texts(source, PAIR)
+        if id_column and not {*PAIR} <= {*source.columns}:
+            return cls(source.where, id_column, (), ())
+        return replace(cls.by_texts(source, PAIR), id=id_column)
 
     @classmethod
     def by_texts(cls, source: Source, texts: Sequence[str]) -> "Join":
@@ -43,27 +48,37 @@ class Join:
         lists = {n for n in texts if any(isinstance(text := c.get(n), str) and holds_list(text) for c in cells)}
         return cls(source.where, None, texts, lists)
 
-    def key(self, row: Row) -> tuple[str, bool]:
-        """What a row is known by, and whether its responses stand the other way round than they are hashed."""
+    def key(self, row: Row) -> str:
+        """What a row is known by."""
         try:
             if self.id is not None:
-                return identify(row.cells, self.id), False
-            found = [turns(name, row.cells.get(name), name in self.lists) for name in self.texts]
+                return identify(row.cells, self.id)
+            return self.of_texts(*self._texts(row))
         except BadRow as problem:
             raise UserError(f"{self.where}, row {row.line}: {problem}; mend the row, or leave it out") from None
-        return self.of_texts(*found)
 
-    def of(self, conversation: Conversation) -> tuple[str, bool]:
+    def of(self, conversation: Conversation) -> str:
         """The same of a conversation."""
         if self.id is not None:
-            return conversation.id, False
+            return conversation.id
         return self.of_texts(conversation.prompt, conversation.response_a, conversation.response_b)
 
-    def of_texts(self, prompt: list[str], *responses: list[str]) -> tuple[str, bool]:
-        """The same of a prompt with one response or with two."""
-        sides = [json.dumps(side) for side in responses]
-        text = "\n".join([json.dumps(prompt), *sorted(sides)])
-        return hashlib.sha256(text.encode()).hexdigest(), sides != sorted(sides)
+    def of_texts(self, prompt: list[str], *responses: list[str]) -> str:
+        """The same of a prompt with one response or with two, whichever of them is a."""
+        text = "\n".join([json.dumps(prompt), *sorted(map(json.dumps, responses))])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def is_exchanged(self, row: Row, conversation: Conversation) -> bool:
+        """Whether a row of two responses calls b what the conversation calls a, as far as the file has the texts."""
+        try:
+            _, *sides = self._texts(row) if self.texts else [[]]
+        except BadRow:
+            return False  # the id says whose they are
+        own = [conversation.response_a, conversation.response_b]
+        return sides != own and sides == own[::-1]
+
+    def _texts(self, row: Row) -> list[list[str]]:
+        return [turns(name, row.cells.get(name), name in self.lists) for name in self.texts]
 
 
 def readable(source: Source) -> Iterator[Row]:

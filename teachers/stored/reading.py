@@ -62,18 +62,17 @@ def read_opinions(source: Source, conversations: Sequence[Conversation], folds: 
             f"teacher.stored.learned_from={folds}: {source.where} has no such column, only {source.columns}"
         )
     join = Join.of_pairs(source)
-    wanted: dict[str, list[tuple[str, bool]]] = {}
+    wanted: dict[str, list[Conversation]] = {}
     for c in conversations:
-        key, flipped = join.of(c)
-        wanted.setdefault(key, []).append((c.id, flipped))
+        wanted.setdefault(join.of(c), []).append(c)
     values: dict[str, dict[Order | None, Values]] = {}
     lines: dict[str, int] = {}
     of_folds: dict[str, int | None] = {}
     others: dict[str, int] = {}
     for row in readable(source):
-        key, flipped = join.key(row)
-        for name, flipped_here in wanted.get(key, ()):
-            said = said_in(row, columns, source.where, exchanged=flipped != flipped_here)
+        key = join.key(row)
+        for c in wanted.get(key, ()):
+            name, said = c.id, said_in(row, columns, source.where, exchanged=join.is_exchanged(row, c))
             own = values.setdefault(name, {})
             if own.keys() & said.keys():
                 raise UserError(
@@ -101,8 +100,8 @@ def read_scores(source: Source, conversations: Sequence[Conversation]) -> list[t
     join = Join.by_texts(source, (prompt, response))
     scores: dict[str, list[float]] = {}
     for row in readable(source):
-        scores.setdefault(join.key(row)[0], []).append(finite(row, score, source.where))
-    keys = {c.id: [join.of_texts(c.prompt, r)[0] for r in (c.response_a, c.response_b)] for c in conversations}
+        scores.setdefault(join.key(row), []).append(finite(row, score, source.where))
+    keys = {c.id: [join.of_texts(c.prompt, r) for r in (c.response_a, c.response_b)] for c in conversations}
     known = [name for name, (a, b) in keys.items() if a in scores and b in scores]
     check_covered([*keys], {*known}, source.where, ())
     log.info("%s: %s of %d responses, by a hash of the texts", source.where, score, len(scores))

@@ -143,6 +143,15 @@ def test_rows_are_joined_by_id_or_by_texts_whichever_side_is_a(write: Write) -> 
     assert by_texts.drop("logits", "outside").equals(by_id.drop("logits", "outside"))
 
 
+def test_texts_beside_an_id_tell_which_response_is_a(write: Write) -> None:
+    turned = [c.swap() if i % 2 else c for i, c in enumerate(ROWS)]
+    p = np.array([row[[1, 0, 2]] if i % 2 else row for i, row in enumerate(P)])
+    texts = {n: [json.dumps(getattr(c, n)) for c in turned] for n in ("prompt", "response_a", "response_b")}
+    assert np.abs(of_rows(write(IDS | texts | columns("p", p))) - P).max() < 1e-5
+    unread = texts | {"response_a": [None] * COUNT}
+    assert np.abs(of_rows(write(IDS | unread | columns("p", P))) - P).max() < 1e-5  # the id alone decides
+
+
 def test_both_orders_stay_apart_in_columns_and_in_rows(write: Write) -> None:
     other = softmax(LOGITS[:, ::-1], axis=1)
     wide = write(IDS | columns("p", P, "_ab") | columns("p", other, "_ba"))
