@@ -92,8 +92,9 @@ def set_all(values: dict[str, Any], numbers: dict[tuple[str, ...], float]) -> di
 
 @pytest.fixture(scope="module", params=["vllm", "transformers", "server", "ray"])
 def values(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """With the keys of the simulated arena, and of one backend of scorers."""
-    return {**composed(f"scorer@scorers.teacher={request.param}"), "data": composed("data=arena_sim")["data"]}
+    """With the keys of the simulated arena, of a chat API, and of one backend of scorers."""
+    own = {"data": composed("data=arena_sim")["data"], "teacher": composed("teacher=chat")["teacher"]}
+    return {**composed(f"scorer@scorers.teacher={request.param}"), **own}
 
 
 def reached(values: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -102,8 +103,8 @@ def reached(values: dict[str, Any]) -> list[tuple[Any, ...]]:
     for place, kind, bounds in NUMBERS:
         group: Any = values
         for key in place[: -2 if place[-1] in ("[]", "{}") else -1]:
-            group = group.get(key, {})
-        if place[0] != "scorers" or place[-1] in group:
+            group = group.get(key) or {}  # one that only a choice of its group has
+        if (place[0] != "scorers" and group) or place[-1] in group:
             found.append((place, kind, bounds))
     return found
 

@@ -22,7 +22,7 @@ def test_a_server_is_asked_again_and_a_model_s_folder_is_not(
     opened: list[Any] = []
 
     @contextmanager
-    def open_scorer(model: Path, config: Any, max_tokens: int) -> Iterator[TransformersScorer]:
+    def open_scorer(model: Path, config: Any, max_tokens: int, **others: Any) -> Iterator[TransformersScorer]:
         opened.append(config)
         yield TransformersScorer(model, scorer("transformers"))
 

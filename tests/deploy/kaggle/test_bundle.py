@@ -40,7 +40,14 @@ ROWS = 12
 # as googlecolab/backend-info lists them.
 IMAGE = {
     **{"antlr4-python3-runtime": "4.9.3", "datasets": "4.0.0", "filelock": "3.29.0", "fsspec": "2025.3.0"},
-    **{"httpx": "0.28.1", "markdown-it-py": "4.0.0", "numpy": "2.0.2", "packaging": "26.1", "psutil": "5.9.5"},
+    **{
+        "httpx": "0.28.1",
+        "jinja2": "3.1.6",
+        "markdown-it-py": "4.0.0",
+        "numpy": "2.0.2",
+        "packaging": "26.1",
+        "psutil": "5.9.5",
+    },
     **{
         "pydantic": "2.12.3",
         "pygments": "2.20.0",

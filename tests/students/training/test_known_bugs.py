@@ -29,7 +29,7 @@ A plant is the bug itself in the place of our function. Its test fails where the
 Ranks and ZeRO: test_known_bugs_of_engines.py; LoRA and resuming: ..._of_adapters.py; serving: ..._of_serving.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ from core.records import ORDERS, Conversation
 from students.training import data as dataset
 from students.training import loop, losses
 from students.training.collectives import process_group
-from students.training.data import Batch, BatchRow, Example, make_examples
+from students.training.data import Batch, make_examples
 from students.training.losses import SWAPPED, Objective
 from students.training.model import JudgeModel
 from tests.composing import configured
@@ -117,10 +117,8 @@ def absent_targets_counted(patch: pytest.MonkeyPatch) -> None:
 def batches(patch: pytest.MonkeyPatch, change: Callable[[Batch], dict[str, Any]]) -> None:
     collate = loop.collate
 
-    def changed(
-        rows: Sequence[BatchRow], examples: Sequence[Example], device: torch.device, free: bool = False
-    ) -> Batch:
-        batch = collate(rows, examples, device, free)
+    def changed(*rows: Any, **options: Any) -> Batch:
+        batch = collate(*rows, **options)
         return replace(batch, **change(batch))
 
     patch.setattr(loop, "collate", changed)

@@ -72,8 +72,8 @@ def counts_of_a_rank(patch: pytest.MonkeyPatch) -> None:
 def dummy_row_counted(patch: pytest.MonkeyPatch) -> None:
     collate = loop.collate
 
-    def counting(rows: list[BatchRow], *others: Any) -> Batch:
-        batch = collate(rows, *others)
+    def counting(rows: list[BatchRow], *others: Any, **options: Any) -> Batch:
+        batch = collate(rows, *others, **options)
         return batch if rows else replace(batch, vote_weights=torch.ones(1), teacher_weights=torch.ones(1))
 
     patch.setattr(loop, "collate", counting)
