@@ -11,6 +11,7 @@ import json
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from core.scoring import Scorer
 OUTPUTS = ("reward",)  # of a pointwise judge's classifier, as `LABELS` are a pairwise one's
 KEY = "pointwise"  # in config.json and judge.json
 JUDGE = "judge.json"
+KNOWN = 100_000  # rewards that a stream remembers: one that never ends must not grow
 
 
 def outputs_of(pointwise: bool) -> tuple[str, ...]:
@@ -71,8 +73,8 @@ def check_kind(model: Path, pointwise: bool) -> None:
 class PointwiseScorer:
     """Logits of a pointwise judge, from a scorer that gives the reward of one response.
 
-    Equal prompts are computed once in each stream: both orders of a conversation share theirs, and conversations share
-    a response. What is spared counts as cached.
+    Equal prompts are computed once in each stream, as far as it remembers (`KNOWN`): both orders of a conversation
+    share theirs, and conversations share a response. What is spared counts as cached.
     """
 
     def __init__(self, rewards: Scorer, davidson: BradleyTerry):
@@ -88,39 +90,47 @@ class PointwiseScorer:
 
         One that knows no other response gets its reward, float32 [1].
         """
-        known: dict[bytes, float] = {}
-        asked: list[bytes] = []  # by position in the inner stream
+        known: dict[bytes, float] = {}  # the latest, by prompt
+        asked: dict[int, bytes] = {}  # by position in the inner stream
         pending: dict[bytes, list[int]] = {}  # the prompts that wait for a reward
-        waiting: dict[int, tuple[bytes, ...]] = {}  # the rewards that a prompt waits for
+        waiting: dict[int, tuple[list[bytes], dict[bytes, float]]] = {}  # what a prompt is made of, and is there of it
         ready: deque[int] = deque()
 
         def distinct() -> Iterator[Sequence[int]]:
+            places = count()
             for position, prompt in enumerate(prompts):
                 assert isinstance(prompt, ResponseIds), "a pointwise judge is asked with its own renderer's prompts"
-                shown = (prompt,) if prompt.other is None else (prompt, prompt.other)
-                keys = waiting[position] = tuple(map(_digest, shown))
+                shown = [prompt] if prompt.other is None else [prompt, prompt.other]
+                keys = [*map(_digest, shown)]
+                there = {key: known[key] for key in keys if key in known}
+                waiting[position] = keys, there
                 self._spared += len(prompt)
-                for key, ids in zip(keys, shown, strict=True):
-                    if key not in known:
-                        if new := key not in pending:
-                            asked.append(key)
-                        pending.setdefault(key, []).append(position)
-                        if new:
-                            self._spared -= len(ids)
-                            yield ids
-                if all(key in known for key in keys):
+                if len(there) == len({*keys}):
                     ready.append(position)
+                for key, ids in dict(zip(keys, shown, strict=True)).items():
+                    if key in pending:
+                        pending[key].append(position)
+                    elif key not in there:
+                        asked[next(places)], pending[key] = key, [position]
+                        self._spared -= len(ids)
+                        yield ids
 
         def finished() -> Iterator[tuple[int, np.ndarray]]:
             while ready:
                 position = ready.popleft()
-                if keys := waiting.pop(position, None):  # None: it waited twice for one reward
-                    yield position, self._output(*(known[key] for key in keys))
+                keys, there = waiting.pop(position)
+                yield position, self._output(*(there[key] for key in keys))
 
         for place, output in self.rewards.stream(distinct()):
-            key = asked[place]
+            key = asked.pop(place)
             known[key] = _reward(output)
-            ready.extend(p for p in pending.pop(key) if all(each in known for each in waiting[p]))
+            if len(known) > KNOWN:
+                del known[next(iter(known))]
+            for position in pending.pop(key):
+                keys, there = waiting[position]
+                there[key] = known[key]
+                if len(there) == len({*keys}):
+                    ready.append(position)
             yield from finished()
         yield from finished()
 

@@ -20,10 +20,10 @@ def main(config: Config) -> None:
     source = Source(config.input, config.data, config.limit, config.predict.rules)
     output = checked_output(config.output, config.input, config.overwrite)
     model, scorer, settings = config.export_folder(config.predict.model), config.scorers.exported, config.predict
+    canaries = config.canaries.on_failure
     if responses := file_of_responses(source):
-        write_ranks(responses, config.limit, output, model, scorer, settings, config.overwrite)
+        write_ranks(responses, config.limit, output, model, scorer, settings, canaries, config.overwrite)
     else:
-        canaries = config.canaries.on_failure
         write_predictions(source, output, model, scorer, settings, canaries, config.coverage, config.overwrite)
 
 

@@ -33,6 +33,7 @@ from deploy.predicting.row_notes import kinds
 from deploy.predicting.unlabelled import Source
 from deploy.ranking.pairing import MOST
 from deploy.ranking.ranker import Ranker, open_ranker
+from eval.config import CanaryMode
 from teachers.scorers.config import ScorerConfig
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ def write_ranks(
     model: Path,
     scorer: ScorerConfig,
     settings: PredictConfig,
+    canaries: CanaryMode,
     overwrite: bool,
 ) -> None:
     """Write `output`: a line for each response of `file`, in its order.
@@ -98,8 +100,8 @@ def write_ranks(
     tell_unreadable(responses, settings.max_unreadable, output)
     count = sum(map(len, responses.groups.values()))
     log.info("%s: %d responses to %d prompts", file.where, count, len(responses.groups))
-    identity = {"input": dict(responses.identity), "model": judge.manifest.content, "scorer": scorer.identity}
-    identity |= {"limit": limit}  # a prompt may have fewer responses among the first rows than in all
+    read = {**responses.identity, "limit": limit}  # among the first rows a prompt may have fewer responses than in all
+    identity = {"input": read, "model": judge.manifest.content, "scorer": scorer.identity}
     judgements = Artefact(parts, "submission", identity, [], parts.parent)
     with alone(parts):
         if overwrite and judgements.differing_start():
@@ -109,7 +111,7 @@ def write_ranks(
         ranked = set(done["prompt"])
         left = {name: group for name, group in responses.groups.items() if name not in ranked}
         if left:
-            with open_ranker(model, scorer) as ranker:
+            with open_ranker(model, scorer, canaries) as ranker:
                 for number, groups in enumerate(pieces(left, settings.rows_per_part), len(list(parts.glob("ranks-*")))):
                     publish(standings(ranker, groups), parts / f"ranks-{number:05}.parquet", {})
                     log.info(
@@ -163,7 +165,7 @@ def read_standings(parts: Path) -> pl.DataFrame:
 def write_table(output: Path, responses: Responses, found: pl.DataFrame) -> None:
     """Write a line for each response, in the order of the file, to `output`, which appears whole."""
     where = [
-        (name, place, each.line, each.model)
+        (name, place, each.line, each.conversation.model_a)
         for name, group in responses.groups.items()
         for place, each in enumerate(group)
     ]

@@ -15,6 +15,7 @@ from core.scoring import Scorer, check_finite, score, to_own_order
 from deploy.ranking.strengths import Standing, pointwise_standing, shares_of
 from deploy.ranking.tournament import Tournament
 from eval.canaries.checking import check_canaries
+from eval.config import CanaryMode
 from eval.recalibration import Recalibration, read_recalibration
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
@@ -39,7 +40,7 @@ class Ranker:
         # A round of all groups at a time, so that the scorer's batches are full.
         while asked := {name: pairs for name, each in tournaments.items() if len(pairs := each.pairs())}:
             shown = [
-                replace(groups[name][a], id=f"{name}:{a}:{b}", response_b=groups[name][b].response_a)
+                versus(groups[name][a], groups[name][b], f"{name}:{a}:{b}")
                 for name, pairs in asked.items()
                 for a, b in pairs.tolist()
             ]
@@ -51,7 +52,7 @@ class Ranker:
 
     def rewards(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """float [n]: the rewards that a pointwise judge gives, as the export's classifier has them."""
-        alone = [replace(c, response_b=c.response_a) for c in conversations]
+        alone = [versus(c, c, c.id) for c in conversations]
         prompts = [ResponseIds(p.ids, None) for p in self.judge.renderer.render(alone, ("ab",))]
         found = score(self.scorer, prompts)
         check_finite(found, [c.id for c in conversations])
@@ -72,10 +73,18 @@ class Ranker:
         return shares_of(self.recalibrate(among(by_order, self.judge.labels)).mean(axis=1))
 
 
+def versus(one: Conversation, other: Conversation, id: str) -> Conversation:
+    """The conversation whose response b is response a of the `other` one."""
+    return replace(one, id=id, response_b=other.response_a, model_b=other.model_a)
+
+
 @contextmanager
-def open_ranker(folder: Path, config: ScorerConfig) -> Iterator[Ranker]:
-    """The ranker of an export's folder. Raises `UserError` where its canaries say that it is computed otherwise."""
+def open_ranker(folder: Path, config: ScorerConfig, canaries: CanaryMode = "refuse") -> Iterator[Ranker]:
+    """The ranker of an export's folder.
+
+    Where its canaries say that it is computed otherwise, raises `UserError`, or warns, as `canaries` says.
+    """
     judge = open_exported(folder)
     with open_scorer(folder, config, judge.max_tokens) as scorer:
-        check_canaries(folder, judge.renderer, scorer, "refuse")
+        check_canaries(folder, judge.renderer, scorer, canaries)
         yield Ranker(judge, scorer, read_recalibration(folder))

@@ -53,8 +53,6 @@ class RankRequest(Strict):
     def _can_be_ranked(self) -> Self:
         if self.messages[-1].role == "assistant":
             raise ValueError("messages end with the assistant's: the answers to rank go to responses")
-        if empty := [place for place, text in enumerate(self.responses) if not text.strip()]:
-            raise ValueError(f"responses[{empty[0]}] is empty: leave it out, or rank what was answered")
         turns_of([*self.messages, Message(role="assistant", content=self.responses[0])])
         return self
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core import pointwise
 from core.bradley_terry import BradleyTerry
 from core.errors import UserError
 from core.pointwise import PointwiseScorer, check_kind, davidson_of, noted
@@ -71,6 +72,16 @@ def test_each_response_is_asked_once_and_no_order_matters(renderer: Renderer, se
     prompts = {(p.id, p.order): sum(p.ids) / 1000 for p in renderer.render(rows)}
     half = 1.5 * np.array([prompts[c.id, "ab"] - prompts[c.id, "ba"] for c in rows]) / 2
     np.testing.assert_allclose(first, np.column_stack([half, -half, np.full(len(rows), -0.25)]), atol=1e-5)
+
+
+def test_what_a_stream_forgets_is_asked_again_and_right(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = ranked(6)
+    expected = score_conversations(PointwiseScorer(CountingScorer(0), DAVIDSON), renderer, rows)
+    monkeypatch.setattr(pointwise, "KNOWN", 2)
+    for seed in range(5):
+        inner = CountingScorer(seed)
+        assert score_conversations(PointwiseScorer(inner, DAVIDSON), renderer, rows).equals(expected)
+        assert 6 < len(inner.asked) <= 72
 
 
 def test_a_response_s_prompt_is_the_same_whatever_it_stands_beside(renderer: Renderer, prompt: PromptConfig) -> None:

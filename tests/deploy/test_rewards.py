@@ -13,7 +13,13 @@ from tests.serving import serving
 from tests.tiny_exports import tiny_export
 
 PROMPTS = ["Why is the sky blue?"] * 3 + ["What is a fold?"] * 2
-COMPLETIONS = ["Because of the air.", "It is not.", "Light is scattered.", "A part of the data.", "A sheep's house."]
+COMPLETIONS = [
+    "Because of the air.",
+    "It is not.",
+    "Light is scattered.",
+    "A part of the data.",
+    "",
+]  # a policy may say nothing
 
 
 def tiny(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -9,8 +9,21 @@ from typing import Any
 
 from core.data.files.rows import Row, shown
 from core.data.layouts.asking import AROUND, asked
-from core.data.layouts.layout import IDS, BadRow, Cells, Names, Reading, Rejected, clean, name_in, named, shown_id
-from core.data.layouts.scored import MODEL, PROMPT, RESPONSE, RESPONSES
+from core.data.layouts.layout import (
+    IDS,
+    BadRow,
+    Cells,
+    Layout,
+    Names,
+    Reading,
+    Rejected,
+    clean,
+    name_in,
+    named,
+    shown_id,
+)
+from core.data.layouts.scored import MODEL, NESTED, PROMPT, RESPONSE, RESPONSES, SCORED
+from core.data.layouts.table import LAYOUTS
 from core.data.layouts.texts import dialogue, parsed
 from core.records import Conversation
 
@@ -23,12 +36,16 @@ class Response:
 
     line: int
     conversation: Conversation
-    model: str | None
 
 
 def holds_responses(columns: Collection[str]) -> bool:
-    """Whether a file of these columns holds single responses, and not pairs of them."""
-    return named(PROMPT, columns) is not None and any(named(names, columns) for names in (RESPONSE, RESPONSES))
+    """Whether a file of these columns holds single responses, and not pairs of them, whatever else it has."""
+    paired = any(_speaks_of(columns, layout) for layout in LAYOUTS.values() if layout not in (SCORED, NESTED))
+    return not paired and named(PROMPT, columns) is not None and any(named(n, columns) for n in (RESPONSE, RESPONSES))
+
+
+def _speaks_of(columns: Collection[str], layout: Layout) -> bool:
+    return all(named(names, columns) is not None for names in layout.texts)
 
 
 def read_responses(rows: Iterable[Row], reading: Reading) -> Iterator[Response | Rejected]:
@@ -38,19 +55,19 @@ def read_responses(rows: Iterable[Row], reading: Reading) -> Iterator[Response |
         try:
             if row.problem is not None:
                 raise BadRow(row.problem)
-            yield from [Response(row.line, *found) for found in _responses(row.cells, reading)]
+            yield from [Response(row.line, found) for found in _responses(row.cells, reading)]
         except BadRow as problem:
             yield Rejected(row.line, shown_id(row, column), str(problem))
 
 
-def _responses(cells: Cells, reading: Reading) -> Iterator[tuple[Conversation, str | None]]:
+def _responses(cells: Cells, reading: Reading) -> Iterator[Conversation]:
     before = asked(cells, reading, PROMPT)
     name = reading.named(RESPONSE)
     for text, model in [(cells.get(name), name_in(cells, reading.named(MODEL)))] if name else _listed(cells, reading):
         if not isinstance(text, str) or not text.strip():
             raise BadRow(f"{name or reading.needed(RESPONSES)} holds no text: {shown(text)}")
         said = dialogue(PROMPT[0], [*before, ("assistant", clean(text))])
-        yield Conversation("", said.prompt, said.response, said.response), model
+        yield Conversation("", said.prompt, said.response, said.response, model, model)
 
 
 def _listed(cells: Cells, reading: Reading) -> Iterator[tuple[Any, str | None]]:

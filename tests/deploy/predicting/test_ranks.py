@@ -41,7 +41,7 @@ def ranked(file: Path, export: Path, **changes: Any) -> pl.DataFrame:
     assert found is not None
     output = file.with_suffix(".ranks.csv")
     output.unlink(missing_ok=True)
-    write_ranks(found, None, output, export, scorer("transformers"), CONFIG.predict, overwrite=False)
+    write_ranks(found, None, output, export, scorer("transformers"), CONFIG.predict, "refuse", overwrite=False)
     assert not Path(f"{output}.parts").exists()
     return pl.read_csv(output)
 
@@ -108,7 +108,7 @@ def test_ranks_of_the_first_rows_are_none_of_all(export: Path, tmp_path: Path, m
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(ranks, "write_table", dying)
         write_ranks(
-            *(source, 3, file.with_suffix(".ranks.csv"), export, scorer("transformers"), CONFIG.predict),
+            *(source, 3, file.with_suffix(".ranks.csv"), export, scorer("transformers"), CONFIG.predict, "refuse"),
             overwrite=False,
         )
     with pytest.raises(UserError, match="limit"):
@@ -131,8 +131,16 @@ def test_too_many_responses_to_a_prompt_are_refused(export: Path, tmp_path: Path
         ranked(write(tmp_path / "many.jsonl", many), export)
 
 
-def test_a_file_of_pairs_is_none(tmp_path: Path) -> None:
-    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "p", "response_a": "a", "response_b": "b"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "response_a": "a", "response_b": "b"},
+        {"prompt": "p", "response_a": "a", "response_b": "b", "output": "what else"},
+        {"prompt": "p", "chosen": "a", "rejected": "b", "response": "what else"},
+    ],
+)
+def test_a_file_of_pairs_is_none(row: dict[str, str], tmp_path: Path) -> None:
+    pairs = write(tmp_path / "pairs.jsonl", [row])
     assert file_of_responses(Source(str(pairs), CONFIG.data, None, CONFIG.predict.rules)) is None
 
 
