@@ -104,7 +104,8 @@ def from_stored(config: Config, rows: "Sequence[Conversation]", labels: "Labels"
 
 def from_chat(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The logits of a chat API's answers."""
-    from teachers.chat.asking import questions, renderer_of, write_chat
+    from teachers.chat.asking import write_chat
+    from teachers.chat.prompts import questions, renderer_of
 
     chat = config.teacher.of_chat
     renderer = renderer_of(chat, config.prompt)

@@ -112,6 +112,7 @@ def test_a_finished_stage_is_not_run_again(finished: tuple[Path, list[str]]) -> 
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*.parquet")}
 
 
+@pytest.mark.long
 def test_a_benchmark_is_scored_by_every_judge_with_its_own_engine(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     path = root.parent / "rm_bench.jsonl"

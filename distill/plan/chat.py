@@ -34,7 +34,7 @@ def prompts_of(chat: ChatConfig, prompt: PromptConfig, data: Path, assumed: Assu
     """How many conversations there are, the mean tokens of their prompts, and where these are from."""
     from core.artefacts.contents import MANIFEST
     from core.data.table import load_conversations
-    from teachers.chat.asking import renderer_of
+    from teachers.chat.prompts import renderer_of
 
     renderer = renderer_of(chat, prompt)
     if not (data / MANIFEST).is_file():

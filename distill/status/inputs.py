@@ -133,8 +133,8 @@ def stored_state(config: Config, store: Path) -> State:
 
 def chat_state(config: Config, store: Path) -> State:
     """How the logits of a chat API's answers stand; interrupted where only the journal of these is there."""
-    from teachers.chat.asking import questions, renderer_of
     from teachers.chat.journal import answers_in
+    from teachers.chat.prompts import questions, renderer_of
 
     try:
         artefact = chat_logits(

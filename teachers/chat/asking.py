@@ -19,7 +19,6 @@ from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import read_manifest
 from core.errors import UserError
 from core.labels import Labels
-from core.prompts import PromptConfig
 from core.provenance import Learned
 from core.records import ORDERS, Conversation
 from core.scoring import to_own_order
@@ -28,7 +27,7 @@ from core.store.rows import LOGITS
 from teachers.chat.answers import Answer
 from teachers.chat.client import ChatClient
 from teachers.chat.journal import Journal, Key
-from teachers.chat.prompts import ChatPrompt, ChatRenderer
+from teachers.chat.prompts import ChatPrompt, ChatRenderer, questions
 from teachers.config import ChatConfig
 from teachers.derived import write_derived
 from teachers.judgements import LIMIT
@@ -40,17 +39,6 @@ TOKENS_A_CHARACTER = 1.0  # until an answer tells: hardly any text has more
 MARGIN = 1.25  # over the most that was seen
 LOOKED_AT = 50  # answers, after which refusals are counted
 AROUND_MESSAGES = 64  # tokens of a chat format
-
-
-def renderer_of(config: ChatConfig, prompt: PromptConfig) -> ChatRenderer:
-    """What turns conversations into messages."""
-    return ChatRenderer(config.template, prompt.label_tokens, config.max_characters, prompt.show_models)
-
-
-def questions(config: ChatConfig, renderer: ChatRenderer) -> dict[str, Any]:
-    """What the answers depend on: what is asked of whom, and how."""
-    how = {"model": config.model, "samples": config.samples, "max_tokens": config.max_tokens, "body": dict(config.body)}
-    return {"prompt": renderer.hash, **how}
 
 
 def write_chat(

@@ -15,8 +15,9 @@ import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 
 from core.errors import UserError
-from core.prompts import UNNAMED, share_room
+from core.prompts import UNNAMED, PromptConfig, share_room
 from core.records import LABELS, ORDERS, Conversation, Order
+from teachers.config import ChatConfig
 
 TEMPLATE = Path(__file__).with_name("judge.jinja")
 ROLES = ("system", "user")  # the blocks of a template, each a message; the second is needed
@@ -110,3 +111,14 @@ def shortened(text: str, length: int) -> str:
         return text
     shown = max(0, length - len(CUT))
     return text[: shown - shown // 2] + CUT + text[len(text) - shown // 2 :] if shown else text[:length]
+
+
+def renderer_of(config: ChatConfig, prompt: PromptConfig) -> ChatRenderer:
+    """What turns conversations into messages."""
+    return ChatRenderer(config.template, prompt.label_tokens, config.max_characters, prompt.show_models)
+
+
+def questions(config: ChatConfig, renderer: ChatRenderer) -> dict[str, Any]:
+    """What the answers depend on: what is asked of whom, and how."""
+    how = {"model": config.model, "samples": config.samples, "max_tokens": config.max_tokens, "body": dict(config.body)}
+    return {"prompt": renderer.hash, **how}

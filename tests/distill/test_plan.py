@@ -20,7 +20,7 @@ from distill.plan.training import fold_work, stores_scores
 from distill.plan.work import Work
 from students.export.formats import FORMATS
 from students.export.t4.hours import t4_hours
-from teachers.chat.asking import renderer_of
+from teachers.chat.prompts import renderer_of
 from tests.composing import configured
 from tests.running import refuses, succeeds
 

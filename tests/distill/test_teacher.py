@@ -187,6 +187,7 @@ def test_a_planted_leak_is_caught_where_the_store_is_read(configure: Configure, 
 
 
 @pytest.mark.skipif(not HUMAN.exists(), reason=f"{HUMAN} is not there: docs/data.md says what it holds")
+@pytest.mark.long
 def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure) -> None:
     human = ["data=human", "data.name=pandalm", f"data.files=[{HUMAN}]", "data.shuffle_sides=[]", "data.simulate=null"]
     human += ["limit=150", "name=pandalm", "teacher.name=pandalm"]
@@ -281,6 +282,7 @@ def test_a_mixture_is_a_teacher_like_any_other(configure: Configure, straight: p
     assert student.main(replace(configure("teacher.name=mixed"), run="from-mixture")) < 5
 
 
+@pytest.mark.long
 def test_what_descends_from_unknown_opinions_says_so(configure: Configure, straight: pl.DataFrame) -> None:
     """Opinions in a file are a teacher like any other; where nobody knows its origin, the student's is unknown, too."""
     config = configure()

@@ -53,6 +53,7 @@ def test_a_planted_difference_is_found_with_its_sign_and_size() -> None:
     assert biases["language"].table[0].x.endswith("(language)"), "the tag, not a guess"
 
 
+@pytest.mark.long
 def test_without_a_difference_tags_are_flagged_no_more_often_than_they_say() -> None:
     rng, flagged, rounds = np.random.default_rng(1), 0, 300
     for _ in range(rounds):

@@ -26,9 +26,8 @@ from distill.config import Config
 from distill.logits import logits_folder
 from distill.status.inputs import logits_stages
 from teachers.chat.answers import Reply, of_alternatives, of_samples
-from teachers.chat.asking import renderer_of
 from teachers.chat.journal import NAME, Journal
-from teachers.chat.prompts import ChatRenderer
+from teachers.chat.prompts import ChatRenderer, renderer_of
 from teachers.scorers.server import pool
 from tests.chat_api import MODEL, ChatApi, answer, faults, shares, tokens
 from tests.composing import configured
@@ -131,6 +130,7 @@ def test_status_agrees_with_the_stage(api: ChatApi, build: Build) -> None:
     assert (state(build()), state(build("teacher.chat.samples=3"))) == ("done", "stale")
 
 
+@pytest.mark.long
 def test_faults_cost_time_alone(api: ChatApi, build: Build) -> None:
     """429 with Retry-After, 5xx, hang-ups, answers that never come and half answers: each row is there once."""
     api.act = faults(1.5)
@@ -144,7 +144,7 @@ def test_faults_cost_time_alone(api: ChatApi, build: Build) -> None:
 
 def test_killed_and_resumed_it_asks_for_the_rest_alone(api: ChatApi, build: Build) -> None:
     config = build(*PRICES, "teacher.chat.requests_in_flight=3")
-    api.act = lambda body: time.sleep(0.01)
+    api.act = lambda body: time.sleep(0.05)
     for kill in range(3):
         process = own_process(teacher.main, config)
         until = (kill + 1) * ROWS // 5

@@ -16,7 +16,7 @@ from distill import prepare, teacher
 from distill.config import Config
 from distill.logits import logits_folder
 from teachers.chat.answers import AROUND
-from teachers.chat.asking import renderer_of
+from teachers.chat.prompts import renderer_of
 from teachers.scorers.server import pool
 from tests.chat_api import ChatApi, faults
 from tests.composing import configured

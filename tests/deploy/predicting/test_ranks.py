@@ -62,6 +62,7 @@ def test_every_response_has_its_line(export: Path, tmp_path: Path) -> None:
         assert table["low"].null_count() == len(table)
 
 
+@pytest.mark.long
 def test_one_row_a_prompt_gives_the_same_ranks(export: Path, tmp_path: Path) -> None:
     expected = ranked(write(tmp_path / "rows.jsonl", ROWS), export)
     texts = [{"prompt": prompt, "responses": each} for prompt, each in PROMPTS.items()]

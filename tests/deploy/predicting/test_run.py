@@ -377,7 +377,8 @@ def test_with_the_first_order_there_the_budget_goes_to_the_second(configure: Con
     assert np.abs(answers(config)[1] - expected(judged)).max() < 1e-5
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.long
 def test_interrupted_it_finishes_what_is_in_hand_and_goes_on_later(
     configure: Configure, long_file: Path, judged: pl.DataFrame, devices: int
 ) -> None:

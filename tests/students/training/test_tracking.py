@@ -235,6 +235,7 @@ def test_without_a_tracker_the_samples_are_there_and_nothing_else(configure: Con
     assert dict(means.rows()) == pytest.approx(validated, abs=1e-6)
 
 
+@pytest.mark.long
 def test_trackers_change_nothing_that_is_learnt(configure: Configure) -> None:
     """The runs above, whole and killed: one curve."""
     configs = [configure(name, f"tracker={name}") for name in ("none", "wandb", "tensorboard")]
