@@ -20,6 +20,7 @@ from teachers.scorers.server.pool import Pool, Request, pause_after
 GROUP = "teacher.chat"
 PATH = "/chat/completions"
 ALTERNATIVES = 20  # that OpenAI's API gives at most
+SECRETS = {"api_key", "api-key", "apikey", "authorization", "password", "secret"}  # as keys of a request's body
 CONNECT_SECONDS = 30.0
 CONNECTS = 3  # before an address is taken for a wrong one
 
@@ -43,6 +44,13 @@ class ChatClient:
             )
         if not re.match("https?://[^/]", config.url):
             raise UserError(f"{GROUP}.url={config.url}: no http:// or https:// address; write https://host/v1")
+        address, told = httpx.URL(config.url), SECRETS & {name.lower() for name in config.body}
+        if address.userinfo or address.query or told:
+            where = f"{GROUP}.body has {', '.join(sorted(told))}" if told else f"{GROUP}.url holds more than an address"
+            raise UserError(
+                f"{where}, and what is configured stands in manifests and logs: put the key into an environment "
+                f"variable and name that in {GROUP}.api_key_variable"
+            )
         return cls(config.url.rstrip("/").removesuffix(PATH), config.model, labels, config)
 
     def answers(self, prompts: Iterable[ChatPrompt]) -> Iterator[tuple[ChatPrompt, Answer]]:

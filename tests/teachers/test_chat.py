@@ -207,6 +207,22 @@ def test_the_key_is_in_no_file_and_no_message(api: ChatApi, build: Build, caplog
     assert not any(SECRET.encode() in path.read_bytes() for path in root.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"teacher.chat.url='http://me:{SECRET}@127.0.0.1:9/v1'",
+        f"teacher.chat.url='http://127.0.0.1:9/v1?key={SECRET}'",
+        f"+teacher.chat.body.api_key={SECRET}",
+    ],
+)
+def test_a_key_that_would_be_written_down_is_refused(build: Build, override: str) -> None:
+    config = build(override)
+    with pytest.raises(ValueError, match=r"name that in teacher\.chat\.api_key_variable") as refused:
+        teacher.main(config)
+    assert SECRET not in str(refused.value)
+    assert not any(SECRET.encode() in path.read_bytes() for path in config.root.rglob("*") if path.is_file())
+
+
 def choice(**changes: Any) -> dict[str, Any]:
     plain = {"finish_reason": "stop", "message": {"content": "A"}, "logprobs": None}
     return {"model": MODEL, "choices": [plain | changes], "usage": {"prompt_tokens": 5}}
