@@ -287,7 +287,7 @@ def test_a_judge_that_is_computed_otherwise_is_not_served_or_says_so(export: Pat
         assert client.get("/v1/model").json()["computes_otherwise"] is None
     with pytest.raises(UserError, match=r"computes something else .* canaries.on_failure=warn continues"):
         settings_of_serve = replace(configured("+exp=smoke").serve, port=0)
-        serve(open_exported(swapped), scorer("transformers"), settings_of_serve, tmp_path / "jobs", "refuse")
+        serve(open_exported(swapped), scorer("transformers"), settings_of_serve, tmp_path / "jobs", "refuse", 0.9)
 
 
 @pytest.mark.timeout(200)
