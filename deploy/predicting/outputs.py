@@ -1,7 +1,11 @@
 """The files that a prediction writes, and what must not be in their place."""
 
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from core.artefacts.building import STARTED
 from core.data.collecting import REJECTED
 from core.data.layouts.votes import WINNERS
 from core.errors import UserError
@@ -73,6 +77,15 @@ def written(output: Path) -> dict[Path, str | None]:
         probability_list(output): ",".join(PROBABILITIES),
         set_list(output): ",".join(SETS),
     }
+
+
+def discard_parts(parts: Path, files: Iterable[Path]) -> None:
+    """Remove `files`, which hold what is judged, and their folder where nobody has put anything else there."""
+    for file in files:
+        file.unlink()
+    shutil.rmtree(parts / STARTED.parent)
+    with suppress(OSError):
+        parts.rmdir()
 
 
 def first_line(path: Path) -> str:

@@ -6,16 +6,14 @@ once the output is written they are removed.
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from core.artefacts.building import STARTED, Artefact
+from core.artefacts.building import Artefact
 from core.data.collecting import REJECTED
 from core.data.files.opening import open_sources
 from core.data.files.rows import Source as File
@@ -28,7 +26,7 @@ from core.locks import alone
 from core.store.parts import publish
 from core.tables import read_parquet
 from deploy.predicting.config import PredictConfig
-from deploy.predicting.outputs import parts_folder, unreadable_list
+from deploy.predicting.outputs import discard_parts, parts_folder, unreadable_list
 from deploy.predicting.row_notes import kinds
 from deploy.predicting.unlabelled import Source
 from deploy.ranking.pairing import MOST
@@ -200,9 +198,5 @@ def tell_unreadable(responses: Responses, most: float, output: Path) -> None:
 
 
 def discard(parts: Path) -> None:
-    """Remove what is judged, and its folder where nobody has put anything else there."""
-    for path in parts.glob("ranks-*"):
-        path.unlink()
-    shutil.rmtree(parts / STARTED.parent)
-    with suppress(OSError):
-        parts.rmdir()
+    """Remove what is judged."""
+    discard_parts(parts, parts.glob("ranks-*"))

@@ -5,12 +5,10 @@ submission is written it is removed.
 """
 
 import logging
-import shutil
 import time
-from contextlib import suppress
 from pathlib import Path
 
-from core.artefacts.building import STARTED, Artefact
+from core.artefacts.building import Artefact
 from core.exported import open_exported
 from core.locks import alone
 from core.records import LABELS
@@ -19,7 +17,7 @@ from deploy.predicting.config import PredictConfig
 from deploy.predicting.devices import count_devices, side_by_side
 from deploy.predicting.engine_notes import notes_in, tell_marked
 from deploy.predicting.judging import Judging, judge_share, read_scores
-from deploy.predicting.outputs import parts_folder, probability_list
+from deploy.predicting.outputs import discard_parts, parts_folder, probability_list
 from deploy.predicting.prediction_sets import write_sets
 from deploy.predicting.row_notes import tell_learned, tell_left_out, tell_made_up, tell_unreadable
 from deploy.predicting.submission import probabilities, write_submission, write_verdicts
@@ -87,10 +85,6 @@ def write_predictions(
 
 
 def discard(parts: Path) -> None:
-    """Remove what is judged, and its folder where nobody has put anything else there."""
+    """Remove what is judged."""
     clear(parts)
-    for note in notes_in(parts):
-        note.unlink()
-    shutil.rmtree(parts / STARTED.parent)
-    with suppress(OSError):
-        parts.rmdir()
+    discard_parts(parts, notes_in(parts))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,12 @@ class Ranker:
 
         Raises `UserError` for outputs that are not finite.
         """
-        if self.judge.renderer.pointwise:
-            return {name: self._by_rewards(rows) for name, rows in groups.items()}
+        if (davidson := self.judge.davidson) is not None:
+            # All prompts in one stream, so that the scorer's batches are full.
+            rewards = self.rewards([*chain(*groups.values())])
+            own = np.split(rewards, np.cumsum([*map(len, groups.values())])[:-1])
+            how = (davidson, self.recalibrate, self.judge.labels)
+            return {name: pointwise_standing(each, *how) for name, each in zip(groups, own, strict=True)}
         tournaments = {name: Tournament(len(rows)) for name, rows in groups.items()}
         # A round of all groups at a time, so that the scorer's batches are full.
         while asked := {name: pairs for name, each in tournaments.items() if len(pairs := each.pairs())}:
@@ -57,11 +62,6 @@ class Ranker:
         found = score(self.scorer, prompts)
         check_finite(found, [c.id for c in conversations])
         return found[:, 0].astype(float) if len(found) else np.empty(0)
-
-    def _by_rewards(self, conversations: Sequence[Conversation]) -> Standing:
-        davidson = self.judge.davidson
-        assert davidson is not None
-        return pointwise_standing(self.rewards(conversations), davidson, self.recalibrate, self.judge.labels)
 
     def _shares(self, conversations: Sequence[Conversation]) -> np.ndarray:
         """How often a is preferred, by the mean of both orders: [n]."""

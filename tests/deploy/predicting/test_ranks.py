@@ -10,6 +10,7 @@ import pytest
 
 import deploy.predicting.ranks as ranks
 from core.errors import UserError
+from core.tables import read_csv
 from deploy.predicting.ranks import file_of_responses, write_ranks
 from deploy.predicting.unlabelled import Source
 from deploy.ranking.ranker import Ranker, open_ranker
@@ -43,7 +44,7 @@ def ranked(file: Path, export: Path, **changes: Any) -> pl.DataFrame:
     output.unlink(missing_ok=True)
     write_ranks(found, None, output, export, scorer("transformers"), CONFIG.predict, "refuse", overwrite=False)
     assert not Path(f"{output}.parts").exists()
-    return pl.read_csv(output)
+    return read_csv(output)
 
 
 def test_every_response_has_its_line(export: Path, tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_rows_that_cannot_be_read_are_listed(export: Path, tmp_path: Path) -> No
     broken = [*ROWS, {"prompt": "Why?", "response": " ", "model": "m"}]
     table = ranked(write(tmp_path / "rows.jsonl", broken), export)
     assert len(table) == len(ROWS)
-    (row,) = pl.read_csv(tmp_path / "rows.ranks.unreadable.csv").rows(named=True)
+    (row,) = read_csv(tmp_path / "rows.ranks.unreadable.csv").rows(named=True)
     assert row["line"] == 8 and "holds no text" in row["reason"]
     with pytest.raises(UserError, match=r"2 of 3 rows cannot be read"):
         ranked(write(tmp_path / "most.jsonl", [*broken[-1:] * 2, ROWS[0]]), export)
