@@ -1,4 +1,4 @@
-"""Progress where nobody watches a bar: when the next line is due, and how a time is told."""
+"""Progress without a bar: when the next line is due, and how durations are written."""
 
 import time
 

@@ -20,8 +20,8 @@ import httpx
 from core.data.layouts.layout import BadRow
 from core.data.layouts.texts import Dialogue, dialogue, message
 from core.errors import UserError
-from core.records import Conversation
 from deploy.ranking.ranker import Ranker, open_ranker
+from deploy.ranking.tournament import single
 from teachers.scorers.config import BATCH_TOKENS, TransformersConfig
 
 SECONDS = 600.0  # a server may be asked for many rewards at a time
@@ -75,9 +75,7 @@ class InProcess:
 
     def of(self, groups: Sequence[Sequence[Dialogue]]) -> list[list[float]]:
         rows = {
-            str(number): [
-                Conversation(f"{number}:{i}", each.prompt, each.response, each.response) for i, each in enumerate(group)
-            ]
+            str(number): [single(each, f"{number}:{place}") for place, each in enumerate(group)]
             for number, group in enumerate(groups)
         }
         standings = self.ranker.standings(rows)

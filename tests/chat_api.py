@@ -6,11 +6,13 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import numpy as np
+
+from tests.replying import Replying
 
 MODEL = "judge-70b-2026-01"
 SPELLINGS = {"A": 0, " A": 0, "**B": 1, "B": 1, "C": 2, "\nC": 2, "The": 3, "a": 3}
@@ -80,18 +82,13 @@ class ChatApi:
         self.lock = threading.Lock()
         api = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Replying):
             def do_GET(self) -> None:
                 self.reply(404, {"error": {"message": "no list of models here"}})
 
             def do_POST(self) -> None:
-                data = self.rfile.read(int(self.headers["Content-Length"]))
-                if not data:
-                    self.close_connection = True
+                if (body := self.asked()) is None:
                     return
-                body = json.loads(data)
                 with api.lock:
                     api.asked.append(question(body))
                     api.bodies.append(body)
@@ -123,21 +120,6 @@ class ChatApi:
                     api.spent += found.get("usage", {}).get("prompt_tokens", 0)
                 if upstream is None or isinstance(done, dict):
                     self.reply(200, found, cut=done == "cut")
-
-            def reply(self, status: int, body: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
-                data = json.dumps(body).encode()
-                data = data[: len(data) // 2] if cut else data
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(data)
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True
-
-            def log_message(self, format: str, *arguments: Any) -> None:
-                pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True

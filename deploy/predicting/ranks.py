@@ -26,8 +26,8 @@ from core.locks import alone
 from core.store.parts import publish
 from core.tables import read_parquet
 from deploy.predicting.config import PredictConfig
-from deploy.predicting.outputs import discard_parts, parts_folder, unreadable_list
-from deploy.predicting.row_notes import kinds
+from deploy.predicting.outputs import discard_parts, parts_folder
+from deploy.predicting.row_notes import tell_unreadable
 from deploy.predicting.unlabelled import Source
 from deploy.ranking.pairing import MOST
 from deploy.ranking.ranker import Ranker, open_ranker
@@ -95,7 +95,12 @@ def write_ranks(
     Raises `UserError` where a process ended early: what it judged stays, and the same command resumes.
     """
     responses, judge, parts = grouped(file, limit), open_exported(model), parts_folder(output)
-    tell_unreadable(responses, settings.max_unreadable, output)
+    lines = {each.line for group in responses.groups.values() for each in group}
+    rows, form = len(lines) + len(responses.unreadable), "docs/data.md has the layouts of single responses"
+    if not rows:
+        raise UserError(f"{file.where} holds no responses: {form}")
+    most = settings.max_unreadable
+    tell_unreadable(responses.unreadable, rows, most, output, fate="are not ranked", form=form)
     count = sum(map(len, responses.groups.values()))
     log.info("%s: %d responses to %d prompts", file.where, count, len(responses.groups))
     read = {**responses.identity, "limit": limit}  # among the first rows a prompt may have fewer responses than in all
@@ -175,26 +180,6 @@ def write_table(output: Path, responses: Responses, found: pl.DataFrame) -> None
     partial = output.with_name(f".{output.name}.partial")
     table.sort("line", "response", maintain_order=True).write_csv(partial)
     partial.replace(output)
-
-
-def tell_unreadable(responses: Responses, most: float, output: Path) -> None:
-    """Log the rows that are left out, and list them beside the output.
-
-    Raises `UserError` where they are a larger share than `most`, or all.
-    """
-    path = unreadable_list(output)
-    path.unlink(missing_ok=True)  # of an earlier output
-    rows = len({each.line for group in responses.groups.values() for each in group})
-    count = len(responses.unreadable)
-    if count or not rows:
-        responses.unreadable.write_csv(path)
-        told = kinds(responses.unreadable) if count else "it holds no rows"
-        if count > most * (rows + count) or not rows:
-            raise UserError(
-                f"{count:,} of {rows + count:,} rows cannot be read, predict.max_unreadable={most:g}: {told}; "
-                f"docs/data.md has the layouts of single responses. All are in {path}"
-            )
-        log.warning("%d rows cannot be read and are not ranked: %s; all are listed in %s", count, told, path)
 
 
 def discard(parts: Path) -> None:

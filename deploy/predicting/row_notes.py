@@ -20,25 +20,25 @@ from deploy.predicting.unlabelled import Unlabelled
 log = logging.getLogger(__name__)
 
 
-def tell_unreadable(rows: Unlabelled, most: float, output: Path) -> None:
-    """Log the rows that get the prior, and list them all beside the submission.
+def tell_unreadable(unreadable: pl.DataFrame, rows: int, most: float, output: Path, *, fate: str, form: str) -> None:
+    """Log the `unreadable` rows (`REJECTED`) of all `rows`, and list them beside the output.
 
-    Raises `UserError` where these are all rows or a larger share than `most`: most likely the file is laid out
-    otherwise than it should be.
+    `fate` is what becomes of them, `form` how they should look. Raises `UserError` where they are all rows or a larger
+    share than `most`: most likely the file is laid out otherwise than it should be.
     """
     path = unreadable_list(output)
-    path.unlink(missing_ok=True)  # of an earlier submission
-    if rows.unreadable.is_empty():
+    path.unlink(missing_ok=True)  # of an earlier output
+    if unreadable.is_empty():
         return
-    rows.unreadable.write_csv(path)
-    first, count = rows.unreadable.row(0, named=True), len(rows.unreadable)
-    told = f"{kinds(rows.unreadable)}, such as line {first['line']}, id {first['id']}: {first['reason']}"
-    if count > most * len(rows.ids) or count == len(rows.ids):
+    unreadable.write_csv(path)
+    first, count = unreadable.row(0, named=True), len(unreadable)
+    told = f"{kinds(unreadable)}, such as line {first['line']}, id {first['id']}: {first['reason']}"
+    if count > most * rows or count == rows:
         raise UserError(
-            f"{count:,} of {len(rows.ids):,} rows cannot be read, predict.max_unreadable={most:g}: {told}; each "
-            f'text is a JSON list of turns, such as ["Hello"], docs/data.md has the layouts. All are in {path}'
+            f"{count:,} of {rows:,} rows cannot be read, predict.max_unreadable={most:g}: {told}; {form}. "
+            f"All are in {path}"
         )
-    log.warning("%d rows cannot be read and get the prior: %s; all are listed in %s", count, told, path)
+    log.warning("%d rows cannot be read and %s: %s; all are listed in %s", count, fate, told, path)
 
 
 def tell_made_up(rows: Unlabelled) -> None:

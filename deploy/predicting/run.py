@@ -55,7 +55,9 @@ def write_predictions(
     judgements = Artefact(parts, "submission", identity, [], parts.parent)
     with alone(parts):
         # Before anything is judged
-        tell_unreadable(rows, settings.max_unreadable, output)
+        form = 'each text is a JSON list of turns, such as ["Hello"], docs/data.md has the layouts'
+        most = settings.max_unreadable
+        tell_unreadable(rows.unreadable, len(rows.ids), most, output, fate="get the prior", form=form)
         tell_made_up(rows)
         tell_learned(rows.conversations, judge.folder)
         # overwrite=true is about the output. Scores on the way to a new one are kept, however often that is killed.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from core.prompts import ResponseIds
 from core.records import ORDERS, Conversation
 from core.scoring import Scorer, check_finite, score, to_own_order
 from deploy.ranking.strengths import Standing, pointwise_standing, shares_of
-from deploy.ranking.tournament import Tournament
+from deploy.ranking.tournament import Tournament, versus
 from eval.canaries.checking import check_canaries
 from eval.config import CanaryMode
 from eval.recalibration import Recalibration, read_recalibration
@@ -71,11 +71,6 @@ class Ranker:
         own = np.stack([to_own_order(row, prompt.order) for prompt, row in zip(prompts, shown, strict=True)])
         by_order = own.reshape(len(conversations), len(ORDERS), -1)
         return shares_of(self.recalibrate(among(by_order, self.judge.labels)).mean(axis=1))
-
-
-def versus(one: Conversation, other: Conversation, id: str) -> Conversation:
-    """The conversation whose response b is response a of the `other` one."""
-    return replace(one, id=id, response_b=other.response_a, model_b=other.model_a)
 
 
 @contextmanager

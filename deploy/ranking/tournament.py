@@ -1,7 +1,11 @@
 """Ranking the responses to one prompt by rounds of comparisons, each chosen from what the rounds before have told."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from core.data.layouts.texts import Dialogue
+from core.records import Conversation
 from deploy.ranking.pairing import comparisons, next_round, ring
 from deploy.ranking.strengths import NONE, Opinions, Strengths, fit
 
@@ -33,3 +37,13 @@ class Tournament:
     def strengths(self) -> Strengths:
         """What the opinions so far say."""
         return fit(self.count, self._opinions)
+
+
+def single(chat: Dialogue, id: str) -> Conversation:
+    """The conversation of one response to be ranked or rewarded, which is a, and b."""
+    return Conversation(id, chat.prompt, chat.response, chat.response)
+
+
+def versus(one: Conversation, other: Conversation, id: str) -> Conversation:
+    """The conversation whose response b is response a of the `other` one."""
+    return replace(one, id=id, response_b=other.response_a, model_b=other.model_a)

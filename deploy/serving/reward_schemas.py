@@ -7,6 +7,7 @@ from pydantic import BaseModel, FailFast, Field, model_validator
 from core.data.layouts.layout import BadRow
 from core.data.layouts.texts import Dialogue, dialogue
 from core.records import Conversation
+from deploy.ranking.tournament import single
 from deploy.serving.schemas import Strict, Text
 
 
@@ -56,10 +57,10 @@ class RankRequest(Strict):
         turns_of([*self.messages, Message(role="assistant", content=self.responses[0])])
         return self
 
-    def pair(self, id: str, a: int, b: int) -> Conversation:
-        """The conversation in which response `a` is a and `b` is b, by their places."""
-        one, other = (turns_of([*self.messages, Message(role="assistant", content=self.responses[i])]) for i in (a, b))
-        return Conversation(id, one.prompt, one.response, other.response)
+    def conversations(self) -> list[Conversation]:
+        """One for each response."""
+        chats = ([*self.messages, Message(role="assistant", content=text)] for text in self.responses)
+        return [single(turns_of(chat), str(place)) for place, chat in enumerate(chats)]
 
 
 class Ranked(BaseModel):

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 from starlette.exceptions import HTTPException
 
+from core.data.layouts.texts import Dialogue
 from core.labels import among
 from core.prompts import ResponseIds
 from core.records import Conversation
 from deploy.ranking.pairing import comparisons
 from deploy.ranking.strengths import Standing, pointwise_standing, shares_of
-from deploy.ranking.tournament import Tournament
+from deploy.ranking.tournament import Tournament, single, versus
 from deploy.serving.reward_schemas import OpenRlhfRequest, Ranked, RankRequest
 from deploy.serving.service import Service
 
@@ -43,7 +44,7 @@ async def openrlhf_rewards(service: Service, body: OpenRlhfRequest) -> list[floa
     responses = [query[len(prompt) :] for query, prompt in zip(body.query, body.prompts, strict=True)]
     texts = zip(body.prompts, (END.sub("", response) for response in responses), strict=True)
     return await rewards(
-        service, [Conversation(str(i), [prompt], [text], [text]) for i, (prompt, text) in enumerate(texts)]
+        service, [single(Dialogue([prompt], [text]), str(i)) for i, (prompt, text) in enumerate(texts)]
     )
 
 
@@ -65,13 +66,13 @@ async def ranked(service: Service, body: RankRequest) -> tuple[list[Ranked], int
 
     Raises `HTTPException` 500 where the judge's outputs are not finite.
     """
+    rows = body.conversations()
     if service.davidson is not None:
-        found = np.array(await rewards(service, [body.pair(str(i), i, i) for i in range(len(body.responses))]))
+        found = np.array(await rewards(service, rows))
         return listed(pointwise_standing(found, service.davidson, service.recalibrate, service.labels)), 0
-    tournament, asked = Tournament(len(body.responses)), 0
+    tournament, asked = Tournament(len(rows)), 0
     while len(pairs := tournament.pairs()):
-        conversations = [body.pair(str(place), a, b) for place, (a, b) in enumerate(pairs.tolist())]
-        shown, _ = await service.logits(conversations)
+        shown, _ = await service.logits([versus(rows[a], rows[b], f"{a}:{b}") for a, b in pairs.tolist()])
         if not np.isfinite(shown).all():
             raise HTTPException(500, f"a pair of responses: {NOT_FINITE}")
         mean = service.recalibrate(among(shown, service.labels)).mean(axis=1)

@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from core.records import Conversation
+from deploy.ranking.tournament import single
 from deploy.serving.page import page_and_policy
 from deploy.serving.problems import CLIENT_GONE, Unavailable, answer_errors_with_problems
 from deploy.serving.reward_schemas import (
@@ -126,8 +126,7 @@ async def judge(service: TheService, body: JudgeRequest, request: Request) -> Ju
 @v1.post("/reward")
 async def reward(service: TheService, body: RewardRequest, request: Request) -> RewardResponse:
     """What the last message of each chat is worth, to a pointwise judge."""
-    chats = [turns_of(chat.messages) for chat in body.conversations]
-    rows = [Conversation(str(i), chat.prompt, chat.response, chat.response) for i, chat in enumerate(chats)]
+    rows = [single(turns_of(chat.messages), str(place)) for place, chat in enumerate(body.conversations)]
     with places(service, len(rows)):
         found = await unless_gone(request, rewards(service, rows))
     return RewardResponse(rewards=found, model=service.model, request_id=request.scope["request_id"])

@@ -46,6 +46,6 @@ def t4_stage(base: str, shape: Shape, work: Work, t4: T4Config, exported: str) -
 
 
 def rate_text(rate: RateConfig) -> str:
-    """Both ends, and where the source of each is told."""
+    """The lower and the upper end, and where their sources are named."""
     low, high = rate.tflops
     return f"{low:g} to {high:g} TFLOPS (reports: docs/plan.md)"

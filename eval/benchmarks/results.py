@@ -99,7 +99,7 @@ def sections_of(result: BenchmarkResult) -> list[str]:
 
 
 def benchmark_lines(result: BenchmarkResult) -> list[str | Text]:
-    """What is told below the table: what was scored, what is not held out, what failed."""
+    """The notes below the table: what was scored, what is not held out, what failed."""
     told: list[str | Text] = [
         f"Scored: {result.rows:,} rows of {result.file}, {result.pairs:,} pairs of responses in both orders."
     ]

@@ -1,4 +1,4 @@
-"""Calibrated targets: temperatures of other folds' votes for any teacher, told before and after; saturation is told."""
+"""Calibrated targets: any teacher gets a temperature fitted on other folds' votes; saturated targets are warned of."""
 
 import logging
 from collections.abc import Sequence

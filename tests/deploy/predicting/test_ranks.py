@@ -10,6 +10,7 @@ import pytest
 
 import deploy.predicting.ranks as ranks
 from core.errors import UserError
+from core.records import Conversation
 from core.tables import read_csv
 from deploy.predicting.ranks import file_of_responses, write_ranks
 from deploy.predicting.unlabelled import Source
@@ -146,13 +147,15 @@ def test_a_file_of_pairs_is_none(row: dict[str, str], tmp_path: Path) -> None:
     assert file_of_responses(Source(str(pairs), CONFIG.data, None, CONFIG.predict.rules)) is None
 
 
-def test_a_ranker_rewards_as_the_file_does(export: Path, tmp_path: Path) -> None:
-    if export.name == "pairwise":
-        pytest.skip("a pairwise judge rewards within a prompt alone")
+def test_each_prompt_alone_has_the_rewards_that_the_file_has(export: Path, tmp_path: Path) -> None:
     table = ranked(write(tmp_path / "rows.jsonl", ROWS), export)
-    responses = ranks.grouped(
-        file_of_responses(Source(str(tmp_path / "rows.jsonl"), CONFIG.data, None, CONFIG.predict.rules)), None
-    )  # type: ignore[arg-type]
     with open_ranker(export, scorer("transformers")) as ranker:
-        rows = [each.conversation for group in responses.groups.values() for each in group]
-        np.testing.assert_allclose(ranker.rewards(rows), table["reward"], atol=1e-4)
+        alone = [
+            reward
+            for prompt, texts in PROMPTS.items()
+            for found in ranker.standings(
+                {"": [Conversation(str(i), [prompt], [text], [text]) for i, text in enumerate(texts)]}
+            ).values()
+            for reward in found.rewards
+        ]
+    np.testing.assert_allclose(alone, table["reward"], atol=1e-4)

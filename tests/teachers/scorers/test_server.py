@@ -1,6 +1,5 @@
 """`ServerScorer` against real `vllm serve` processes, and against a small HTTP server that misbehaves as told."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from teachers.scorers.server import pool
 from teachers.scorers.server.answers import seconds_of
 from teachers.scorers.server.scorer import ServerScorer
 from tests.composing import scorer
+from tests.replying import Replying
 from tests.running import free_port
 
 MAX_TOKENS = 64
@@ -194,20 +194,15 @@ class Fake:
         self.lock = threading.Lock()
         fake = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Replying):
             def do_GET(self) -> None:
                 fake.paths.append(self.path)
                 fake.headers.append(dict(self.headers))
                 self.reply(200, {"data": fake.cards})
 
             def do_POST(self) -> None:
-                data = self.rfile.read(int(self.headers["Content-Length"]))
-                if not data:  # the client hung up before it had sent anything
-                    self.close_connection = True
+                if (body := self.asked()) is None:
                     return
-                body = json.loads(data)
                 with fake.lock:
                     fake.arrivals.append((time.monotonic(), body["input"]))
                     fake.headers.append(dict(self.headers))
@@ -225,20 +220,6 @@ class Fake:
                     self.reply(done[0], {"error": {"message": "as told"}}, done[1])
                 else:
                     self.reply(200, answer(body["input"]) if done is None else done)
-
-            def reply(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-                data = json.dumps(body).encode()
-                try:
-                    self.send_response(status)
-                    for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    self.wfile.write(data)
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True  # the client has hung up
-
-            def log_message(self, format: str, *arguments: Any) -> None:
-                pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
