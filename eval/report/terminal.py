@@ -119,8 +119,8 @@ def bayes_line(evaluation: Evaluation) -> str | None:
 def sets_line(evaluation: Evaluation) -> str | None:
     """How often prediction sets hold the vote, None where no export has thresholds."""
     told = [
-        f"{judge}: its prediction sets hold {sets.coverage:.1%} of the votes, {sets.asked:.0%} asked, "
-        f"with {sets.size:.2f} labels on average."
+        f"{judge}: sets hold {sets.coverage:.1%} of the votes ({sets.asked:.0%} asked), "
+        f"{sets.size:.2f} labels on average."
         for judge in ordered(evaluation.judges)
         if (sets := evaluation.judges[judge].sets)
     ]
