@@ -22,7 +22,7 @@ from distill.logits import teacher_folders
 from teachers.config import TeacherConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from core.artefacts.building import Artefact
     from core.labels import Labels
@@ -94,8 +94,13 @@ def evaluate(config: Config) -> None:
             write_result(folder / "seeds.json", summary)
             artefact.finish(rows=rows)
         console.print(seeds_table(summary))
-    console.print(f"report: {folder / 'report.html'}")
-    if silent := evaluation.unanswered:
+    tell_report(folder, evaluation.unanswered)
+
+
+def tell_report(folder: Path, silent: "Collection[str]") -> None:
+    """Say where the report is. Raises `ChecksFailed` where there are judges that gave no answer."""
+    screen.console().print(f"report: {folder / 'report.html'}")
+    if silent:
         raise ChecksFailed(f"{', '.join(silent)} gave no answer (see above): rerun the same command to ask again")
 
 
@@ -162,9 +167,7 @@ def score_on_benchmark(config: Config, path: Path) -> None:
     console.print(benchmark_table(result))
     for line in benchmark_lines(result):
         console.print(line)
-    console.print(f"report: {folder / 'report.html'}")
-    if silent := result.unanswered:
-        raise ChecksFailed(f"{', '.join(silent)} gave no answer (see above): rerun the same command to ask again")
+    tell_report(folder, result.unanswered)
 
 
 def benchmark_artefact(
