@@ -10,13 +10,14 @@ from core.data.layouts.texts import Dialogue
 from core.labels import among
 from core.prompts import ResponseIds
 from core.records import Conversation
-from deploy.ranking.pairing import comparisons
+from deploy.ranking.pairing import MOST, comparisons
 from deploy.ranking.strengths import Standing, pointwise_standing, shares_of
 from deploy.ranking.tournament import Tournament, single, versus
 from deploy.serving.reward_schemas import OpenRlhfRequest, Ranked, RankRequest
 from deploy.serving.service import Service
 
-END = re.compile(r"(\s*<(\|[^<>|]*\||/s|eos|end_of_turn)>)+\s*\Z")  # how chat models end what they say
+END = re.compile(r"<([|｜][^<>|｜]*[|｜]|/s|eos|end_of_turn)>\Z")  # how chat models end what they say
+LONGEST_MARK = 64  # characters
 NOT_FINITE = "its logits are not finite: serve the judge with scorers.exported.dtype=fp32"
 
 
@@ -42,15 +43,24 @@ async def rewards(service: Service, conversations: Sequence[Conversation]) -> li
 async def openrlhf_rewards(service: Service, body: OpenRlhfRequest) -> list[float]:
     """The reward of each query's response, which is what follows its prompt, less the mark by which a model ends."""
     responses = [query[len(prompt) :] for query, prompt in zip(body.query, body.prompts, strict=True)]
-    texts = zip(body.prompts, (END.sub("", response) for response in responses), strict=True)
+    texts = zip(body.prompts, map(without_end, responses), strict=True)
     return await rewards(
         service, [single(Dialogue([prompt], [text]), str(i)) for i, (prompt, text) in enumerate(texts)]
     )
 
 
+def without_end(response: str) -> str:
+    """A response less the marks by which its model ended it, and white space around these."""
+    while mark := END.search(bare := response.rstrip(), max(0, len(bare) - LONGEST_MARK)):
+        response = bare[: mark.start()].rstrip()
+    return response
+
+
 def check_count(service: Service, body: RankRequest) -> int:
     """How many conversations a ranking counts for. Raises `HTTPException` 422 where they are too many."""
     count, limit = len(body.responses), service.settings.max_conversations
+    if count > MOST:
+        raise HTTPException(422, f"{count} responses to one prompt, and {MOST} can be ranked: send fewer")
     needed = count if service.renderer.pointwise else comparisons(count)
     if needed > limit:
         raise HTTPException(

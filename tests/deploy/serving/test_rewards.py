@@ -1,5 +1,6 @@
 """Rewards and ranks over HTTP: what the export's own model gives, and an order that does not depend on how one asks."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from core.exported import open_exported
 from core.records import Conversation
+from deploy.serving.rewarding import without_end
 from tests.deploy.serving.test_serving import in_process, pairs
 from tests.serving import PAIR
 from tests.tiny_exports import tiny_export
@@ -99,6 +101,28 @@ def test_openrlhf_gets_the_rewards_that_the_chat_gets(client: Any) -> None:
     assert found["scores"] == found["rewards"] and found["extra_logs"] == {}
 
 
+@pytest.mark.parametrize(
+    ("response", "bare"),
+    [
+        ("It is. <|im_end|>\n", "It is."),
+        ("It is.<|eot_id|></s>", "It is."),
+        ("It is.<｜end▁of▁sentence｜>", "It is."),  # DeepSeek
+        ("<end_of_turn>\n", ""),
+        ("if a <b> c\n", "if a <b> c\n"),
+        ("<|im_end|> is a mark", "<|im_end|> is a mark"),
+    ],
+)
+def test_the_mark_at_the_end_is_no_part_of_a_response(response: str, bare: str) -> None:
+    assert without_end(response) == bare
+
+
+def test_white_space_without_end_takes_no_time() -> None:
+    """As a policy says that has gone astray: it must not hold up the server."""
+    began = time.perf_counter()
+    assert without_end(text := "a" + "\n" * 200_000 + "b") == text
+    assert time.perf_counter() - began < 2  # a search from every one of them takes a minute
+
+
 def test_verdicts_and_rewards_agree(client: Any) -> None:
     verdict = client.post("/v1/judge", json={"conversations": [PAIR]}).json()["results"][0]["probabilities"]
     chat = {
@@ -131,7 +155,8 @@ def test_a_pairwise_judge_ranks_by_comparisons_of_both_orders(pairwise: Any) -> 
     [
         ("rank", {"messages": CHAT, "responses": ["one"]}, "at least 2 items"),
         ("rank", {"messages": CHAT, "responses": []}, "at least 2 items"),
-        ("rank", {"messages": CHAT, "responses": ["word"] * 10_000}, "10000 responses take 10000 conversations"),
+        ("rank", {"messages": CHAT, "responses": ["word"] * 10_000}, "10000 responses to one prompt, and 1000 can be"),
+        ("rank", {"messages": CHAT, "responses": ["word"] * 41}, "41 responses take 41 conversations"),
         ("rank", {"messages": CHAT[:3], "responses": ["one", "two"]}, "end with the assistant's"),
         ("rank", {"messages": [CHAT[2]], "responses": ["one", "two"]}, "end with the assistant's"),
         ("reward", {"conversations": [{"messages": CHAT}]}, "end with the assistant"),
