@@ -69,12 +69,20 @@ class Join:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def is_exchanged(self, row: Row, conversation: Conversation) -> bool:
-        """Whether a row of two responses calls b what the conversation calls a, as far as the file has the texts."""
+        """Whether a row of two responses calls b what the conversation calls a, as far as the file has the texts.
+
+        Raises `UserError` where they are two others.
+        """
         try:
             _, *sides = self._texts(row) if self.texts else [[]]
         except BadRow:
             return False  # the id says whose they are
         own = [conversation.response_a, conversation.response_b]
+        if sides and sides not in (own, own[::-1]):
+            raise UserError(
+                f"{self.where}, row {row.line}: {conversation.id} has other responses in the data, so that nobody can "
+                f"tell which is a; mend it, or leave out {', '.join(PAIR[1:])}, if a and b are those of the data"
+            )
         return sides != own and sides == own[::-1]
 
     def _texts(self, row: Row) -> list[list[str]]:

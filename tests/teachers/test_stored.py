@@ -152,6 +152,14 @@ def test_texts_beside_an_id_tell_which_response_is_a(write: Write) -> None:
     assert np.abs(of_rows(write(IDS | unread | columns("p", P))) - P).max() < 1e-5  # the id alone decides
 
 
+def test_an_id_with_other_responses_is_refused(write: Write) -> None:
+    """Of a file that has the same ids by chance, or shortened texts: which side is a cannot be told."""
+    texts = {n: [json.dumps(getattr(c, n)) for c in ROWS] for n in ("prompt", "response_a", "response_b")}
+    texts["response_b"][2] = json.dumps(["y"])
+    with pytest.raises(ValueError, match=r"row 3: c2 has other responses in the data, .*leave out response_a, resp"):
+        write(IDS | texts | columns("p", P))
+
+
 def test_both_orders_stay_apart_in_columns_and_in_rows(write: Write) -> None:
     other = softmax(LOGITS[:, ::-1], axis=1)
     wide = write(IDS | columns("p", P, "_ab") | columns("p", other, "_ba"))
