@@ -117,7 +117,7 @@ class ChatApi:
                     found = answer(body)
                 with api.lock:
                     api.paid.append(question(body))
-                    api.spent += found.get("usage", {}).get("prompt_tokens", 0)
+                    api.spent += (found.get("usage") or {}).get("prompt_tokens", 0)
                 if upstream is None or isinstance(done, dict):
                     self.reply(200, found, cut=done == "cut")
 

@@ -125,6 +125,8 @@ def of_alternatives(reply: Reply, labels: Sequence[str], url: str) -> Answer:
     check_spelling(max(alternatives, key=lambda each: each[1])[0].strip(AROUND), labels, url)
 
     found = [[value for token, value in alternatives if token.strip(AROUND) == label] for label in labels]
+    if not any(found):
+        return reply.without_verdict("no label")
     least = min((value for _, value in alternatives if math.isfinite(value)), default=0.0)
     rest = min(least, math.log(max(1 - mass, 1e-12)))
     values = [float(np.logaddexp.reduce(each)) if each else rest for each in found]

@@ -96,13 +96,13 @@ def ask(
     config, before, began = client.config, journal.spent, time.perf_counter()
     priced = config.price_input is not None or config.price_output is not None
     reserved: dict[tuple[str, str], float] = {}
-    rates: list[float] = []  # tokens a character, of the answers so far
+    rate = 0.0  # tokens a character, the most of the answers so far
+    count = 0
     left: list[ChatPrompt] = []  # the one that did not fit
 
     def most(prompt: ChatPrompt) -> float:
-        rate = MARGIN * max(rates) if rates else TOKENS_A_CHARACTER
-        asked = max(1, config.samples)
-        return asked * journal.cost(prompt.characters * rate + AROUND_MESSAGES, config.max_tokens)
+        tokens = prompt.characters * (MARGIN * rate or TOKENS_A_CHARACTER) + AROUND_MESSAGES
+        return max(1, config.samples) * journal.cost(tokens, config.max_tokens)
 
     def within_budget() -> Iterator[ChatPrompt]:
         for prompt in chain([*left], prompts):
@@ -122,13 +122,24 @@ def ask(
         for prompt, answer in client.answers(within_budget()):
             del reserved[prompt.id, prompt.order]
             journal.add((prompt.id, prompt.order, texts[prompt.id]), answer)
-            rates.append(answer.prompt_tokens / (max(1, config.samples) * max(1, prompt.characters)))
+            check_counted(answer, config)
+            rate = max(rate, answer.prompt_tokens / (max(1, config.samples) * max(1, prompt.characters)))
+            count += 1
             run.progress.spent = journal.spent - before if priced else None
             run.progress.advance(answer.prompt_tokens, 0, time.perf_counter() - began)
             more = bool(left)
-            if len(rates) % LOOKED_AT == 0:  # before much is paid for nothing
+            if count % LOOKED_AT == 0:  # before much is paid for nothing
                 check_refused([*journal.answers], journal, config.max_refused, tell=False)
     run.progress.running(time.perf_counter() - began)
+
+
+def check_counted(answer: Answer, config: ChatConfig) -> None:
+    """Raise `UserError` where a budget cannot be kept, since an answer does not say what it cost."""
+    if config.budget is not None and not answer.prompt_tokens and not answer.refused:
+        raise UserError(
+            f"teacher.chat.budget={config.budget:g} cannot be kept: {config.url} does not say how many tokens an "
+            "answer took (usage.prompt_tokens); set a limit there, and teacher.chat.budget=null"
+        )
 
 
 def check_refused(keys: Sequence[Key], journal: Journal, most: float, tell: bool = True) -> None:

@@ -177,6 +177,23 @@ def test_a_budget_stops_before_it_is_overdrawn_and_is_gone_on_with(api: ChatApi,
     assert len(api.paid) == ROWS  # what was paid for is not asked again
 
 
+def test_a_budget_that_nobody_counts_for_is_refused_at_once(api: ChatApi, build: Build) -> None:
+    api.act = lambda body: {**answer(body), "usage": None}
+    with pytest.raises(ValueError, match=r"budget=1 cannot be kept: .* how many tokens an answer took"):
+        teacher.main(build(*PRICES, "teacher.chat.budget=1"))
+    assert len(api.asked) < 10 and journal(build())  # what was answered stays
+
+
+def test_what_a_filter_stops_tells_nothing_of_the_cost_of_others(api: ChatApi, build: Build) -> None:
+    whole = sum(tokens({"messages": p.messages}) for p in prompts(build()))
+    budget = whole * 2e-6 / 8
+    api.act = lambda body: (400, FILTERED) if len(api.asked) == 1 else None
+    more = ["teacher.chat.max_refused=1", "teacher.chat.requests_in_flight=1"]
+    with pytest.raises(ValueError, match="are spent"):
+        teacher.main(build(*PRICES, *more, f"teacher.chat.budget={budget}"))
+    assert api.spent * 2e-6 <= budget
+
+
 def prompts(config: Config) -> list[Any]:
     rows = load_conversations(config.root / "data" / config.data.name)
     return list(renderer_of(config.teacher.of_chat, config.prompt).render(rows))
@@ -249,6 +266,7 @@ FILTERED = {"error": {"code": "content_filter", "message": "The prompt was filte
         (first_token(("Eq", 0.9), ("A", 0.1)), r"spells the label 'Equal' in several tokens, the first is 'Eq'"),
         ((400, FILTERED), r"answers hold no verdict \(content filter: \d+\), such as of .*max_refused=0\.05"),
         (choice(finish_reason="content_filter"), r"no verdict \(content filter"),
+        (first_token(("**", 0.9), ("The", 0.1)), r"no verdict \(no label: \d+\)"),
         rare(choice(message={"content": None, "refusal": "I will not"}), r"no verdict \(refusal"),
         rare(choice(message={"content": ""}), r"no verdict \(empty answer"),
         rare(choice(logprobs={"content": []}), r"no verdict \(empty answer"),
