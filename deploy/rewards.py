@@ -6,7 +6,9 @@
         GRPOTrainer(model=..., reward_funcs=reward, train_dataset=...).train()
 
 A pointwise judge rewards each completion by itself. A pairwise one compares the completions of a prompt with each
-other, which is what GRPO does with rewards anyway; its rewards mean something within their prompt alone.
+other, which is what GRPO does with rewards anyway; its rewards mean something within their prompt alone. So all
+completions of a prompt have to come in one call: with several processes, `per_device_train_batch_size` has to be a
+multiple of `num_generations`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +31,10 @@ Chat = str | list[dict[str, str]]  # as TRL's data sets have prompts and complet
 
 
 class Rewards(Protocol):
-    """What a reward function asks: how good the answers to each prompt are."""
+    """What a reward function asks: how good the answers to each prompt are; `pairwise`: among each other."""
+
+    @property
+    def pairwise(self) -> bool: ...
 
     def of(self, groups: Sequence[Sequence[Dialogue]]) -> list[list[float]]:
         """The rewards of each group's last answers; a group holds answers to one prompt."""
@@ -48,6 +53,8 @@ class JudgeReward:
         for place, prompt in enumerate(prompts):
             groups.setdefault(repr(prompt), []).append(place)
         chats = [chat(place, *pair) for place, pair in enumerate(zip(prompts, completions, strict=True))]
+        if self.rewards.pairwise:
+            check_comparable(list(groups.values()), chats)
         found = self.rewards.of([[chats[place] for place in places] for places in groups.values()])
         by_place = {
             place: reward
@@ -55,6 +62,22 @@ class JudgeReward:
             for place, reward in zip(places, rewards, strict=True)
         }
         return [by_place[place] for place in range(len(prompts))]
+
+
+def check_comparable(groups: Sequence[Sequence[int]], chats: Sequence[Dialogue]) -> None:
+    """Raise `UserError` unless each prompt has several completions, by their places, with the same turns before."""
+    for places in groups:
+        first, *others = (chats[place] for place in places)
+        if not others:
+            raise UserError(
+                f"completion {places[0]} is the only one of its prompt in this call, and a pairwise judge compares "
+                "several: make per_device_train_batch_size a multiple of num_generations, or take a pointwise judge"
+            )
+        if any((each.prompt, each.response[:-1]) != (first.prompt, first.response[:-1]) for each in others):
+            raise UserError(
+                f"completions {[*places]} of one prompt hold different turns before their last, and a pairwise judge "
+                "compares answers to the same: take a pointwise judge"
+            )
 
 
 def chat(place: int, prompt: Chat, completion: Chat) -> Dialogue:
@@ -73,6 +96,10 @@ class InProcess:
 
     ranker: Ranker
 
+    @property
+    def pairwise(self) -> bool:
+        return not self.ranker.judge.renderer.pointwise
+
     def of(self, groups: Sequence[Sequence[Dialogue]]) -> list[list[float]]:
         rows = {
             str(number): [single(each, f"{number}:{place}") for place, each in enumerate(group)]
@@ -89,8 +116,12 @@ class Served:
     client: httpx.Client
     about: dict[str, Any]
 
+    @property
+    def pairwise(self) -> bool:
+        return bool(self.about["kind"] == "pairwise")
+
     def of(self, groups: Sequence[Sequence[Dialogue]]) -> list[list[float]]:
-        if self.about["kind"] == "pairwise":
+        if self.pairwise:
             return [self._ranked(group) for group in groups]
         flat = [{"messages": messages(each)} for group in groups for each in group]
         size, found = self.about["max_conversations"], []
@@ -100,8 +131,6 @@ class Served:
         return [[next(ends) for _ in group] for group in groups]
 
     def _ranked(self, group: Sequence[Dialogue]) -> list[float]:
-        if len(group) < 2:
-            return [0.0] * len(group)  # nothing to compare it with
         asked = {"messages": messages(group[0])[:-1], "responses": [each.response[-1] for each in group]}
         return [each["reward"] for each in self._asked("/v1/rank", asked)["results"]]
 

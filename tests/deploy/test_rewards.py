@@ -52,6 +52,22 @@ def test_what_is_no_chat_is_named(reward: JudgeReward) -> None:
         reward(prompts=[[{"role": "tool", "content": "x"}]], completions=["y"])
 
 
+def test_a_pairwise_judge_wants_several_answers_to_the_same(export: Path, reward: JudgeReward) -> None:
+    """As GRPO's processes give one completion each, all of whose rewards would be 0."""
+    later = [[*said, {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes."}] for said in (
+        [{"role": "assistant", "content": "Because of the air."}],
+        [{"role": "assistant", "content": "It is not."}],
+    )]  # fmt: skip
+    if export.name == "pointwise":
+        assert len({*reward(prompts=PROMPTS[2:4], completions=COMPLETIONS[2:4])}) == 2
+        assert len({*reward(prompts=PROMPTS[:2], completions=later)}) == 2
+        return
+    with pytest.raises(UserError, match=r"completion 0 is the only one .*multiple of num_generations"):
+        reward(prompts=PROMPTS[2:], completions=COMPLETIONS[2:])
+    with pytest.raises(UserError, match=r"completions \[0, 1\] .*different turns before their last"):
+        reward(prompts=PROMPTS[:2], completions=later)
+
+
 @pytest.mark.long
 def test_a_server_gives_the_same_rewards(export: Path, reward: JudgeReward, tmp_path: Path) -> None:
     with serving(export, tmp_path) as server, open_reward(server.url) as served:
