@@ -11,6 +11,7 @@ completions of a prompt have to come in one call: with several processes, `per_d
 multiple of `num_generations`.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ from core.errors import UserError
 from deploy.ranking.ranker import Ranker, open_ranker
 from deploy.ranking.tournament import single
 from teachers.scorers.config import BATCH_TOKENS, TransformersConfig
+from teachers.scorers.server.answers import TryAgain, seconds_of, transport_errors
+from teachers.scorers.server.pool import pause_after
 
+TRIES = 8  # of a request, a minute or two together
 SECONDS = 600.0  # a server may be asked for many rewards at a time
 Chat = str | list[dict[str, str]]  # as TRL's data sets have prompts and completions: texts or messages
 
@@ -135,7 +139,18 @@ class Served:
         return [each["reward"] for each in self._asked("/v1/rank", asked)["results"]]
 
     def _asked(self, path: str, body: Any) -> Any:
-        answer = self.client.post(path, json=body)
+        """A training of hours shall not end with a request: what may pass is asked again."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                with transport_errors():
+                    answer = self.client.post(path, json=body)
+                if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+                    raise TryAgain(answer.text[:300], seconds_of(answer.headers.get("retry-after", "")))
+                break
+            except TryAgain as failure:
+                if attempt == TRIES:
+                    raise UserError(f"{self.client.base_url}{path} fails after {TRIES} tries: {failure}") from failure
+                time.sleep(max(pause_after(attempt), failure.after))
         if answer.is_error:
             raise UserError(f"{answer.url} answered {answer.status_code}: {answer.text[:300]}")
         return answer.json()

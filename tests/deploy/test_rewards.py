@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
+import deploy.rewards as rewards_module
 from core.errors import UserError
-from deploy.rewards import JudgeReward, open_reward
+from deploy.rewards import JudgeReward, Served, open_reward
 from tests.serving import serving
 from tests.tiny_exports import tiny_export
 
@@ -78,6 +80,29 @@ def test_a_server_gives_the_same_rewards(export: Path, reward: JudgeReward, tmp_
 def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match="serves no judge"), open_reward("http://127.0.0.1:9"):
         pass
+
+
+def test_a_server_that_is_busy_or_restarts_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training goes on; where the server stays away, one sentence tells."""
+    waited: list[float] = []
+    monkeypatch.setattr(rewards_module.time, "sleep", waited.append)
+    faults: list[Any] = [httpx.Response(503, headers={"retry-after": "40"}, text="full"), httpx.ConnectError("refused")]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if faults:
+            fault = faults.pop(0)
+            if isinstance(fault, Exception):
+                raise fault
+            return fault
+        return httpx.Response(200, json={"rewards": [0.5, 2.0]})
+
+    client = httpx.Client(base_url="http://judge", transport=httpx.MockTransport(answer))
+    reward = JudgeReward(Served(client, {"kind": "pointwise", "max_conversations": 256}))
+    assert reward(prompts=PROMPTS[:2], completions=COMPLETIONS[:2]) == [0.5, 2.0]
+    assert len(waited) == 2 and waited[0] >= 40
+    faults[:] = [httpx.ConnectError("refused")] * 100
+    with pytest.raises(UserError, match=r"http://judge/v1/reward fails after 8 tries: ConnectError refused"):
+        reward(prompts=PROMPTS[:2], completions=COMPLETIONS[:2])
 
 
 @pytest.mark.long
