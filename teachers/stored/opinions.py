@@ -108,12 +108,9 @@ def as_logits(opinions: Opinions, rows: Sequence[Conversation], where: str) -> p
 
     Raises `UserError` where some conversations have both orders and others do not.
     """
-    orders = {tuple(sorted(map(str, opinions.values[c.id]))) for c in rows}
-    if len(orders) > 1:
+    if len({len(opinions.values[c.id]) for c in rows}) > 1:
         odd = next(c.id for c in rows if len(opinions.values[c.id]) == 1)
-        raise UserError(
-            f"{where}: {odd} is judged in one order alone, others in both or in the other: give all the same"
-        )
+        raise UserError(f"{where}: {odd} is judged in one order alone, others in both: give all the same")
     said = [opinions.values[c.id] for c in rows]
     values = np.array([[own.get(order, next(iter(own.values()))) for order in ORDERS] for own in said])
     logits, outside = to_logits(values.reshape(-1, values.shape[-1]), opinions, rows, where)

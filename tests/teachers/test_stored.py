@@ -169,6 +169,11 @@ def test_both_orders_stay_apart_in_columns_and_in_rows(write: Write) -> None:
         assert np.abs(of_rows(store, "ab") - P).max() < 1e-5 and np.abs(of_rows(store, "ba") - other).max() < 1e-5
     one = write(IDS | {"order": ["ab"] * COUNT} | columns("p", P))
     assert np.abs(of_rows(one, "ba") - P).max() < 1e-5  # it stands for both
+    turned = [c.swap() if i % 2 else c for i, c in enumerate(ROWS)]
+    texts = {n: [json.dumps(getattr(c, n)) for c in turned] for n in ("prompt", "response_a", "response_b")}
+    p = np.array([row[[1, 0, 2]] if i % 2 else row for i, row in enumerate(P)])
+    one = write(texts | {"order": ["ab"] * COUNT} | columns("p", p))  # of the data's own a and b, some are order ba
+    assert np.abs(of_rows(one, "ab") - P).max() < 1e-5 and np.abs(of_rows(one, "ba") - P).max() < 1e-5
 
 
 def test_rows_of_other_conversations_are_left_aside(write: Write) -> None:
@@ -203,7 +208,8 @@ def p_a(row: int, value: float) -> dict[str, Any]:
         (broken(prob_a=P[:, 0]), r"columns p_a and prob_a both hold the probabilities of a: drop one"),
         (IDS | columns("p", P, "_ab"), r"not those of one order or of both alike"),
         (IDS | {"p_a": P[:, 0], "p_b": 1 - P[:, 0]}, r"comes from data without ties"),
-        (broken(order=["ab", *["ba"] * 11]) , r"c0 is judged in one order alone, others in both or in the other"),
+        ({"id": [*IDS["id"], "c0"], "order": [*["ab"] * COUNT, "ba"]} | columns("p", P[[*range(COUNT), 0]]),
+         r"c1 is judged in one order alone, others in both"),
         (broken(order=["AB"] * COUNT), r"row 1: order is 'AB': write ab or ba"),
         ({"name": IDS["id"]} | columns("p", P), r"neither id nor prompt"),
         (broken(id=[None, *IDS["id"][1:]]), r"row 1: id is missing"),
