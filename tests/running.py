@@ -24,7 +24,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 def own_process(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
     """`target(*arguments)`, started in a process that has imported everything already, which takes longest."""
-    process = importing_server().Process(target=_as_no_rank, args=(target, *arguments))
+    environment = {name: value for name, value in os.environ.items() if name not in RANK}  # perhaps of a training here
+    process = importing_server().Process(target=_with_environment, args=(environment, target, *arguments))
     process.start()
     return process
 
@@ -41,10 +42,15 @@ def importing_server() -> ForkServerContext:
     return context
 
 
-def _as_no_rank(target: Callable[..., Any], *arguments: Any) -> None:
-    for name in RANK:  # the server has the environment in which it was started, perhaps that of a training
-        os.environ.pop(name, None)
+def _with_environment(environment: Mapping[str, str], target: Callable[..., Any], *arguments: Any) -> None:
+    _replace_environment({**environment, **OFFLINE})
     target(*arguments)
+
+
+def _replace_environment(environment: Mapping[str, str]) -> None:
+    """Instead of the server's, which is that of the test for which it was started."""
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def start_command(
@@ -65,8 +71,7 @@ def _as_main(module: str, arguments: Sequence[str], environment: Mapping[str, st
     for stream, path in zip((sys.stdout, sys.stderr), output, strict=True):
         stream.flush()  # what the server has printed
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())
-    os.environ.clear()
-    os.environ.update(environment)
+    _replace_environment(environment)
     os.chdir(ROOT)
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)
