@@ -6,6 +6,8 @@ A pointwise judge is shown one response: without <answer_b>, order "ab" shows re
 within the budget, whatever the other one is. With `show_models`, <model_a> name <model_b> name stand before the
 verdict.
 
+Where <answer_a> and <answer_b> hold {words}, they tell how many words the whole response has, however much is cut.
+
 The newest turn is always shown. Of what the budget leaves, older turns are taken from the newest back, and a marker
 stands for those left out. Within a turn that does not fit, the question comes first (a third of the room is its own,
 more where the answers need less), then the longer answer is shortened until both are equally long. A text is
@@ -21,7 +23,7 @@ not a second time where the template has it already.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,12 +36,14 @@ from core.bounds import Count, Natural
 from core.chat_templates import as_chat
 from core.config import from_mapping
 from core.errors import UserError
+from core.prompt_markers import frame, without_markers
 from core.records import ORDERS, Conversation, Order
 
 LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
 NAME_TOKENS = 32  # room for a model's name
+WORDS = "{words}"  # in <answer_a> and <answer_b>
+NUMBER_TOKENS = 8  # room for a number of words
 UNNAMED = "an unknown model"
-UNLIKELY = -1e4  # log probability: less than any spelling of a marker in pieces
 CHUNK = 1024  # conversations tokenised at a time: enough to keep the tokenizer's threads busy, small in memory
 
 
@@ -56,7 +60,7 @@ class TemplateConfig:
     question: str
     """Before the user's message of each turn."""
     answer_a: str
-    """Before response a of each turn."""
+    """Before response a of each turn; {words} in it stands for the number of words of the whole response."""
     answer_b: str | None
     """Before response b of each turn; null: the prompt shows one response alone (model.kind=pointwise)."""
     verdict: str
@@ -106,6 +110,14 @@ class ResponseIds(list[int]):
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """A user's or a model's text: its token ids, and how many words it has."""
+
+    ids: list[int]
+    words: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rendered:
     """The prompt of one conversation in one order. `truncated`: something of the conversation was left out.
 
@@ -131,9 +143,11 @@ class Renderer:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        start, end = _frame(self._tokenizer)
+        start, end = frame(self._tokenizer)
         self.pointwise = config.pointwise
         given = {name: text for name, text in asdict(config.template).items() if text is not None}
+        if elsewhere := [name for name, text in given.items() if WORDS in text and not name.startswith("answer_")]:
+            raise UserError(f"prompt.template.{elsewhere[0]} holds {WORDS}, which answer_a and answer_b alone can tell")
         given, self._chat = as_chat(given, tokenizer_folder)
         fixed = {name: self._encode([text])[0] for name, text in given.items()}
         used = {token for ids in (start, *fixed.values(), end) for token in ids}
@@ -141,7 +155,8 @@ class Renderer:
         instruction, verdict = fixed["instruction"], fixed["verdict"]
         self._omitted, self._cut = fixed["omitted"], fixed["cut"]
         sides = ("a",) if self.pointwise else ("a", "b")
-        self._question, self._answers = fixed["question"], [fixed[f"answer_{side}"] for side in sides]
+        self._question = fixed["question"]
+        self._answers = [self._encode(given[f"answer_{side}"].split(WORDS)) for side in sides]
         self._names = [fixed[f"model_{side}"] for side in sides]
         has_start = (instruction or self._question)[: len(start)] == start
         has_end = verdict[max(len(verdict) - len(end), 0) :] == end
@@ -153,7 +168,7 @@ class Renderer:
         # What the hash says of it: nothing where the start is put in front and that is all, as it always was.
         usual = not end and not (start and has_start)
         self._frame = [] if usual else [has_start, has_end]
-        self._round_overhead = len(self._question) + sum(map(len, self._answers))
+        self._round_overhead = len(self._question) + sum(map(_room, self._answers))
         self._budget = config.max_tokens - len(self._opening) - len(self._closing)
         minimum = (
             config.max_tokens - self._budget + self._round_overhead + len(self._omitted) + 3 * (len(self._cut) + 2)
@@ -184,7 +199,7 @@ class Renderer:
         remaining = iter(conversations)
         while chunk := list(islice(remaining, CHUNK)):
             texts = [text for c in chunk for text in (*c.prompt, *c.response_a, *c.response_b)]
-            encoded = iter(self._encode(texts))
+            encoded = (Text(ids, len(text.split())) for ids, text in zip(self._encode(texts), texts, strict=True))
             for c in chunk:
                 questions, side_a, side_b = (
                     [next(encoded) for _ in part] for part in (c.prompt, c.response_a, c.response_b)
@@ -196,8 +211,8 @@ class Renderer:
         self,
         conversation: Conversation,
         orders: Sequence[Order],
-        questions: list[list[int]],
-        sides: tuple[list[list[int]], list[list[int]]],
+        questions: list[Text],
+        sides: tuple[list[Text], list[Text]],
         names: Sequence[list[int]],
     ) -> Iterator[Rendered]:
         """One conversation's prompts, from the tokens of its texts."""
@@ -228,8 +243,8 @@ class Renderer:
         names = self._encode([name or UNNAMED for name in (conversation.model_a, conversation.model_b)])
         return [name[:NAME_TOKENS] for name in names]
 
-    def _assemble(self, turns: Sequence[tuple[list[int], ...]], names: Sequence[list[int]]) -> tuple[list[int], bool]:
-        sizes = [tuple(map(len, turn)) for turn in turns]
+    def _assemble(self, turns: Sequence[tuple[Text, ...]], names: Sequence[list[int]]) -> tuple[list[int], bool]:
+        sizes = [tuple(len(text.ids) for text in turn) for turn in turns]
         authors = [token for part in zip(self._names, names, strict=False) for tokens in part for token in tokens]
         kept = self._fit(sizes, self._budget - len(authors))
         left_out = len(turns) - len(kept)
@@ -237,9 +252,11 @@ class Renderer:
         if left_out:
             ids += self._omitted
         for texts, lengths in zip(turns[left_out:], kept, strict=True):
-            for marker, text, length in zip((self._question, *self._answers), texts, lengths, strict=True):
-                ids += marker
-                ids += shorten(text, length, self._cut)
+            for marker, text, length in zip(([self._question], *self._answers), texts, lengths, strict=True):
+                ids += marker[0]
+                for part in marker[1:]:
+                    ids += self._encode([str(text.words)])[0][:NUMBER_TOKENS] + part
+                ids += shorten(text.ids, length, self._cut)
         ids += authors + self._closing
         assert len(ids) <= self.config.max_tokens
         return ids, kept != sizes
@@ -258,6 +275,11 @@ class Renderer:
             kept.append(share_room(question, answer, sum(others), room)[: len(size)])
             budget = room - sum(kept[-1])
         return kept[::-1]
+
+
+def _room(marker: Sequence[list[int]]) -> int:
+    """The most tokens of a marker, with a number between its parts."""
+    return sum(map(len, marker)) + NUMBER_TOKENS * (len(marker) - 1)
 
 
 def shorten(text: list[int], length: int, cut: list[int]) -> list[int]:
@@ -285,40 +307,6 @@ def share_room(question: int, first: int, second: int, room: int) -> tuple[int, 
         level = rest - shorter if 2 * shorter <= rest else rest // 2
         first, second = min(first, level), min(second, level)
     return question, first, second
-
-
-def without_markers(tokenizer: Tokenizer, used: Set[int]) -> tuple[Tokenizer, set[int]]:
-    """A copy of a tokenizer that reads markers as plain text, and the ids of the markers.
-
-    Those are its special tokens and, of the other added ones, those that a template uses (`used`: the ids in it), as
-    some models mark turns with tokens that are not special. White space stays what it is.
-    Raises `UserError` where plain text gives a marker of the template all the same.
-    """
-    description = json.loads(tokenizer.to_str())
-    for token in description["added_tokens"]:
-        token["special"] |= bool(token["content"].strip()) and token["id"] in used
-    markers = {token["id"]: token["content"] for token in description["added_tokens"] if token["special"]}
-    if description["model"]["type"] == "Unigram":  # where special tokens are pieces too, and the likeliest
-        pieces = description["model"]["vocab"]
-        for marker in markers.keys() & {*range(len(pieces))}:
-            pieces[marker][1] = UNLIKELY
-    plain = Tokenizer.from_str(json.dumps(description))
-    plain.encode_special_tokens = True
-    for marker in markers.keys() & used:
-        if marker in plain.encode(markers[marker], add_special_tokens=False).ids:
-            raise UserError(
-                f"the tokenizer reads {markers[marker]!r} in plain text as the marker that the template uses, so that "
-                "a user could write it: use a template without it"
-            )
-    return plain, set(markers)
-
-
-def _frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer's post-processor puts before and after a text."""
-    encoding = tokenizer.encode("a")
-    mask = encoding.special_tokens_mask
-    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
-    return encoding.ids[:first], encoding.ids[last:]
 
 
 def check_open(renderer: Renderer, asked: str, folder: Path) -> None:

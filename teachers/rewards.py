@@ -21,7 +21,8 @@ from core.errors import UserError
 from core.locks import alone
 from core.models.architecture import layer_of
 from core.models.linking import linked_classifier
-from core.prompts import CHUNK, share_room, shorten, without_markers
+from core.prompt_markers import without_markers
+from core.prompts import CHUNK, share_room, shorten
 from core.records import Conversation
 
 T = TypeVar("T")

@@ -1,8 +1,9 @@
 """What a judge is trained on, and which rows meet in which optimiser step on which rank.
 
 A step holds whole conversations, both orders of each; a rank gets whole conversations; a micro-batch gets rows of
-similar length. Equal prompts, such as a pointwise judge's of a response that several conversations have, go to one
-micro-batch as far as its budget allows, and are computed once there. All of it follows from (seed, epoch) alone, so a
+similar length. Conversations that share a response go to one step of a pointwise judge and to one micro-batch, as far
+as these have room: there it is computed once, and does not meet the weights again and again within an epoch, to be
+learned by heart (Ouyang et al. 2022, arXiv 2203.02155, section 3.5). All of it follows from (seed, epoch) alone, so a
 resumed run, or one on more ranks, meets the same conversations in the same steps, each exactly once an epoch.
 """
 
@@ -176,17 +177,22 @@ def split(
     return training, validation
 
 
-def plan_epoch(lengths: Sequence[int], batch: int, pool_steps: int, seed: int, epoch: int) -> list[list[int]]:
+def plan_epoch(
+    lengths: Sequence[int], batch: int, pool_steps: int, seed: int, epoch: int, prompts: Numbers | None = None
+) -> list[list[int]]:
     """The optimiser steps of one epoch, each a list of example indices; every example is in exactly one.
 
     Steps are cut from a random permutation, in pools of `pool_steps` steps that are sorted by length, so that little
-    of a step is padding; the order of steps is random again.
+    of a step is padding; the order of steps is random again. Examples that share `prompts` (None: none do) are permuted
+    and sorted as one, by the longest of them.
     """
     rng = np.random.default_rng((seed, epoch))
-    order, pool = rng.permutation(len(lengths)), batch * pool_steps
-    steps = []
+    families = [[i] for i in range(len(lengths))] if prompts is None else _families(range(len(lengths)), prompts)
+    longest = {i: (max(lengths[j] for j in family), family[0]) for family in families for i in family}
+    order = [i for place in rng.permutation(len(families)) for i in families[place]]
+    steps, pool = [], batch * pool_steps
     for start in range(0, len(order), pool):
-        by_length = sorted(order[start : start + pool].tolist(), key=lambda i: (lengths[i], i))
+        by_length = sorted(order[start : start + pool], key=lambda i: (*longest[i], i))
         steps += [by_length[k : k + batch] for k in range(0, len(by_length), batch)]
     return [steps[i] for i in rng.permutation(len(steps))]
 

@@ -112,10 +112,7 @@ class Trainer:
         progress = TrainingProgress(self.folder.parent.name, self.total_steps, state.step, self.rank)
         with StopRequest() as stop:
             for epoch in range(state.step // self.steps_per_epoch, train.epochs):
-                steps = plan_epoch(
-                    self.lengths, train.batch_conversations, train.length_pool_steps, self.recipe.seed, epoch
-                )
-                for step in steps[state.step - epoch * self.steps_per_epoch :]:
+                for step in self.steps_of(epoch)[state.step - epoch * self.steps_per_epoch :]:
                     # Take the step, and validate where it is time.
                     record = self.take_step(step, epoch)
                     if validated := self.validation_is_due():
@@ -140,6 +137,12 @@ class Trainer:
                         stop_if_pruned(self.trial, self.folder, state)
         progress.close()
         return state
+
+    def steps_of(self, epoch: int) -> list[list[int]]:
+        """The places in `training` of the conversations of each step."""
+        train = self.recipe.train
+        settings = (train.batch_conversations, train.length_pool_steps, self.recipe.seed, epoch)
+        return plan_epoch(self.lengths, *settings, self.prompts)
 
     def take_step(self, step: list[int], epoch: int) -> dict[str, Any]:
         """One optimiser step over conversations `step`: both orders, all ranks, divided once by the global counts."""

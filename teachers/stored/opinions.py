@@ -48,8 +48,9 @@ def write_stored(
 ) -> None:
     """Write the opinions on `rows` into a finished store; people voted for `labels`.
 
-    Scores of single responses become logits by the Bradley-Terry fit with the penalty `l2`. Raises `UserError` where
-    the file does not cover the rows, or says of one what cannot be.
+    Scores of single responses become logits by the Bradley-Terry fit with the penalty `l2`. Where nobody could vote for
+    a tie, the difference of two log-odds is a pair's already. Raises `UserError` where the file does not cover the
+    rows, or says of one what cannot be.
     """
     if artefact.is_finished():
         log.info("%s is finished", artefact.folder)
@@ -57,10 +58,10 @@ def write_stored(
     name = identity_hash(artefact.identity["stored"])
     hashes = {"template": "none", "prompt": name}
     folds = None if learned_from in BEHIND else learned_from
-    if source is None or holds_responses(source):
-        scores = of_data(rows) if source is None else read_scores(source, rows)
+    if source is None:
+        scores = of_data(rows)
     else:
-        opinions = read_opinions(source, rows, folds)
+        opinions = read_scores(source, rows, labels) if holds_responses(source) else read_opinions(source, rows, folds)
         if opinions.columns.quantity != "scores":
             table, seen = as_logits(opinions, rows, source.where), seen_by(opinions, rows, learned_from)
             check_knows(Path(source.where), LABELS[: opinions.columns.labels], labels)

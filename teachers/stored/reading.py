@@ -14,12 +14,14 @@ from core.data.files.rows import Row, Source, shown
 from core.data.layouts.layout import named, number
 from core.data.layouts.scored import PROMPT, RESPONSE, SCORE
 from core.errors import UserError
+from core.labels import WITHOUT_TIES, Labels
 from core.records import ORDERS, Conversation, Order
 from teachers.stored.columns import ADVICE, Columns, columns_of
 from teachers.stored.joining import PAIR, Join, check_covered, readable
 
 log = logging.getLogger(__name__)
 ORDER = "order"  # the column that tells in which order a row's responses were shown
+LOG_ODDS = ("logit", "log_odds", "logodds")  # how the name of a column of such scores ends
 Values = list[float]  # of a, b and, where there is one, tie
 
 
@@ -91,21 +93,32 @@ def read_opinions(source: Source, conversations: Sequence[Conversation], folds: 
     return Opinions(columns, values, lines, of_folds)
 
 
-def read_scores(source: Source, conversations: Sequence[Conversation]) -> list[tuple[float, float]]:
+def read_scores(source: Source, conversations: Sequence[Conversation], labels: Labels) -> Opinions:
     """The scores of responses a and b of each conversation, from rows of single responses.
 
-    A response that several rows score has their mean. Raises `UserError` as `read_opinions` does.
+    A response that several rows score has their mean. A column of that name holds log-odds against some opponent. The
+    difference of two is then a pair's logit, by Bradley and Terry's model, where `labels` have no tie.
+    Raises `UserError` as `read_opinions` does.
     """
     prompt, response, score = (named(names, source.columns) or "" for names in (PROMPT, RESPONSE, SCORE))
     join = Join.by_texts(source, (prompt, response))
     scores: dict[str, list[float]] = {}
+    lines: dict[str, int] = {}
     for row in readable(source):
-        scores.setdefault(join.key(row), []).append(finite(row, score, source.where))
+        key = join.key(row)
+        scores.setdefault(key, []).append(finite(row, score, source.where))
+        lines[key] = row.line
     keys = {c.id: [join.of_texts(c.prompt, r) for r in (c.response_a, c.response_b)] for c in conversations}
     known = [name for name, (a, b) in keys.items() if a in scores and b in scores]
     check_covered([*keys], {*known}, source.where, ())
-    log.info("%s: %s of %d responses, by a hash of the texts", source.where, score, len(scores))
-    return [(float(np.mean(scores[a])), float(np.mean(scores[b]))) for a, b in keys.values()]
+    log_odds = labels == WITHOUT_TIES and score.lower().endswith(LOG_ODDS)
+    told = "log-odds, whose differences are the logits" if log_odds else "scores"
+    log.info("%s: %s of %d responses, by a hash of the texts: %s", source.where, score, len(scores), told)
+    values: dict[str, Mapping[Order | None, Values]] = {
+        name: {None: [float(np.mean(scores[key])) for key in both]} for name, both in keys.items()
+    }
+    columns = Columns("logits" if log_odds else "scores", {None: [score, score]})
+    return Opinions(columns, values, {name: lines[a] for name, (a, _) in keys.items()}, dict.fromkeys(keys))
 
 
 def holds_responses(source: Source) -> bool:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from core.errors import UserError
 from core.prompts import UNNAMED, PromptConfig, Renderer, share_room
 from core.records import Conversation
 from tests.composing import TEMPLATE, configured
@@ -86,6 +87,36 @@ def test_order_ba_is_order_ab_of_the_swapped_conversation(
         ab, ba = each.render([conversation])
         swapped_ab, swapped_ba = each.render([conversation.swap()])
         assert (ab.ids, ba.ids) == (swapped_ba.ids, swapped_ab.ids)
+
+
+@fixtures_are_constant
+@given(conversation=conversations())
+def test_a_marker_tells_how_many_words_the_whole_response_has(
+    tiny_tokenizer_folder: Path, tokenizer: Tokenizer, conversation: Conversation
+) -> None:
+    """However much of it is cut, in either order, within the budget."""
+    telling = replace(TEMPLATE, answer_a="\nA of {words}: ", answer_b="\nB of {words}: ")
+    both = Renderer(replace(CONFIG, max_tokens=192, template=telling), tiny_tokenizer_folder)
+    alone = Renderer(replace(CONFIG, template=replace(telling, answer_b=None)), tiny_tokenizer_folder)
+    sides = {"ab": (conversation.response_a, conversation.response_b)}
+    sides["ba"] = sides["ab"][::-1]
+    for pairwise, pointwise in zip(both.render([conversation]), alone.render([conversation]), strict=True):
+        first, second = sides[pairwise.order]
+        for rendered, budget, told in (
+            (pairwise, 192, f"\nA of {len(first[-1].split())}: "),
+            (pairwise, 192, f"\nB of {len(second[-1].split())}: "),
+            (pointwise, 96, f"\nA of {len(first[-1].split())}: "),
+        ):
+            assert told in tokenizer.decode(rendered.ids, skip_special_tokens=False)
+            assert len(rendered.ids) <= budget
+
+
+def test_no_other_text_tells_words(tiny_tokenizer_folder: Path) -> None:
+    template = replace(TEMPLATE, verdict="\nBest of {words}:")
+    with pytest.raises(
+        UserError, match=r"prompt\.template\.verdict holds \{words\}, which answer_a and answer_b alone"
+    ):
+        Renderer(replace(CONFIG, template=template), tiny_tokenizer_folder)
 
 
 @fixtures_are_constant

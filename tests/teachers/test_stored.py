@@ -267,6 +267,27 @@ def test_scores_of_responses_are_mapped_as_rewards_are(write: Write) -> None:
         write(IDS | {"score_a": [1.0] * COUNT, "score_b": [0.5] * COUNT, "fold": [0] * COUNT}, learned_from="fold")
 
 
+def test_differences_of_log_odds_are_the_logits_of_data_without_ties(write: Write) -> None:
+    """A fit would find no scale: where the scores themselves cast the votes, the largest fits best."""
+    rows = [
+        replace(c, votes=[1.0, 0.0, 0.0] if a > b else [0.0, 1.0, 0.0]) for c, (a, b) in zip(ROWS, SCORES, strict=True)
+    ]
+    table: dict[str, list[Any]] = {"prompt": [], "response": [], "gpt_logit": []}
+    for c, both in zip(rows, SCORES, strict=True):
+        table["prompt"] += [json.dumps(c.prompt)] * 2
+        table["response"] += [json.dumps(c.response_a), json.dumps(c.response_b)]
+        table["gpt_logit"] += both
+    p_a = 1 / (1 + np.exp([b - a for a, b in SCORES]))
+    for order in ORDERS:
+        found = of_rows(write(table, rows, WITHOUT_TIES), order, rows)
+        assert np.abs(found - np.column_stack([p_a, 1 - p_a, np.zeros(COUNT)])).max() < 1e-6
+    table["gpt_score"] = table.pop("gpt_logit")
+    assert np.abs(of_rows(write(table, rows, WITHOUT_TIES), "ab", rows)[:, 0] - p_a).max() > 0.01
+    table["gpt_logit"] = [float("-inf"), *table.pop("gpt_score")[1:]]
+    with pytest.raises(ValueError, match=r"c0 has logits \[-inf, "):
+        write(table, rows, WITHOUT_TIES)
+
+
 class TestProvenance:
     """What the opinions learned from is declared, and goes on to whoever learns from them."""
 

@@ -1,6 +1,7 @@
 """A pointwise judge's steps: their gradients by definition, shared responses computed once, runs that survive kills."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.data.table import load_conversations
 from core.errors import UserError
@@ -21,7 +24,7 @@ from distill.training_run import run_folder
 from eval.metrics import log_loss_rows, predict
 from students.trained import open_trained
 from students.training.collectives import process_group
-from students.training.data import Example, collate, micro_batches, prompt_numbers, split
+from students.training.data import Example, collate, micro_batches, plan_epoch, prompt_numbers, split
 from students.training.inputs import check_prompt
 from teachers.scorers.opening import open_scorer
 from tests.composing import configured, scorer
@@ -130,6 +133,20 @@ def test_a_response_that_conversations_share_is_computed_once_a_step() -> None:
                 for (i, order), end in zip(rows, batch.ends, strict=False):
                     row, last = divmod(int(end), batch.input_ids.shape[1])
                     assert batch.input_ids[row, : last + 1].tolist() == conversations[i].ids[order]
+
+
+@given(prompts=st.lists(st.integers(0, 5), min_size=1, max_size=60), batch=st.integers(1, 9), epoch=st.integers(0, 2))
+def test_a_step_holds_what_shares_a_response(prompts: list[int], batch: int, epoch: int) -> None:
+    """Conversations of one prompt share a response here: a step's border alone parts them."""
+    lengths, numbers = [10 + i % 7 for i in range(len(prompts))], [(p, 100 + i) for i, p in enumerate(prompts)]
+    steps = plan_epoch(lengths, batch, 3, 0, epoch, numbers)
+    assert sorted(i for step in steps for i in step) == [*range(len(prompts))]
+    assert [len(step) for step in steps].count(batch) >= len(prompts) // batch
+    for prompt, count in Counter(prompts).items():
+        parted = sum(any(prompts[i] == prompt for i in step) for step in steps)
+        assert parted <= 2 + count // batch + (len(prompts) > 3 * batch)  # a pool's border may part them, too
+    alone = plan_epoch(lengths, batch, 3, 0, epoch, [(-i - 1, i) for i in range(len(prompts))])
+    assert alone == plan_epoch(lengths, batch, 3, 0, epoch)
 
 
 @pytest.mark.parametrize("chosen", [range(6), [0], [1]])  # the first has two equal responses
