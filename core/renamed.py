@@ -66,6 +66,7 @@ REMOVED = {
     "plan.conversations": "plan.assumed.conversations holds for data that are not prepared",
     "plan.tokens": "plan.assumed.tokens holds for a model without its tokenizer",
     "predict.rules.both_empty": "the judge decides where both responses are empty",
+    "eval.ece_bins": "15 bins hold everywhere",
     "export.quantisation.damping": "GPTQ's own default of 0.01 holds",
 }
 # Keys that earlier manifests lack -> a key beside which they stand, and what held then.
@@ -73,6 +74,7 @@ LABEL_TOKENS = [" A", " B", " C"]  # of every prompt
 ADDED = {
     "prompt.label_tokens": ("max_tokens", LABEL_TOKENS),
     "model.kind": ("freeze_layers", "pairwise"),
+    "eval.truth": ("bias_level", "votes"),
 }
 UNCHANGED = {"canaries": ("on_failure", "rows", "tokens", "repeats", "factors", "floor")}  # names that are groups now
 # Values that are gone: key -> value -> what to give in its place.
@@ -147,7 +149,7 @@ def _did_nothing(key: str, value: Any) -> bool:
     """Whether a removed key changed nothing of what was made with it."""
     if isinstance(value, Mapping):
         return not (value.get("weight") or value.get("final_weight"))
-    return value is None or key in ("loss.cross_entropy.temperature", "ignore_columns")
+    return value is None or key in ("loss.cross_entropy.temperature", "ignore_columns", "eval.ece_bins")
 
 
 def _at(config: dict[str, Any], groups: list[str]) -> dict[str, Any] | None:

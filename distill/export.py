@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 READS = (
     "name fold seed overwrite check data.name export fidelity canaries scorers.check scorers.student "
-    "t4 eval.bootstrap eval.ece_bins paths"
+    "t4 eval.bootstrap paths"
 )
 
 
@@ -91,7 +91,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     # Compare.
     student = unquantised(judge, config.scorers.student, config.root)
     read = exported(judge, model, scorer, config.root)
-    compared, settings = rows.compared, (config.fidelity, config.eval.bootstrap, config.eval.ece_bins, seed)
+    compared, settings = rows.compared, (config.fidelity, config.eval.bootstrap, seed)
     failed = write_fidelity(folder, student, read, compared, judge.learned(), *settings)
     fit_to_votes(folder, read, rows.validation, export.scaling)
     # Check: an export in another type than fp16 is meant for other GPUs.

@@ -56,18 +56,22 @@ def evaluate(config: Config) -> None:
     from core.locks import alone
     from eval.evaluation import METRICS, Evaluation, outdated
     from eval.judges.answers import Engines
-    from eval.judges.candidates import candidates, file_digests, teacher_stores
+    from eval.judges.candidates import TEACHER, candidates, file_digests, teacher_stores
     from eval.judges.panel import ask_all
     from eval.report.terminal import lines, table
     from eval.results import read_result, write_result
-    from eval.scored import scored_and_training
+    from eval.scored import as_voted_by, scored_and_training
     from eval.seeds import seeds_table
 
     # What is scored, and who judges it
     root, data = config.root, data_folder(config)
-    split, scored, training = scored_and_training(load_conversations(data), config.eval.split, config.fold)
-    scored, labels = scored[: config.limit], labels_in(data)
-    found = candidates(root, config.run, config.fold, teacher_stores(config.teacher), config.eval.judges)
+    stores, labels = teacher_stores(config.teacher), labels_in(data)
+    conversations = load_conversations(data)
+    if config.eval.truth == "teacher":
+        conversations = as_voted_by(root / "logits" / stores[TEACHER], conversations, labels)
+    split, scored, training = scored_and_training(conversations, config.eval.split, config.fold)
+    scored = scored[: config.limit]
+    found = candidates(root, config.run, config.fold, stores, config.eval.judges)
     engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
 
     # Evaluate, unless it is done; what gave no answer is asked again, and costs and sets are as configured now
@@ -128,12 +132,13 @@ def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]"
     """The student against `eval.variants` over `eval.seeds`."""
     from eval.judges.answers import ask
     from eval.judges.candidates import over_seeds
+    from eval.reliability import BINS
     from eval.seeds import compare_seeds
 
     seeds, variants = config.eval.seeds, config.eval.variants
     found = over_seeds(config.root, config.run, config.fold, config.seed, seeds, variants, config.name)
     answers = {name: [ask(candidate, scored, engines, labels) for candidate in of] for name, of in found.items()}
-    return compare_seeds(answers, seeds, scored, labels, config.eval.ece_bins)
+    return compare_seeds(answers, seeds, scored, labels, BINS)
 
 
 def score_on_benchmark(config: Config, path: Path) -> None:

@@ -70,10 +70,11 @@ class EvalConfig:
 
     split: Literal["test", "fold"]
     """Rows to score. test: the locked test split; fold: the fold that the student leaves out."""
+    truth: Literal["votes", "teacher"]
+    """What judges are measured by, and baselines fitted to. votes: people's; teacher: its probabilities, whose
+    cross-entropy is then what the tables call log loss."""
     bootstrap: Annotated[int, at_least(40)]  # one draw beyond each end of a 95% interval
     """Bootstrap draws of conversations behind every interval."""
-    ece_bins: Count
-    """Bins of the expected calibration error (ECE)."""
     bias_level: PartialShare
     """How often the interval of a bias may miss the truth."""
     judges: dict[str, str]

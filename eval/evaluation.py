@@ -27,6 +27,7 @@ from eval.leaderboard import Leaderboard, leaderboard
 from eval.means import Difference, paired_difference
 from eval.metrics import log_loss_rows, predict
 from eval.recalibration import IDENTITY
+from eval.reliability import BINS
 from eval.set_figures import JudgeSets, judge_sets
 from eval.surface_features import ResponseFeatures, response_features
 from students.export.config import T4Config
@@ -59,7 +60,7 @@ class Evaluation(Comparison):
     for real votes; its judge is then among the others. `gain`: by how much the student is better than the one without a
     teacher, None where that is absent. `leaderboard`: None without three models. `unanswered`: why an export that is
     not among the judges gave no answer on this machine, by name. `reading`: the examples. `costs`: None of evaluations
-    of before.
+    of before. `truth`: whose opinion stands for the votes, the people's or the "teacher"'s.
     """
 
     judges: Mapping[str, JudgeResult]
@@ -70,6 +71,7 @@ class Evaluation(Comparison):
     reading: Examples
     unanswered: Mapping[str, str] = field(default_factory=dict)
     costs: Costs | None = None
+    truth: str = "votes"
 
 
 def measure(
@@ -104,7 +106,7 @@ def measure(
         Roles(_if_there(TEACHER, logits), _if_there(REFERENCE, logits), STUDENT),
         {name: of.recalibration for name, of in answers.items() if of.recalibration is not None},
         resampling=resampling,
-        bins=config.ece_bins,
+        bins=BINS,
     )
     features = response_features(scored)
     judges = {
@@ -127,6 +129,7 @@ def measure(
         leaderboard=leaderboard(scored, votes, probabilities, resampling),
         reading=find_examples(ids, groups, votes, probabilities),
         unanswered=panel.unanswered,
+        truth=config.truth,
         costs=measure_costs(panel.answers, logits, votes, groups, resampling, t4),
     )
 

@@ -75,7 +75,6 @@ def write_fidelity(
     learned: Learned,
     limits: FidelityConfig,
     draws: int,
-    bins: int,
     seed: int,
 ) -> list[str]:
     """Write `folder`/fidelity.json: what an export lost on at most `limits.rows` of the conversations.
@@ -91,7 +90,6 @@ def write_fidelity(
         *votes_and_groups(compared, student.labels),
         limits,
         resampling=Resampling(draws, seed),
-        bins=bins,
         taught=sum(c.fingerprint() in learned.through_teachers for c in compared) if learned.is_known else None,
     )
     write_result(folder / FIDELITY, found)

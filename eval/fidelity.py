@@ -15,7 +15,7 @@ from eval.config import FidelityConfig
 from eval.intervals import LEVEL, Estimate, Groups, Interval
 from eval.means import Means
 from eval.metrics import flip_rows, log_loss_rows, predict
-from eval.reliability import calibration_error_rows
+from eval.reliability import BINS, calibration_error_rows
 from eval.results import read_result
 
 FIDELITY = "fidelity.json"
@@ -89,7 +89,6 @@ def fidelity(
     limits: FidelityConfig,
     *,
     resampling: Resampling,
-    bins: int,
     taught: int | None = None,
 ) -> Fidelity:
     """Compare an export with its student on rows of `votes` [n, labels]: logits of both orders, each like them."""
@@ -97,7 +96,7 @@ def fidelity(
     figures = {
         "log_loss": (log_loss_rows(before, votes), log_loss_rows(after, votes)),
         "flip_rate": (flip_rows(*student), flip_rows(*export)),
-        "ece": tuple(calibration_error_rows(of, votes, bins, equal_mass=True) for of in (before, after)),
+        "ece": tuple(calibration_error_rows(of, votes, BINS, equal_mass=True) for of in (before, after)),
     }
     kl = (before * np.log(before / after)).sum(axis=1)
     first, second = before.argmax(axis=1), after.argmax(axis=1)

@@ -12,6 +12,8 @@ import polars as pl
 from core.records import LABELS
 from eval.metrics import accuracy_rows, shares
 
+BINS = 15  # as Guo et al. have
+
 
 def reliability(probabilities: np.ndarray, votes: np.ndarray, bins: int, equal_mass: bool = False) -> pl.DataFrame:
     """Confidence against accuracy in bins of the top label's probability, of equal width ((m-1)/bins, m/bins] or mass.

@@ -2,13 +2,20 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from scipy.special import softmax
 
 from core.data.arena_sim import TRUE_DISTRIBUTION
 from core.errors import UserError
-from core.records import TEST, Conversation
+from core.labels import Labels, among, with_tie
+from core.records import LABELS, TEST, Conversation
+from core.scoring import swap_average
+from core.store.reading import read_logits
+from core.store.targets import REMEDY, check_texts
 from core.tables import read_parquet
 
 log = logging.getLogger(__name__)
@@ -34,6 +41,24 @@ def scored_and_training(
     if not scored:
         raise UserError(f"fold={fold} of these data has no votes to evaluate on: choose another fold or data set")
     return split, scored, [c for c in conversations if c.fold not in (TEST, scored[0].fold)]
+
+
+def as_voted_by(teacher: Path, conversations: Sequence[Conversation], labels: Labels = LABELS) -> list[Conversation]:
+    """`conversations` with the probabilities in the store of a `teacher`, the mean over orders, in place of votes.
+
+    Raises `UserError` where the store lacks some, or scored other texts.
+    """
+    logits = read_logits(teacher, REMEDY).filter(pl.col("id").is_in([c.id for c in conversations]))
+    check_texts(teacher, logits, conversations)
+    averaged = swap_average(logits)
+    values = softmax(among(np.array(averaged["logits"].to_list()), labels), axis=1)
+    votes = dict(zip(averaged["id"], with_tie(values, 0.0).tolist(), strict=True))
+    if lacking := [c.id for c in conversations if c.id not in votes]:
+        raise UserError(
+            f"eval.truth=teacher: {teacher} lacks {len(lacking)} of {len(conversations)} conversations, such as "
+            f"{lacking[:3]}; {REMEDY}"
+        )
+    return [replace(c, votes=votes[c.id]) for c in conversations]
 
 
 def true_distribution(data: Path, conversations: Sequence[Conversation]) -> pl.DataFrame | None:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (("core",), ("teachers", "students"), ("eval",), ("deploy",), ("distill",))
 PACKAGES = tuple(package for floor in FLOORS for package in floor)
 # What stands beside the house may import all of it but entry points.
-BESIDE = ("hydra_plugins", "gpu_check", "bench", "studies")
+BESIDE = ("hydra_plugins", "gpu_check", "bench", "studies", "proof")
 FILE_LINES, FUNCTION_LINES, ENTRY_POINT_LINES, LEAVES = 350, 60, 120, 200
 COMMANDS = (
     "prepare",

@@ -57,6 +57,11 @@ def rows_line(evaluation: Evaluation) -> str:
     rows = evaluation.rows
     where = "the locked test split" if evaluation.split == "test" else "the fold that the student holds out"
     sentences = [f"Scored: {rows:,} conversations of {where}."]
+    if evaluation.truth == "teacher":
+        sentences.append(
+            "The teacher's probabilities stand for votes: log loss is the cross-entropy with them, and the teacher's "
+            "own is their entropy."
+        )
     for judge in ordered(evaluation.judges):
         of = evaluation.judges[judge]
         sentences += provenance(judge, of.taught, of.alike, rows)

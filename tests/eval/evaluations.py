@@ -121,7 +121,6 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         [c.group for c in held_out],
         settings.fidelity,
         resampling=Resampling(config.bootstrap, seed=0),
-        bins=config.ece_bins,
         taught=7,
     )
     write_result(folders["student_w8a8"] / FIDELITY, lost)

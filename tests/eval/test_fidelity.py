@@ -26,7 +26,7 @@ STUDENT: Logits = (2 * VOTES + RANDOM.normal(size=(ROWS, 3)), 2 * VOTES + RANDOM
 
 def compared(export: Logits, limits: FidelityConfig = LIMITS) -> Fidelity:
     ids, groups = [f"row {i}" for i in range(ROWS)], [str(i // 2) for i in range(ROWS)]
-    return fidelity(STUDENT, export, ids, VOTES, groups, limits, resampling=Resampling(100, 0), bins=10)
+    return fidelity(STUDENT, export, ids, VOTES, groups, limits, resampling=Resampling(100, 0))
 
 
 def test_the_student_itself_loses_nothing() -> None:
@@ -89,7 +89,7 @@ def test_few_rows_do_not_fail_an_export_for_a_loss_that_chance_explains() -> Non
     before[:3], after[3:11] = (0.0, 1.0, 0.0), (0.0, 1.0, 0.0)
     names = [f"{i}" for i in range(241)]
     limits = replace(LIMITS, log_loss=None, kl=None, verdicts=None, regret=None, ece=None)
-    found = fidelity((ab, before), (ab, after), names, ab, names, limits, resampling=Resampling(500, 0), bins=10)
+    found = fidelity((ab, before), (ab, after), names, ab, names, limits, resampling=Resampling(500, 0))
     flips = found.differences["flip_rate"]
     assert flips.difference == pytest.approx(5 / 241) and flips.difference > 0.015 > flips.ci[0]
     assert flips.verdict == CANNOT_TELL and exceeded(found.differences) == []
@@ -98,7 +98,7 @@ def test_few_rows_do_not_fail_an_export_for_a_loss_that_chance_explains() -> Non
     more = [np.tile(of, (100, 1)) for of in (ab, before, after)]
     names = [f"{i}" for i in range(24100)]
     pairs = (more[0], more[1]), (more[0], more[2])
-    found = fidelity(*pairs, names, more[0], names, limits, resampling=Resampling(100, 0), bins=10)
+    found = fidelity(*pairs, names, more[0], names, limits, resampling=Resampling(100, 0))
     assert (flips.rows_needed or 0) < 24100 and len(exceeded(found.differences)) == 1, "as many as that tell"
 
 

@@ -33,6 +33,7 @@ from eval.judges import predictions as keeping
 from eval.judges.answers import Engines, Unfit, ask
 from eval.judges.candidates import Candidate, candidates, teacher_stores
 from eval.judges.panel import Panel, ask_all
+from eval.metrics import predict
 from eval.recalibration import Recalibration, write_recalibration
 from tests.artefacts import finish_again
 from tests.composing import configured
@@ -334,6 +335,28 @@ def test_the_entry_point_writes_what_it_says_and_resumes_only_as_it_began(
         entry_point.main(naming(finished, other=finished.root / "logits" / "smoke"))
     with pytest.raises(ValueError, match=r"eval.own names \['nobody'\]"):
         entry_point.main(replace(finished, overwrite=True, eval=replace(finished.eval, own={"nobody": "gpt"})))
+
+
+def test_a_teacher_can_stand_for_the_votes(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """Log loss is then the cross-entropy with its probabilities, of baselines, too, which are fitted to them."""
+    entry_point.main(replace(finished, overwrite=True, eval=replace(finished.eval, truth="teacher")))
+    assert "stand for votes" in " ".join(capsys.readouterr().out.split())
+    folder = finished.root / "eval" / "smoke"
+    judges = json.loads((folder / "metrics.json").read_text())["judges"]
+    said = pl.read_parquet(folder / "predictions.parquet").filter(judge="student")
+    ids = said["id"].unique(maintain_order=True).to_list()
+    law = dict(pl.read_parquet(finished.root / "data" / "smoke" / "law.parquet").rows())
+    true = np.array([law[name] for name in ids])
+    entropy = -(true * np.log(true)).sum(axis=1).mean()
+    assert judges["teacher"]["log_loss"] == pytest.approx(entropy, abs=1e-5)
+    probabilities = predict(*logits_by_order(said, ids))
+    assert judges["student"]["log_loss"] == pytest.approx(-(true * np.log(probabilities)).sum(axis=1).mean(), abs=1e-5)
+    assert entropy < judges["surface"]["log_loss"] < judges["prior"]["log_loss"]
+    lacking = finished.root / "logits" / "lacking"
+    write_store(lacking, finished.root, Path(finished.model.base or ""), finished, leave_out=3)
+    teacher = replace(finished.teacher, name="lacking")
+    with pytest.raises(ValueError, match=r"eval.truth=teacher: .* lacks 3 of \d+ conversations, such as"):
+        entry_point.main(replace(finished, eval=replace(finished.eval, truth="teacher"), teacher=teacher))
 
 
 def test_seeds_are_judged_like_the_student(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
