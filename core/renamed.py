@@ -44,6 +44,8 @@ RENAMED = {
     "prompt.min_round_tokens": "prompt.min_turn_tokens",
     "optimizer.warmup_steps": "optimizer.warmup",
     "engine.nvme_path": "engine.offload",
+    "predict.second_order": "predict.second_opinions",
+    "predict.max_unreadable": "data.max_rejected",
 }
 IGNORED = (
     "columns that are not needed are left out by themselves; name data.layout where one is taken for a misspelling"

@@ -2,7 +2,8 @@
 
 Reads Kaggle's test.csv (or parquet, JSONL) and writes its submission.csv, checked as the contest checks it, with the
 judge that `distill.export` made. Several GPUs share the work, and `predict.minutes` bounds it. A run that was killed
-resumes with the same command. A file of single responses, several to a prompt, is ranked instead: docs/predict.md.
+resumes with the same command. With `predict.cascade=[small,large]` rows go on to the large judge where that is expected
+to gain most. A file of single responses, several to a prompt, is ranked instead: docs/predict.md.
 """
 
 from distill.config import Config
@@ -12,19 +13,26 @@ READS = "name input output limit overwrite coverage data predict scorers.exporte
 
 
 def main(config: Config) -> None:
+    from core.errors import UserError
+    from deploy.predicting.cascade import named_exports
     from deploy.predicting.outputs import checked_output
     from deploy.predicting.ranks import file_of_responses, write_ranks
     from deploy.predicting.run import write_predictions
     from deploy.predicting.unlabelled import Source
 
-    source = Source(config.input, config.data, config.limit, config.predict.rules)
+    settings, scorer, canaries = config.predict, config.scorers.exported, config.canaries.on_failure
+    source = Source(config.input, config.data, config.limit, settings.rules)
     output = checked_output(config.output, config.input, config.overwrite)
-    model, scorer, settings = config.export_folder(config.predict.model), config.scorers.exported, config.predict
-    canaries = config.canaries.on_failure
-    if responses := file_of_responses(source):
-        write_ranks(responses, config.limit, output, model, scorer, settings, canaries, config.overwrite)
+    own = config.export_folder(settings.model)
+    models = {own.name: own}
+    if settings.cascade:
+        models = named_exports(settings.cascade, settings.model, config.export_folder().parent)
+    if not (responses := file_of_responses(source)):
+        write_predictions(source, output, models, scorer, settings, canaries, config.coverage, config.overwrite)
+    elif settings.cascade:
+        raise UserError("predict.cascade: single responses are ranked by one judge; give predict.model")
     else:
-        write_predictions(source, output, model, scorer, settings, canaries, config.coverage, config.overwrite)
+        write_ranks(responses, source, output, own, scorer, settings, canaries, config.overwrite)
 
 
 if __name__ == "__main__":

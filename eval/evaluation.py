@@ -15,6 +15,7 @@ from core.records import TEST, Conversation
 from core.scoring import logits_by_order
 from eval.biases import find_biases
 from eval.bootstrap import Resampling
+from eval.cascades import Cascade, measure_cascades
 from eval.comparison import Comparison, JudgeFigures, Pair, Roles, compare
 from eval.conclusions import Bias
 from eval.config import EvalConfig
@@ -59,8 +60,8 @@ class Evaluation(Comparison):
     `split`: "test" or "fold", the rows that are scored. `bayes`: the entropy of the simulated true distribution, None
     for real votes; its judge is then among the others. `gain`: by how much the student is better than the one without a
     teacher, None where that is absent. `leaderboard`: None without three models. `unanswered`: why an export that is
-    not among the judges gave no answer on this machine, by name. `reading`: the examples. `costs`: None of evaluations
-    of before. `truth`: whose opinion stands for the votes, the people's or the "teacher"'s.
+    not among the judges gave no answer on this machine, by name. `reading`: the examples. `costs` and `cascades`: none
+    of evaluations of before. `truth`: whose opinion stands for the votes, the people's or the "teacher"'s.
     """
 
     judges: Mapping[str, JudgeResult]
@@ -72,6 +73,7 @@ class Evaluation(Comparison):
     unanswered: Mapping[str, str] = field(default_factory=dict)
     costs: Costs | None = None
     truth: str = "votes"
+    cascades: Sequence[Cascade] = ()
 
 
 def measure(
@@ -121,6 +123,7 @@ def measure(
         for name, of in answers.items()
     }
     probabilities = {name: predict(*pair) for name, pair in logits.items()}
+    costs = measure_costs(panel.answers, logits, votes, groups, resampling, t4)
     return Evaluation(
         **{**vars(compared), "judges": judges},
         split="test" if scored[0].fold == TEST else "fold",
@@ -130,7 +133,8 @@ def measure(
         reading=find_examples(ids, groups, votes, probabilities),
         unanswered=panel.unanswered,
         truth=config.truth,
-        costs=measure_costs(panel.answers, logits, votes, groups, resampling, t4),
+        costs=costs,
+        cascades=measure_cascades(answers, logits, costs.judges, votes, ids, groups, resampling),
     )
 
 

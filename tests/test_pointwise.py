@@ -134,7 +134,7 @@ def test_predictions_are_the_same_whichever_response_comes_first(
             *common,
             f"input={source}",
             f"output={tmp_path}/{name}-out.csv",
-            "predict.second_order=0.1",
+            "predict.second_opinions=0.1",
         )
         assert not (tmp_path / f"{name}-out.one_order.csv").exists()
         tables.append(pl.read_csv(tmp_path / f"{name}-out.csv").drop("id").to_numpy())

@@ -62,7 +62,7 @@ class DataConfig:
     pairs_per_prompt: Count
     """Pairs that are drawn of the scored responses to a prompt, each response about equally often."""
     max_rejected: Share
-    """Share of a source's rows that may be unusable; above it nothing is prepared."""
+    """Share of the rows of a source, or of a file to predict, that may be unusable; above it nothing is made."""
     shuffle_sides: list[str]
     """Sources whose a/b order is not random: their sides are exchanged at random, by id."""
     test_share: ShareBelowOne

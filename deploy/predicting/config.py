@@ -24,16 +24,16 @@ class PredictConfig:
 
     model: str | None
     """Folder of an export; null for the experiment's, exports/<run>/<format>."""
+    cascade: list[str]
+    """Exports from small to large, folders or names such as w8a8: a row goes on to the next where that gains most."""
     devices: Count | None
     """Processes side by side, one a GPU; null: as many as there are GPUs."""
-    max_unreadable: Share
-    """Share of the rows that may be unreadable and get the prior; above it there is no submission."""
-    second_order: Share
-    """Share of the rows that are judged in both orders, those first that need it most."""
+    second_opinions: Share
+    """Share of the rows that get a second opinion, where it gains most: the other order, or the next judge's."""
     pilot: Natural
-    """Rows a process, drawn at random, that tell which rows need it most; at most a quarter of `second_order`."""
+    """Rows a process, drawn at random, that tell where it gains most; at most a quarter of `second_opinions`."""
     minutes: Positive | None
-    """Time budget: second orders that would end after it are left out; null: no budget."""
+    """Time budget: second opinions that would end after it are left out; null: no budget."""
     rows_per_part: Count
     """Rows between two writes: what a kill can cost, and how often the budget is looked at."""
     rules: RulesConfig

@@ -28,8 +28,8 @@ def tell_marked(parts: Path, output: Path) -> None:
 
 
 def notes_in(parts: Path) -> list[Path]:
-    """What processes noted of their engines, in the folder of what is judged."""
-    return [*parts.glob(".canaries-*")]
+    """What processes noted of their engines, in the folders of what is judged."""
+    return [note for folder in (parts, *parts.glob("judge-*")) for note in folder.glob(".canaries-*")]
 
 
 def note_of(output: Path) -> Path:

@@ -1,13 +1,13 @@
-"""Judging the conversations of a file in one or several processes, each with a share of them and an engine of its own.
+"""Judging the conversations of a file in one or several processes, each with a share of them and engines of its own.
 
-First every conversation is judged in one order, then those that need it most in the other, while time lasts.
+First every conversation gets one opinion, then those that need it most a second: the other order of the same judge, or
+the verdict of the next one. Engines are opened one after another, so that only one is in a device's memory.
 """
 
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,118 +15,191 @@ import polars as pl
 
 from core.exported import ExportedJudge, open_exported
 from core.labels import among
+from core.models.families import shape_in
 from core.prompts import Rendered
-from core.records import ORDERS, Conversation, Order
-from core.scoring import SCORES, Scorer, logits_by_order, scored_row
-from core.store.parts import part_files
-from core.store.reading import read_parts
+from core.records import Conversation, Order
+from core.scoring import Scorer, scored_row
 from core.store.writing import StoreWriter
+from deploy.predicting.cascade import JUDGED, Judge, read_scores
 from deploy.predicting.config import PredictConfig
 from deploy.predicting.engine_notes import check_engine
-from deploy.predicting.second_orders import by_need, chunks, draw_pilot, gains_where_sure
 from deploy.predicting.unlabelled import Source, read_unlabelled
 from eval.config import CanaryMode
+from eval.recalibration import read_recalibration
+from eval.second_opinions import Opinions, draw_pilot, expected_gain, in_turn
 from teachers.scorers.backends import backend_of
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
 from teachers.scoring_run import ScoringRun, scoring_run, store_identity
 
 log = logging.getLogger(__name__)
-JUDGED = pl.Schema({**SCORES, "process": pl.Int32(), "fingerprint": pl.UInt64()})
 
 
 @dataclass(frozen=True)
 class Judging:
-    """What each process is told: the `source` to judge, the export's folder `model`, and `parts`, where scores go.
+    """What each process is told: the `source` to judge, and the `judges` in the order in which they are asked.
 
-    `deadline`: when no more second orders are begun, in seconds since the epoch.
+    `deadline`: when no more second opinions are begun, in seconds since the epoch.
     """
 
     source: Source
-    model: Path
-    parts: Path
+    judges: Sequence[Judge]
     scorer: ScorerConfig
     settings: PredictConfig
     canaries: CanaryMode
     deadline: float | None
 
 
-def read_scores(parts: Path) -> pl.DataFrame:
-    """All that is judged, one row an id and order, whichever process judged it; empty where there is nothing yet."""
-    found = read_parts(parts) if part_files(parts) else pl.DataFrame(schema=JUDGED)
-    return found.unique(["id", "order"], keep="first", maintain_order=True)
+class Budget:
+    """How long second opinions may take, and how long they do, by the tokens of those that stand before them."""
+
+    def __init__(self, end: float | None, pace: float = 0.0) -> None:
+        """`end`: when no more are begun, None for never. `pace`: a guess at seconds a token; 0: nothing is known."""
+        self.end, self._guess = end, pace
+        self._seconds = self._tokens = 0.0
+
+    def spend(self, began: float, tokens: float) -> None:
+        """So many tokens were read since `began`."""
+        self._seconds, self._tokens = self._seconds + time.time() - began, self._tokens + tokens
+
+    @property
+    def pace(self) -> float:
+        """Seconds a token, as measured or else guessed."""
+        return self._seconds / self._tokens if self._tokens else self._guess
+
+    def lasts_for(self, tokens: float) -> bool:
+        """Whether so many tokens would be read in time."""
+        return self.end is None or time.time() + self.pace * tokens <= self.end
 
 
 @dataclass(frozen=True)
-class Share:
-    """The conversations of one process, in an order in which prompts with a common beginning are neighbours.
-
-    `quota` of them are to be judged in both orders; `there` holds (id, order) of all that is judged.
-    """
+class First:
+    """The `opinions` that stand before a second one is asked for, and the conversations that they are of."""
 
     conversations: list[Conversation]
-    quota: int
-    there: set[tuple[str, str]]
-
-    def lacking(self, order: Order) -> list[Conversation]:
-        """Those that are not judged in this order yet."""
-        return [c for c in self.conversations if (c.id, order) not in self.there]
-
-    def waiting(self) -> int:
-        """How many judgements it takes to finish, both orders counted."""
-        again = len(self.conversations) - len(self.lacking("ba"))
-        return len(self.lacking("ab")) + max(0, self.quota - again)
-
-
-def take_share(judging: Judging, number: int, count: int, *, pointwise: bool = False) -> Share:
-    """Share `number` of `count` of the input's conversations; a `pointwise` judge's second orders cost nothing."""
-    rows = sorted(read_unlabelled(judging.source).conversations, key=lambda c: (c.prompt, c.id))
-    own = rows[len(rows) * number // count : len(rows) * (number + 1) // count]
-    there = read_scores(judging.parts).select("id", "order")
-    return Share(
-        own, len(own) if pointwise else round(judging.settings.second_order * len(own)), set(there.iter_rows())
-    )
+    opinions: Opinions
 
 
 def judge_share(number: int, count: int, judging: Judging) -> None:
-    """What one process does: judge its share in the first order, then what it can in the second.
+    """What process `number` of `count` does: its share of the conversations, judge after judge."""
+    rows = sorted(read_unlabelled(judging.source).conversations, key=lambda c: (c.prompt, c.id))
+    own = rows[len(rows) * number // count : len(rows) * (number + 1) // count]
+    first, budget = None, Budget(judging.deadline)
+    for turn, judge in enumerate(judging.judges):
+        exported = open_exported(judge.folder)
+        if turn:
+            times = shape_in(judge.folder).matrices / shape_in(judging.judges[turn - 1].folder).matrices
+            budget = Budget(until(judging.deadline, len(judging.judges) - turn), budget.pace * times)
+        ask(judge, exported, own, first, judging, number, budget)
+        if judge is not judging.judges[-1]:
+            first = opinions_of(judge, exported, own, len(judge.looks))
 
-    It ends at once, without an engine, where nothing is left to do.
+
+def until(deadline: float | None, judges: int) -> float | None:
+    """When the first of so many `judges` has to end: each has an equal part of the time that is left."""
+    now = time.time()
+    return deadline if deadline is None or deadline < now else now + (deadline - now) / judges
+
+
+def ask(
+    judge: Judge,
+    exported: ExportedJudge,
+    rows: list[Conversation],
+    first: First | None,
+    judging: Judging,
+    number: int,
+    budget: Budget,
+) -> None:
+    """Ask one judge: of all `rows` where nobody was asked before, else of those of `first` that need it most.
+
+    No engine is opened that nothing is left for, or not the time for a pilot.
     """
-    judge = open_exported(judging.model)
-    share = take_share(judging, number, count, pointwise=judge.renderer.pointwise)
-    waiting, settings = share.waiting(), judging.settings
+    settings = judging.settings
+    there = {*read_scores(judge.parts).select("id", "order").iter_rows()}
+    waiting = still_to_judge(judge, rows, first, settings.second_opinions, there)
+    if not waiting or (first is not None and not lasts_for_pilot(judge, first, settings, there, budget)):
+        return
     draws_all = backend_of(judging.scorer).draws_all
-    identity = store_identity(judge.renderer.hashes["prompt"], judging.scorer.precision)
+    identity = store_identity(exported.renderer.hashes["prompt"], judging.scorer.precision)
     with (
-        StoreWriter(judging.parts, identity, judge.manifest.content, number, JUDGED) as writer,
-        scoring_run(judging.parts, waiting, settings.rows_per_part, draws_all=draws_all) as run,
+        StoreWriter(judge.parts, identity, exported.manifest.content, number, JUDGED) as writer,
+        scoring_run(judge.parts, waiting, settings.rows_per_part, draws_all=draws_all) as run,
+        open_scorer(exported.folder, judging.scorer, exported.max_tokens) as scorer,
     ):
-        if waiting:
-            with open_scorer(judge.folder, judging.scorer, judge.max_tokens) as scorer:
-                check_engine(judge, scorer, judging.canaries, judging.parts, number)
-                work = ShareJudge(judge, share, writer, scorer, run)
-                both = share.quota == len(share.conversations) and judging.deadline is None
-                if both or judge.renderer.pointwise:
-                    work.score(share.conversations, ORDERS)  # side by side the two share their question in the cache
-                else:
-                    work.score(share.lacking("ab"), ("ab",))
-                    work.second_orders(settings.pilot, judging.deadline)
+        check_engine(exported, scorer, judging.canaries, judge.parts, number)
+        work = ShareJudge(judge, exported, settings, there, writer, scorer, run, budget)
+        for shown in range(1, len(judge.looks) + 1):
+            if run.interrupt.asked:
+                return
+            if shown == 1 and first is None:
+                work.first_opinions(rows)
+            else:
+                work.second_opinions(first or opinions_of(judge, exported, rows, shown - 1), shown)
+
+
+def still_to_judge(
+    judge: Judge, rows: Sequence[Conversation], first: First | None, share: float, there: set[tuple[str, str]]
+) -> int:
+    """How many judgements it takes to finish, each order counted; a `share` of what stands gets a second opinion."""
+    candidates = rows if first is None else first.conversations
+    total = 0
+    for look, orders in enumerate(judge.looks):
+        quota = len(rows) if first is None and look == 0 else round(share * len(candidates))
+        total += max(0, quota * len(orders) - sum((c.id, order) in there for c in candidates for order in orders))
+    return total
+
+
+def lasts_for_pilot(
+    judge: Judge, first: First, settings: PredictConfig, there: set[tuple[str, str]], budget: Budget
+) -> bool:
+    """Whether the time lasts for what is left of a judge's pilot; that it does not is told."""
+    rows = first.conversations
+    pilot = draw_pilot(len(rows), round(settings.second_opinions * len(rows)), settings.pilot)
+    left = [p for p in pilot if any((rows[p].id, order) not in there for order in judge.looks[0])]
+    if lasts := budget.lasts_for(first.opinions.tokens[left].sum()):
+        return lasts
+    log.warning(
+        "the time budget does not last for %s to judge a pilot of %d rows: what the judge before it said stands",
+        *(judge.name, len(pilot)),
+    )
+    return False
+
+
+def opinions_of(judge: Judge, exported: ExportedJudge, rows: Sequence[Conversation], shown: int) -> First:
+    """What a judge said in so many of its looks, recalibrated, of those of `rows` that had them all."""
+    orders = [order for look in judge.looks[:shown] for order in look]
+    scores = read_scores(judge.parts).filter(pl.col("order").is_in(orders))
+    whole = set(scores.group_by("id").len().filter(pl.col("len") == len(orders))["id"])
+    known = [c for c in rows if c.id in whole]
+    ids = pl.DataFrame({"id": [c.id for c in known]}, schema={"id": pl.String})
+    recalibrate = read_recalibration(exported.folder)
+    logits, tokens = [], np.zeros(len(known))
+    for order in orders:
+        found = ids.join(scores.filter(pl.col("order") == order), on="id", how="left", maintain_order="left")
+        logits.append(recalibrate(among(found["logits"].to_numpy(), exported.labels)))
+        tokens += found["prompt_tokens"].to_numpy()
+    return First(known, Opinions(logits[0], logits[-1], tokens))
 
 
 @dataclass(frozen=True)
 class ShareJudge:
-    """A share, and all that is needed to judge it."""
+    """A judge whose engine is open, and all that is needed to ask it.
 
-    judge: ExportedJudge
-    share: Share
+    `there`: (id, order) of all that is judged.
+    """
+
+    judge: Judge
+    exported: ExportedJudge
+    settings: PredictConfig
+    there: set[tuple[str, str]]
     writer: StoreWriter
     scorer: Scorer
     run: ScoringRun
+    budget: Budget
 
     def score(self, conversations: Sequence[Conversation], orders: Sequence[Order]) -> None:
         """Judge `conversations` in `orders`, but for what is there, and write it down."""
-        there, fingerprints = self.share.there, {c.id: c.sided_fingerprint() for c in conversations}
+        there, fingerprints = self.there, {c.id: c.sided_fingerprint() for c in conversations}
 
         def row(prompt: Rendered, logits: np.ndarray) -> dict[str, Any]:
             there.add((prompt.id, prompt.order))
@@ -137,42 +210,47 @@ class ShareJudge:
             }
 
         done = frozenset(there)  # the renderer's thread reads it while rows are added
-        rendered = (p for p in self.judge.renderer.render(conversations, orders) if (p.id, p.order) not in done)
+        lacking = [c for c in conversations if any((c.id, order) not in done for order in orders)]
+        rendered = (p for p in self.exported.renderer.render(lacking, orders) if (p.id, p.order) not in done)
         self.run.score(self.writer, self.scorer, rendered, row)
 
-    def second_orders(self, pilot: int, deadline: float | None) -> None:
-        """Judge up to the share's quota in the other order: a pilot, then those that it says need it most."""
-        rows = self.share.conversations
-        if self.run.interrupt.asked or not self.share.quota:
-            return
-        ids = [c.id for c in rows]
-        scores = read_scores(self.writer.folder).filter(pl.col("order") == "ab")
-        first = pl.DataFrame({"id": ids}).join(scores, on="id", how="left", maintain_order="left")
-        tokens, logits = first["prompt_tokens"].to_numpy(), among(first["logits"].to_numpy(), self.judge.labels)
-        drawn = draw_pilot(len(rows), self.share.quota, pilot)
-        if not self._judge_again(drawn, tokens, deadline):
-            return
-        pairs = logits_by_order(read_scores(self.writer.folder), [ids[p] for p in drawn], self.judge.labels)
-        where_sure = gains_where_sure(*pairs)
-        log.info("second orders: the %s conversations first", "surest" if where_sure else "least sure")
-        order = by_need(logits, where_sure)
-        rest = order[~np.isin(order, drawn)]
-        self._judge_again(rest[: self.share.quota - len(drawn)], tokens, deadline)
+    def first_opinions(self, conversations: Sequence[Conversation]) -> None:
+        """Judge all `conversations`, whatever time it takes."""
+        began = time.time()
+        self.score(conversations, self.judge.looks[0])
+        self.budget.spend(began, self.run.progress.tokens)
 
-    def _judge_again(self, positions: np.ndarray, tokens: np.ndarray, deadline: float | None) -> bool:
-        """Judge conversations in the other order, piece by piece; False where time or patience ended before that.
+    def second_opinions(self, first: First, shown: int) -> None:
+        """Give up to the quota's conversations the look `shown`: a pilot, then those that it says need it most."""
+        rows, orders = first.conversations, self.judge.looks[shown - 1]
+        quota = round(self.settings.second_opinions * len(rows))
+        if self.budget.end is None and quota == len(rows):
+            self.score(rows, orders)
+            return
+        pilot = draw_pilot(len(rows), quota, self.settings.pilot)
+        if not self._in_pieces(first, pilot, orders):
+            return
+        second = opinions_of(self.judge, self.exported, [rows[p] for p in pilot], shown).opinions.logits
+        if len(pilot):
+            gain = expected_gain(first.opinions.logits[pilot], second).mean()
+            log.info("a pilot of %d rows: %s is expected to gain %.4f nats a row", len(pilot), self.judge.name, gain)
+        self._in_pieces(first, in_turn(first.opinions, pilot, second)[: quota - len(pilot)], orders)
+
+    def _in_pieces(self, first: First, positions: np.ndarray, orders: Sequence[Order]) -> bool:
+        """Judge conversations, piece by piece; False where time or patience ended before that.
 
         A piece is begun only where, at the speed until now, it ends in time.
         """
-        rows = self.share.conversations
-        left = [p for p in positions if (rows[p].id, "ba") not in self.share.there]
-        for piece in chunks(left, self.run.rows_per_part):
-            progress = self.run.progress
-            rate = progress.tokens / progress.seconds if progress.tokens else np.inf
-            if deadline is not None and time.time() + tokens[piece].sum() / rate > deadline:
+        rows, tokens = first.conversations, first.opinions.tokens
+        left = [int(p) for p in positions if any((rows[p].id, order) not in self.there for order in orders)]
+        for start in range(0, len(left), self.run.rows_per_part):
+            piece = sorted(left[start : start + self.run.rows_per_part])
+            if not self.budget.lasts_for(tokens[piece].sum()):
                 log.info("the time budget is used up")
                 return False
-            self.score([rows[p] for p in sorted(piece)], ("ba",))
+            began = time.time()
+            self.score([rows[p] for p in piece], orders)
             if self.run.interrupt.asked:
                 return False
+            self.budget.spend(began, tokens[piece].sum())
         return True

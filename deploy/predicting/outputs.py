@@ -14,12 +14,18 @@ from deploy.predicting.engine_notes import HEADER, note_of
 PROBABILITIES = ("id", *WINNERS[:2])  # the columns of probabilities beside a submission that names the winners
 ONE_ORDER = ("id", "margin")  # the columns of the list of conversations that were judged in one order only
 SETS = ("id", "set")  # the columns of the list of prediction sets
+JUDGES = ("id", "judge")  # the columns of the list of who judged which row
 HEADER_BYTES = 100
 
 
 def parts_folder(output: Path) -> Path:
     """What is judged until now: `<output>.parts`."""
     return Path(f"{output}.parts")
+
+
+def store_of(parts: Path, turn: int) -> Path:
+    """What the judge that is asked at a `turn` said: the first has the folder itself."""
+    return parts / f"judge-{turn + 1}" if turn else parts
 
 
 def unreadable_list(output: Path) -> Path:
@@ -40,6 +46,11 @@ def probability_list(output: Path) -> Path:
 def set_list(output: Path) -> Path:
     """The prediction sets, where the export has thresholds."""
     return output.with_name(f"{output.stem}.sets.csv")
+
+
+def judge_list(output: Path) -> Path:
+    """Who judged which row, where several judges did."""
+    return output.with_name(f"{output.stem}.judges.csv")
 
 
 def checked_output(output: str | None, source: str | None, overwrite: bool) -> Path:
@@ -76,16 +87,18 @@ def written(output: Path) -> dict[Path, str | None]:
         note_of(output): HEADER,
         probability_list(output): ",".join(PROBABILITIES),
         set_list(output): ",".join(SETS),
+        judge_list(output): ",".join(JUDGES),
     }
 
 
 def discard_parts(parts: Path, files: Iterable[Path]) -> None:
-    """Remove `files`, which hold what is judged, and their folder where nobody has put anything else there."""
+    """Remove `files`, which hold what is judged, and their folders where nobody has put anything else there."""
     for file in files:
         file.unlink()
     shutil.rmtree(parts / STARTED.parent)
-    with suppress(OSError):
-        parts.rmdir()
+    for folder in (*parts.glob("judge-*"), parts):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def first_line(path: Path) -> str:

@@ -82,7 +82,7 @@ def grouped(file: File, limit: int | None) -> Responses:
 
 def write_ranks(
     file: File,
-    limit: int | None,
+    source: Source,
     output: Path,
     model: Path,
     scorer: ScorerConfig,
@@ -90,20 +90,23 @@ def write_ranks(
     canaries: CanaryMode,
     overwrite: bool,
 ) -> None:
-    """Write `output`: a line for each response of `file`, in its order.
+    """Write `output`: a line for each response of `file`, in its order, as far as `source` wants them.
 
     Raises `UserError` where a process ended early: what it judged stays, and the same command resumes.
     """
-    responses, judge, parts = grouped(file, limit), open_exported(model), parts_folder(output)
+    responses, judge, parts = grouped(file, source.limit), open_exported(model), parts_folder(output)
     lines = {each.line for group in responses.groups.values() for each in group}
     rows, form = len(lines) + len(responses.unreadable), "docs/data.md has the layouts of single responses"
     if not rows:
         raise UserError(f"{file.where} holds no responses: {form}")
-    most = settings.max_unreadable
+    most = source.data.max_rejected
     tell_unreadable(responses.unreadable, rows, most, output, fate="are not ranked", form=form)
     count = sum(map(len, responses.groups.values()))
     log.info("%s: %d responses to %d prompts", file.where, count, len(responses.groups))
-    read = {**responses.identity, "limit": limit}  # among the first rows a prompt may have fewer responses than in all
+    read = {
+        **responses.identity,
+        "limit": source.limit,
+    }  # among the first rows a prompt may have fewer responses than in all
     identity = {"input": read, "model": judge.manifest.content, "scorer": scorer.identity}
     judgements = Artefact(parts, "submission", identity, [], parts.parent)
     with alone(parts):

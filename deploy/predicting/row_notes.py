@@ -13,9 +13,9 @@ from core.errors import UserError
 from core.labels import Labels, among
 from core.provenance import read_learned
 from core.records import Conversation
-from deploy.predicting.outputs import ONE_ORDER, one_order_list, unreadable_list
-from deploy.predicting.second_orders import margin
+from deploy.predicting.outputs import JUDGES, ONE_ORDER, judge_list, one_order_list, unreadable_list
 from deploy.predicting.unlabelled import Unlabelled
+from eval.second_opinions import margin
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,7 @@ def tell_unreadable(unreadable: pl.DataFrame, rows: int, most: float, output: Pa
     told = f"{kinds(unreadable)}, such as line {first['line']}, id {first['id']}: {first['reason']}"
     if count > most * rows or count == rows:
         raise UserError(
-            f"{count:,} of {rows:,} rows cannot be read, predict.max_unreadable={most:g}: {told}; {form}. "
-            f"All are in {path}"
+            f"{count:,} of {rows:,} rows cannot be read, data.max_rejected={most:g}: {told}; {form}. All are in {path}"
         )
     log.warning("%d rows cannot be read and %s: %s; all are listed in %s", count, fate, told, path)
 
@@ -63,6 +62,24 @@ def tell_learned(conversations: Sequence[Conversation], model: Path) -> None:
             "not show how good it is",
             *(count, len(conversations)),
         )
+
+
+def tell_judges(rows: Unlabelled, scores: pl.DataFrame, judges: Sequence[str], output: Path) -> None:
+    """Log how many rows each of several `judges` had the last word on, and list whose it was of every row in a file.
+
+    `scores`: each row's by that judge, whose place is its `turn`. Rows that a rule speaks for, and those that nobody
+    could read, have nobody.
+    """
+    path = judge_list(output)
+    path.unlink(missing_ok=True)  # of an earlier submission
+    if len(judges) < 2:
+        return
+    turns = dict(scores.select("id", "turn").iter_rows())
+    by = [judges[turns[id]] if id in turns else None for id in rows.ids]
+    table = {"id": pl.Series(rows.ids, dtype=pl.String), "judge": pl.Series(by, dtype=pl.String)}
+    pl.DataFrame(table).select(JUDGES).write_csv(path)
+    told = ", ".join(f"{by.count(judge):,} by {judge}" for judge in judges)
+    log.info("judged last: %s; %s says who judged which row", told, path)
 
 
 def tell_left_out(rows: Unlabelled, scores: pl.DataFrame, labels: Labels, output: Path) -> None:

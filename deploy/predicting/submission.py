@@ -15,7 +15,7 @@ from core.data.layouts.votes import WINNERS
 from core.errors import UserError
 from core.labels import Labels, among
 from core.records import LABELS
-from core.scoring import swap_average
+from core.scoring import mean_logits
 from core.tables import read_csv
 from deploy.predicting.unlabelled import NAMED, Unlabelled
 
@@ -26,16 +26,24 @@ SUM_TOLERANCE = 1e-6
 
 
 def probabilities(
-    rows: Unlabelled, scores: pl.DataFrame, recalibrate: Callable[[np.ndarray], np.ndarray], labels: Labels = LABELS
+    rows: Unlabelled,
+    scores: pl.DataFrame,
+    recalibrations: Sequence[Callable[[np.ndarray], np.ndarray]],
+    labels: Labels = LABELS,
 ) -> np.ndarray:
     """float64 [rows, labels] in the order of `rows.ids`: the softmax of the recalibrated mean over the orders known.
 
-    `scores` has columns id and logits, one row an order. What nobody judged gets the prior: the mean over all that was
-    judged, which for a calibrated judge is how often people vote so; without any the labels are equally likely.
-    Without ties, a rule says how a and b share what is not a tie.
+    `scores` has columns id, logits and turn, one row an order, all those of an id by one judge: its `turn` is the place
+    of its recalibration. What nobody judged gets the prior: the mean over all that was judged, which for a calibrated
+    judge is how often people vote so; without any the labels are equally likely. Without ties, a rule says how a and b
+    share what is not a tie.
     """
-    averaged = swap_average(scores)
-    judged = softmax(recalibrate(among(averaged["logits"].to_numpy(), labels).astype(np.float64)), axis=1)
+    averaged = scores.group_by("id", maintain_order=True).agg(mean_logits(), pl.col("turn").first())
+    logits = among(averaged["logits"].to_numpy(), labels).astype(np.float64)
+    for turn, recalibrate in enumerate(recalibrations):
+        own = (averaged["turn"] == turn).to_numpy()
+        logits[own] = recalibrate(logits[own])
+    judged = softmax(logits, axis=1)
     prior = judged.mean(axis=0) if len(judged) else np.full(len(labels), 1 / len(labels))
     ruled = {identity: among(np.array(rule), labels) for identity, rule in rows.ruled.items()}
     known = dict(zip(averaged["id"], judged, strict=True)) | ruled

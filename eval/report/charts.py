@@ -1,18 +1,22 @@
 """Axes and curves for charts that are drawn in per cent of their box, so that they stretch with a page."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
+from eval.cascades import Cascade
 from eval.costs import Costs
+from eval.judges.candidates import STUDENT, TEACHER
+from students.export.formats import FORMATS
 
 MARGIN = 0.06
 POINTS = 200  # of a curve: more than that is less than a pixel apart on a phone
 APART = 9.0  # of the height, per cent: between the names of two judges
 NAMES = 0.5  # of the points' range: the room at their right, where names stand
+DRAWN = 6  # cascades, at most
 MARKED = 30  # points are marked, and tell their value, where there are no more
 
 
@@ -140,3 +144,47 @@ def named_apart(lines: Iterable[CostLine], y: Axis) -> list[CostLine]:
         lowest = placed[-1].named_at + APART if placed else 0.0
         placed.append(replace(line, named_at=max(lowest, y.at(line.points[0][1]))))
     return placed
+
+
+@dataclass(frozen=True)
+class CascadeChart:
+    """Log loss against cost of a pair of judges, which stands `at` its place among the cascades, and of the same
+    budgets spent by chance and by an oracle."""
+
+    at: int
+    cascade: Cascade
+    curve: list[tuple[float, float]]
+    chance: list[tuple[float, float]]
+    oracle: list[tuple[float, float]]
+    x: Axis
+    y: Axis
+
+
+def cascade_charts(cascades: Sequence[Cascade], costs: Costs | None) -> list[CascadeChart]:
+    """The pairs that are worth a look: a student and its teacher, an export and its student, a pointwise judge and a
+    pairwise one."""
+    charts: list[CascadeChart] = []
+    for at, cascade in enumerate(cascades):
+        if costs is None or len(charts) == DRAWN or not worth_a_look(cascade, costs):
+            continue
+        points = cascade.points
+        least, most = points[0].cost, points[-1].cost
+        budgets = [least + point.share * (most - least) for point in points]
+        curve = [(point.cost, point.log_loss) for point in points]
+        chance = [(budget, point.random) for budget, point in zip(budgets, points, strict=True)]
+        oracle = [(budget, point.oracle) for budget, point in zip(budgets, points, strict=True)]
+        heights = Axis.over(height for _, height in (*curve, *chance, *oracle))
+        charts.append(CascadeChart(at, cascade, curve, chance, oracle, Axis.over(budgets), heights))
+    return charts
+
+
+def worth_a_look(cascade: Cascade, costs: Costs) -> bool:
+    """Whether anybody would put these two in a row."""
+    pair = {cascade.small, cascade.large}
+    exports = {f"{STUDENT}_{name}" for name in FORMATS}
+    if STUDENT in pair:
+        (other,) = pair - {STUDENT}
+        if other in exports or other == TEACHER or other.startswith(f"{TEACHER}_"):
+            return True
+    pointwise = [costs.judges[name][0].way == "each response" for name in pair]
+    return pointwise[0] != pointwise[1]

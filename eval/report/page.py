@@ -16,7 +16,7 @@ from core.tables import read_parquet
 from eval.conclusions import Row
 from eval.evaluation import METRICS, Evaluation, JudgeResult
 from eval.fidelity import FIDELITY, Fidelity, read_fidelities
-from eval.report.charts import Axis, cost_charts, training_plots
+from eval.report.charts import Axis, cascade_charts, cost_charts, training_plots
 from eval.report.ladder import LADDER, UNREAD, ordered, unconvincing
 from eval.report.lineage import Lineage, trace
 from eval.report.sources import Sources
@@ -130,6 +130,7 @@ def _known(report: Report) -> dict[str, Any]:
         "ladder": LADDER,
         "with_sets": [judge for judge in readers if judges[judge].sets],
         "cost_charts": cost_charts(report.evaluation.costs),
+        "cascade_charts": cascade_charts(report.evaluation.cascades, report.evaluation.costs),
         "biases": BIASES,
         "slices": SLICES | tags_of(judges["student"]),
     }

@@ -239,7 +239,7 @@ def test_names_and_overrides_are_the_notebooks() -> None:
         "+exp=gemma9b",
         "output=x",
         "predict.model=y",
-        "predict.second_order=0.5",
+        "predict.second_opinions=0.5",
         "canaries.on_failure=warn",
         "check=z",
         "scorer@scorers.exported=transformers",
@@ -247,7 +247,7 @@ def test_names_and_overrides_are_the_notebooks() -> None:
     ]
     kept = [
         "+exp=gemma9b",
-        "predict.second_order=0.5",
+        "predict.second_opinions=0.5",
         "canaries.on_failure=warn",
         "scorers.exported.load_in_8bit=true",
     ]

@@ -24,7 +24,7 @@ PROMPTS = {
     "Say hello.": ["Hello."],
 }
 ROWS = [{"prompt": p, "response": r, "model": f"m{i}"} for p, each in PROMPTS.items() for i, r in enumerate(each)]
-CONFIG = configured("+exp=smoke", "predict.max_unreadable=0.2")
+CONFIG = configured("+exp=smoke", "data.max_rejected=0.2")
 
 
 @pytest.fixture(scope="module", params=["pointwise", "pairwise"])
@@ -39,11 +39,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def ranked(file: Path, export: Path, **changes: Any) -> pl.DataFrame:
-    found = file_of_responses(Source(str(file), CONFIG.data, None, CONFIG.predict.rules))
+    source = Source(str(file), CONFIG.data, None, CONFIG.predict.rules)
+    found = file_of_responses(source)
     assert found is not None
     output = file.with_suffix(".ranks.csv")
     output.unlink(missing_ok=True)
-    write_ranks(found, None, output, export, scorer("transformers"), CONFIG.predict, "refuse", overwrite=False)
+    write_ranks(found, source, output, export, scorer("transformers"), CONFIG.predict, "refuse", overwrite=False)
     assert not Path(f"{output}.parts").exists()
     return read_csv(output)
 
@@ -102,8 +103,9 @@ def test_a_killed_run_goes_on(export: Path, tmp_path: Path, monkeypatch: pytest.
 def test_ranks_of_the_first_rows_are_none_of_all(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Among the first rows a prompt has fewer responses to be ranked with."""
     file = write(tmp_path / "rows.jsonl", ROWS)
-    source = file_of_responses(Source(str(file), CONFIG.data, 3, CONFIG.predict.rules))
-    assert source is not None
+    source = Source(str(file), CONFIG.data, 3, CONFIG.predict.rules)
+    found = file_of_responses(source)
+    assert found is not None
 
     def dying(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -111,7 +113,7 @@ def test_ranks_of_the_first_rows_are_none_of_all(export: Path, tmp_path: Path, m
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(ranks, "write_table", dying)
         write_ranks(
-            *(source, 3, file.with_suffix(".ranks.csv"), export, scorer("transformers"), CONFIG.predict, "refuse"),
+            *(found, source, file.with_suffix(".ranks.csv"), export, scorer("transformers"), CONFIG.predict, "refuse"),
             overwrite=False,
         )
     with pytest.raises(UserError, match="limit"):

@@ -1,13 +1,12 @@
 """Predicting a test file: whatever is in it, wherever it is stopped, on however many devices, every row is answered."""
 
-import csv
 import json
 import logging
 import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,64 +16,49 @@ import psutil
 import pytest
 from scipy.special import softmax
 
-from core.artefacts.building import STARTED, Artefact
-from core.config import to_mapping
+from core.artefacts.building import STARTED
 from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
 from core.errors import UserError
 from core.exported import open_exported
 from core.locks import alone
-from core.prompts import Renderer
-from core.provenance import Learned, write_learned
 from core.records import Conversation
 from core.scoring import logits_by_order, score_conversations, swap_average
 from core.store.parts import part_files
 from core.store.reading import read_parts
-from deploy.predicting import outputs
+from deploy.predicting.cascade import read_scores
 from deploy.predicting.devices import environment_of
 from deploy.predicting.engine_notes import note_of, tell_marked
-from deploy.predicting.judging import read_scores
 from deploy.predicting.run import discard
-from deploy.predicting.second_orders import by_need, draw_pilot, expected_gain, gains_where_sure, margin
 from deploy.predicting.submission import COLUMNS, check_submission
 from deploy.predicting.unlabelled import Source, read_unlabelled
 from distill import predict
 from distill.config import Config
 from eval.recalibration import Recalibration, write_recalibration
+from eval.second_opinions import Opinions, draw_pilot, in_turn, margin
 from teachers.interrupts import STOPPED
 from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer
 from tests.artefacts import finish_again
 from tests.composing import configured, scorer
+from tests.deploy.predicting.predictions import (
+    FAST,
+    Configure,
+    answers,
+    cells,
+    finish_export,
+    killed_after,
+    parts_folder,
+    write_csv,
+)
 from tests.device import Device
 from tests.running import own_process, refuses, succeeds
-from tests.tiny_exports import with_canaries, with_swapped_labels
+from tests.tiny_exports import with_swapped_labels
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
 ROWS, TIMES = 25, 8
 BAD_ROWS = {"not json": ("17", "oops", '["x"]', '["y"]'), "rounds": ("18", '["q"]', '["x", "z"]', '["y"]')}
-Configure = Callable[..., Config]
-
-
-def finish_export(folder: Path) -> Path:
-    """Make the judge in `folder` a finished export."""
-    prompt = configured("+exp=smoke", "prompt.max_tokens=300").prompt
-    manifest, renderer = {"prompt": to_mapping(prompt)}, Renderer(prompt, folder)
-    with_canaries(folder, renderer)
-    write_learned(folder, Learned())
-    Artefact(folder, "export", manifest, [], folder.parent).finish(prompt=renderer.hashes)
-    return folder
-
-
-def write_csv(path: Path, rows: Sequence[tuple[str, str, str, str]]) -> Path:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("id", "prompt", "response_a", "response_b"), *rows])
-    return path
-
-
-def cells(c: Conversation) -> tuple[str, str, str, str]:
-    return c.id, json.dumps(c.prompt), json.dumps(c.response_a), json.dumps(c.response_b)
 
 
 @pytest.fixture(scope="module")
@@ -114,19 +98,6 @@ def configure(export: Path, file: Path, tmp_path: Path) -> Configure:
         return configured(*overrides, f"predict.model={export}", *FAST, *more)
 
     return build
-
-
-def parts_folder(config: Config) -> Path:
-    return outputs.parts_folder(Path(str(config.output)))
-
-
-FAST = ("scorer@scorers.exported=transformers", "predict.rows_per_part=3", "predict.devices=1")
-
-
-def answers(config: Config) -> tuple[list[str], np.ndarray]:
-    found = pl.read_csv(str(config.output), schema_overrides={"id": pl.String})
-    assert found.columns == COLUMNS
-    return found["id"].to_list(), found.drop("id").to_numpy()
 
 
 def expected(judged: pl.DataFrame) -> np.ndarray:
@@ -181,7 +152,7 @@ def test_whatever_a_row_holds_it_is_answered_in_its_place(
     ]
     rows = [*odd[:4], *usual, *odd[4:]]
     config = configure(f"input={write_csv(tmp_path / 'odd.csv', rows)}", "predict.rules.one_empty=[0.1,0.7,0.2]")
-    config = replace(config, predict=replace(config.predict, max_unreadable=0.5))
+    config = replace(config, data=replace(config.data, max_rejected=0.5))
     predict.main(config)
     ids, table = answers(config)
     assert ids == [row[0] for row in rows]
@@ -216,7 +187,7 @@ def test_made_up_ids_are_told(configure: Configure, tmp_path: Path, caplog: pyte
 
 def test_nothing_to_judge_needs_no_judge(configure: Configure, tmp_path: Path) -> None:
     rows = [("same", '["q"]', '["yes"]', '["yes"]'), *BAD_ROWS.values()]
-    config = configure(f"input={write_csv(tmp_path / 'bad.csv', rows)}", "predict.max_unreadable=0.9")
+    config = configure(f"input={write_csv(tmp_path / 'bad.csv', rows)}", "data.max_rejected=0.9")
     predict.main(config)
     found = answers(config)[1]
     assert found[0].argmax() == 2 and np.allclose(found[1:], 1 / 3)
@@ -233,13 +204,13 @@ def test_a_file_that_is_mostly_unreadable_is_refused_with_the_commonest_reason(
     configure: Configure, tmp_path: Path
 ) -> None:
     rows = [(str(i), "Hi" if i % 10 < 2 else '["Hi"]', '["x"]', '["x"]') for i in range(20)]
-    config = configure(f"input={write_csv(tmp_path / 'plain.csv', rows)}")
-    message = r"4 of 20 rows cannot be read, predict.max_unreadable=0.1: 4 x prompt is not JSON, such as line 2, id 0"
+    config = configure(f"input={write_csv(tmp_path / 'plain.csv', rows)}", "data.max_rejected=0.1")
+    message = r"4 of 20 rows cannot be read, data.max_rejected=0.1: 4 x prompt is not JSON, such as line 2, id 0"
     with pytest.raises(UserError, match=message):
         predict.main(config)
     assert not Path(str(config.output)).exists()
     assert len(pl.read_csv(tmp_path / "submission.unreadable.csv")) == 4
-    predict.main(replace(config, predict=replace(config.predict, max_unreadable=0.2)))
+    predict.main(replace(config, data=replace(config.data, max_rejected=0.2)))
     assert len(answers(config)[0]) == 20
 
 
@@ -273,22 +244,23 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_share_of_second_orders_goes_to_those_that_need_it(
     configure: Configure, conversations: list[Conversation], judged: pl.DataFrame
 ) -> None:
-    config = configure("predict.second_order=0.4", "predict.pilot=2")
+    config = configure("predict.second_opinions=0.4", "predict.pilot=2")
     predict.main(config)
     twice = both_orders(config)
     assert len(twice) == 10
     rows = sorted(conversations, key=lambda c: (c.prompt, c.id))
     first, second = logits_by_order(judged, [c.id for c in rows])
+    tokens = dict(judged.filter(pl.col("order") == "ab").select("id", "prompt_tokens").iter_rows())
     drawn = draw_pilot(ROWS, 10, 2)
-    order = by_need(first, gains_where_sure(first[drawn], second[drawn]))
-    wanted = [*drawn, *[k for k in order if k not in drawn][:8]]
-    assert set(twice) == {rows[k].id for k in wanted}
+    one = Opinions(first, first, np.array([tokens[c.id] for c in rows]))
+    order = in_turn(one, drawn, (first[drawn] + second[drawn]) / 2)
+    assert set(twice) == {rows[k].id for k in (*drawn, *order[:8])}
     once = judged.filter((pl.col("order") == "ab") | pl.col("id").is_in(twice))
     assert np.abs(answers(config)[1] - expected(once)).max() < 1e-5
 
 
 def test_no_second_orders_at_all(configure: Configure, judged: pl.DataFrame) -> None:
-    config = configure("predict.second_order=0")
+    config = configure("predict.second_opinions=0")
     predict.main(config)
     assert np.abs(answers(config)[1] - expected(judged.filter(pl.col("order") == "ab"))).max() < 1e-5
 
@@ -337,24 +309,12 @@ def test_few_rows_on_two_devices_within_a_budget(
     assert np.abs(answers(config)[1] - expected(judged)[:rows]).max() < 1e-5
 
 
-def killed_after(
-    config: Config, parts: int, number: int = signal.SIGKILL, run: Callable[[Config], None] = predict.main
-) -> int | None:
-    """Start predicting, signal the process once it has written `parts`; its exit code."""
-    process = own_process(run, config)
-    while process.is_alive() and len(part_files(parts_folder(config))) < parts:
-        time.sleep(0.001)
-    os.kill(process.pid or 0, number)
-    process.join()
-    return process.exitcode
-
-
 @pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_killed_and_started_again_it_goes_on(
     configure: Configure, long_file: Path, judged: pl.DataFrame, devices: int
 ) -> None:
-    config = configure(f"input={long_file}", f"predict.devices={devices}", "predict.minutes=60", "predict.pilot=4")
+    config = configure(f"input={long_file}", f"predict.devices={devices}", "predict.minutes=60", "predict.pilot=16")
     assert killed_after(config, 4) == -signal.SIGKILL
     wait_until(lambda: not workers_of(config))
     before = {path: path.stat().st_mtime_ns for path in part_files(parts_folder(config))}
@@ -369,7 +329,7 @@ def test_killed_and_started_again_it_goes_on(
 @pytest.mark.usefixtures("kept")
 @pytest.mark.long
 def test_with_the_first_order_there_the_budget_goes_to_the_second(configure: Configure, judged: pl.DataFrame) -> None:
-    predict.main(configure("predict.second_order=0"))
+    predict.main(configure("predict.second_opinions=0"))
     config = configure("predict.minutes=60")
     Path(str(config.output)).unlink()
     predict.main(config)
@@ -438,7 +398,7 @@ def failing_predict(config: Config, message: Path) -> None:
 def test_parts_of_another_file_or_model_are_refused(
     configure: Configure, export: Path, long_file: Path, file: Path, tmp_path: Path
 ) -> None:
-    config = configure(f"input={long_file}", "predict.second_order=0")
+    config = configure(f"input={long_file}", "predict.second_opinions=0")
     killed_after(config, 1)
     with pytest.raises(ValueError, match=r"input\.sha256: there .* now "):
         predict.main(configure(f"input={file}"))
@@ -451,7 +411,7 @@ def test_parts_of_another_file_or_model_are_refused(
 
 
 def test_killed_on_the_way_to_another_submission_it_goes_on(configure: Configure, long_file: Path) -> None:
-    config = configure(f"input={long_file}", "predict.second_order=0", "overwrite=true")
+    config = configure(f"input={long_file}", "predict.second_opinions=0", "overwrite=true")
     Path(str(config.output)).write_text("an earlier submission")
     killed_after(config, 2)
     written = [path.read_bytes() for path in part_files(parts_folder(config))]
@@ -521,7 +481,7 @@ def predict_with_swapped_labels(config: Config) -> None:
 def test_a_submission_stays_marked_when_another_engine_finishes_it(
     configure: Configure, long_file: Path, tmp_path: Path
 ) -> None:
-    given = (f"input={long_file}", "predict.second_order=0")
+    given = (f"input={long_file}", "predict.second_opinions=0")
     killed_after(configure(*given, "canaries.on_failure=warn"), 2, run=predict_with_swapped_labels)
     predict.main(configure(*given))
     assert "computes something else here" in (tmp_path / "submission.canaries.txt").read_text()
@@ -586,7 +546,7 @@ def test_files_that_it_did_not_write_are_kept(configure: Configure, tmp_path: Pa
 
 @pytest.mark.long
 def test_what_came_into_its_parts_meanwhile_is_kept(configure: Configure, long_file: Path) -> None:
-    config = configure(f"input={long_file}", "predict.second_order=0")
+    config = configure(f"input={long_file}", "predict.second_opinions=0")
     killed_after(config, 1)
     mine = parts_folder(config) / "mine.txt"
     mine.write_text("notes")
@@ -622,19 +582,6 @@ def test_a_submission_that_would_be_refused_is_recognised(tmp_path: Path, lines:
         check_submission(path, ["1", "2"])
 
 
-def test_where_a_judge_gains_shows_on_a_pilot() -> None:
-    rng = np.random.default_rng(0)
-    opinion, noise = rng.normal(0, 2, (2, 400)), rng.normal(0, 0.3, (400, 3))
-    knows = np.stack([opinion[0], -opinion[0], opinion[1] / 4], axis=1)  # sure where it is right, swayed a little
-    assert not gains_where_sure(knows + noise, knows - noise)
-    guesses = rng.normal(0, 1, (400, 3))  # all that it says is the order's doing
-    assert gains_where_sure(guesses, -guesses)
-    gain = expected_gain(guesses, -guesses)
-    assert (gain >= 0).all() and np.abs(expected_gain(knows, knows)).max() < 1e-12
-    first = by_need(guesses, gains_where_sure(guesses, -guesses))[:160]
-    assert gain[first].sum() > 1.5 * 0.4 * gain.sum()  # far more than a random 40%
-
-
 def test_a_process_sees_its_own_gpus_of_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert environment_of(1, 2, span=1)["CUDA_VISIBLE_DEVICES"] == "1"
@@ -660,7 +607,7 @@ def test_through_the_door_with_vllm(
     odd = tmp_path / "export[1]"  # vLLM takes a folder's name for a pattern
     odd.symlink_to(export)
     arguments = [f"input={file}", f"output={output}", f"predict.model='{odd}'", f"paths.root={tmp_path}"]
-    printed = succeeds("distill.predict", *arguments, "predict.minutes=30", "predict.second_order=0.4")
+    printed = succeeds("distill.predict", *arguments, "predict.minutes=30", "predict.second_opinions=0.4")
     assert f"{ROWS} rows, checked" in printed and f"15 of {ROWS} conversations (60%)" in printed
     found = pl.read_csv(output, schema_overrides={"id": pl.String})
     assert found["id"].to_list() == [c.id for c in conversations]
