@@ -41,6 +41,16 @@ def exported_judge(config: Config, judge: Path, prompt: Mapping[str, Any]) -> Ar
     return Artefact(config.export_folder(), "export", identity, [judge], config.root)
 
 
+def judge_folder(config: Config, chosen: str | None) -> Path:
+    """The export that a user has `chosen`, or the experiment's own; one that was packed is unpacked."""
+    folder = config.export_folder(chosen)
+    if not (folder / "run").exists():
+        return folder
+    from students.export.packing import is_packed, unpack
+
+    return unpack(folder, config.root) if is_packed(folder) else folder
+
+
 def evaluation_folder(config: Config) -> Path:
     """eval/<run>: metrics, predictions and the report."""
     return config.root / "eval" / config.run

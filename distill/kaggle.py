@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from distill.artefacts import judge_folder
 from distill.config import Config
 from distill.entry_point import entry_point, typed
 
@@ -30,7 +31,7 @@ def main(config: Config) -> None:
         raise UserError("output=null: name the folder to write, as in output=kaggle-bundle")
     output = Path(config.output)
     check_output(output, config.overwrite)
-    model = open_exported(config.export_folder(config.predict.model)).folder
+    model = open_exported(judge_folder(config, config.predict.model)).folder
     check_runs_on_kaggle(model)
 
     # Write

@@ -6,6 +6,7 @@ resumes with the same command. With `predict.cascade=[small,large]` rows go on t
 to gain most. A file of single responses, several to a prompt, is ranked instead: docs/predict.md.
 """
 
+from distill.artefacts import judge_folder
 from distill.config import Config
 from distill.entry_point import entry_point
 
@@ -23,7 +24,7 @@ def main(config: Config) -> None:
     settings, scorer, canaries = config.predict, config.scorers.exported, config.canaries.on_failure
     source = Source(config.input, config.data, config.limit, settings.rules)
     output = checked_output(config.output, config.input, config.overwrite)
-    own = config.export_folder(settings.model)
+    own = judge_folder(config, settings.model)
     models = {own.name: own}
     if settings.cascade:
         models = named_exports(settings.cascade, settings.model, config.export_folder().parent)

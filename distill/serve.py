@@ -3,6 +3,7 @@
 It listens on http://127.0.0.1:8080 until SIGTERM or Ctrl-C; docs/serve.md describes the API.
 """
 
+from distill.artefacts import judge_folder
 from distill.config import Config
 from distill.entry_point import entry_point
 
@@ -13,7 +14,7 @@ def main(config: Config) -> None:
     from core.exported import open_exported
     from deploy.serving.server import serve
 
-    jobs, exported = config.root / "serve" / "jobs", open_exported(config.export_folder(config.serve.model))
+    jobs, exported = config.root / "serve" / "jobs", open_exported(judge_folder(config, config.serve.model))
     serve(exported, config.scorers.exported, config.serve, jobs, config.canaries.on_failure, config.coverage)
 
 

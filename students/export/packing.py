@@ -1,0 +1,72 @@
+"""A judge that is small enough to be shipped: its adapter, and all of an export but the weights.
+
+    run/       what the training left: adapter, what it learned from, history, manifest
+    export/    what the export measured: canaries, fidelity, prediction sets, manifest
+
+Whoever has the base, by its name on the hub or from a package, merges the weights again (`unpack`); the canaries tell
+whether they compute what was measured. A judge of six layers then takes four megabytes instead of two hundred.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from core.artefacts.building import Artefact
+from core.artefacts.contents import MANIFEST, SCRATCH
+from core.artefacts.manifest import read_manifest
+from core.errors import UserError
+from core.folders import new_folder
+from students.export.steps import copy_linked
+from students.trained import TrainedJudge, open_trained
+
+RUN, EXPORT = "run", "export"
+UNPACKED = torch.float32  # what any device computes, and what a merge gives again anywhere, but for its last digits
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a judge was packed into `folder`."""
+    return (folder / RUN / MANIFEST).exists() and (folder / EXPORT / MANIFEST).exists()
+
+
+def pack(judge: TrainedJudge, export: Path, out: Path) -> None:
+    """Write `out` from a trained `judge` and its `export`, which is merged and in fp32.
+
+    What else lies in `out`, such as a model card, is lost. Raises `UserError` for a full tuning, and for an export of
+    another judge, format or type.
+    """
+    manifest = read_manifest(export, "export", "make export")
+    settings = manifest.config["export"]
+    if judge.tuned_whole:
+        raise UserError(f"{judge.folder} is a full tuning: its weights are all there is, and are too large to ship")
+    if judge.manifest.content not in manifest.parents.values():
+        raise UserError(f"{export} was not made from {judge.folder}: export that run")
+    if (settings["format"], settings["dtype"]) != ("merged", "fp32"):
+        raise UserError(
+            f"{export} is in format {settings['format']} and {settings['dtype']}: export with export.format=merged "
+            "export.dtype=fp32, which a merge makes again"
+        )
+    with new_folder(out) as partial:
+        shutil.copytree(judge.folder, partial / RUN, ignore=shutil.ignore_patterns(*SCRATCH, ".*"))
+        shutil.copytree(export, partial / EXPORT, ignore=lambda _, names: [n for n in names if _is_model(n)])
+
+
+def unpack(folder: Path, root: Path) -> Path:
+    """The export that a packed judge amounts to, below `root`/models, made once; `UserError` without the base."""
+    packed = read_manifest(folder / EXPORT, "export", verify=False)  # it lacks the weights
+    judge = open_trained(folder / RUN, root, f"get {folder} anew, its adapter is incomplete")
+    place = root / "models" / f"unpacked-{judge.manifest.content[:16]}"
+    artefact = Artefact(place, "export", packed.config, [], root)
+    with artefact.building(wait=True) as lacking:
+        if lacking:
+            copy_linked(judge.merged(root, UNPACKED), place)
+            shutil.copytree(folder / EXPORT, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            artefact.finish(rows=packed.rows, prompt=packed.prompt, extra=packed.extra)
+    return place
+
+
+def _is_model(name: str) -> bool:
+    """Whether a file of an export is the model or its tokenizer, which a merge makes again."""
+    return name.startswith(
+        ("model", "config.json", "tokenizer", "special_tokens", "chat_template", "generation_config")
+    )

@@ -1,0 +1,100 @@
+"""A packed judge: without the weights, and the same judge once a machine has merged them again."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.data.table import load_conversations
+from core.errors import UserError
+from core.exported import open_exported
+from core.json_files import write_json
+from core.scoring import score_conversations
+from distill import export, prepare, student
+from distill.artefacts import judge_folder
+from distill.config import Config
+from distill.training_run import run_folder
+from eval.canaries.checking import check_canaries
+from students.export.packing import EXPORT, RUN, pack, unpack
+from students.trained import open_trained
+from teachers.scorers.opening import open_scorer
+from tests.composing import configured, scorer
+
+pytestmark = pytest.mark.timeout(300)
+POINTWISE = ("model.kind=pointwise", "prompt=pointwise", "prompt.max_tokens=160")
+FORMAT = ("export.format=merged", "export.dtype=fp32", "scorer@scorers.check=transformers")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Config:
+    """A pointwise judge of votes, and its export."""
+    root = tmp_path_factory.mktemp("artifacts")
+    told = (f"paths.root={root}", f"model.base={tiny_llama}", "model.layers=null", "train.epochs=1", "loss=votes")
+    config = configured("+exp=smoke", *told, *POINTWISE, *FORMAT, "canaries.rows=8", "canaries.repeats=2")
+    config = replace(config, run="smoke")
+    prepare.main(config)
+    student.main(config)
+    export.main(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def packed(exported: Config) -> Path:
+    folder = exported.root / "judges" / "small"
+    pack(open_trained(run_folder(exported), exported.root, ""), exported.export_folder(), folder)
+    return folder
+
+
+def test_it_holds_no_weights_of_the_base(packed: Path) -> None:
+    names = {path.name for path in packed.rglob("*") if path.is_file()}
+    assert {"adapter_model.safetensors", "canaries.parquet", "fidelity.json", "learned_from.parquet"} <= names
+    assert not {"model.safetensors", "tokenizer.json", "config.json"} & names
+    assert not (packed / RUN / "checkpoints").exists()
+
+
+def test_unpacked_elsewhere_it_is_the_same_judge(packed: Path, exported: Config, tmp_path: Path) -> None:
+    place = shutil.copytree(packed, tmp_path / "shipped")
+    config = replace(exported, paths=replace(exported.paths, root=str(tmp_path / "artifacts")))
+    found = judge_folder(config, str(place))
+    assert judge_folder(config, str(place)) == found and judge_folder(config, None) == config.export_folder()
+    rows = load_conversations(exported.root / "data" / "smoke")[:12]
+    said = []
+    for folder in (exported.export_folder(), found):
+        judge = open_exported(folder)
+        with open_scorer(judge.folder, scorer("transformers"), judge.max_tokens) as opened:
+            assert not check_canaries(judge.folder, judge.renderer, opened, "refuse")
+            said.append(np.array(score_conversations(opened, judge.renderer, rows)["logits"].to_list()))
+    assert np.abs(said[0] - said[1]).max() < 1e-5
+    for name in ("manifest.json", "fidelity.json"):
+        there, here = (json.loads((folder / name).read_text()) for folder in (exported.export_folder(), found))
+        assert there == here or (there["config"], there["prompt"], there["rows"]) == (
+            *(here[key] for key in ("config", "prompt", "rows")),
+        )
+
+
+def test_what_cannot_be_packed_is_refused(exported: Config, tmp_path: Path) -> None:
+    judge = open_trained(run_folder(exported), exported.root, "")
+    other = shutil.copytree(exported.export_folder(), tmp_path / "other")
+    manifest: dict[str, Any] = json.loads((other / "manifest.json").read_text())
+    write_json(other / "manifest.json", {**manifest, "parents": {"students/x/fold=0": "0" * 64}})
+    with pytest.raises(UserError, match="was not made from"):
+        pack(judge, other, tmp_path / "out")
+    settings = {**manifest["config"], "export": {**manifest["config"]["export"], "dtype": "fp16"}}
+    write_json(other / "manifest.json", {**manifest, "config": settings})
+    with pytest.raises(UserError, match=r"in format merged and fp16: export with export.format=merged"):
+        pack(judge, other, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_was_changed_is_refused(packed: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(packed, tmp_path / "shipped")
+    config = place / RUN / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha": 1'))
+    with pytest.raises(UserError, match=r"run has changed since its manifest was written"):
+        unpack(place, tmp_path / "artifacts")
+    shutil.rmtree(place / EXPORT)
+    assert judge_folder(configured("+exp=smoke"), str(place)) == place  # for `open_exported` to say what it lacks
