@@ -14,7 +14,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS))$(wildcard $(VENV)/.installed),)
 $(error run make setup first: there is no complete $(VENV))
 endif
 endif
-.PHONY: help setup status plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages predict serve test test-long test-all test-gpu-pins checks format bench gpu-check clean
+.PHONY: help setup status plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages proof try predict serve test test-long test-all test-gpu-pins checks format bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
@@ -96,6 +96,31 @@ averages: ## Five folds on real votes, averaged three ways (half an hour after m
 	$(MAKE) data EXP=human5
 	$(PY) -m distill.student -m +exp=human5 fold=0,1,2,3,4
 	$(MAKE) export EXP=human5
+
+proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human votes, three seeds (many hours; it goes on where it was stopped)
+	$(PY) -m proof.subset $(RESPONSES) artifacts/proof/alpaca_eval.parquet
+	$(MAKE) data teacher-logits EXP=proof_gpt4
+	$(call three_seeds,proof_gpt4,name=proof_gpt4_1k,limit=1400)
+	$(call three_seeds,proof_gpt4,name=proof_gpt4_4k,limit=5600)
+	$(call three_seeds,proof_gpt4,name=proof_gpt4,limit=null)
+	$(PY) -m proof.rankings --data artifacts/data/alpaca_eval --logits artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4*
+	$(MAKE) data student EXP=proof_human
+	$(PY) -m distill.student -m +exp=proof_human seed=1,2
+	$(PY) -m distill.export +exp=proof_human
+	$(PY) -m eval +exp=proof_human 'eval.seeds=[0,1,2]' 'eval.variants=[]'
+
+RESPONSES = ../shared/data/alpaca_eval_gpt4_turbo/responses.parquet
+
+define three_seeds
+	$(PY) -m distill.student +exp=$(1) $(2) $(3)
+	$(PY) -m distill.student +exp=$(1) $(2) $(3) loss=votes
+	$(PY) -m distill.student -m +exp=$(1) $(2) $(3) seed=1,2
+	$(PY) -m distill.student -m +exp=$(1) $(2) $(3) seed=1,2 loss=votes
+	$(PY) -m eval +exp=$(1) $(2) 'eval.seeds=[0,1,2]'
+endef
+
+try: ## The shipped judge as an HTTP API and a page, without any training: http://127.0.0.1:8080
+	$(PY) -m distill.serve serve.model=judges/human scorer@scorers.exported=transformers
 
 predict: ## Probabilities for a file without votes (ARGS='input=test.csv output=submission.csv')
 	$(PY) -m distill.predict +exp=$(EXP) $(ARGS)
