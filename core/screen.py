@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 OURS = {
     *("core", "teachers", "students", "eval", "deploy", "distill", "__main__"),
-    *("hydra", "hydra_plugins", "bench", "studies", "gpu_check"),
+    *("hydra", "hydra_plugins", "bench", "studies", "proof", "gpu_check"),
 }
 LAST_LINES = 15  # of the log, shown after a crash
 STREAMS = (1, 2)  # the file descriptors of standard output and standard error

@@ -173,7 +173,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     assert loaded == "set()" and ("exp" in told or command == "distill.store")  # that one is argparse's
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES, "bench", "studies"), ids=named)
+@pytest.mark.parametrize("path", sources(*PACKAGES, "bench", "studies", "proof"), ids=named)
 def test_a_path_is_read_as_a_pattern_nowhere(path: Path) -> None:
     """polars and `glob` take `[1]` in a folder's name for a pattern; users' own patterns are `data.files` alone."""
     called = {
@@ -187,7 +187,7 @@ def test_a_path_is_read_as_a_pattern_nowhere(path: Path) -> None:
     assert reads <= allowed.get(path.stem, set()), f"read through core.tables: {reads}"
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES, "hydra_plugins", "bench", "studies"), ids=named)
+@pytest.mark.parametrize("path", sources(*PACKAGES, "hydra_plugins", "bench", "studies", "proof"), ids=named)
 def test_ranks_meet_in_one_module_alone(path: Path) -> None:
     """NCCL refuses CPU tensors: whoever calls a collective elsewhere has to know on which device the group is."""
     nodes = [*ast.walk(tree(path))]

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from core.data.public import public_folder
 from core.data.table import load_conversations
 from core.store.targets import soft_targets
 from distill import prepare, teacher
@@ -13,13 +14,13 @@ from distill.logits import logits_folder
 from tests.composing import configured
 from tests.running import ROOT
 
-RESPONSES = ROOT.parent / "shared" / "data" / "alpaca_eval_gpt4_turbo" / "responses.parquet"
+RESPONSES = ROOT / public_folder() / "alpaca_eval_gpt4_turbo" / "responses.parquet"
 PROMPTS, MODELS = 40, 4
 
 pytestmark = [
     pytest.mark.long,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not RESPONSES.exists(), reason=f"{RESPONSES} is not there: AlpacaEval's annotations, CC BY-NC"),
+    pytest.mark.skipif(not RESPONSES.exists(), reason=f"{RESPONSES} is not there: python -m proof.sources makes it"),
 ]
 
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from core.artefacts.manifest import read_manifest
 from core.config import from_mapping
+from core.data.public import VARIABLE, public_folder
 from core.data.table import SCHEMA, load_conversations
 from core.errors import UserError
 from distill.command_line import CONF
@@ -22,7 +23,7 @@ from distill.config import Config
 from distill.prepare import main
 
 ROOT = Path(CONF).parent
-HUMAN = ROOT.parent / "shared" / "data"
+HUMAN = ROOT / public_folder()
 
 
 def config(root: Path, *overrides: str) -> Config:
@@ -180,6 +181,16 @@ def test_bad_input_is_refused(tmp_path: Path, overrides: list[str], said: str) -
     assert said in str(caught.value)
 
 
+def test_public_sets_that_are_not_there_are_told_where_to_get(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "public"))
+    for choice in ("data=human", "+exp=human"):
+        with pytest.raises(UserError, match=r"matches no file.*`python -m proof\.sources` says where to get"):
+            main(config(tmp_path, choice))
+    with pytest.raises(UserError) as other:
+        main(config(tmp_path, "data.files=[train.csv]"))
+    assert "proof" not in str(other.value)
+
+
 def test_an_input_in_the_folder_that_is_written_is_kept(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "train.csv", 10)
     main(config(tmp_path, f"data.files=[{path}]"))
@@ -229,7 +240,9 @@ def test_the_door_exits_with_2_and_one_message(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.skipif(not HUMAN.is_dir(), reason="the five public sets of data=human are not in ../shared/data")
+@pytest.mark.skipif(
+    len([*HUMAN.glob("*/*.csv")]) < 5, reason=f"not all five sets are in {HUMAN}: python -m proof.sources"
+)
 def test_the_human_sets_are_read_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     main(config(tmp_path, "data=human"))

@@ -20,6 +20,7 @@ from scipy.special import log_softmax
 
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import read_manifest
+from core.data.public import public_folder
 from core.data.table import CONVERSATIONS as TABLE
 from core.data.table import load_conversations, to_frame
 from core.provenance import read_learned
@@ -43,7 +44,7 @@ from tests.tiny_models import tiny_judge
 pytestmark = pytest.mark.timeout(600)
 CONVERSATIONS = 150
 FOLDS = [0, 1, 2]
-HUMAN = ROOT.parent / "shared" / "data" / "pandalm_testset" / "lmsys_schema.csv"
+HUMAN = ROOT / public_folder() / "pandalm_testset" / "lmsys_schema.csv"
 Configure = Callable[..., Config]
 
 
@@ -186,7 +187,7 @@ def test_a_planted_leak_is_caught_where_the_store_is_read(configure: Configure, 
         student.main(replace(config, run="leaky"))
 
 
-@pytest.mark.skipif(not HUMAN.exists(), reason=f"{HUMAN} is not there: docs/data.md says what it holds")
+@pytest.mark.skipif(not HUMAN.exists(), reason=f"{HUMAN} is not there: python -m proof.sources makes it")
 @pytest.mark.long
 def test_out_of_fold_on_real_votes_and_a_leak_planted_there(configure: Configure) -> None:
     human = ["data=human", "data.name=pandalm", f"data.files=[{HUMAN}]", "data.shuffle_sides=[]", "data.simulate=null"]

@@ -2,19 +2,20 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from core.data.public import public_folder
 from core.records import LABELS, ORDERS, Conversation
 from core.scoring import SCORES, SWAPPED
 from eval.judges.baselines import prior, surface
 from eval.metrics import flip_rate, log_loss_rows, predict
 from eval.surface_features import surface_features
+from tests.running import ROOT
 
-PANDALM = Path(__file__).parents[2] / "../shared/data/pandalm_testset/lmsys_schema.csv"
+PANDALM = ROOT / public_folder() / "pandalm_testset" / "lmsys_schema.csv"
 
 VOTES: list[list[float] | None] = [[1, 0, 0], [3, 1, 0], [2, 2, 0], None]
 
@@ -101,7 +102,7 @@ def test_training_without_votes_is_refused() -> None:
         surface([replace(c, votes=None) for c in simulate(3, 0)], simulate(2, 1))
 
 
-@pytest.mark.skipif(not PANDALM.exists(), reason="the PandaLM test set lies beside the repository, not in it")
+@pytest.mark.skipif(not PANDALM.exists(), reason=f"{PANDALM} is not there: python -m proof.sources makes it")
 def test_surface_beats_the_prior_on_human_votes() -> None:
     conversations = []
     for row in pl.read_csv(PANDALM, schema_overrides={"id": pl.String, "votes": pl.String}).iter_rows(named=True):

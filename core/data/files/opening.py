@@ -13,9 +13,11 @@ from core.data.files.compression import without_compression
 from core.data.files.hub import local_folder, open_hub
 from core.data.files.reading import open_table
 from core.data.files.rows import Source
+from core.data.public import public_folder
 from core.errors import UserError
 from core.naming import NOT_UTF8, is_utf8
 
+PUBLIC_REMEDY = "; `python -m proof.sources` says where to get public sets of votes, and makes their files"
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}")
 
 
@@ -61,7 +63,8 @@ def _expand(patterns: list[str], problems: list[str]) -> list[Path]:
     for pattern in patterns:
         files = matching(pattern)
         if not files:
-            problems.append(f"data.files: {pattern!r} matches no file; paths and globs count from {Path.cwd()}")
+            remedy = PUBLIC_REMEDY if Path(pattern).is_relative_to(public_folder()) else ""
+            problems.append(f"data.files: {pattern!r} matches no file; paths and globs count from {Path.cwd()}{remedy}")
         problems += [f"data.files: {str(path)!a}: {NOT_UTF8}" for path in files if not is_utf8(str(path))]
         paths.update({path.resolve(): path for path in files})
     if not patterns:
