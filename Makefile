@@ -109,7 +109,7 @@ proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human
 	$(PY) -m distill.export +exp=proof_human
 	$(PY) -m eval +exp=proof_human 'eval.seeds=[0,1,2]' 'eval.variants=[]'
 
-RESPONSES = ../shared/data/alpaca_eval_gpt4_turbo/responses.parquet
+RESPONSES = $(or $(PUBLIC_DATA),../shared/data)/alpaca_eval_gpt4_turbo/responses.parquet
 
 define three_seeds
 	$(PY) -m distill.student +exp=$(1) $(2) $(3)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import polars as pl
 
+from core.tables import read_parquet
+
 SCORE = "gpt4_turbo_logit"
 
 
@@ -21,7 +23,9 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--responses", dest="count", type=int, default=8, help="how many to keep of each prompt")
     told = parser.parse_args()
-    kept = subset(pl.read_parquet(told.responses), SCORE, told.count)
+    if not told.responses.is_file():
+        parser.error(f"{told.responses} is missing: `python -m proof.sources` says where to get it")
+    kept = subset(read_parquet(told.responses), SCORE, told.count)
     told.output.parent.mkdir(parents=True, exist_ok=True)
     partial = told.output.with_suffix(".partial")
     kept.write_parquet(partial)
