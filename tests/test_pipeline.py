@@ -50,6 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> tupl
     return root / "artifacts", common
 
 
+@pytest.mark.long
 def test_every_stage_leaves_what_the_contract_says(finished: tuple[Path, list[str]]) -> None:
     root, _ = finished
     metrics = json.loads((root / "eval/tiny/metrics.json").read_text())
@@ -85,6 +86,7 @@ def test_every_stage_leaves_what_the_contract_says(finished: tuple[Path, list[st
     assert not untouched & (learned.directly | learned.through_teachers)
 
 
+@pytest.mark.long
 def test_the_chain_of_parents_leads_back_to_the_data(finished: tuple[Path, list[str]]) -> None:
     root, _ = finished
     seen, todo = set(), ["eval/tiny"]
@@ -133,6 +135,7 @@ def test_a_benchmark_is_scored_by_every_judge_with_its_own_engine(finished: tupl
     assert f"benchmark={path}: row 1: rejected is empty: None" in refuses("eval", *common, f"benchmark={path}")
 
 
+@pytest.mark.long
 def test_in_fold_targets_are_taken_only_when_asked_for(finished: tuple[Path, list[str]]) -> None:
     _, common = finished
     message = refuses("distill.student", *common, "teacher.rows=out_of_fold", "seed=5")
@@ -166,6 +169,7 @@ def test_an_export_for_other_gpus_is_told_from_one_for_t4s(finished: tuple[Path,
     assert "t4.memory_gb" in message and "overwrite=true" in message
 
 
+@pytest.mark.long
 def test_a_folder_is_checked_for_t4s_alone(finished: tuple[Path, list[str]], tmp_path: Path) -> None:
     root, common = finished
     good = root / "exports/tiny/w8a8"
@@ -192,6 +196,7 @@ def test_folds_are_averaged_compared_and_exported(finished: tuple[Path, list[str
     assert {*read_manifest(root / average).parents} == {f"students/tiny,loss=votes/fold={k}" for k in (0, 1)}
 
 
+@pytest.mark.long
 def test_other_folds_than_it_was_trained_on_are_noticed_by_its_export(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     data, backup = root / "data/smoke", root / "backup"
@@ -204,6 +209,7 @@ def test_other_folds_than_it_was_trained_on_are_noticed_by_its_export(finished: 
     assert "was trained on other data than data.name=smoke holds now" in message
 
 
+@pytest.mark.long
 def test_a_tampered_adapter_is_noticed_by_its_export(finished: tuple[Path, list[str]]) -> None:
     root, common = finished
     path = root / "students/tiny,loss=votes/fold=0/adapter/adapter_model.safetensors"
@@ -231,6 +237,7 @@ def test_bad_configuration_meets_one_message(command: str, arguments: list[str],
     assert expected in refuses(command, *arguments, f"paths.root={tmp_path}")
 
 
+@pytest.mark.long
 def test_a_model_without_tokenizer_is_refused_before_training(
     finished: tuple[Path, list[str]], tiny_llama: Path, tmp_path: Path
 ) -> None:

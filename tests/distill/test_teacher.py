@@ -110,7 +110,7 @@ def same_logits(found: pl.DataFrame, expected: pl.DataFrame) -> None:
     assert np.abs(found["logits"].to_numpy() - expected["logits"].to_numpy()).max() < 1e-5
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_at_random_moments_and_resumed_it_equals_a_straight_run(
     configure: Configure, straight: pl.DataFrame, times: int
 ) -> None:
@@ -316,6 +316,7 @@ def told(config: Config, name: str, path: Path, rows: list[Conversation]) -> tup
     return tuple(provenance(name, answers.taught, 0, len(rows)))
 
 
+@pytest.mark.long
 def test_a_student_of_a_mixture_is_held_out_from_the_test_split_alone(
     configure: Configure, straight: pl.DataFrame
 ) -> None:

@@ -347,6 +347,7 @@ def done(server: Server, id: str) -> dict[str, Any]:
     return dict(state)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_jobs_survive_a_kill_and_requests_a_sigterm(export: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
