@@ -4,11 +4,12 @@ A second opinion is the verdict of a larger judge, or the other order of the jud
 lowers the log loss is told without votes: by KL(second || first), the loss that the second expects the first to have
 more. A judge that knows its matter gains where it hesitates. One that mostly guesses gains where it is sure, as a large
 margin is then mostly noise. So a pilot, conversations drawn at random, gets both opinions first, and a regression on
-what the first tells (`clues`) says of every other conversation how much to expect. Those with the most for their cost
-come next. docs/predict.md has the measurements.
+what the first tells (`Opinions.clues`) says of every other conversation how much to expect. Those with the most for
+their cost come next. docs/predict.md has the measurements.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import minimize
@@ -38,6 +39,19 @@ class Opinions:
         """The mean over the orders that were shown, float64 [n, labels]."""
         return np.asarray((self.ab.astype(np.float64) + self.ba) / 2)
 
+    @cached_property
+    def clues(self) -> np.ndarray:
+        """What tells of the gain of a second opinion: margin, entropy, how far the orders differ, and length, [n, 4].
+
+        Each by its rank among all, spread evenly about 0 with variance 1, so that logits of any size will do.
+        """
+        p = softmax(self.logits, axis=1)
+        entropy = -(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum(axis=1)
+        apart = expected_gain(self.ab, self.ba) + expected_gain(self.ba, self.ab)
+        found = (margin(self.logits), entropy, apart, self.tokens)
+        ranks = [(rankdata(clue) - 0.5) / len(clue) - 0.5 for clue in found]
+        return np.stack(ranks, axis=1) * np.sqrt(12)
+
 
 def draw_pilot(rows: int, quota: int, most: int, seed: int = 0) -> np.ndarray:
     """The positions, of `rows`, of the conversations that get a second opinion before any other: the same each time.
@@ -55,7 +69,7 @@ def in_turn(first: Opinions, pilot: np.ndarray, second: np.ndarray) -> np.ndarra
     the first took. Without a pilot nothing is known of gains, and the cheapest come first.
     """
     gain = expected_gain(first.logits[pilot], second)
-    worth = estimate(clues(first), pilot, gain) / np.maximum(first.tokens, 1)
+    worth = estimate(first.clues, pilot, gain) / np.maximum(first.tokens, 1)
     order = np.argsort(-worth, kind="stable")
     return order[~np.isin(order, pilot)]
 
@@ -69,18 +83,6 @@ def margin(logits: np.ndarray) -> np.ndarray:
     """How sure a judge is: the most likely label's probability minus the next one's, [n, labels] -> [n]."""
     ordered = np.sort(softmax(logits.astype(np.float64), axis=1), axis=1)
     return np.asarray(ordered[:, -1] - ordered[:, -2])
-
-
-def clues(first: Opinions) -> np.ndarray:
-    """What a first opinion tells of the gain of a second: margin, entropy, how far its orders differ, and its length.
-
-    Each by its rank among all, spread evenly about 0 with variance 1, so that logits of any size will do: [n, 4].
-    """
-    p = softmax(first.logits, axis=1)
-    entropy = -(p * np.log(np.maximum(p, np.finfo(float).tiny))).sum(axis=1)
-    apart = expected_gain(first.ab, first.ba) + expected_gain(first.ba, first.ab)
-    ranks = [(rankdata(clue) - 0.5) / len(clue) - 0.5 for clue in (margin(first.logits), entropy, apart, first.tokens)]
-    return np.stack(ranks, axis=1) * np.sqrt(12)
 
 
 def estimate(clues: np.ndarray, pilot: np.ndarray, gain: np.ndarray) -> np.ndarray:

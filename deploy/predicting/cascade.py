@@ -51,10 +51,10 @@ def named_exports(cascade: Sequence[str], model: str | None, exports: Path) -> d
         )
     found: dict[str, Path] = {}
     for name in cascade:
-        places = [Path(name), exports / name]
-        if not (there := [place for place in places if place.is_dir()]):
+        own = exports / name  # of a path that begins at the root: that path
+        if not (there := [place for place in (own, Path(name)) if place.is_dir()]):
             raise UserError(
-                f"predict.cascade: there is no export {name}, neither a folder of that name nor {places[1]}: export it "
+                f"predict.cascade: there is no export {name}, neither {own} nor a folder of that name: export it "
                 "first, or give its folder"
             )
         if there[0].resolve() in [folder.resolve() for folder in found.values()]:

@@ -87,7 +87,7 @@ def judge_share(number: int, count: int, judging: Judging) -> None:
     first, budget = None, Budget(judging.deadline)
     for turn, judge in enumerate(judging.judges):
         exported = open_exported(judge.folder)
-        if turn:
+        if turn and judging.deadline is not None:
             times = shape_in(judge.folder).matrices / shape_in(judging.judges[turn - 1].folder).matrices
             budget = Budget(until(judging.deadline, len(judging.judges) - turn), budget.pace * times)
         ask(judge, exported, own, first, judging, number, budget)
@@ -95,10 +95,10 @@ def judge_share(number: int, count: int, judging: Judging) -> None:
             first = opinions_of(judge, exported, own, len(judge.looks))
 
 
-def until(deadline: float | None, judges: int) -> float | None:
+def until(deadline: float, judges: int) -> float:
     """When the first of so many `judges` has to end: each has an equal part of the time that is left."""
     now = time.time()
-    return deadline if deadline is None or deadline < now else now + (deadline - now) / judges
+    return deadline if deadline < now else now + (deadline - now) / judges
 
 
 def ask(
