@@ -25,7 +25,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -150,13 +150,13 @@ class Renderer:
             raise UserError(f"prompt.template.{elsewhere[0]} holds {WORDS}, which answer_a and answer_b alone can tell")
         given, self._chat = as_chat(given, tokenizer_folder)
         fixed = {name: self._encode([text])[0] for name, text in given.items()}
-        used = {token for ids in (start, *fixed.values(), end) for token in ids}
+        sides = ("a",) if self.pointwise else ("a", "b")
+        self._answers = [self._encode(given[f"answer_{side}"].split(WORDS)) for side in sides]
+        used = {token for ids in (start, *fixed.values(), *chain(*self._answers), end) for token in ids}
         self._tokenizer, _ = without_markers(self._tokenizer, used)
         instruction, verdict = fixed["instruction"], fixed["verdict"]
         self._omitted, self._cut = fixed["omitted"], fixed["cut"]
-        sides = ("a",) if self.pointwise else ("a", "b")
         self._question = fixed["question"]
-        self._answers = [self._encode(given[f"answer_{side}"].split(WORDS)) for side in sides]
         self._names = [fixed[f"model_{side}"] for side in sides]
         has_start = (instruction or self._question)[: len(start)] == start
         has_end = verdict[max(len(verdict) - len(end), 0) :] == end

@@ -222,3 +222,17 @@ def test_a_template_may_hold_special_tokens(tiny_tokenizer_folder: Path, tokeniz
     (rendered, _) = Renderer(chat, tiny_tokenizer_folder).render([Conversation("1", [BOS], [EOS], ["x"])])
     special = [i for i in rendered.ids if i in {tokenizer.token_to_id(t) for t in (BOS, EOS, PAD)}]
     assert special == [tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)]
+
+
+def test_the_markers_before_answers_may_hold_special_tokens(tiny_tokenizer_folder: Path, tokenizer: Tokenizer) -> None:
+    """A chat that shows the response as the assistant's own turn, with how many words it has."""
+    for words in ("", "{words} words: "):
+        texts = replace(TEMPLATE, answer_a=f"{EOS}{PAD}assistant\n{words}", answer_b=None, verdict=f"{EOS}{PAD}judge\n")
+        (rendered, _) = Renderer(replace(CONFIG, template=texts), tiny_tokenizer_folder).render(
+            [Conversation("1", ["Why?"], [f"{EOS} so"], ["x"])]
+        )
+        own = {tokenizer.token_to_id(t): t for t in (BOS, EOS, PAD)}
+        assert [own[i] for i in rendered.ids if i in own][-4:] == [EOS, PAD, EOS, PAD]
+        assert f"{EOS}{PAD}assistant\n{words.format(words=2)}" in tokenizer.decode(
+            rendered.ids, skip_special_tokens=False
+        )
