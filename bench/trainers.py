@@ -236,11 +236,12 @@ def step_callback(turns: Turns) -> Any:
 
 def epoch_plan(task: Task) -> list[list[Any]]:
     """The micro-batches [step][piece][row] that the student stage trains in its first epoch."""
-    from students.training.data import micro_batches, plan_epoch
+    from students.training.data import micro_batches, plan_epoch, prompt_numbers
 
     train, lengths = task.config.train, [example.length for example in task.examples]
-    steps = plan_epoch(lengths, train.batch_conversations, train.length_pool_steps, task.config.seed, 0)
-    return [micro_batches(step, lengths, 1, task.config.engine.micro_batch_tokens)[0] for step in steps]
+    numbers = prompt_numbers(task.examples)
+    steps = plan_epoch(lengths, train.batch_conversations, train.length_pool_steps, task.config.seed, 0, numbers)
+    return [micro_batches(step, lengths, 1, task.config.engine.micro_batch_tokens, numbers)[0] for step in steps]
 
 
 SIDES: dict[str, Callable[[Task, Turns, Path], None]] = {

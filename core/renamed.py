@@ -151,7 +151,9 @@ def _did_nothing(key: str, value: Any) -> bool:
     """Whether a removed key changed nothing of what was made with it."""
     if isinstance(value, Mapping):
         return not (value.get("weight") or value.get("final_weight"))
-    return value is None or key in ("loss.cross_entropy.temperature", "ignore_columns", "eval.ece_bins")
+    if key == "eval.ece_bins":
+        return bool(value == 15)
+    return value is None or key in ("loss.cross_entropy.temperature", "ignore_columns")
 
 
 def _at(config: dict[str, Any], groups: list[str]) -> dict[str, Any] | None:

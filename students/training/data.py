@@ -188,11 +188,13 @@ def plan_epoch(
     """
     rng = np.random.default_rng((seed, epoch))
     families = [[i] for i in range(len(lengths))] if prompts is None else _families(range(len(lengths)), prompts)
-    longest = {i: (max(lengths[j] for j in family), family[0]) for family in families for i in family}
+    places: dict[int, tuple[int, int]] = {}
+    for family in families:
+        places |= dict.fromkeys(family, (max(lengths[i] for i in family), family[0]))
     order = [i for place in rng.permutation(len(families)) for i in families[place]]
     steps, pool = [], batch * pool_steps
     for start in range(0, len(order), pool):
-        by_length = sorted(order[start : start + pool], key=lambda i: (*longest[i], i))
+        by_length = sorted(order[start : start + pool], key=lambda i: (*places[i], i))
         steps += [by_length[k : k + batch] for k in range(0, len(by_length), batch)]
     return [steps[i] for i in rng.permutation(len(steps))]
 
@@ -214,12 +216,14 @@ def micro_batches(
     Returns [rank][micro-batch][row], both orders of a conversation side by side. All ranks get the same number of
     micro-batches, because a ZeRO engine communicates in each; some may be empty. A conversation that is longer than the
     budget is a micro-batch of its own. `prompts` (None: all differ) say which conversations share a prompt: they stay
-    together, unless that would take more than the budget.
+    together, unless that would take more than the budget, or other ranks would have fewer than their part.
     """
     numbers = prompts or {i: (2 * i, 2 * i + 1) for i in step}
     ranks: list[list[list[int]]] = [[] for _ in range(world)]
+    part = math.ceil(len(step) / world)
     for family in _families(sorted(step, key=lambda i: (-lengths[i], i)), numbers):
-        min(ranks, key=lambda dealt: sum(map(len, dealt))).append(family)
+        for start in range(0, len(family), part):
+            min(ranks, key=lambda dealt: sum(map(len, dealt))).append(family[start : start + part])
     cut = [_cut(families, lengths, numbers, budget) for families in ranks]
     most = max(map(len, cut))
     return [pieces + [[]] * (most - len(pieces)) for pieces in cut]

@@ -61,7 +61,8 @@ def write_stored(
     if source is None:
         scores = of_data(rows)
     else:
-        opinions = read_scores(source, rows, labels) if holds_responses(source) else read_opinions(source, rows, folds)
+        single = holds_responses(source)
+        opinions = read_scores(source, rows, labels, folds) if single else read_opinions(source, rows, folds)
         if opinions.columns.quantity != "scores":
             table, seen = as_logits(opinions, rows, source.where), seen_by(opinions, rows, learned_from)
             check_knows(Path(source.where), LABELS[: opinions.columns.labels], labels)

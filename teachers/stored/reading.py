@@ -21,7 +21,7 @@ from teachers.stored.joining import PAIR, Join, check_covered, readable
 
 log = logging.getLogger(__name__)
 ORDER = "order"  # the column that tells in which order a row's responses were shown
-LOG_ODDS = ("logit", "log_odds", "logodds")  # how the name of a column of such scores ends
+LOG_ODDS = "_logit"  # how the name of a column of such scores ends
 Values = list[float]  # of a, b and, where there is one, tie
 
 
@@ -93,13 +93,18 @@ def read_opinions(source: Source, conversations: Sequence[Conversation], folds: 
     return Opinions(columns, values, lines, of_folds)
 
 
-def read_scores(source: Source, conversations: Sequence[Conversation], labels: Labels) -> Opinions:
+def read_scores(source: Source, conversations: Sequence[Conversation], labels: Labels, folds: str | None) -> Opinions:
     """The scores of responses a and b of each conversation, from rows of single responses.
 
-    A response that several rows score has their mean. A column of that name holds log-odds against some opponent. The
-    difference of two is then a pair's logit, by Bradley and Terry's model, where `labels` have no tie.
-    Raises `UserError` as `read_opinions` does.
+    A response that several rows score has their mean. A column called `*_logit` holds log-odds against some opponent.
+    The difference of two is then a pair's logit, by Bradley and Terry's model, where `labels` have no tie.
+    Raises `UserError` as `read_opinions` does, and for a column of `folds`: a response is in pairs of several.
     """
+    if folds is not None:
+        raise UserError(
+            f"teacher.stored.learned_from={folds}: {source.where} holds single responses, which are in no fold: say "
+            "none or unknown"
+        )
     prompt, response, score = (named(names, source.columns) or "" for names in (PROMPT, RESPONSE, SCORE))
     join = Join.by_texts(source, (prompt, response))
     scores: dict[str, list[float]] = {}
@@ -118,7 +123,8 @@ def read_scores(source: Source, conversations: Sequence[Conversation], labels: L
         name: {None: [float(np.mean(scores[key])) for key in both]} for name, both in keys.items()
     }
     columns = Columns("logits" if log_odds else "scores", {None: [score, score]})
-    return Opinions(columns, values, {name: lines[a] for name, (a, _) in keys.items()}, dict.fromkeys(keys))
+    places = {name: lines[a if not np.isfinite(scores[a]).all() else b] for name, (a, b) in keys.items()}
+    return Opinions(columns, values, places, dict.fromkeys(keys))
 
 
 def holds_responses(source: Source) -> bool:

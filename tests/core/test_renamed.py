@@ -46,6 +46,13 @@ def test_a_warm_up_over_all_steps_is_not_taken_for_one_of_a_single_step() -> Non
     assert with_new_names({"optimizer": {"warmup": 1.0, "warmup_steps": None}})["optimizer"]["warmup"] != 1
 
 
+def test_an_evaluation_of_before_is_that_of_today_where_its_bins_are() -> None:
+    assert with_new_names({"eval": {"bias_level": 0.05, "ece_bins": 15}}) == {
+        "eval": {"bias_level": 0.05, "truth": "votes"}
+    }
+    assert with_new_names({"eval": {"bias_level": 0.05, "ece_bins": 10}})["eval"]["ece_bins"] == 10
+
+
 def test_a_key_that_is_new_is_added_to_its_own_group_alone() -> None:
     assert with_new_names({"prompt": {"max_tokens": 128}})["prompt"]["label_tokens"] == [" A", " B", " C"]
     hashes = {"prompt": {"template": "0" * 16, "prompt": "1" * 16}}

@@ -281,11 +281,15 @@ def test_differences_of_log_odds_are_the_logits_of_data_without_ties(write: Writ
     for order in ORDERS:
         found = of_rows(write(table, rows, WITHOUT_TIES), order, rows)
         assert np.abs(found - np.column_stack([p_a, 1 - p_a, np.zeros(COUNT)])).max() < 1e-6
+    with pytest.raises(ValueError, match=r"learned_from=fold: .* holds single responses, which are in no fold"):
+        write(table | {"fold": [0] * len(table["prompt"])}, rows, WITHOUT_TIES, learned_from="fold")
     table["gpt_score"] = table.pop("gpt_logit")
     assert np.abs(of_rows(write(table, rows, WITHOUT_TIES), "ab", rows)[:, 0] - p_a).max() > 0.01
-    table["gpt_logit"] = [float("-inf"), *table.pop("gpt_score")[1:]]
-    with pytest.raises(ValueError, match=r"c0 has logits \[-inf, "):
-        write(table, rows, WITHOUT_TIES)
+    table["gpt_logit"] = table.pop("gpt_score")
+    for place, told in enumerate((r"\[-inf, ", r"\[.*, -inf\]")):
+        broken = [float("-inf") if i == place else logit for i, logit in enumerate(table["gpt_logit"])]
+        with pytest.raises(ValueError, match=rf"row {place + 1}: c0 has logits {told}"):
+            write(table | {"gpt_logit": broken}, rows, WITHOUT_TIES)
 
 
 class TestProvenance:

@@ -149,6 +149,15 @@ def test_a_step_holds_what_shares_a_response(prompts: list[int], batch: int, epo
     assert alone == plan_epoch(lengths, batch, 3, 0, epoch)
 
 
+@pytest.mark.parametrize("world", [1, 2, 5, 8])
+def test_no_rank_waits_while_others_have_all_of_a_prompt(world: int) -> None:
+    """All pairs of eight responses to each of two prompts, as most steps are: each rank has its part."""
+    pairs = [(8 * prompt + i, 8 * prompt + j) for prompt in range(2) for i in range(8) for j in range(i)]
+    dealt = micro_batches(range(56), [10] * 56, world, 1000, pairs)
+    counts = [sum(map(len, rank)) // 2 for rank in dealt]
+    assert sum(counts) == 56 and max(counts) == math.ceil(56 / world)
+
+
 @pytest.mark.parametrize("chosen", [range(6), [0], [1]])  # the first has two equal responses
 def test_longer_and_shorter_prompts_are_padded_apart(chosen: Sequence[int]) -> None:
     conversations = with_shared_responses()
