@@ -62,7 +62,7 @@ def measure_costs(
     asked = {
         (name, way): rows
         for name, of in answers.items()
-        if "prompt_tokens" in of.scores.columns and not of.scores["prompt_tokens"].null_count()
+        if tells_lengths(of.scores)
         for way, rows in _losses(*logits[name], votes, of.pointwise).items()
     }
     if not asked:
@@ -79,6 +79,12 @@ def measure_costs(
         )
         judges.setdefault(name, []).append(cost)
     return Costs(t4.conversations, known_rates(t4), judges)
+
+
+def tells_lengths(scores: pl.DataFrame) -> bool:
+    """Whether each prompt's length is known. Of opinions that somebody stored, or a fit made, it is not: they have 0."""
+    lengths = scores["prompt_tokens"] if "prompt_tokens" in scores.columns else None
+    return lengths is not None and not lengths.null_count() and bool((lengths > 0).all())
 
 
 def known_rates(t4: T4Config) -> dict[str, Any]:

@@ -66,6 +66,22 @@ def test_what_does_not_fit_or_has_no_prompts_has_no_hours() -> None:
     assert costs_of(unread, logits).judges == {}
 
 
+def test_opinions_that_nobody_was_prompted_for_cost_nothing_that_is_known() -> None:
+    """As a stored teacher's: no tokens are no cost of zero."""
+    answers, logits = judged()
+    stored = replace(answers, scores=answers.scores.with_columns(prompt_tokens=pl.lit(0, pl.Int32)))
+    assert costs_of(stored, logits).judges == {}
+    both = measure_costs(
+        {"student": answers, "teacher": stored},
+        {"student": logits, "teacher": logits},
+        VOTES,
+        GROUPS,
+        Resampling(100, 0),
+        T4,
+    )
+    assert [*both.judges] == ["student"]
+
+
 def test_costs_remember_the_rates_that_hours_are_of() -> None:
     answers, logits = judged(model=ModelSize(SHAPE, "w8a8"))
     faster = replace(T4, int8=replace(T4.int8, tflops=[32, 80]))
