@@ -82,7 +82,7 @@ def measure_costs(
 
 
 def tells_lengths(scores: pl.DataFrame) -> bool:
-    """Whether each prompt's length is known. Of opinions that somebody stored, or a fit made, it is not: they have 0."""
+    """Whether each prompt's length is known. Of stored opinions, or those of a fit, it is not: they have 0."""
     lengths = scores["prompt_tokens"] if "prompt_tokens" in scores.columns else None
     return lengths is not None and not lengths.null_count() and bool((lengths > 0).all())
 
