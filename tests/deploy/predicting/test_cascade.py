@@ -42,6 +42,7 @@ from tests.deploy.predicting.predictions import (
     parts_folder,
     write_csv,
 )
+from tests.device import Device
 from tests.running import refuses, succeeds
 from tests.tiny_models import tiny_judge
 
@@ -120,10 +121,15 @@ def by_prompt(conversations: list[Conversation]) -> list[int]:
 
 
 def test_rows_go_on_to_the_judge_that_they_need_and_each_has_the_last_word_on_it(
-    configure: Configure, conversations: list[Conversation], said: dict[str, Opinions], tmp_path: Path
+    configure: Configure,
+    conversations: list[Conversation],
+    said: dict[str, Opinions],
+    device: Device,
+    tmp_path: Path,
 ) -> None:
     config = configure(*HALF)
     predict.main(config)
+    device.check_left_free(scorers=2)  # one after another
     asked = going_on(said["small"], said["large"], by_prompt(conversations), 0.5, 5)
     assert len(asked) == ROWS // 2
     assert judges_of(config) == ["large" if i in asked else "small" for i in range(ROWS)]
@@ -187,7 +193,7 @@ def assert_it_goes_on(config: Config, kept: dict[Path, bytes], monkeypatch: pyte
     assert not parts_folder(config).exists()
 
 
-@pytest.mark.parametrize("pieces", [1, 5])
+@pytest.mark.parametrize("pieces", [1, pytest.param(5, marks=pytest.mark.long)])
 def test_stopped_in_the_pilot_or_later_it_ends_as_if_it_had_not_been(
     configure: Configure, pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +335,14 @@ def test_a_started_cascade_is_not_gone_on_with_by_other_judges(
     assert parts_of(config)
     predict.main(configure(*HALF, "predict.cascade=[large,huge]", "overwrite=true"))
     assert not parts_folder(config).exists()
+
+
+@pytest.mark.long
+def test_two_engines_of_vllm_one_after_another(configure: Configure, said: dict[str, Opinions]) -> None:
+    config = configure("scorer@scorers.exported=vllm", "predict.rows_per_part=8", *HALF)
+    predict.main(config)
+    logits = [said[str(judge)].logits[i] for i, judge in enumerate(judges_of(config))]
+    assert np.abs(answers(config)[1] - softmax(np.array(logits), axis=1)).max() < 1e-3
 
 
 @pytest.mark.long
