@@ -27,7 +27,8 @@ def main(config: Config) -> None:
     own = judge_folder(config, settings.model)
     models = {own.name: own}
     if settings.cascade:
-        models = named_exports(settings.cascade, settings.model, config.export_folder().parent)
+        named = named_exports(settings.cascade, settings.model, config.export_folder().parent)
+        models = {name: judge_folder(config, str(folder)) for name, folder in named.items()}
     if not (responses := file_of_responses(source)):
         write_predictions(source, output, models, scorer, settings, canaries, config.coverage, config.overwrite)
     elif settings.cascade:

@@ -119,9 +119,8 @@ def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", s
 
     frames = [of.scores.select(pl.lit(name).alias("judge"), pl.all()) for name, of in panel.answers.items()]
     pl.concat(frames, how="diagonal").write_parquet(folder / "predictions.parquet")
-    evaluation = measure(
-        panel, scored, true_distribution(data, scored), config.eval, config.seed, config.t4, config.coverage
-    )
+    law = true_distribution(data, scored) if config.eval.truth == "votes" else None  # of votes, which do not count here
+    evaluation = measure(panel, scored, law, config.eval, config.seed, config.t4, config.coverage)
     write_result(folder / METRICS, evaluation)
     artefacts = {name: of.artefact for name, of in panel.answers.items() if of.artefact is not None}
     report = Report.of(config.run, evaluation, scored, artefacts, data, config.root)

@@ -129,9 +129,14 @@ def stores_in(parts: Path) -> list[Path]:
 
 
 def last_words(judges: Sequence[Judge]) -> pl.DataFrame:
-    """The scores of each row by the last judge that read it, in `JUDGED` and `turn`, the judge's place."""
+    """The scores of each row by the last judge that read it, in `JUDGED` and `turn`, the judge's place.
+
+    Where a kill parted the orders of a look, that judge has not read the row.
+    """
     words = pl.DataFrame(schema={**JUDGED, "turn": pl.Int32})
     for turn, judge in reversed([*enumerate(judges)]):
         scores = read_scores(judge.parts).with_columns(turn=pl.lit(turn, pl.Int32))
+        needed = pl.col("order").is_in(judge.looks[0]).sum().over("id") == len(judge.looks[0])
+        scores = scores.filter(needed)
         words = pl.concat([words, scores.join(words, on="id", how="anti")])
     return words

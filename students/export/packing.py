@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from core.artefacts.building import Artefact
-from core.artefacts.contents import MANIFEST, SCRATCH
-from core.artefacts.manifest import read_manifest
+from core.artefacts.contents import MANIFEST, SCRATCH, file_digests
+from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
 from core.folders import new_folder
 from students.export.steps import copy_linked
@@ -54,8 +54,9 @@ def pack(judge: TrainedJudge, export: Path, out: Path) -> None:
 def unpack(folder: Path, root: Path) -> Path:
     """The export that a packed judge amounts to, below `root`/models, made once; `UserError` without the base."""
     packed = read_manifest(folder / EXPORT, "export", verify=False)  # it lacks the weights
+    check_measured(folder, packed)
     judge = open_trained(folder / RUN, root, f"get {folder} anew, its adapter is incomplete")
-    place = root / "models" / f"unpacked-{judge.manifest.content[:16]}"
+    place = root / "models" / f"unpacked-{packed.content[:16]}"
     artefact = Artefact(place, "export", packed.config, [], root)
     with artefact.building(wait=True) as lacking:
         if lacking:
@@ -63,6 +64,14 @@ def unpack(folder: Path, root: Path) -> Path:
             shutil.copytree(folder / EXPORT, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
             artefact.finish(rows=packed.rows, prompt=packed.prompt, extra=packed.extra)
     return place
+
+
+def check_measured(folder: Path, packed: Manifest) -> None:
+    """Raise `UserError` where what the export measured is not there as its manifest, `packed`, says."""
+    there, stated = file_digests(folder / EXPORT), packed.files or {}
+    gone = [name for name in stated if name not in there and not _is_model(Path(name).name)]
+    if changed := gone + [name for name, digest in there.items() if stated.get(name, digest) != digest]:
+        raise UserError(f"{folder / EXPORT} has changed since it was packed ({', '.join(changed)}): get {folder} anew")
 
 
 def _is_model(name: str) -> bool:

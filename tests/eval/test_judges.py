@@ -340,7 +340,8 @@ def test_the_entry_point_writes_what_it_says_and_resumes_only_as_it_began(
 def test_a_teacher_can_stand_for_the_votes(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
     """Log loss is then the cross-entropy with its probabilities, of baselines, too, which are fitted to them."""
     entry_point.main(replace(finished, overwrite=True, eval=replace(finished.eval, truth="teacher")))
-    assert "stand for votes" in " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().out.split())
+    assert "stand for votes" in told
     folder = finished.root / "eval" / "smoke"
     judges = json.loads((folder / "metrics.json").read_text())["judges"]
     said = pl.read_parquet(folder / "predictions.parquet").filter(judge="student")
@@ -349,6 +350,7 @@ def test_a_teacher_can_stand_for_the_votes(finished: Config, capsys: pytest.Capt
     true = np.array([law[name] for name in ids])
     entropy = -(true * np.log(true)).sum(axis=1).mean()
     assert judges["teacher"]["log_loss"] == pytest.approx(entropy, abs=1e-5)
+    assert "bayes" not in judges and "simulated true distribution" not in told, "the law of votes bounds nothing here"
     probabilities = predict(*logits_by_order(said, ids))
     assert judges["student"]["log_loss"] == pytest.approx(-(true * np.log(probabilities)).sum(axis=1).mean(), abs=1e-5)
     assert entropy < judges["surface"]["log_loss"] < judges["prior"]["log_loss"]

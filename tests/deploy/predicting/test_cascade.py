@@ -19,10 +19,11 @@ from core.data.config import SimulateConfig
 from core.errors import UserError
 from core.exported import open_exported
 from core.json_files import write_json
-from core.records import Conversation, Order
+from core.records import ORDERS, Conversation, Order
 from core.scoring import logits_by_order, score_conversations
 from core.store.parts import part_files
-from deploy.predicting import judging, run
+from deploy.predicting import cascade, judging, run
+from deploy.predicting.cascade import JUDGED, Judge
 from deploy.predicting.judging import Budget, ShareJudge, until
 from deploy.predicting.outputs import store_of
 from distill import predict
@@ -139,6 +140,25 @@ def test_rows_go_on_to_the_judge_that_they_need_and_each_has_the_last_word_on_it
     assert np.abs(table - softmax(np.array(logits), axis=1)).max() < 1e-5
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"test.csv", "submission.csv", "submission.judges.csv"}
+
+
+def test_a_row_whose_orders_a_kill_parted_is_the_judge_s_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"small": ["1ab", "1ba", "2ab", "2ba"], "large": ["1ab", "2ab", "2ba"]}
+
+    def read(parts: Path) -> pl.DataFrame:
+        rows = [{"id": row[0], "order": row[1:], "logits": [0.0] * 3} for row in told[parts.name]]
+        return pl.DataFrame(rows, schema_overrides={"logits": JUDGED["logits"]}).select(
+            pl.col(name) if name in ("id", "order", "logits") else pl.lit(None, kind).alias(name)
+            for name, kind in JUDGED.items()
+        )
+
+    monkeypatch.setattr(cascade, "read_scores", read)
+    words = cascade.last_words([Judge(name, tmp_path, tmp_path / name, (ORDERS,)) for name in told])
+    assert sorted(words.select("id", "order", "turn").rows()) == [
+        *(("1", "ab", 0), ("1", "ba", 0), ("2", "ab", 1), ("2", "ba", 1))
+    ]
 
 
 def test_three_judges_are_asked_in_turn(

@@ -14,7 +14,7 @@ from core.errors import UserError
 from core.exported import open_exported
 from core.json_files import write_json
 from core.scoring import score_conversations
-from distill import export, prepare, student
+from distill import export, predict, prepare, student
 from distill.artefacts import judge_folder
 from distill.config import Config
 from distill.training_run import run_folder
@@ -56,7 +56,9 @@ def test_it_holds_no_weights_of_the_base(packed: Path) -> None:
     assert not (packed / RUN / "checkpoints").exists()
 
 
-def test_unpacked_elsewhere_it_is_the_same_judge(packed: Path, exported: Config, tmp_path: Path) -> None:
+def test_unpacked_elsewhere_it_is_the_same_judge(
+    packed: Path, exported: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = shutil.copytree(packed, tmp_path / "shipped")
     config = replace(exported, paths=replace(exported.paths, root=str(tmp_path / "artifacts")))
     found = judge_folder(config, str(place))
@@ -69,6 +71,11 @@ def test_unpacked_elsewhere_it_is_the_same_judge(packed: Path, exported: Config,
             assert not check_canaries(judge.folder, judge.renderer, opened, "refuse")
             said.append(np.array(score_conversations(opened, judge.renderer, rows)["logits"].to_list()))
     assert np.abs(said[0] - said[1]).max() < 1e-5
+    asked: list[Any] = []
+    monkeypatch.setattr("deploy.predicting.run.write_predictions", lambda *told: asked.append(told[2]))
+    cascade = replace(config.predict, cascade=[str(exported.export_folder()), str(place)])
+    predict.main(replace(config, predict=cascade, output=str(tmp_path / "out.csv")))
+    assert [*asked[0].values()] == [exported.export_folder(), found], "in a cascade, too"
     for name in ("manifest.json", "fidelity.json"):
         there, here = (json.loads((folder / name).read_text()) for folder in (exported.export_folder(), found))
         assert there == here or (there["config"], there["prompt"], there["rows"]) == (
@@ -95,6 +102,13 @@ def test_an_adapter_that_was_changed_is_refused(packed: Path, tmp_path: Path) ->
     config = place / RUN / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha": 1'))
     with pytest.raises(UserError, match=r"run has changed since its manifest was written"):
+        unpack(place, tmp_path / "artifacts")
+    place = shutil.copytree(packed, tmp_path / "other")
+    (place / EXPORT / "fidelity.json").write_text("{}")
+    (place / EXPORT / "canaries.parquet").unlink()
+    with pytest.raises(
+        UserError, match=r"changed since it was packed \(canaries.parquet, fidelity.json\): get .*other"
+    ):
         unpack(place, tmp_path / "artifacts")
     shutil.rmtree(place / EXPORT)
     assert judge_folder(configured("+exp=smoke"), str(place)) == place  # for `open_exported` to say what it lacks
