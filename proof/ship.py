@@ -1,5 +1,7 @@
 """Pack a trained judge and its export into a folder that is small enough to be shipped.
 
+Its canaries hold texts of the data that it learned from: look first whether these may be shipped.
+
 python -m proof.ship artifacts/students/proof_human/fold=0 artifacts/exports/proof_human/merged judges/human
 """
 

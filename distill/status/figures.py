@@ -38,8 +38,9 @@ def of_evaluation(folder: Path, manifest: Manifest) -> str:
     said = _read(folder / "metrics.json")
     student, gain = said["judges"]["student"], said["gain"]
     low, high = student["log_loss_ci"]
-    where = "test" if said["split"] == "test" else "left-out"
-    parts = [f"student's log loss {student['log_loss']:.4f} ({low:.4f} to {high:.4f}) on {said['rows']:,} {where} rows"]
+    where = f"{said['rows']:,} {'test' if said['split'] == 'test' else 'left-out'} rows"
+    loss = "cross-entropy with its teacher" if _by_teacher(said) else "log loss"
+    parts = [f"student's {loss} {student['log_loss']:.4f} ({low:.4f} to {high:.4f}) on {where}"]
     if gain is not None:
         low, high = gain["ci"]
         parts.append(f"gain over votes alone {gain['difference']:.4f} ({low:.4f} to {high:.4f})")
@@ -47,10 +48,17 @@ def of_evaluation(folder: Path, manifest: Manifest) -> str:
 
 
 def teachers_log_loss(evaluation: Path) -> str:
-    """The teacher's own log loss, where an evaluation has found it."""
+    """The teacher's own log loss on votes, where an evaluation has found it."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        return f", log loss {_read(evaluation / 'metrics.json')['judges']['teacher']['log_loss']:.4f}"
+        said = _read(evaluation / "metrics.json")
+        loss = said["judges"]["teacher"]["log_loss"]
+        return "" if _by_teacher(said) else f", log loss {loss:.4f}"
     return ""
+
+
+def _by_teacher(said: dict[str, Any]) -> bool:
+    """Whether an evaluation is by the teacher's probabilities: its own log loss is then their entropy."""
+    return said.get("truth") == "teacher"
 
 
 def unanswered(evaluation: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """A judge that is small enough to be shipped: its adapter, and all of an export but the weights.
 
     run/       what the training left: adapter, what it learned from, history, manifest
-    export/    what the export measured: canaries, fidelity, prediction sets, manifest
+    export/    what the export measured: canaries (texts of training data), fidelity, prediction sets, manifest
 
 Whoever has the base, by its name on the hub or from a package, merges the weights again (`unpack`); the canaries tell
 whether they compute what was measured. A judge of six layers then takes four megabytes instead of two hundred.

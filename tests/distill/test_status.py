@@ -19,7 +19,7 @@ import pytest
 
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST, content_hash
-from core.artefacts.manifest import read_manifest
+from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
 from core.json_files import write_json
 from core.locks import alone, lock_of
@@ -29,6 +29,7 @@ from distill import prepare
 from distill.artefacts import data_folder
 from distill.config import Config, PathsConfig
 from distill.logits import judged_logits, logits_folder, reward_logits, teacher_folders
+from distill.status import figures
 from distill.status.__main__ import table
 from distill.status.following import following
 from distill.status.judges import evaluation_of, export_of
@@ -422,3 +423,16 @@ def test_a_figure_whose_file_is_gone_is_left_out(root: Path) -> None:
     (root / "students/smoke/fold=0/metrics.json").unlink()
     found = next(stage for stage in stages_of(configure(root)) if stage.name == NAMES[3])
     assert (found.figure, found.state.reason) == ("", "metrics.json is gone, since it was finished")
+
+
+def test_an_evaluation_by_the_teacher_tells_no_log_loss_on_votes(tmp_path: Path) -> None:
+    judges = {"student": {"log_loss": 0.5, "log_loss_ci": [0.4, 0.6]}, "teacher": {"log_loss": 0.3}}
+    told = {"judges": judges, "gain": None, "split": "test", "rows": 10}
+    for truth, loss, own in (
+        ("votes", "log loss", ", log loss 0.3000"),
+        ("teacher", "cross-entropy with its teacher", ""),
+    ):
+        write_json(tmp_path / "metrics.json", told | {"truth": truth})
+        said = figures.of_evaluation(tmp_path, Manifest("eval", {}, {}, ""))
+        assert said == f"student's {loss} 0.5000 (0.4000 to 0.6000) on 10 test rows"
+        assert figures.teachers_log_loss(tmp_path) == own
