@@ -14,7 +14,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS))$(wildcard $(VENV)/.installed),)
 $(error run make setup first: there is no complete $(VENV))
 endif
 endif
-.PHONY: help setup status plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages proof try predict serve test test-long test-all test-gpu-pins checks format bench gpu-check clean
+.PHONY: help setup status plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages proof predict serve test test-long test-all test-gpu-pins checks format bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
@@ -118,9 +118,6 @@ define three_seeds
 	$(PY) -m distill.student -m +exp=$(1) $(2) $(3) seed=1,2 loss=votes
 	$(PY) -m eval +exp=$(1) $(2) 'eval.seeds=[0,1,2]'
 endef
-
-try: ## The shipped judge as an HTTP API and a page, without any training: http://127.0.0.1:8080
-	$(PY) -m distill.serve serve.model=judges/human scorer@scorers.exported=transformers
 
 predict: ## Probabilities for a file without votes (ARGS='input=test.csv output=submission.csv')
 	$(PY) -m distill.predict +exp=$(EXP) $(ARGS)

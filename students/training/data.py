@@ -25,6 +25,7 @@ from students.training.config import RowWeightsConfig
 from students.training.padding import padded, padded_in_two, side_by_side
 
 log = logging.getLogger(__name__)
+PIECES = 4  # of a step, at least: conversations that share no response with those of the others, if there are such
 BatchRow = tuple[int, int]  # (index of the example, index into ORDERS)
 PromptNumbers = tuple[int, int]  # what tells an example's prompts, in either order, from others
 Numbers = Sequence[PromptNumbers] | Mapping[int, PromptNumbers]  # by the index of the example
@@ -183,15 +184,21 @@ def plan_epoch(
     """The optimiser steps of one epoch, each a list of example indices; every example is in exactly one.
 
     Steps are cut from a random permutation, in pools of `pool_steps` steps that are sorted by length, so that little
-    of a step is padding; the order of steps is random again. Examples that share `prompts` (None: none do) are permuted
-    and sorted as one, by the longest of them.
+    of a step is padding; the order of steps is random again. Examples that share `prompts` (None: none do) stay
+    together in pieces of at most a `PIECES`th of a step, drawn at random: a step of one prompt tells little.
     """
     rng = np.random.default_rng((seed, epoch))
     families = [[i] for i in range(len(lengths))] if prompts is None else _families(range(len(lengths)), prompts)
+    pieces = families
+    if len(families) < len(lengths):
+        most = max(1, batch // PIECES)
+        mixed = [rng.permutation(family).tolist() if len(family) > 1 else family for family in families]
+        pieces = [family[k : k + most] for family in mixed for k in range(0, len(family), most)]
+        pieces = [pieces[place] for place in rng.permutation(len(pieces))]  # those of a family as far apart as any
     places: dict[int, tuple[int, int]] = {}
-    for family in families:
-        places |= dict.fromkeys(family, (max(lengths[i] for i in family), family[0]))
-    order = [i for place in rng.permutation(len(families)) for i in families[place]]
+    for place, piece in enumerate(pieces):
+        places |= dict.fromkeys(piece, (max(lengths[i] for i in piece), place))
+    order = [i for place in rng.permutation(len(pieces)) for i in pieces[place]]
     steps, pool = [], batch * pool_steps
     for start in range(0, len(order), pool):
         by_length = sorted(order[start : start + pool], key=lambda i: (*places[i], i))

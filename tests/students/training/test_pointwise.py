@@ -137,14 +137,14 @@ def test_a_response_that_conversations_share_is_computed_once_a_step() -> None:
 
 @given(prompts=st.lists(st.integers(0, 5), min_size=1, max_size=60), batch=st.integers(1, 9), epoch=st.integers(0, 2))
 def test_a_step_holds_what_shares_a_response(prompts: list[int], batch: int, epoch: int) -> None:
-    """Conversations of one prompt share a response here: a step's border alone parts them."""
+    """Conversations of one prompt share a response here: they stay together in pieces of a quarter of a step."""
     lengths, numbers = [10 + i % 7 for i in range(len(prompts))], [(p, 100 + i) for i, p in enumerate(prompts)]
     steps = plan_epoch(lengths, batch, 3, 0, epoch, numbers)
     assert sorted(i for step in steps for i in step) == [*range(len(prompts))]
     assert [len(step) for step in steps].count(batch) >= len(prompts) // batch
     for prompt, count in Counter(prompts).items():
         parted = sum(any(prompts[i] == prompt for i in step) for step in steps)
-        assert parted <= 2 + count // batch + (len(prompts) > 3 * batch)  # a pool's border may part them, too
+        assert parted <= 2 * math.ceil(count / max(1, batch // 4))  # a border may part each piece
     alone = plan_epoch(lengths, batch, 3, 0, epoch, [(-i - 1, i) for i in range(len(prompts))])
     assert alone == plan_epoch(lengths, batch, 3, 0, epoch)
 
@@ -156,6 +156,16 @@ def test_no_rank_waits_while_others_have_all_of_a_prompt(world: int) -> None:
     dealt = micro_batches(range(56), [10] * 56, world, 1000, pairs)
     counts = [sum(map(len, rank)) // 2 for rank in dealt]
     assert sum(counts) == 56 and max(counts) == math.ceil(56 / world)
+
+
+def test_no_step_is_of_one_prompt_where_there_are_others_and_epochs_differ() -> None:
+    """As of 165 pairs of answers to each of a few prompts, all of the same length."""
+    prompts = [i // 165 for i in range(13 * 165)]
+    lengths, numbers = [224] * len(prompts), [(p, 10_000 + i) for i, p in enumerate(prompts)]
+    first, second = (plan_epoch(lengths, 32, 16, 0, epoch, numbers) for epoch in (0, 1))
+    assert min(len({prompts[i] for i in step}) for step in first if len(step) == 32) > 1
+    assert np.mean([len({prompts[i] for i in step}) for step in first]) > 3
+    assert not {frozenset(step) for step in first} & {frozenset(step) for step in second}
 
 
 @pytest.mark.parametrize("chosen", [range(6), [0], [1]])  # the first has two equal responses
