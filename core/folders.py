@@ -1,9 +1,12 @@
 """Folders that appear whole or not at all: a kill leaves nothing half made in their place."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from core.artefacts.contents import MANIFEST
 
 
 @contextmanager
@@ -30,3 +33,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old)
     else:
         partial.rename(place)
+
+
+def copy_linked(source: Path, target: Path) -> None:
+    """A copy of a folder, without its manifest, that takes no room where the file system can link."""
+
+    def linked(file: str, copy: str) -> None:
+        try:
+            os.link(os.path.realpath(file), copy)
+        except OSError:
+            shutil.copy2(file, copy)
+
+    ignored = shutil.ignore_patterns(MANIFEST)
+    with new_folder(target) as partial:
+        shutil.copytree(source, partial, copy_function=linked, ignore=ignored, dirs_exist_ok=True)

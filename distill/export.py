@@ -69,6 +69,7 @@ def judge_and_rows(config: Config) -> "tuple[TrainedJudge, Rows]":
 
 def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: "Artefact") -> None:
     """Fill the folder of an export, and finish it."""
+    from core.folders import copy_linked
     from core.json_files import write_json
     from core.labels import noted
     from core.pointwise import JUDGE
@@ -76,7 +77,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     from core.provenance import write_learned
     from eval.canaries.making import make_canaries
     from eval.export_comparison import exported, fit_to_votes, unquantised, write_fidelity
-    from students.export.steps import copy_linked, export_model
+    from students.export.steps import export_model
     from students.export.t4.checking import examine
     from students.export.t4.findings import broken_rules, write_findings
 
@@ -90,9 +91,8 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     make_canaries(folder, model.folder, judge.renderer, scorer, export.dtype, config.canaries, rows.training, seed)
     # Compare.
     student = unquantised(judge, config.scorers.student, config.root)
-    read = exported(judge, model, scorer, config.root)
-    compared, settings = rows.compared, (config.fidelity, config.eval.bootstrap, seed)
-    failed = write_fidelity(folder, student, read, compared, judge.learned(), *settings)
+    read, limits = exported(judge, model, scorer, config.root), (config.fidelity, config.eval.bootstrap, seed)
+    failed = write_fidelity(folder, student, read, rows.compared, judge.learned(), *limits)
     fit_to_votes(folder, read, rows.validation, export.scaling)
     # Check: an export in another type than fp16 is meant for other GPUs.
     findings = examine(model.folder, config.t4, in_8bit(config))
@@ -100,7 +100,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     failed += broken_rules(findings) if export.dtype == "fp16" else []
     artefact.finish(
         prompt=judge.manifest.prompt,
-        rows={"calibration": export.calibration_rows, "fidelity": min(len(compared), config.fidelity.rows)},
+        rows={"calibration": export.calibration_rows, "fidelity": min(len(rows.compared), config.fidelity.rows)},
         extra={
             **model.extra,
             "failed": failed,

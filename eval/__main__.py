@@ -65,8 +65,8 @@ def evaluate(config: Config) -> None:
 
     # What is scored, and who judges it
     root, data = config.root, data_folder(config)
-    stores, labels = teacher_stores(config.teacher), labels_in(data)
-    conversations = load_conversations(data)
+    conversations, labels = load_conversations(data), labels_in(data)
+    stores = teacher_stores(config.teacher)
     if config.eval.truth == "teacher":
         conversations = as_voted_by(root / "logits" / stores[TEACHER], conversations, labels)
     split, scored, training = scored_and_training(conversations, config.eval.split, config.fold)

@@ -16,8 +16,7 @@ from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST, SCRATCH, file_digests
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
-from core.folders import new_folder
-from students.export.steps import copy_linked
+from core.folders import copy_linked, new_folder
 from students.trained import TrainedJudge, open_trained
 
 RUN, EXPORT = "run", "export"

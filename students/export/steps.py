@@ -5,8 +5,6 @@ live side by side.
 """
 
 import logging
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from core.artefacts.contents import MANIFEST
 from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import read_manifest
 from core.config import to_mapping
-from core.folders import new_folder
+from core.folders import copy_linked
 from core.labels import noted
 from core.models.folders import model_hash
 from core.models.shards import DTYPES
@@ -115,17 +113,3 @@ def in_format(steps: Steps, model: Path, row: Format, settings: QuantisationConf
             row.write(model, artefact.folder, settings, steps.prompts)
             steps.finish(artefact, read_manifest(model).extra if (model / MANIFEST).exists() else {})
     return artefact.folder
-
-
-def copy_linked(source: Path, target: Path) -> None:
-    """A copy of a folder, without its manifest, that takes no room where the file system can link."""
-
-    def linked(file: str, copy: str) -> None:
-        try:
-            os.link(os.path.realpath(file), copy)
-        except OSError:
-            shutil.copy2(file, copy)
-
-    ignored = shutil.ignore_patterns(MANIFEST)
-    with new_folder(target) as partial:
-        shutil.copytree(source, partial, copy_function=linked, ignore=ignored, dirs_exist_ok=True)

@@ -1,5 +1,6 @@
 """The HTTP service: the judge's own answers, clear refusals, and no accepted work lost, however it ends."""
 
+import asyncio
 import json
 import re
 import signal
@@ -393,8 +394,12 @@ def test_jobs_survive_a_kill_and_requests_a_sigterm(export: Path, tmp_path: Path
         assert "Traceback" not in server.log.read_text()
 
 
-def test_a_job_is_on_disk_before_it_is_accepted(export: Path, tmp_path: Path) -> None:
+def test_a_job_is_on_disk_before_it_is_accepted(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
     with in_process(export, tmp_path, max_jobs=2) as (client, service):
+        monkeypatch.setattr(service.jobs, "_judge_pairs", never)  # nobody takes what waits
         id = client.post("/v1/jobs", json={"conversations": [PAIR], "orders": "ab"}).json()["id"]
         written = Job(service.jobs.folder, id).read()
         assert written.orders == "ab" and written.conversations[0].prompt == [PAIR["prompt"]]
