@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.artefacts.contents import MANIFEST
 from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from core.bradley_terry import BradleyTerry
     from core.labels import Labels
 
+PACKED_RUN, PACKED_EXPORT = "run", "export"  # what a judge is packed into (`students.export.packing`)
 GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
 
 
@@ -50,6 +52,11 @@ class ExportedJudge:
 def export_folder(root: Path, run: str, name: str) -> Path:
     """exports/<run>/<name>, where `name` is `ExportConfig.name`."""
     return root / "exports" / run / name
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a judge was packed into `folder`, and is to be unpacked before anything opens it."""
+    return all((folder / part / MANIFEST).exists() for part in (PACKED_RUN, PACKED_EXPORT))
 
 
 def average_folder(root: Path, method: str, contents: Sequence[str]) -> Path:

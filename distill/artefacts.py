@@ -10,6 +10,7 @@ from typing import Any
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
 from core.config import to_mapping
+from core.exported import is_packed
 from distill.config import Config
 
 
@@ -44,11 +45,11 @@ def exported_judge(config: Config, judge: Path, prompt: Mapping[str, Any]) -> Ar
 def judge_folder(config: Config, chosen: str | None) -> Path:
     """The export that a user has `chosen`, or the experiment's own; one that was packed is unpacked."""
     folder = config.export_folder(chosen)
-    if not (folder / "run").exists():
+    if not is_packed(folder):
         return folder
-    from students.export.packing import is_packed, unpack
+    from students.export.packing import unpack
 
-    return unpack(folder, config.root) if is_packed(folder) else folder
+    return unpack(folder, config.root)
 
 
 def evaluation_folder(config: Config) -> Path:

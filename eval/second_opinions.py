@@ -1,10 +1,10 @@
 """Which conversations to give a second opinion, where it cannot be had for all.
 
-A second opinion is the verdict of a larger judge, or the other order of the judge that has read one. By how much it
-lowers the log loss is told without votes: by KL(second || first), the loss that the second expects the first to have
-more. A judge that knows its matter gains where it hesitates. One that mostly guesses gains where it is sure, as a large
-margin is then mostly noise. So a pilot, conversations drawn at random, gets both opinions first, and a regression on
-what the first tells (`Opinions.clues`) says of every other conversation how much to expect. Those with the most for
+A second opinion is the verdict of a larger judge, or the other order of the judge that has read one. How much it lowers
+the log loss can be estimated without votes: KL(second || first) is the extra loss that the second opinion expects of
+the first. A judge that knows its matter gains where it hesitates. One that mostly guesses gains where it is sure, as a
+large margin is then mostly noise. So a pilot, conversations drawn at random, gets both opinions first, and a regression
+on what the first tells (`Opinions.clues`) says of every other conversation how much to expect. Those with the most for
 their cost come next. docs/predict.md has the measurements.
 """
 

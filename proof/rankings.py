@@ -24,7 +24,7 @@ from core.store.reading import read_logits
 from core.tables import read_parquet
 from eval.intervals import LEVEL, Estimate, Jackknife
 
-MOST = 2  # responses of which there is but one order
+FEWEST = 3  # responses to a prompt that counts: of two, tau is 1 or -1
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def agreement(judge: Mapping[str, Mapping[str, float]], teacher: Mapping[str, Ma
     """The mean over prompts of Kendall's tau-b between two judges' places of the same responses; 0 of equal ones."""
     taus = []
     for prompt, of in judge.items():
-        if len(of) > MOST:
+        if len(of) >= FEWEST:
             tau = kendalltau([*of.values()], [teacher[prompt][response] for response in of]).statistic
             taus.append(0.0 if np.isnan(tau) else float(tau))
     return Jackknife([str(i) for i in range(len(taus))]).whole(np.array(taus))

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Judging:
-    """What each process is told: the `source` to judge, and the `judges` in the order in which they are asked.
+    """What each process needs to know: the `source` to judge, and the `judges`, in the order of asking.
 
     `deadline`: when no more second opinions are begun, in seconds since the epoch.
     """
@@ -152,7 +152,7 @@ def still_to_judge(
 def lasts_for_pilot(
     judge: Judge, first: First, settings: PredictConfig, there: set[tuple[str, str]], budget: Budget
 ) -> bool:
-    """Whether the time lasts for what is left of a judge's pilot; that it does not is told."""
+    """Whether there is time for the rest of a judge's pilot; logs a warning if not."""
     rows = first.conversations
     pilot = draw_pilot(len(rows), round(settings.second_opinions * len(rows)), settings.pilot)
     left = [p for p in pilot if any((rows[p].id, order) not in there for order in judge.looks[0])]

@@ -16,16 +16,11 @@ from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST, SCRATCH, file_digests
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
+from core.exported import PACKED_EXPORT, PACKED_RUN
 from core.folders import copy_linked, new_folder
 from students.trained import TrainedJudge, open_trained
 
-RUN, EXPORT = "run", "export"
 UNPACKED = torch.float32  # what any device computes, and what a merge gives again anywhere, but for its last digits
-
-
-def is_packed(folder: Path) -> bool:
-    """Whether a judge was packed into `folder`."""
-    return (folder / RUN / MANIFEST).exists() and (folder / EXPORT / MANIFEST).exists()
 
 
 def pack(judge: TrainedJudge, export: Path, out: Path) -> None:
@@ -46,31 +41,34 @@ def pack(judge: TrainedJudge, export: Path, out: Path) -> None:
             "export.dtype=fp32, which a merge makes again"
         )
     with new_folder(out) as partial:
-        shutil.copytree(judge.folder, partial / RUN, ignore=shutil.ignore_patterns(*SCRATCH, ".*"))
-        shutil.copytree(export, partial / EXPORT, ignore=lambda _, names: [n for n in names if _is_model(n)])
+        shutil.copytree(judge.folder, partial / PACKED_RUN, ignore=shutil.ignore_patterns(*SCRATCH, ".*"))
+        shutil.copytree(export, partial / PACKED_EXPORT, ignore=lambda _, names: [n for n in names if _is_model(n)])
 
 
 def unpack(folder: Path, root: Path) -> Path:
     """The export that a packed judge amounts to, below `root`/models, made once; `UserError` without the base."""
-    packed = read_manifest(folder / EXPORT, "export", verify=False)  # it lacks the weights
+    packed = read_manifest(folder / PACKED_EXPORT, "export", verify=False)  # it lacks the weights
     check_measured(folder, packed)
-    judge = open_trained(folder / RUN, root, f"get {folder} anew, its adapter is incomplete")
+    judge = open_trained(folder / PACKED_RUN, root, f"get {folder} anew, its adapter is incomplete")
     place = root / "models" / f"unpacked-{packed.content[:16]}"
     artefact = Artefact(place, "export", packed.config, [], root)
     with artefact.building(wait=True) as lacking:
         if lacking:
             copy_linked(judge.merged(root, UNPACKED), place)
-            shutil.copytree(folder / EXPORT, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            shutil.copytree(folder / PACKED_EXPORT, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
             artefact.finish(rows=packed.rows, prompt=packed.prompt, extra=packed.extra)
     return place
 
 
 def check_measured(folder: Path, packed: Manifest) -> None:
     """Raise `UserError` where what the export measured is not there as its manifest, `packed`, says."""
-    there, stated = file_digests(folder / EXPORT), packed.files or {}
+    export, stated = folder / PACKED_EXPORT, packed.files or {}
+    there = file_digests(export)
     gone = [name for name in stated if name not in there and not _is_model(Path(name).name)]
     if changed := gone + [name for name, digest in there.items() if stated.get(name, digest) != digest]:
-        raise UserError(f"{folder / EXPORT} has changed since it was packed ({', '.join(changed)}): get {folder} anew")
+        raise UserError(
+            f"{folder / PACKED_EXPORT} has changed since it was packed ({', '.join(changed)}): get {folder} anew"
+        )
 
 
 def _is_model(name: str) -> bool:

@@ -26,6 +26,7 @@ from core.store.parts import NO_FOLD
 from core.store.rows import LOGITS
 from core.store.seen import write_seen
 from core.store.writing import StoreWriter
+from core.tables import read_parquet
 from distill import prepare, student
 from distill.config import Config
 from eval import __main__ as entry_point
@@ -322,7 +323,7 @@ def test_the_entry_point_writes_what_it_says_and_resumes_only_as_it_began(
         (finished.root / "exports" / "smoke" / name / MANIFEST).unlink(missing_ok=True)
     entry_point.main(finished)
     folder = finished.root / "eval" / "smoke"
-    said = pl.read_parquet(folder / "predictions.parquet")
+    said = read_parquet(folder / "predictions.parquet")
     judges = json.loads((folder / "metrics.json").read_text())["judges"]
     assert set(said["judge"]) | {"bayes"} == set(judges)
     assert {"logits", "prompt_tokens", "truncated"} <= set(said.columns)
@@ -344,9 +345,9 @@ def test_a_teacher_can_stand_for_the_votes(finished: Config, capsys: pytest.Capt
     assert "stand for votes" in told
     folder = finished.root / "eval" / "smoke"
     judges = json.loads((folder / "metrics.json").read_text())["judges"]
-    said = pl.read_parquet(folder / "predictions.parquet").filter(judge="student")
+    said = read_parquet(folder / "predictions.parquet").filter(judge="student")
     ids = said["id"].unique(maintain_order=True).to_list()
-    law = dict(pl.read_parquet(finished.root / "data" / "smoke" / "law.parquet").rows())
+    law = dict(read_parquet(finished.root / "data" / "smoke" / "law.parquet").rows())
     true = np.array([law[name] for name in ids])
     entropy = -(true * np.log(true)).sum(axis=1).mean()
     assert judges["teacher"]["log_loss"] == pytest.approx(entropy, abs=1e-5)

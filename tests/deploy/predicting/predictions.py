@@ -17,6 +17,7 @@ from core.prompts import Renderer
 from core.provenance import Learned, write_learned
 from core.records import Conversation
 from core.store.parts import part_files
+from core.tables import read_csv
 from deploy.predicting import outputs
 from deploy.predicting.submission import COLUMNS
 from distill import predict
@@ -54,7 +55,7 @@ def parts_folder(config: Config) -> Path:
 
 
 def answers(config: Config) -> tuple[list[str], np.ndarray]:
-    found = pl.read_csv(str(config.output), schema_overrides={"id": pl.String})
+    found = read_csv(Path(str(config.output)), schema_overrides={"id": pl.String})
     assert found.columns == COLUMNS
     return found["id"].to_list(), found.drop("id").to_numpy()
 

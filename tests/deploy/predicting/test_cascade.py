@@ -22,6 +22,7 @@ from core.json_files import write_json
 from core.records import ORDERS, Conversation, Order
 from core.scoring import logits_by_order, score_conversations
 from core.store.parts import part_files
+from core.tables import read_csv
 from deploy.predicting import cascade, judging, run
 from deploy.predicting.cascade import JUDGED, Judge
 from deploy.predicting.judging import Budget, ShareJudge, until
@@ -104,7 +105,7 @@ def said(exports: dict[str, Path], conversations: list[Conversation]) -> dict[st
 
 def judges_of(config: Config) -> list[str | None]:
     output = Path(str(config.output))
-    return pl.read_csv(output.with_name(f"{output.stem}.judges.csv"))["judge"].to_list()
+    return read_csv(output.with_name(f"{output.stem}.judges.csv"))["judge"].to_list()
 
 
 def going_on(first: Opinions, second: Opinions, rows: Sequence[int], share: float, pilot: int) -> set[int]:

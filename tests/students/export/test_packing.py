@@ -11,7 +11,7 @@ import pytest
 
 from core.data.table import load_conversations
 from core.errors import UserError
-from core.exported import open_exported
+from core.exported import PACKED_EXPORT, PACKED_RUN, open_exported
 from core.json_files import write_json
 from core.scoring import score_conversations
 from distill import export, predict, prepare, student
@@ -19,7 +19,7 @@ from distill.artefacts import judge_folder
 from distill.config import Config
 from distill.training_run import run_folder
 from eval.canaries.checking import check_canaries
-from students.export.packing import EXPORT, RUN, pack, unpack
+from students.export.packing import pack, unpack
 from students.trained import open_trained
 from teachers.scorers.opening import open_scorer
 from tests.composing import configured, scorer
@@ -53,7 +53,7 @@ def test_it_holds_no_weights_of_the_base(packed: Path) -> None:
     names = {path.name for path in packed.rglob("*") if path.is_file()}
     assert {"adapter_model.safetensors", "canaries.parquet", "fidelity.json", "learned_from.parquet"} <= names
     assert not {"model.safetensors", "tokenizer.json", "config.json"} & names
-    assert not (packed / RUN / "checkpoints").exists()
+    assert not (packed / PACKED_RUN / "checkpoints").exists()
 
 
 def test_unpacked_elsewhere_it_is_the_same_judge(
@@ -99,16 +99,16 @@ def test_what_cannot_be_packed_is_refused(exported: Config, tmp_path: Path) -> N
 
 def test_an_adapter_that_was_changed_is_refused(packed: Path, tmp_path: Path) -> None:
     place = shutil.copytree(packed, tmp_path / "shipped")
-    config = place / RUN / "adapter" / "adapter_config.json"
+    config = place / PACKED_RUN / "adapter" / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha": 1'))
     with pytest.raises(UserError, match=r"run has changed since its manifest was written"):
         unpack(place, tmp_path / "artifacts")
     place = shutil.copytree(packed, tmp_path / "other")
-    (place / EXPORT / "fidelity.json").write_text("{}")
-    (place / EXPORT / "canaries.parquet").unlink()
+    (place / PACKED_EXPORT / "fidelity.json").write_text("{}")
+    (place / PACKED_EXPORT / "canaries.parquet").unlink()
     with pytest.raises(
         UserError, match=r"changed since it was packed \(canaries.parquet, fidelity.json\): get .*other"
     ):
         unpack(place, tmp_path / "artifacts")
-    shutil.rmtree(place / EXPORT)
+    shutil.rmtree(place / PACKED_EXPORT)
     assert judge_folder(configured("+exp=smoke"), str(place)) == place  # for `open_exported` to say what it lacks
