@@ -55,9 +55,20 @@ def unpack(folder: Path, root: Path) -> Path:
     with artefact.building(wait=True) as lacking:
         if lacking:
             copy_linked(judge.merged(root, UNPACKED), place)
-            shutil.copytree(folder / PACKED_EXPORT, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            shutil.copytree(
+                *(folder / PACKED_EXPORT, place),
+                copy_function=_anew,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns(MANIFEST),
+            )
             artefact.finish(rows=packed.rows, prompt=packed.prompt, extra=packed.extra)
     return place
+
+
+def _anew(file: str, copy: str) -> None:
+    """Copy a file in place of a link, not through it: the merged model keeps its own."""
+    Path(copy).unlink(missing_ok=True)
+    shutil.copy2(file, copy)
 
 
 def check_measured(folder: Path, packed: Manifest) -> None:
