@@ -16,7 +16,8 @@ from typing import Any
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
-RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Of this process alone: its place in a training, and its service of wandb, which takes no run twice.
+OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_SERVICE")
 STAGES = ["distill.student", "distill.teacher", "core.store.targets", "students.training.run", "students.trained"]
 LIBRARIES = ["deepspeed", "peft", "transformers", "teachers.scorers.transformers"]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
@@ -24,7 +25,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 def own_process(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
     """`target(*arguments)`, started in a process that has imported everything already, which takes longest."""
-    environment = {name: value for name, value in os.environ.items() if name not in RANK}  # perhaps of a training here
+    environment = {name: value for name, value in os.environ.items() if name not in OWN}
     process = importing_server().Process(target=_with_environment, args=(environment, target, *arguments))
     process.start()
     return process
