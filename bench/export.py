@@ -37,7 +37,7 @@ from bench.processes import peak_bytes, resident
 from core.models.shards import locate, read_tensor, write_weights
 from core.records import LABELS
 from students.export.config import QuantisationConfig
-from students.merging import PEFT_PREFIX, SCORE, merge_adapter
+from students.merging import PEFT_PREFIX, merge_adapter
 
 RANK, ALPHA, SHARD_BYTES = 16, 32, 10**9
 QWEN: dict[str, Any] = {
@@ -116,14 +116,14 @@ def write_adapter(base: Path, folder: Path) -> None:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * 0.02
 
-    tensors = {f"{SCORE}.weight": draw(len(LABELS), QWEN["hidden_size"])}
+    tensors = {"score.weight": draw(len(LABELS), QWEN["hidden_size"])}
     linears = sorted(name.removesuffix(".weight") for name in sources if name.endswith("_proj.weight"))
     for module in linears:
         outputs, inputs = read_tensor(sources, f"{module}.weight").shape
         tensors |= {f"{module}.lora_A.weight": draw(RANK, inputs), f"{module}.lora_B.weight": draw(outputs, RANK)}
     targets = sorted({module.rsplit(".", 1)[1] for module in linears})
     LoraConfig(
-        task_type="SEQ_CLS", r=RANK, lora_alpha=ALPHA, target_modules=targets, modules_to_save=[SCORE]
+        task_type="SEQ_CLS", r=RANK, lora_alpha=ALPHA, target_modules=targets, modules_to_save=["score"]
     ).save_pretrained(str(folder))
     save_file({PEFT_PREFIX + name: t for name, t in tensors.items()}, folder / "adapter_model.safetensors")
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import UserError
-from core.models.architecture import HEADS
+from core.models.architecture import HEADS, classifier_of, head_of
 from core.models.folders import new_model
 from core.models.linking import linked_classifier
 from core.models.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
@@ -22,19 +22,21 @@ from core.pointwise import KEY, outputs_of
 from core.records import LABELS
 
 PEFT_PREFIX = "base_model.model."
-SCORE = "score"
+SCORE_HEADS = ("score", "classifier")
 MAGNITUDE = ".lora_magnitude_vector"
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")  # Gemma-2's keys in config.json
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT LoRA folder: per module the factors A [rank, in] and B [out, rank], and the head [labels, width].
+    """A PEFT LoRA folder: per module the factors A [rank, in] and B [out, rank], and the head [outputs, width].
 
-    `magnitudes` are DoRA's, [out] per module; without them the merged weight is W + scale * B @ A.
+    `head`: what its classifier calls the head (`core.models.architecture.head_of`). `magnitudes` are DoRA's, [out] per
+    module; without them the merged weight is W + scale * B @ A.
     """
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    head: str
     score: torch.Tensor
     scale: float
     magnitudes: dict[str, torch.Tensor]
@@ -63,8 +65,8 @@ def merge_adapter(
 
     `settings` go into its config.json, in place of the base's.
 
-    `base` is a causal language model or a sequence classifier in safetensors, `adapter` a PEFT LoRA folder whose
-    modules_to_save hold `score`. Raises `UserError` naming the tensors unless the two fit exactly: every adapter
+    `base` is a language model, an encoder or a sequence classifier in safetensors, `adapter` a PEFT LoRA folder whose
+    modules_to_save hold the head. Raises `UserError` naming the tensors unless the two fit exactly: every adapter
     tensor is used once, every target exists. `out` appears at once and complete, in the place of an older one.
     """
     sources = locate(base)
@@ -72,12 +74,13 @@ def merge_adapter(
     config = _classifier_config(base, dtype, outputs_of(len(lora.score) == 1)) | dict(settings or {})
     shapes = read_shapes(base, sources)
     _check_fit(base, adapter, lora, shapes, config)
+    head = head_tensors(config["model_type"], lora.score)
     layout = {name: shape for name, shape in shapes.items() if name.split(".")[0] not in HEADS}
-    layout[f"{SCORE}.weight"] = [*lora.score.shape]
+    layout |= {name: [*tensor.shape] for name, tensor in head.items()}
 
     def merged(name: str) -> torch.Tensor:
-        if name == f"{SCORE}.weight":
-            return lora.score
+        if name in head:
+            return head[name]
         weight = read_tensor(sources, name)
         module = name.removesuffix(".weight")
         return lora.merge(module, weight) if module in lora.factors else weight
@@ -97,10 +100,11 @@ def unmerge_adapter(
     lora = read_adapter(adapter)
     if lora.magnitudes:
         raise UserError(f"{adapter} is a DoRA adapter, which vLLM cannot serve beside its base: set teacher.merge=true")
-    linked_classifier(base, model, {f"{SCORE}.weight": lora.score}, outputs_of(len(lora.score) == 1), settings)
+    family = json.loads((base / "config.json").read_text())["model_type"]
+    linked_classifier(base, model, head_tensors(family, lora.score), outputs_of(len(lora.score) == 1), settings)
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
-    tensors.pop(f"{PEFT_PREFIX}{SCORE}.weight")
+    tensors.pop(f"{PEFT_PREFIX}{lora.head}.weight")
     bare.mkdir(parents=True, exist_ok=True)
     (bare / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": None}, indent=2) + "\n")
     save_file(tensors, bare / "adapter_model.safetensors")
@@ -114,11 +118,13 @@ def read_adapter(folder: Path) -> Adapter:
     config = json.loads((folder / "adapter_config.json").read_text())
     _refuse_other_kinds(folder, config)
     tensors = {name.removeprefix(PEFT_PREFIX): t for name, t in load_file(folder / "adapter_model.safetensors").items()}
-    score = tensors.pop(f"{SCORE}.weight", None)
-    if score is None:
+    head = next((name for name in SCORE_HEADS if f"{name}.weight" in tensors), None)
+    if head is None:
         raise UserError(
-            f"{folder} has no score head ({PEFT_PREFIX}{SCORE}.weight): train with modules_to_save: [{SCORE}]"
+            f"{folder} has no score head ({PEFT_PREFIX}score.weight): train with modules_to_save: [score], of an "
+            "encoder [classifier]"
         )
+    score = tensors.pop(f"{head}.weight")
     magnitudes = {name: tensors.pop(name) for name in sorted(tensors) if name.endswith(MAGNITUDE)}
     modules = sorted({name.rsplit(".lora_", 1)[0] for name in tensors if ".lora_" in name})
     factors = {m: (tensors.pop(f"{m}.lora_A.weight", None), tensors.pop(f"{m}.lora_B.weight", None)) for m in modules}
@@ -137,7 +143,7 @@ def read_adapter(folder: Path) -> Adapter:
         raise UserError(f"{folder} is not a whole adapter:\n" + "\n".join(f"  - {p}" for p in problems))
     whole = {module: (a, b) for module, (a, b) in factors.items() if a is not None and b is not None}
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Adapter(whole, score, scale, {name.removesuffix(MAGNITUDE): t for name, t in magnitudes.items()})
+    return Adapter(whole, head, score, scale, {name.removesuffix(MAGNITUDE): t for name, t in magnitudes.items()})
 
 
 def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
@@ -163,15 +169,15 @@ def _classifier_config(base: Path, dtype: torch.dtype, outputs: Sequence[str]) -
     if "quantization_config" in config:
         raise UserError(f"{base} is quantised: an adapter merges into the unquantised weights; give those as the base")
     name = next(iter(config.get("architectures") or []), "")
-    family, is_for, _ = name.partition("For")
-    if not is_for:
+    classifier = classifier_of(name)
+    if classifier is None:
         raise UserError(
             f"{base} is a {name or 'nameless model'}, expected ...ForCausalLM or ...ForSequenceClassification"
         )
     eos = config.get("eos_token_id")
     pad = config.get("pad_token_id")
     config |= {
-        "architectures": [f"{family}ForSequenceClassification"],
+        "architectures": [classifier],
         "id2label": {str(i): name for i, name in enumerate(outputs)},
         "label2id": {name: i for i, name in enumerate(outputs)},
         "pad_token_id": pad if pad is not None else eos[0] if isinstance(eos, list) else eos,
@@ -181,6 +187,12 @@ def _classifier_config(base: Path, dtype: torch.dtype, outputs: Sequence[str]) -
     config.pop("auto_map", None)  # code of the base's own for a head that is gone
     config.pop(KEY, None)  # what its rewards went through
     return config
+
+
+def head_tensors(model_type: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of a judge's score head [outputs, width] in the weights of its classifier."""
+    name = head_of(model_type)
+    return {f"{name}.weight": weight} | ({"classifier.bias": weight.new_zeros(len(weight))} if name != "score" else {})
 
 
 def caps_off(config: Mapping[str, Any]) -> dict[str, None]:
@@ -193,11 +205,14 @@ def stored_head(base: Path, outputs: Sequence[str] = LABELS) -> tuple[torch.Tens
 
     None where it has another number of outputs, or names for three that say nothing. A single one is a reward.
     """
-    name = f"{SCORE}.weight"
-    if name not in (sources := locate(base)):
+    config = json.loads((base / "config.json").read_text())
+    name = head_of(config.get("model_type"))
+    if f"{name}.weight" not in (sources := locate(base)):
         return None, f"{base} has no score head"
-    rows = read_tensor(sources, name)
-    named = json.loads((base / "config.json").read_text()).get("id2label", {})
+    rows = read_tensor(sources, f"{name}.weight")
+    if len(rows) > 1 and f"{name}.bias" in sources and read_tensor(sources, f"{name}.bias").any():
+        return None, f"that of {base} has a bias"
+    named = config.get("id2label", {})
     names = [str(named.get(str(i), "")).removeprefix("winner_").removeprefix("model_") for i in range(len(rows))]
     if len(outputs) == len(rows) == 1:
         return rows, f"{base} gives rewards"
@@ -218,6 +233,6 @@ def _check_fit(
             problems.append(f"{module}: B @ A is {expected}, the base's weight {shapes[f'{module}.weight']}")
     expected = [len(config["id2label"]), config["hidden_size"]]
     if [*lora.score.shape] != expected:
-        problems.append(f"{SCORE}: the head is {[*lora.score.shape]}, expected {expected}")
+        problems.append(f"{lora.head}: the head is {[*lora.score.shape]}, expected {expected}")
     if problems:
         raise UserError(f"adapter {adapter} does not fit base {base}:\n" + "\n".join(f"  - {p}" for p in problems))

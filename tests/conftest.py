@@ -110,6 +110,13 @@ def tiny_gemma2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import tiny_encoder
+
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
 def tiny_judge_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_models import tiny_judge
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
@@ -64,6 +65,37 @@ def tiny_causal(folder: Path, family: Family, seed: int = 0, *, tied: bool | Non
     config = _config(folder, family)
     config.tie_word_embeddings = config.tie_word_embeddings if tied is None else tied
     return _save(AutoModelForCausalLM.from_config(config, dtype=torch.float32), folder, seed)
+
+
+def tiny_encoder(folder: Path, seed: int = 0) -> Path:
+    """Write an encoder with its tokenizer, as BertModel stores one: tensors without a prefix, and a pooler."""
+    return _save(AutoModel.from_config(_bert(folder), dtype=torch.float32), folder, seed)
+
+
+def _bert(folder: Path) -> PreTrainedConfig:
+    """Its configuration, and in `folder` its WordPiece tokenizer, which puts [CLS] before a text and [SEP] after it."""
+    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY, min_frequency=1, special_tokens=names, show_progress=False
+    )
+    pieces.train_from_iterator(TEXT.splitlines(), trainer)
+    ids = {name: pieces.token_to_id(name) for name in names}
+    pieces.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    kinds = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), names, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=pieces, **kinds).save_pretrained(folder)
+    return AutoConfig.for_model(
+        "bert",
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=1024,
+        pad_token_id=ids["[PAD]"],
+    )
 
 
 def tiny_judge(folder: Path, family: Family, seed: int = 0) -> Path:

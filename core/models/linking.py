@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.folders import new_folder
-from core.models.architecture import HEADS
+from core.models.architecture import HEADS, classifier_of
 from core.models.folders import copy_tokenizer
 from core.provenance import copy_learned
 
@@ -30,9 +30,8 @@ def linked_classifier(
     from safetensors.torch import save_file
 
     config = json.loads((base / "config.json").read_text())
-    family = config["architectures"][0].split("For")[0]
     config |= {
-        "architectures": [f"{family}ForSequenceClassification"],
+        "architectures": [classifier_of(config["architectures"][0])],
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
     }

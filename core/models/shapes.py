@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
+from core.models.architecture import ENCODERS, head_of
 from core.models.packages import PIP
 from core.records import LABELS
 
@@ -78,14 +79,15 @@ def shape_of(model: Any) -> Shape:
 
     config = model.config
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    linear = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "score"}
-    norms = sum("norm" in name for name, _ in model.base_model.layers[0].named_children())
+    head, encoder = head_of(config.model_type), config.model_type in ENCODERS
+    linear = {name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != head}
+    norms = 2 if encoder else sum("norm" in name for name, _ in model.base_model.layers[0].named_children())
     heads, types = config.num_attention_heads, getattr(config, "layer_types", None) or []
     return Shape(
         layers=config.num_hidden_layers,
         width=config.hidden_size,
         heads=heads,
-        kv_heads=config.num_key_value_heads,
+        kv_heads=getattr(config, "num_key_value_heads", heads),
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         mlp=config.intermediate_size,
         window=getattr(config, "sliding_window", None),

@@ -10,14 +10,14 @@ The score head is the plain mean.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from core.errors import UserError
-from students.merging import MAGNITUDE, PEFT_PREFIX, SCORE, Adapter
+from students.merging import MAGNITUDE, PEFT_PREFIX, Adapter
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def write_adapter(average: Adapter, like: Path, folder: Path) -> None:
     config = json.loads((like / "adapter_config.json").read_text())
     rank = next(iter(average.factors.values()))[0].shape[0]
     config |= {"r": rank, "lora_alpha": average.scale * rank, "use_rslora": False}
-    tensors = {f"{SCORE}.weight": average.score}
+    tensors = {f"{average.head}.weight": average.score}
     for module, (a, b) in average.factors.items():
         tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
     tensors |= {f"{module}{MAGNITUDE}": magnitude for module, magnitude in average.magnitudes.items()}
@@ -73,7 +73,7 @@ def _mean_factors(folds: Sequence[Adapter]) -> Average:
         for module in folds[0].factors
     }
     magnitudes = {module: _mean([f.magnitudes[module] for f in folds]) for module in folds[0].magnitudes}
-    return Average(Adapter(factors, _mean([f.score for f in folds]), folds[0].scale, magnitudes), None)
+    return Average(replace(folds[0], factors=factors, score=_mean_score(folds), magnitudes=magnitudes), None)
 
 
 def _mean_change(folds: Sequence[Adapter]) -> Average:
@@ -108,7 +108,11 @@ def _by_module(
         a = torch.cat([f.factors[module][0].float() for f in folds])
         b = torch.cat([f.scale / len(folds) * f.factors[module][1].float() for f in folds], dim=1)
         factors[module] = change(a, b)
-    return Adapter(factors, _mean([f.score for f in folds]), 1.0, {})
+    return Adapter(factors, folds[0].head, _mean_score(folds), 1.0, {})
+
+
+def _mean_score(folds: Sequence[Adapter]) -> torch.Tensor:
+    return _mean([fold.score for fold in folds])
 
 
 def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -117,7 +121,7 @@ def _mean(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _shapes(adapter: Adapter) -> dict[str, tuple[int, ...]]:
     return {
-        SCORE: (*adapter.score.shape,),
+        adapter.head: (*adapter.score.shape,),
         **{module: (*a.shape, *b.shape) for module, (a, b) in adapter.factors.items()},
         **{f"{module}{MAGNITUDE}": (*t.shape,) for module, t in adapter.magnitudes.items()},
     }

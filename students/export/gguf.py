@@ -34,7 +34,6 @@ from core.exported import GGUF_BACKBONE, GGUF_HEAD
 from core.models.architecture import head_dim
 from core.models.folders import new_model
 from core.models.shards import locate, read_shapes, read_tensor
-from students.merging import SCORE
 
 Matrices = Literal["Q8_0", "F16", "F32"]
 ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2, "gemma2": MODEL_ARCH.GEMMA2}
@@ -43,6 +42,7 @@ FILE_TYPES = {
     "F16": LlamaFileType.MOSTLY_F16,
     "F32": LlamaFileType.ALL_F32,
 }
+SCORE = "score.weight"
 BLOCK = 32  # weights of a row that share a scale in Q8_0
 ROPE_FACTORS = "rope_freqs.weight"
 # llama.cpp always caps Gemma-2's attention. At this cap a score of 50 changes by 0.0025, and a GPU that divides queries
@@ -61,8 +61,8 @@ def write_gguf(model: Path, out: Path, matrices: Matrices = "Q8_0") -> None:
     _refuse_variants(model, config)
     with new_model(out, model, config) as partial:
         _write_backbone(model, config, partial / GGUF_BACKBONE, GGMLQuantizationType[matrices])
-        head = read_tensor(locate(model), f"{SCORE}.weight").float()
-        save_file({f"{SCORE}.weight": head}, partial / GGUF_HEAD, metadata={"format": "pt"})
+        head = read_tensor(locate(model), SCORE).float()
+        save_file({SCORE: head}, partial / GGUF_HEAD, metadata={"format": "pt"})
 
 
 def as_llama_cpp(config: Mapping[str, Any], name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -126,7 +126,7 @@ def _names(model: Path, config: Mapping[str, Any], shapes: Mapping[str, list[int
     """The backbone's tensors and their names in GGUF; `UserError` for a tensor that llama.cpp has no place for."""
     known = get_tensor_name_map(ARCHITECTURES[config["model_type"]], config["num_hidden_layers"])
     for name in shapes:
-        if name.split(".")[0] in (SCORE, "lm_head"):
+        if name.split(".")[0] in ("score", "lm_head"):
             continue
         target = known.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:

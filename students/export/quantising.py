@@ -23,14 +23,15 @@ import torch
 from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.folders import new_folder
+from core.models.architecture import HEADS, head_of
 from core.models.folders import copy_tokenizer
 from core.models.shards import rewrite, stored
 from students.export.config import QuantisationConfig
 from students.export.smoothing import load_judge, smooth
-from students.merging import SCORE
 
 log = logging.getLogger(__name__)
-UNTOUCHED = (SCORE, "re:.*embed_tokens$")  # in llm-compressor's notation; norms and biases are left alone anyway
+# In llm-compressor's notation. Biases, and the norms of decoders, are left alone anyway.
+UNTOUCHED = ("score", "classifier", "re:.*embed_tokens$", "re:.*embeddings$", "re:.*LayerNorm$")
 DAMPING = 0.01  # added to the Hessian's diagonal, as a share of its mean: GPTQ's own default
 BITS = {"w8a16": 8, "w4a16": 4}
 GROUPS, WHOLE_ROW = (128, 64, 32), -1  # what Marlin, the kernel for T4s, knows
@@ -95,10 +96,11 @@ def check_quantised(before: Path, after: Path) -> None:
     found = stored(after)
     quantised = {name.removesuffix(".weight_packed") for name in found if name.endswith(".weight_packed")}
     quantised |= {name.removesuffix(".weight") for name, (dtype, _) in found.items() if dtype == "I8"}
+    head = head_of(json.loads((before / "config.json").read_text())["model_type"])
     problems = []
-    if SCORE in quantised:
-        problems.append(f"the score head is quantised: name {SCORE!r} among the layers that the quantiser ignores")
-    if others := sorted(quantised - linears - {SCORE}):
+    if head in quantised:
+        problems.append(f"the score head is quantised: name {head!r} among the layers that the quantiser ignores")
+    if others := sorted(quantised - linears - {head}):
         problems.append(f"quantised without being a linear layer: {', '.join(others[:3])}: ignore them as well")
     if missed := sorted(linears - quantised):
         problems.append(f"{len(missed)} of {len(linears)} linear layers are not quantised: {', '.join(missed[:3])}")
@@ -179,7 +181,7 @@ def _linears(model: Path) -> dict[str, list[int]]:
     return {
         name: shape
         for name, (_, shape) in stored(model).items()
-        if len(shape) == 2 and "embed_tokens" not in name and not name.startswith(f"{SCORE}.")
+        if len(shape) == 2 and "embed" not in name and name.split(".")[0] not in HEADS
     }
 
 

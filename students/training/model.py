@@ -1,5 +1,6 @@
-"""The judge as a module: a causal backbone, tuned by LoRA or whole, pooled at the last token, and a head.
+"""The judge as a module: a backbone, tuned by LoRA or whole, what it says of a prompt, and a head.
 
+A decoder is read at the last token, an encoder through its pooler, at the first.
 A pairwise judge's head has three outputs. A pointwise one's has one, and the rewards of both responses become logits.
 """
 
@@ -17,12 +18,12 @@ from core.errors import UserError
 from core.folders import new_folder
 from core.json_files import write_json
 from core.labels import Labels
-from core.models.architecture import layer_of
+from core.models.architecture import ENCODERS, head_of, is_frozen
 from core.models.folders import copy_tokenizer
 from core.models.shards import DTYPES
 from core.pointwise import JUDGE, KEY, noted, outputs_of
 from core.records import LABELS
-from students.merging import SCORE, caps_off
+from students.merging import caps_off, head_tensors
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.collectives import take_device
 from students.training.config import EngineConfig, ModelConfig
@@ -30,16 +31,18 @@ from students.training.heads import start_davidson, start_head
 from students.training.pairing import Davidson, learnt
 
 log = logging.getLogger(__name__)
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
 class JudgeModel(nn.Module):
     """`forward(input_ids, positions, ends [rows]) -> logits [rows, 3]`, in the order shown.
 
-    Padded, `input_ids` are [rows, tokens] with pads at the right, and `positions` None: a causal backbone never looks
-    right, so real tokens cannot see the pads and no attention mask is needed. Padding-free, they are [1, all tokens],
-    and where `positions` begin anew at 0 transformers begins a new sequence, which sees none before it. The pooled
-    token is the one at `ends` in the flattened ids, whatever ids the text holds. Two padded blocks pass one after the
-    other, and `ends` go on from the first to the second.
+    Padded, `input_ids` are [rows, tokens] with pads at the right, and `positions` None. A causal backbone never looks
+    right, so real tokens cannot see the pads and no attention mask is needed; an encoder's follows from `ends`.
+    Padding-free, which encoders do not know, they are [1, all tokens], and where `positions` begin anew at 0
+    transformers begins a new sequence, which sees none before it. The last token of each row is the one at `ends` in
+    the flattened ids, whatever ids the text holds. Two padded blocks pass one after the other, and `ends` go on from
+    the first to the second.
     """
 
     def __init__(self, model: Any, base: Path, davidson: Davidson | None = None):
@@ -61,16 +64,21 @@ class JudgeModel(nn.Module):
         classifier = self.classifier
         backbone = getattr(classifier, classifier.base_model_prefix)
         blocks = (input_ids,) if isinstance(input_ids, torch.Tensor) else input_ids
-        hidden = [
-            backbone(input_ids=block, position_ids=positions, use_cache=False).last_hidden_state.flatten(0, 1)
-            for block in blocks
-        ]
-        outputs = classifier.score((hidden[0] if len(hidden) == 1 else torch.cat(hidden))[ends])
+        if classifier.config.model_type in ENCODERS:
+            pooled = first_tokens(backbone, blocks, ends)
+        else:
+            hidden = [
+                backbone(input_ids=block, position_ids=positions, use_cache=False).last_hidden_state.flatten(0, 1)
+                for block in blocks
+            ]
+            pooled = (hidden[0] if len(hidden) == 1 else torch.cat(hidden))[ends]
+        outputs = getattr(classifier, head_of(classifier.config.model_type))(pooled)
         return outputs if self.davidson is None else self.davidson(outputs)
 
     def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(LoRA matrices or all weights, score head and what comes after it)."""
-        named = [(SCORE in n or n.startswith("davidson."), p) for n, p in self.named_parameters() if p.requires_grad]
+        head = head_of(self.classifier.config.model_type)
+        named = [(head in n or n.startswith("davidson."), p) for n, p in self.named_parameters() if p.requires_grad]
         return [p for of_head, p in named if not of_head], [p for of_head, p in named if of_head]
 
     def save(self, folder: Path, gathered: bool, write: bool) -> None:
@@ -93,6 +101,8 @@ class JudgeModel(nn.Module):
                 self.model.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
                 (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
             else:
+                head = head_of(self.classifier.config.model_type)
+                state |= head_tensors(self.classifier.config.model_type, state[f"{head}.weight"])
                 self.model.save_pretrained(str(partial), state_dict=state)
                 copy_tokenizer(self.base, partial)
 
@@ -104,6 +114,21 @@ class JudgeModel(nn.Module):
             with nullcontext() if gathered else whole(parameter):
                 if keep:
                     yield name, parameter.detach().to("cpu", copy=True)
+
+
+def first_tokens(backbone: Any, blocks: Sequence[torch.Tensor], ends: torch.Tensor) -> torch.Tensor:
+    """What an encoder's pooler says of the rows [rows, width] whose last tokens are at `ends`; pads are masked."""
+    pooled, of_row, before, seen = [], torch.empty_like(ends), 0, 0
+    for block in blocks:
+        rows, tokens = block.shape
+        here = (before <= ends) & (ends < before + block.numel())
+        row, last = (ends[here] - before) // tokens, (ends[here] - before) % tokens
+        lengths = torch.zeros(rows, dtype=torch.long, device=block.device).index_put((row,), last + 1)
+        mask = torch.arange(tokens, device=block.device) < lengths[:, None]
+        pooled.append(backbone(input_ids=block, attention_mask=mask.long()).pooler_output)
+        of_row[here] = row + seen
+        before, seen = before + block.numel(), seen + rows
+    return torch.cat(pooled)[of_row]
 
 
 def whole(parameter: nn.Parameter) -> Any:
@@ -136,6 +161,9 @@ def build_judge(
     transformers_logging.disable_progress_bar()
     torch.manual_seed(seed)
     settings, dtype = classifier_settings(base, config), training_dtype(config)
+    head = head_of(settings.model_type)
+    if engine.padding_free and settings.model_type in ENCODERS:
+        raise UserError(f"engine.padding_free=true: {base} is an encoder, whose tokens would see the next row: false")
     if device.type == "cuda":  # over a base in bf16 the fp32 products of LoRA may round as TF32 does
         torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -143,12 +171,18 @@ def build_judge(
         config=settings,
         dtype=dtype,
         attn_implementation=choose_attention(settings, engine.attention, dtype),
-        quantization_config=four_bits(dtype) if config.load_in_4bit else None,
+        quantization_config=four_bits(dtype, head) if config.load_in_4bit else None,
         device_map={"": str(device)} if config.load_in_4bit else None,  # else DeepSpeed moves it
         ignore_mismatched_sizes=True,  # the head of a reward model
     )
     pointwise = config.kind == "pointwise"
-    model.score = start_head(model.score.weight, base, config.head, label_tokens, outputs_of(pointwise))
+    if not hasattr(model, head):
+        raise UserError(
+            f"model.base={base} is a {settings.model_type}: give a causal language model, or an encoder of the "
+            f"families {', '.join(ENCODERS)}"
+        )
+    drawn = getattr(model, head).weight
+    setattr(model, head, start_head(drawn, base, config.head, label_tokens, outputs_of(pointwise)))
     davidson = start_davidson(base, config.head, labels) if pointwise else None
     if engine.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -156,9 +190,10 @@ def build_judge(
         fuse(model)
     if config.tuning == "lora":
         return JudgeModel(with_lora(model, config), base, davidson)
-    model.score.to(dtype)  # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same
+    # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same.
+    getattr(model, head).to(dtype)
     for name, parameter in model.named_parameters():
-        if config.freeze_layers and ("embed_tokens" in name or 0 <= layer_of(name) < config.freeze_layers):
+        if is_frozen(name, config.freeze_layers):
             parameter.requires_grad = False
     return JudgeModel(model, base, None if davidson is None else davidson.to(dtype))
 
@@ -177,7 +212,10 @@ def fuse(model: Any) -> None:
 
 
 def classifier_settings(base: Path, config: ModelConfig) -> Any:
-    """transformers' configuration of a judge's classifier from `base`, without caps where they are off."""
+    """transformers' configuration of a judge's classifier from `base`, without caps where they are off.
+
+    An encoder's own dropout is off, as decoders have none: `model.lora.dropout` is the only one.
+    """
     from transformers import AutoConfig
 
     outputs = outputs_of(config.kind == "pointwise")
@@ -187,6 +225,9 @@ def classifier_settings(base: Path, config: ModelConfig) -> Any:
         delattr(settings, KEY)
     if settings.pad_token_id is None:
         settings.pad_token_id = settings.eos_token_id if isinstance(settings.eos_token_id, int) else 0
+    for dropout in DROPOUTS:
+        if hasattr(settings, dropout):
+            setattr(settings, dropout, 0.0)
     if not config.softcapping:
         for name in caps_off(settings.to_dict()):
             setattr(settings, name, None)
@@ -198,12 +239,13 @@ def with_lora(model: Any, config: ModelConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
     depth, targets, layers = model.config.num_hidden_layers, config.lora.targets, None
+    head = head_of(model.config.model_type)
     if config.freeze_layers:
         layers = list(range(config.freeze_layers, depth))
         if not layers:
             raise UserError(f"model.freeze_layers={config.freeze_layers}: the base has {depth} layers, leave some free")
         if targets == "all-linear":  # PEFT chooses layers only for targets that are named
-            linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != SCORE]
+            linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != head]
             targets = sorted({name.split(".")[-1] for name in linears})
     adapter = LoraConfig(
         r=config.lora.rank,
@@ -213,13 +255,13 @@ def with_lora(model: Any, config: ModelConfig) -> Any:
         use_dora=config.lora.method == "dora",
         target_modules=targets,
         layers_to_transform=layers,
-        modules_to_save=[SCORE],
+        modules_to_save=[head],
         task_type="SEQ_CLS",
     )
     return get_peft_model(model, adapter)
 
 
-def four_bits(dtype: torch.dtype) -> Any:
+def four_bits(dtype: torch.dtype, head: str) -> Any:
     """QLoRA's storage of the base: nf4 with quantised scales (Dettmers et al. 2023, arXiv 2305.14314)."""
     from transformers import BitsAndBytesConfig
 
@@ -228,7 +270,7 @@ def four_bits(dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[SCORE],
+        llm_int8_skip_modules=[head],
     )
 
 

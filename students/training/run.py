@@ -12,7 +12,7 @@ from core.locks import alone
 from core.models.resolving import resolve
 from core.prompts import Renderer, check_open
 from students.training.collectives import process_group
-from students.training.inputs import check_prompt, check_template, load_inputs
+from students.training.inputs import check_prompt, check_room, check_template, load_inputs
 from students.training.loop import Trainer
 from students.training.model import build_judge
 from students.training.outcome import finished_log_loss, write_metrics
@@ -43,6 +43,7 @@ def train(run: TrainingRun) -> float:
             base = resolve(run.model.base, run.root, run.model.layers)
             renderer = Renderer(run.prompt, base)
             check_prompt(run.model.kind, run.prompt)
+            check_room(base, run.prompt.max_tokens)
             if run.model.head == "label_tokens":
                 check_open(renderer, "model.head=label_tokens", base)
             if run.soft_targets is not None:

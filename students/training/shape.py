@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.errors import UserError
+from core.models.architecture import is_frozen
 from core.models.families import Decoder, decoder_of
 from core.models.shapes import Shape, facts_of, meta_classifier, shape_of
 from core.pointwise import outputs_of
@@ -47,8 +48,7 @@ def counted_on_meta_tensors(base: str, root: Path, settings: ModelConfig) -> Sha
 
     model = meta_classifier(base, root, settings.layers)
     shape = shape_of(model)
-    frozen = [f"layers.{i}." for i in range(settings.freeze_layers)] + ["embed_tokens"] * bool(settings.freeze_layers)
-    tuned = sum(p.numel() for name, p in model.named_parameters() if not any(part in name for part in frozen))
+    tuned = sum(p.numel() for name, p in model.named_parameters() if not is_frozen(name, settings.freeze_layers))
     with torch.device("meta"):
         adapted = with_lora(model, settings)
     return replace(

@@ -18,7 +18,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from core.errors import UserError
-from core.models.architecture import attention_for
+from core.models.architecture import ENCODERS, attention_for, head_of
 from teachers.scorers.config import TransformersConfig
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,9 @@ class TransformersScorer:
         self.model: Any = loaded.to(self.device).eval()
         for linear in int8_linears(self.model):
             round_inputs(linear)
-        if label_ids is None:
-            self.model.score.float()  # as vLLM does: bf16 logits would keep three digits
+        self.head: Any = None
+        if label_ids is None:  # in fp32, as vLLM does: bf16 logits would keep three digits
+            self.head = getattr(self.model, head_of(settings.model_type)).float()
         self.label_ids = None if label_ids is None else list(label_ids)
         self.batch_tokens = config.batch_tokens
 
@@ -75,7 +76,7 @@ class TransformersScorer:
 
     def close(self) -> None:
         """Drop the model. `core.device.free_device` then gives its memory to others."""
-        self.model = None
+        self.model = self.head = None
 
     def __enter__(self) -> Self:
         return self
@@ -114,12 +115,15 @@ class TransformersScorer:
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         ids = torch.zeros(mask.shape, dtype=torch.long)
         ids[mask] = torch.tensor([token for prompt in prompts for token in prompt])
-        hidden = self.model.base_model(
+        output = self.model.base_model(
             input_ids=ids.to(self.device), attention_mask=mask.long().to(self.device), use_cache=False
-        ).last_hidden_state
-        last = hidden[torch.arange(len(prompts), device=self.device), lengths.to(self.device) - 1]
+        )
+        if self.model.config.model_type in ENCODERS:
+            return self.head(output.pooler_output.float()).cpu().numpy()
+        rows = torch.arange(len(prompts), device=self.device)
+        last = output.last_hidden_state[rows, lengths.to(self.device) - 1]
         if self.label_ids is None:
-            return self.model.score(last.float()).cpu().numpy()
+            return self.head(last.float()).cpu().numpy()
         logits = self.model.lm_head(last).float()
         if cap := getattr(self.model.config, "final_logit_softcapping", None):
             logits = cap * torch.tanh(logits / cap)
@@ -150,7 +154,7 @@ def round_inputs(linear: torch.nn.Linear) -> None:
 def llm_int8() -> BitsAndBytesConfig:
     """int8 linear layers but for the head, outlying activations in fp16 (Dettmers et al. 2022, arXiv 2208.07339)."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every layer of every batch what it casts
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["score", "lm_head"])
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["score", "classifier", "lm_head"])
 
 
 def fastest_dtype(device: torch.device, model: PretrainedConfig) -> torch.dtype:

@@ -12,13 +12,14 @@ from typing import Any
 
 from core.artefacts.contents import MANIFEST
 from core.errors import UserError
+from core.models.architecture import layer_of
 from core.models.shards import stored
 
 MARGIN = "fp16_margin"  # in the manifest's `extra`
 EXAMPLE = "artifacts/exports/demo/w8a8"
 NEEDED = (  # in config.json: what the rules and the memory's formula read
     *("model_type", "hidden_size", "intermediate_size"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("num_hidden_layers", "num_attention_heads"),
 )
 BYTES_OF = {"F16": 2, "BF16": 2, "F32": 4}  # as safetensors names them
 
@@ -98,9 +99,9 @@ def _is_whole(quantised: Any) -> bool:
 
 
 def _saved_in_8bit(tensors: Mapping[str, tuple[str, list[int]]]) -> int:
-    """Bytes less than stored where bitsandbytes rounds the decoder's linear layers to int8, with a fp32 scale a row.
+    """Bytes less than stored where bitsandbytes rounds the layers' linear maps to int8, with a fp32 scale a row.
 
     Embeddings, norms and the score head stay as they are.
     """
-    shapes = [(BYTES_OF[dtype], shape) for name, (dtype, shape) in tensors.items() if ".layers." in name]
+    shapes = [(BYTES_OF[dtype], shape) for name, (dtype, shape) in tensors.items() if layer_of(name) >= 0]
     return sum((size - 1) * math.prod(shape) - 4 * shape[0] for size, shape in shapes if len(shape) == 2)

@@ -1,13 +1,12 @@
 """The rules of a whole model: types of its weights, score head, range of its activations, attention, memory."""
 
-from core.models.architecture import head_dim
+from core.models.architecture import head_dim, head_of
 from core.models.memory import GB, work_per_token
 from core.pointwise import KEY, outputs_of
 from students.export.config import T4Config
 from students.export.t4.findings import Finding
 from students.export.t4.model_files import ModelFiles
 from students.export.t4.quantised_layers import is_ignored, some
-from students.merging import SCORE
 
 BANNED = ("gemma2", "gemma3", "gemma3_text", "glm4")  # vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS
 WIDEST_HEAD = 256
@@ -33,18 +32,19 @@ def no_bfloat16(model: ModelFiles) -> Finding:
 
 def score_head(model: ModelFiles) -> Finding:
     """It is there, whole, and not quantised."""
-    dtype, shape = model.tensors.get(f"{SCORE}.weight", ("", []))
+    head = head_of(model.family)
+    dtype, shape = model.tensors.get(f"{head}.weight", ("", []))
     expected = [len(outputs_of(KEY in model.config)), model.config["hidden_size"]]
     remedy = "export the judge again with the head left as it is"
-    if packed := [name for name in model.tensors if name.startswith(f"{SCORE}.") and not _is_plain(name, model)]:
+    if packed := [name for name in model.tensors if name.startswith(f"{head}.") and not _is_plain(name, model)]:
         return Finding("score head", False, f"it is quantised ({some(packed)}): {remedy}")
     if not dtype:
-        return Finding("score head", False, f"there is no {SCORE}.weight: export a judge, not a language model")
+        return Finding("score head", False, f"there is no {head}.weight: export a judge, not a language model")
     if shape != expected:
         return Finding("score head", False, f"it is {shape}, expected {expected}: {remedy}")
     quantised = model.quantisation or {}
-    if quantised.get("quant_method") == "compressed-tensors" and not is_ignored(SCORE, quantised):
-        detail = f"quantization_config.ignore does not name it, so that vLLM looks for its scales: add {SCORE!r} there"
+    if quantised.get("quant_method") == "compressed-tensors" and not is_ignored(head, quantised):
+        detail = f"quantization_config.ignore does not name it, so that vLLM looks for its scales: add {head!r} there"
         return Finding("score head", False, detail)
     return Finding("score head", True, f"{expected} in {dtype}")
 
@@ -80,7 +80,7 @@ def attention(model: ModelFiles) -> Finding:
 def memory(model: ModelFiles, t4: T4Config) -> Finding:
     """Weights as they lie in memory; keys, values and one layer's work by the formula of `core.models.memory`."""
     config, tokens = model.config, t4.batch_tokens
-    keys = config["num_key_value_heads"] * head_dim(config)
+    keys = config.get("num_key_value_heads", config["num_attention_heads"]) * head_dim(config)
     sizes = config["num_hidden_layers"], keys, config["intermediate_size"], config["hidden_size"]
     cache, working = (tokens * each / GB for each in work_per_token(*sizes, BYTES.get(model.dtype, 2)))
     weights = model.weight_bytes / GB
@@ -95,4 +95,5 @@ def memory(model: ModelFiles, t4: T4Config) -> Finding:
 
 
 def _is_plain(name: str, model: ModelFiles) -> bool:
-    return name in (f"{SCORE}.weight", f"{SCORE}.bias") and model.tensors[name][0] in ("F32", "F16", "BF16")
+    head = head_of(model.family)
+    return name in (f"{head}.weight", f"{head}.bias") and model.tensors[name][0] in ("F32", "F16", "BF16")
