@@ -23,7 +23,7 @@ def random_adapter(seed: int, scale: float = 2.0, rank: int = 4, shared: float =
         return shared * torch.randn(shape, generator=common) + (1 - shared) * torch.randn(shape, generator=own)
 
     factors = {name: (draw((rank, 12)), draw((10, rank))) for name in ("model.layers.0.x", "model.layers.1.y")}
-    return Adapter(factors, draw((3, 12)), scale, {})
+    return Adapter(factors, "score", draw((3, 12)), scale, {})
 
 
 def change(adapter: Adapter, module: str) -> torch.Tensor:
@@ -112,6 +112,6 @@ def test_folds_that_do_not_fit_are_named(folds: dict[str, Adapter]) -> None:
         ValueError, match=r"factors of scales \[1.0, 2.0, 3.0\] have no mean: take export.average=delta"
     ):
         average_adapters(folds, "factors")
-    dora = Adapter({"m": (torch.ones(1, 2), torch.ones(2, 1))}, torch.ones(3, 2), 1.0, {"m": torch.ones(2)})
+    dora = Adapter({"m": (torch.ones(1, 2), torch.ones(2, 1))}, "score", torch.ones(3, 2), 1.0, {"m": torch.ones(2)})
     with pytest.raises(ValueError, match="DoRA"):
         average_adapters({"one": dora, "two": dora}, "svd")

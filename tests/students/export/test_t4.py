@@ -259,9 +259,9 @@ def test_a_folder_that_lacks_what_its_index_names_is_refused(exports: dict[str, 
         check_t4(folder, T4)
 
 
-def as_bert(config: dict[str, Any]) -> None:
-    config["model_type"] = "bert"
-    del config["num_key_value_heads"]
+def as_t5(config: dict[str, Any]) -> None:
+    config["model_type"] = "t5"
+    del config["intermediate_size"]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def as_bert(config: dict[str, Any]) -> None:
         ("{}", r"config\.json of a nameless model lacks model_type, hidden_size"),
         ("[]", r"config\.json is a list, expected an object"),
         ("{", r"config\.json is no JSON"),
-        (as_bert, r"config\.json of a bert model lacks num_key_value_heads"),
+        (as_t5, r"config\.json of a t5 model lacks intermediate_size"),
         (lambda c: c.update(quantization_config=[]), "does not say how the weights are stored"),
         (
             lambda c: c.update(quantization_config={"quant_method": "compressed-tensors"}),
