@@ -24,11 +24,12 @@ def main(config: Config) -> None:
     settings, scorer, canaries = config.predict, config.scorers.exported, config.canaries.on_failure
     source = Source(config.input, config.data, config.limit, settings.rules)
     output = checked_output(config.output, config.input, config.overwrite)
-    own = judge_folder(config, settings.model)
-    models = {own.name: own}
     if settings.cascade:
         named = named_exports(settings.cascade, settings.model, config.export_folder().parent)
         models = {name: judge_folder(config, str(folder)) for name, folder in named.items()}
+    else:
+        own = judge_folder(config, settings.model)
+        models = {own.name: own}
     if not (responses := file_of_responses(source)):
         write_predictions(source, output, models, scorer, settings, canaries, config.coverage, config.overwrite)
     elif settings.cascade:

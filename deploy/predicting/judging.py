@@ -20,6 +20,7 @@ from core.prompts import Rendered
 from core.records import Conversation, Order
 from core.scoring import Scorer, scored_row
 from core.store.writing import StoreWriter
+from deploy.predicting.budget import Budget, Speed, noted_speed, speed_note, until
 from deploy.predicting.cascade import JUDGED, Judge, read_scores
 from deploy.predicting.config import PredictConfig
 from deploy.predicting.engine_notes import check_engine
@@ -50,28 +51,6 @@ class Judging:
     deadline: float | None
 
 
-class Budget:
-    """How long second opinions may take, and how long they do, by the tokens of those that stand before them."""
-
-    def __init__(self, end: float | None, pace: float = 0.0) -> None:
-        """`end`: when no more are begun, None for never. `pace`: a guess at seconds a token; 0: nothing is known."""
-        self.end, self._guess = end, pace
-        self._seconds = self._tokens = 0.0
-
-    def spend(self, began: float, tokens: float) -> None:
-        """So many tokens were read since `began`."""
-        self._seconds, self._tokens = self._seconds + time.time() - began, self._tokens + tokens
-
-    @property
-    def pace(self) -> float:
-        """Seconds a token, as measured or else guessed."""
-        return self._seconds / self._tokens if self._tokens else self._guess
-
-    def lasts_for(self, tokens: float) -> bool:
-        """Whether so many tokens would be read in time."""
-        return self.end is None or time.time() + self.pace * tokens <= self.end
-
-
 @dataclass(frozen=True)
 class First:
     """The `opinions` that stand before a second one is asked for, and the conversations that they are of."""
@@ -84,21 +63,18 @@ def judge_share(number: int, count: int, judging: Judging) -> None:
     """What process `number` of `count` does: its share of the conversations, judge after judge."""
     rows = sorted(read_unlabelled(judging.source).conversations, key=lambda c: (c.prompt, c.id))
     own = rows[len(rows) * number // count : len(rows) * (number + 1) // count]
-    first, budget = None, Budget(judging.deadline)
+    first, end, speed = None, judging.deadline, Speed()
     for turn, judge in enumerate(judging.judges):
         exported = open_exported(judge.folder)
         if turn and judging.deadline is not None:
-            times = shape_in(judge.folder).matrices / shape_in(judging.judges[turn - 1].folder).matrices
-            budget = Budget(until(judging.deadline, len(judging.judges) - turn), budget.pace * times)
+            end = until(judging.deadline, len(judging.judges) - turn)
+            before = shape_in(judging.judges[turn - 1].folder)
+            speed = speed.of_larger(shape_in(judge.folder).matrices / before.matrices)
+        budget = Budget(end, noted_speed(judge.parts) or speed, speed_note(judge.parts, number))
         ask(judge, exported, own, first, judging, number, budget)
+        speed = budget.speed
         if judge is not judging.judges[-1]:
             first = opinions_of(judge, exported, own, len(judge.looks))
-
-
-def until(deadline: float, judges: int) -> float:
-    """When the first of so many `judges` has to end: each has an equal part of the time that is left."""
-    now = time.time()
-    return deadline if deadline < now else now + (deadline - now) / judges
 
 
 def ask(
@@ -116,17 +92,21 @@ def ask(
     """
     settings = judging.settings
     there = {*read_scores(judge.parts).select("id", "order").iter_rows()}
-    waiting = still_to_judge(judge, rows, first, settings.second_opinions, there)
-    if not waiting or (first is not None and not lasts_for_pilot(judge, first, settings, there, budget)):
+    if not (waiting := still_to_judge(judge, rows, first, settings.second_opinions, there)):
+        return
+    stands = first or standing(judge, exported, rows, there)
+    if stands is not None and not lasts_for_pilot(judge, stands, settings, there, budget):
         return
     draws_all = backend_of(judging.scorer).draws_all
     identity = store_identity(exported.renderer.hashes["prompt"], judging.scorer.precision)
+    began = time.time()
     with (
         StoreWriter(judge.parts, identity, exported.manifest.content, number, JUDGED) as writer,
         scoring_run(judge.parts, waiting, settings.rows_per_part, draws_all=draws_all) as run,
         open_scorer(exported.folder, judging.scorer, exported.max_tokens) as scorer,
     ):
         check_engine(exported, scorer, judging.canaries, judge.parts, number)
+        budget.opened(began)
         work = ShareJudge(judge, exported, settings, there, writer, scorer, run, budget)
         for shown in range(1, len(judge.looks) + 1):
             if run.interrupt.asked:
@@ -149,17 +129,26 @@ def still_to_judge(
     return total
 
 
+def standing(
+    judge: Judge, exported: ExportedJudge, rows: Sequence[Conversation], there: set[tuple[str, str]]
+) -> First | None:
+    """What a judge said before its last look, where it said so of all `rows`; None else, and where it has one look."""
+    *before, _ = judge.looks
+    known = all((c.id, order) in there for c in rows for look in before for order in look)
+    return opinions_of(judge, exported, rows, len(before)) if before and known else None
+
+
 def lasts_for_pilot(
     judge: Judge, first: First, settings: PredictConfig, there: set[tuple[str, str]], budget: Budget
 ) -> bool:
-    """Whether there is time for the rest of a judge's pilot; logs a warning if not."""
+    """Whether there is time to open a judge's engine, and for the rest of its pilot; logs a warning if not."""
     rows = first.conversations
     pilot = draw_pilot(len(rows), round(settings.second_opinions * len(rows)), settings.pilot)
-    left = [p for p in pilot if any((rows[p].id, order) not in there for order in judge.looks[0])]
-    if lasts := budget.lasts_for(first.opinions.tokens[left].sum()):
+    left = [p for p in pilot if any((rows[p].id, order) not in there for order in judge.looks[-1])]
+    if lasts := budget.lasts_for(first.opinions.tokens[left].sum(), opening=True):
         return lasts
     log.warning(
-        "the time budget does not last for %s to judge a pilot of %d rows: what the judge before it said stands",
+        "the time budget does not last for %s to start and to judge a pilot of %d rows: what was said before stands",
         *(judge.name, len(pilot)),
     )
     return False

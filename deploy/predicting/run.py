@@ -14,6 +14,7 @@ from core.labels import Labels
 from core.locks import alone
 from core.records import LABELS
 from core.store.parts import clear
+from deploy.predicting.budget import speed_notes
 from deploy.predicting.cascade import Judge, check_choice, last_words, lined_up, open_judges, stores_in
 from deploy.predicting.config import PredictConfig
 from deploy.predicting.devices import count_devices, side_by_side
@@ -103,7 +104,7 @@ def write_answers(
 
 def discard(parts: Path) -> None:
     """Remove what is judged."""
-    notes = notes_in(parts)
+    notes = [*notes_in(parts), *speed_notes(stores_in(parts))]
     for store in stores_in(parts):
         clear(store)
     discard_parts(parts, notes)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,9 +24,10 @@ from core.records import ORDERS, Conversation, Order
 from core.scoring import logits_by_order, score_conversations
 from core.store.parts import part_files
 from core.tables import read_csv
-from deploy.predicting import cascade, judging, run
+from deploy.predicting import budget, cascade, judging, run
+from deploy.predicting.budget import Budget, Speed, noted_speed, speed_note, until
 from deploy.predicting.cascade import JUDGED, Judge
-from deploy.predicting.judging import Budget, ShareJudge, until
+from deploy.predicting.judging import ShareJudge
 from deploy.predicting.outputs import store_of
 from distill import predict
 from distill.config import Config
@@ -245,47 +247,118 @@ def test_where_the_time_does_not_last_for_the_pilot_the_small_judge_has_all(
     assert opened == ["small"]
     assert judges_of(config) == ["small"] * ROWS
     assert np.abs(answers(config)[1] - softmax(said["small"].logits, axis=1)).max() < 1e-5
-    assert "does not last for large to judge a pilot of 10 rows: what the judge before it said stands" in caplog.text
+    assert "does not last for large to start and to judge a pilot of 10 rows: what was said before" in caplog.text
 
 
 class Clock:
-    """A time that passes by rows: a second for each that the first engine judges, and six for the second."""
+    """A time that passes by rows: a second for each that the small judge reads, and six for the large one.
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.now, self.seconds = 1e9, seconds
+    `opening`: how long an engine takes to start.
+    """
+
+    def __init__(self, opening: float = 0.0) -> None:
+        self.began = self.now = 1e9
+        self.opening, self.opened = opening, list[str]()
 
     def time(self) -> float:
         return self.now
 
 
-def test_no_piece_is_begun_that_ends_after_the_budget(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock({"small": 1.0, "large": 6.0})
-    score = ShareJudge.score
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock, score = Clock(), ShareJudge.score
 
     def slow(self: ShareJudge, conversations: Sequence[Conversation], orders: Sequence[Order]) -> None:
+        before = len(self.there)
         score(self, conversations, orders)
-        clock.now += clock.seconds[self.judge.name] * len(conversations)
+        rows = (len(self.there) - before) / len(orders)
+        clock.now += {"small": 1.0, "large": 6.0}[self.judge.name] * rows
+
+    def opening(*told: Any) -> Any:
+        clock.opened.append(told[0].name)
+        clock.now += clock.opening
+        return open_scorer(*told)
 
     monkeypatch.setattr(ShareJudge, "score", slow)
-    monkeypatch.setattr(judging, "time", clock)
-    monkeypatch.setattr("deploy.predicting.run.time", clock)
+    monkeypatch.setattr(judging, "open_scorer", opening)
+    for place in (judging, budget, run):
+        monkeypatch.setattr(place, "time", clock)
+    return clock
+
+
+def test_no_piece_is_begun_that_ends_after_the_budget(configure: Configure, clock: Clock) -> None:
     config = configure(f"predict.minutes={(ROWS + 6 * 21) / 60}", "predict.pilot=16")
     predict.main(config)
     by_large = judges_of(config).count("large")
-    spent = clock.now - 1e9 - ROWS
+    spent = clock.now - clock.began - ROWS
     assert spent == 6 * by_large and 6 * 14 <= spent <= 6 * 21, "all that whole pieces could use, and not more"
 
 
-def test_a_budget_lasts_as_long_as_the_pace_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock({})
-    monkeypatch.setattr(judging, "time", clock)
-    assert Budget(None, pace=9).lasts_for(1e9) and not Budget(clock.now - 1).lasts_for(0)
-    budget = Budget(clock.now + 10, pace=0.1)
-    assert budget.lasts_for(99) and not budget.lasts_for(101)
+def test_a_budget_holds_where_the_first_judge_was_done_before(
+    configure: Configure, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure("predict.minutes=60", "predict.pilot=16")
+    stop_at(config, "large", 0, monkeypatch)
+    began = clock.now
+    clock.opened.clear()
+    predict.main(configure("predict.minutes=0.1", "predict.pilot=16"))  # six seconds, and ten rows take ten at least
+    assert not clock.opened and clock.now == began and judges_of(config) == ["small"] * ROWS
+    assert "the time budget does not last for large to start and to judge a pilot of 10 rows" in caplog.text
+    assert not parts_folder(config).exists()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_opening_of_the_next_engine_is_in_the_budget(
+    configure: Configure, clock: Clock, stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.opening = 50.0
+    more = 30.0  # enough for a pilot of ten rows at a second each, but for the opening
+    config = configure(f"predict.minutes={(50 + ROWS + more) / 60}", "predict.pilot=16")
+    if stopped:
+        stop_at(configure("predict.minutes=60", "predict.pilot=16"), "large", 0, monkeypatch)
+        config = configure(f"predict.minutes={more / 60}", "predict.pilot=16")
+    clock.opened.clear()
+    predict.main(config)
+    assert clock.opened == ([] if stopped else ["small"]) and judges_of(config) == ["small"] * ROWS
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_second_order_does_not_open_an_engine_without_the_time_for_it(
+    configure: Configure, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock.opening = 50.0
+    alone = ("predict.cascade=[]", f"predict.model={configure().root}/exports/default/small", "predict.pilot=16")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run, "write_answers", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        predict.main(configure(*alone, "predict.second_opinions=0"))
+    clock.opened.clear()
+    predict.main(configure(*alone, f"predict.minutes={49 / 60}"))
+    assert not clock.opened
+
+
+def test_a_budget_lasts_as_long_as_the_speed_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(budget, "time", clock)
+    assert Budget(None, Speed(9, 9)).lasts_for(1e9) and not Budget(clock.now - 1, Speed()).lasts_for(0)
+    of = Budget(clock.now + 10, Speed(4, 0.1), speed_note(tmp_path, 0))
+    assert of.lasts_for(99) and not of.lasts_for(101) and of.lasts_for(60, opening=True)
+    assert not of.lasts_for(61, opening=True)
     began, clock.now = clock.now, clock.now + 2
-    budget.spend(began, 100)
-    assert budget.pace == 0.02 and budget.lasts_for(400) and not budget.lasts_for(401), "what was seen counts"
+    of.spend(began, 100)
+    assert of.speed == Speed(4, 0.02) and of.lasts_for(400) and not of.lasts_for(401), "what was seen counts"
+    assert noted_speed(tmp_path) == of.speed and noted_speed(tmp_path / "none") is None
+    Budget(None, Speed(1, 0.5), speed_note(tmp_path, 1)).opened(clock.now - 7)
+    assert noted_speed(tmp_path) == Speed(7, 0.5), "the slowest process's"
+    assert of.speed.of_larger(3) == Speed(4, 0.06)
     assert until(clock.now + 12, 3) == clock.now + 4 and until(clock.now - 1, 3) == clock.now - 1
+
+
+def test_in_a_cascade_no_other_judge_is_looked_for(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, find = [], predict.judge_folder
+    monkeypatch.setattr(predict, "judge_folder", lambda of, chosen: asked.append(chosen) or find(of, chosen))
+    monkeypatch.setattr(run, "write_predictions", lambda *_: None)
+    predict.main(configure())
+    assert [Path(str(chosen)).name for chosen in asked] == ["small", "large"]
 
 
 def test_without_a_budget_the_last_judge_has_all_and_it_is_told(
