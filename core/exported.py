@@ -59,6 +59,14 @@ def is_packed(folder: Path) -> bool:
     return all((folder / part / MANIFEST).exists() for part in (PACKED_RUN, PACKED_EXPORT))
 
 
+def unpacked_folder(folder: Path, root: Path) -> Path:
+    """Where the export lies that a packed judge is unpacked to, unpacked yet or not; of any other judge `folder`."""
+    if not is_packed(folder):
+        return folder
+    contents = [read_manifest(folder / part, verify=False).content for part in (PACKED_RUN, PACKED_EXPORT)]
+    return root / "models" / f"unpacked-{identity_hash(contents)}"
+
+
 def average_folder(root: Path, method: str, contents: Sequence[str]) -> Path:
     """models/average-<method>-<hash>: the average of the folds with these content hashes, for an export."""
     return root / "models" / f"average-{method}-{identity_hash(list(contents))}"

@@ -52,6 +52,11 @@ def judge_folder(config: Config, chosen: str | None) -> Path:
     return unpack(folder, config.root)
 
 
+def named_judges(config: Config) -> dict[str, str]:
+    """The folders and files in `eval.judges`, by name; those that were packed are unpacked."""
+    return {name: str(judge_folder(config, path)) for name, path in config.eval.judges.items()}
+
+
 def evaluation_folder(config: Config) -> Path:
     """eval/<run>: metrics, predictions and the report."""
     return config.root / "eval" / config.run

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from core import screen
 from core.errors import UserError
 from core.exits import ChecksFailed
-from distill.artefacts import data_folder
+from distill.artefacts import data_folder, named_judges
 from distill.artefacts import evaluation as evaluation_of
 from distill.config import Config
 from distill.entry_point import entry_point
@@ -71,7 +71,7 @@ def evaluate(config: Config) -> None:
         conversations = as_voted_by(root / "logits" / stores[TEACHER], conversations, labels)
     split, scored, training = scored_and_training(conversations, config.eval.split, config.fold)
     scored = scored[: config.limit]
-    found = candidates(root, config.run, config.fold, stores, config.eval.judges)
+    found = candidates(root, config.run, config.fold, stores, named_judges(config))
     engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
 
     # Evaluate, unless it is done; what gave no answer is asked again, and costs and sets are as configured now
@@ -150,7 +150,7 @@ def score_on_benchmark(config: Config, path: Path) -> None:
 
     # What is scored, and who judges it
     benchmark = read_benchmark(path, config.data, config.limit)
-    found = candidates(config.root, config.run, config.fold, {}, config.eval.judges)
+    found = candidates(config.root, config.run, config.fold, {}, named_judges(config))
     teachers = benchmark_teachers(config)
 
     # Score, unless it is done; what gave no answer is asked again

@@ -10,7 +10,7 @@ from core.artefacts.contents import MANIFEST
 from core.artefacts.identity import differing_fields
 from core.artefacts.manifest import Manifest, read_manifest
 from core.artefacts.state import changed_since, listed, state_in
-from core.exported import average_folder
+from core.exported import average_folder, unpacked_folder
 from core.records import TEST
 from distill.artefacts import data_folder, evaluation, evaluation_folder, exported_judge
 from distill.config import Config
@@ -138,7 +138,8 @@ def evaluation_of(config: Config) -> Artefact:
     """The artefact of the configured evaluation."""
     from eval.judges.candidates import candidates, file_digests, teacher_stores
 
-    found = candidates(config.root, config.run, config.fold, teacher_stores(config.teacher), config.eval.judges)
+    named = {name: str(unpacked_folder(Path(path), config.root)) for name, path in config.eval.judges.items()}
+    found = candidates(config.root, config.run, config.fold, teacher_stores(config.teacher), named)
     split = config.eval.split if has_test_split(data_folder(config)) else "fold"
     return evaluation(config, split, [candidate.artefact for candidate in found], file_digests(found))
 

@@ -8,6 +8,7 @@ whether they compute what was measured. A judge of six layers then takes four me
 """
 
 import shutil
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -16,11 +17,13 @@ from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST, SCRATCH, file_digests
 from core.artefacts.manifest import Manifest, read_manifest
 from core.errors import UserError
-from core.exported import PACKED_EXPORT, PACKED_RUN
+from core.exported import PACKED_EXPORT, PACKED_RUN, unpacked_folder
 from core.folders import copy_linked, new_folder
+from core.models.folders import TOKENIZER_FILES
 from students.trained import TrainedJudge, open_trained
 
 UNPACKED = torch.float32  # what any device computes, and what a merge gives again anywhere, but for its last digits
+MODEL_FILES = (*TOKENIZER_FILES, "model*", "config.json", "generation_config*")  # which a merge makes again
 
 
 def pack(judge: TrainedJudge, export: Path, out: Path) -> None:
@@ -46,11 +49,18 @@ def pack(judge: TrainedJudge, export: Path, out: Path) -> None:
 
 
 def unpack(folder: Path, root: Path) -> Path:
-    """The export that a packed judge amounts to, below `root`/models, made once; `UserError` without the base."""
+    """The export that a packed judge amounts to, below `root`/models, made once.
+
+    Raises `UserError` without the base, where files have changed, and for the export of another run.
+    """
     packed = read_manifest(folder / PACKED_EXPORT, "export", verify=False)  # it lacks the weights
     check_measured(folder, packed)
     judge = open_trained(folder / PACKED_RUN, root, f"get {folder} anew, its adapter is incomplete")
-    place = root / "models" / f"unpacked-{packed.content[:16]}"
+    if judge.manifest.content not in packed.parents.values():
+        raise UserError(
+            f"{folder} mixes two judges: {PACKED_EXPORT}/ was not made from what lies in {PACKED_RUN}/; get it anew"
+        )
+    place = unpacked_folder(folder, root)
     artefact = Artefact(place, "export", packed.config, [], root)
     with artefact.building(wait=True) as lacking:
         if lacking:
@@ -72,18 +82,16 @@ def _anew(file: str, copy: str) -> None:
 
 
 def check_measured(folder: Path, packed: Manifest) -> None:
-    """Raise `UserError` where what the export measured is not there as its manifest, `packed`, says."""
+    """Raise `UserError` where what the export measured is not there as its manifest, `packed`, says, or more is."""
     export, stated = folder / PACKED_EXPORT, packed.files or {}
     there = file_digests(export)
     gone = [name for name in stated if name not in there and not _is_model(Path(name).name)]
-    if changed := gone + [name for name, digest in there.items() if stated.get(name, digest) != digest]:
+    if changed := gone + [name for name, digest in there.items() if stated.get(name) != digest]:
         raise UserError(
             f"{folder / PACKED_EXPORT} has changed since it was packed ({', '.join(changed)}): get {folder} anew"
         )
 
 
 def _is_model(name: str) -> bool:
-    """Whether a file of an export is the model or its tokenizer, which a merge makes again."""
-    return name.startswith(
-        ("model", "config.json", "tokenizer", "special_tokens", "chat_template", "generation_config")
-    )
+    """Whether a file of an export is the model or its tokenizer."""
+    return any(fnmatchcase(name, pattern) for pattern in MODEL_FILES)

@@ -14,14 +14,19 @@ from core.errors import UserError
 from core.exported import PACKED_EXPORT, PACKED_RUN, open_exported
 from core.json_files import write_json
 from core.scoring import score_conversations
+from core.tables import read_parquet
 from distill import export, predict, prepare, student
-from distill.artefacts import judge_folder
+from distill.artefacts import judge_folder, named_judges
 from distill.config import Config
+from distill.status.judges import evaluation_of
 from distill.training_run import run_folder
 from eval.canaries.checking import check_canaries
+from eval.judges.candidates import candidates
+from students.export import packing
 from students.export.packing import pack, unpack
 from students.trained import open_trained
 from teachers.scorers.opening import open_scorer
+from tests.artefacts import finish_again
 from tests.composing import configured, scorer
 
 pytestmark = pytest.mark.timeout(300)
@@ -63,6 +68,8 @@ def test_unpacked_elsewhere_it_is_the_same_judge(
     config = replace(exported, paths=replace(exported.paths, root=str(tmp_path / "artifacts")))
     found = judge_folder(config, str(place))
     assert judge_folder(config, str(place)) == found and judge_folder(config, None) == config.export_folder()
+    (merged,) = (tmp_path / "artifacts" / "models").glob("merged-*")
+    assert not (merged / "learned_from.parquet").samefile(found / "learned_from.parquet"), "written through a link"
     rows = load_conversations(exported.root / "data" / "smoke")[:12]
     said = []
     for folder in (exported.export_folder(), found):
@@ -83,6 +90,16 @@ def test_unpacked_elsewhere_it_is_the_same_judge(
         )
 
 
+def test_it_is_among_the_judges_of_an_evaluation(packed: Path, exported: Config) -> None:
+    config = replace(exported, eval=replace(exported.eval, judges={"shipped": str(packed)}))
+    with pytest.raises(UserError, match=r"models/unpacked-\w+ does not exist"):
+        evaluation_of(config)  # `distill.status` only looks
+    found = candidates(config.root, config.run, config.fold, {}, named_judges(config))
+    (shipped,) = [candidate for candidate in found if candidate.named]
+    assert (shipped.name, shipped.stage) == ("shipped", "export") and open_exported(shipped.path).labels
+    assert shipped.path in evaluation_of(config).parents
+
+
 def test_what_cannot_be_packed_is_refused(exported: Config, tmp_path: Path) -> None:
     judge = open_trained(run_folder(exported), exported.root, "")
     other = shutil.copytree(exported.export_folder(), tmp_path / "other")
@@ -95,6 +112,44 @@ def test_what_cannot_be_packed_is_refused(exported: Config, tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"in format merged and fp16: export with export.format=merged"):
         pack(judge, other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_merge_makes_again_is_left_out(packed: Path) -> None:
+    names = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "vocab.json", "merges.txt")
+    assert all(packing._is_model(name) for name in (*names, "added_tokens.json", "special_tokens_map.json"))
+    assert not any(packing._is_model(path.name) for path in (packed / PACKED_EXPORT).iterdir())
+
+
+def of_another_run(packed: Path, place: Path) -> Path:
+    """A packed judge whose run is another than its export was made from."""
+    shutil.copytree(packed, place)
+    history = place / PACKED_RUN / "history.parquet"
+    read_parquet(history).with_columns(loss=0.0).write_parquet(history)
+    finish_again(place / PACKED_RUN)
+    return place
+
+
+def test_a_run_with_the_export_of_another_is_refused(packed: Path, tmp_path: Path) -> None:
+    place = of_another_run(packed, tmp_path / "mixed")
+    with pytest.raises(UserError, match=r"mixed mixes two judges: export/ was not made from what lies in run/"):
+        unpack(place, tmp_path / "artifacts")
+    assert not [*(tmp_path / "artifacts").rglob("unpacked-*")]
+
+
+def test_what_was_unpacked_is_taken_for_the_same_run_alone(packed: Path, tmp_path: Path) -> None:
+    """Two runs may give exports of which all that is shipped is the same."""
+    place = of_another_run(packed, tmp_path / "other")
+    run, export = (json.loads((place / part / "manifest.json").read_text()) for part in (PACKED_RUN, PACKED_EXPORT))
+    write_json(place / PACKED_EXPORT / "manifest.json", {**export, "parents": {"students/x": run["content"]}})
+    root = tmp_path / "artifacts"
+    assert unpack(packed, root) != unpack(place, root)
+
+
+def test_what_the_export_did_not_hold_is_refused(packed: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(packed, tmp_path / "more")
+    (place / PACKED_EXPORT / "calibration.json").write_text("{}")
+    with pytest.raises(UserError, match=r"has changed since it was packed \(calibration.json\): get .*more anew"):
+        unpack(place, tmp_path / "artifacts")
 
 
 def test_an_adapter_that_was_changed_is_refused(packed: Path, tmp_path: Path) -> None:
