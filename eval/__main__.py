@@ -67,10 +67,11 @@ def evaluate(config: Config) -> None:
     root, data = config.root, data_folder(config)
     conversations, labels = load_conversations(data), labels_in(data)
     stores = teacher_stores(config.teacher)
-    if config.eval.truth == "teacher":
-        conversations = as_voted_by(root / "logits" / stores[TEACHER], conversations, labels)
-    split, scored, training = scored_and_training(conversations, config.eval.split, config.fold)
-    scored = scored[: config.limit]
+    of_teacher = config.eval.truth == "teacher"
+    asked = (config.eval.split, config.fold, config.limit)
+    split, scored, training = scored_and_training(conversations, *asked, unvoted=of_teacher)
+    if of_teacher:
+        scored, training = as_voted_by(root / "logits" / stores[TEACHER], scored, training, labels)
     found = candidates(root, config.run, config.fold, stores, named_judges(config))
     engines = Engines(root, config.scorers.student, config.scorers.exported, config.canaries.on_failure)
 

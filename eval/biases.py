@@ -3,6 +3,7 @@
 A judge that prefers long answers is biased only where people do not: what counts is by how much its win rate of the
 longer response is above theirs. A response's win rate is the chance that it wins plus half the chance of a tie; it is
 the same whichever side is called a. Position bias needs no people: it is the judge against itself in the other order.
+Where a teacher's probabilities stand for votes, the teacher stands for people.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ from eval.intervals import Estimate, Jackknife
 from eval.metrics import flip_rows, log_loss_rows, predict, shares
 from eval.slices import find_slices
 from eval.surface_features import MARKUP, ResponseFeatures, response_features
+from eval.truth import VOTES, Truth
 
 RANGES = 5  # of how much longer the longer response is, of about as many rows each
 FAMILIES = {
@@ -64,6 +66,7 @@ def find_biases(
     own: str | None = None,
     truncated: np.ndarray | None = None,
     features: ResponseFeatures | None = None,
+    truth: Truth = VOTES,
 ) -> list[Bias]:
     """What one judge's logits in both orders, twice [n, labels] in the conversations' own a and b, say of its biases.
 
@@ -79,7 +82,8 @@ def find_biases(
     twenty is flagged by chance. A table's rows hold the excess over people's win rate beside both rates, those of
     position the share of verdicts that flip in a range of confidence. What the rows cannot tell has value None.
 
-    `features` is `response_features(conversations)`, which saves time where several judges are asked about.
+    `features` is `response_features(conversations)`, which saves time where several judges are asked about. `truth`
+    names the votes in sentences.
     """
     assert len(conversations) == len(logits_ab) == len(logits_ba), "logits of other conversations"
     voted = np.array([c.votes is not None for c in conversations], dtype=bool)
@@ -87,7 +91,7 @@ def find_biases(
     rated = [c for c in conversations if c.votes is not None]
     votes = shares(np.array([c.votes for c in rated]).reshape(-1, len(LABELS))[:, : logits_ab.shape[1]])
     here = [of.filter(pl.Series(voted)) for of in features or response_features(conversations)]
-    against = _AgainstPeople(rated, probabilities[voted], votes, here, level)
+    against = _AgainstPeople(rated, probabilities[voted], votes, here, level, truth)
     return [
         _position([c.group for c in conversations], logits_ab, logits_ba, level),
         *against.verbosity(),
@@ -141,7 +145,7 @@ def _position(groups: Sequence[str], logits_ab: np.ndarray, logits_ba: np.ndarra
 
 
 class _AgainstPeople:
-    """A judge and the people who voted on the same rows.
+    """A judge and the people who voted on the same rows, or whoever a `truth` names in their place.
 
     A `side` says which response of a row a question is about: 1 for a, -1 for b, 0 where it is about neither.
     """
@@ -153,8 +157,9 @@ class _AgainstPeople:
         votes: np.ndarray,
         features: Sequence[pl.DataFrame],
         level: float,
+        truth: Truth,
     ):
-        self.conversations, self.features, self.level = conversations, features, level
+        self.conversations, self.features, self.level, self.truth = conversations, features, level, truth
         self.probabilities, self.votes = probabilities, votes
         self.judge, self.people = _win_rates(probabilities), _win_rates(votes)
         self.jackknife = Jackknife([c.group for c in conversations])
@@ -165,7 +170,7 @@ class _AgainstPeople:
         side, ratio = np.sign(length_a - length_b), np.maximum(length_a, length_b) / np.minimum(length_a, length_b)
         claim = Claim(
             "The judge's win rate of the longer response",
-            "people's",
+            self.truth.whose,
             above="it favours length",
             below="it is biased against length",
         )
@@ -190,12 +195,15 @@ class _AgainstPeople:
         judge, people = ((2 * of - 1) * side for of in (self.judge, self.people))
         ties, likely = self.votes[:, 2] * abs(side), self.probabilities[:, 2] * abs(side)
         claim = Claim(
-            "Where people voted a tie, the judge's lean to the longer response",
-            "people's own on pairs that it finds as close",
+            f"Where {self.truth.tie}, the judge's lean to the longer response",
+            f"{self.truth.whose} own on pairs that it finds as close",
             above="quality held equal, it favours length",
             below="quality held equal, it is biased against length",
         )
-        leans = {"judge, where people tied": (judge, ties), "people, where the judge expects ties": (people, likely)}
+        leans = {
+            f"the judge, where {self.truth.tie}": (judge, ties),
+            f"{self.truth.who}, where the judge expects ties": (people, likely),
+        }
         table = [
             Row(x=x, count=int(np.count_nonzero(of[1])), **bounds(self.jackknife.mean(*of), self.level))
             for x, of in leans.items()
@@ -216,7 +224,7 @@ class _AgainstPeople:
             side = sides.pop(family(own), np.zeros(len(wrote), dtype=int))
             claim = Claim(
                 f"The judge's win rate of responses by {family(own)}, its own family,",
-                "people's",
+                self.truth.whose,
                 above="it favours its own family",
                 below="it is biased against its own family",
             )
@@ -236,7 +244,7 @@ class _AgainstPeople:
         side = (of_a["refuses"] - of_b["refuses"]).to_numpy()
         claim = Claim(
             "The judge's win rate of a response that refuses, against one that does not,",
-            "people's",
+            self.truth.whose,
             above="it favours refusals",
             below="it is biased against refusals",
         )
@@ -246,7 +254,10 @@ class _AgainstPeople:
     def _farthest(self, name: str, subject: str, sides: Mapping[str, np.ndarray], whole: str) -> Bias:
         """The side on which judge and people differ most; all of them in the table."""
         claim = Claim(
-            f"The judge's win rate of {subject}", "people's", above="it favours them", below="it is biased against them"
+            f"The judge's win rate of {subject}",
+            self.truth.whose,
+            above="it favours them",
+            below="it is biased against them",
         )
         excess = {x: self._excess(side) for x, side in sides.items()}
         rows = {x: OneOfSeveral(**vars(self._win_rates(x, side))) for x, side in sides.items() if side.any()}

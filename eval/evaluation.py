@@ -31,6 +31,7 @@ from eval.recalibration import IDENTITY
 from eval.reliability import BINS
 from eval.set_figures import JudgeSets, judge_sets
 from eval.surface_features import ResponseFeatures, response_features
+from eval.truth import TRUTHS
 from students.export.config import T4Config
 
 METRICS = "metrics.json"
@@ -179,7 +180,10 @@ def _biases(
 ) -> dict[str, Bias]:
     """A judge's biases by name."""
     own, cut = config.own.get(judge), _truncated(answers.scores, [c.id for c in scored])
-    found = find_biases(scored, *logits, level=config.bias_level, own=own, truncated=cut, features=features)
+    truth = TRUTHS[config.truth]
+    found = find_biases(
+        scored, *logits, level=config.bias_level, own=own, truncated=cut, features=features, truth=truth
+    )
     return {bias.name: bias for bias in found}
 
 

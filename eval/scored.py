@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 from scipy.special import softmax
 
@@ -22,14 +21,15 @@ log = logging.getLogger(__name__)
 
 
 def scored_and_training(
-    conversations: Sequence[Conversation], split: str, fold: int
+    conversations: Sequence[Conversation], split: str, fold: int, limit: int | None = None, *, unvoted: bool = False
 ) -> tuple[str, list[Conversation], list[Conversation]]:
-    """(split, scored, training): the voted conversations to score, and those that baselines may learn from.
+    """(split, scored, training): up to `limit` conversations to score, and those that baselines may learn from.
 
     `split="test"` is the locked test split, from which nobody has learned; where the data have none it is
-    fold `fold`, as with `split="fold"`, and that is told. Raises `UserError` where nobody voted on those rows.
+    fold `fold`, as with `split="fold"`, and that is told. Only those that somebody voted on are scored, unless
+    `unvoted` is set. Raises `UserError` where there are none.
     """
-    voted = [c for c in conversations if c.votes]
+    voted = [c for c in conversations if c.votes or unvoted]
     if split == "test" and not any(c.fold == TEST for c in voted):
         log.warning(
             "these data have no test split: fold %d is scored, whose votes the judges' teachers may have seen; "
@@ -40,25 +40,33 @@ def scored_and_training(
     scored = [c for c in voted if c.fold == (TEST if split == "test" else fold)]
     if not scored:
         raise UserError(f"fold={fold} of these data has no votes to evaluate on: choose another fold or data set")
-    return split, scored, [c for c in conversations if c.fold not in (TEST, scored[0].fold)]
+    return split, scored[:limit], [c for c in conversations if c.fold not in (TEST, scored[0].fold)]
 
 
-def as_voted_by(teacher: Path, conversations: Sequence[Conversation], labels: Labels = LABELS) -> list[Conversation]:
-    """`conversations` with the probabilities in the store of a `teacher`, the mean over orders, in place of votes.
+def as_voted_by(
+    teacher: Path, scored: Sequence[Conversation], training: Sequence[Conversation], labels: Labels = LABELS
+) -> tuple[list[Conversation], list[Conversation]]:
+    """`scored` and `training` conversations with the verdict in the store of a `teacher` in place of votes.
 
-    Raises `UserError` where the store lacks some, or scored other texts.
+    That is what a student is taught (`core.store.targets`): the softmax of the mean logits over orders and judges, of
+    judges that were not trained on the row. Training rows that the store lacks have no votes. Raises `UserError` where
+    it lacks some that are scored, or judged other texts.
     """
-    logits = read_logits(teacher, REMEDY).filter(pl.col("id").is_in([c.id for c in conversations]))
+    conversations = [*scored, *training]
+    logits = read_logits(teacher, REMEDY).filter(
+        ~pl.col("in_sample"), pl.col("id").is_in([c.id for c in conversations])
+    )
     check_texts(teacher, logits, conversations)
     averaged = swap_average(logits)
-    values = softmax(among(np.array(averaged["logits"].to_list()), labels), axis=1)
+    values = softmax(among(averaged["logits"].to_numpy().astype(float), labels), axis=1)
     votes = dict(zip(averaged["id"], with_tie(values, 0.0).tolist(), strict=True))
-    if lacking := [c.id for c in conversations if c.id not in votes]:
+    if lacking := [c.id for c in scored if c.id not in votes]:
         raise UserError(
-            f"eval.truth=teacher: {teacher} lacks {len(lacking)} of {len(conversations)} conversations, such as "
-            f"{lacking[:3]}; {REMEDY}"
+            f"eval.truth=teacher: {teacher} lacks {len(lacking)} of the {len(scored)} conversations that are scored, "
+            f"such as {lacking[:3]}; {REMEDY}"
         )
-    return [replace(c, votes=votes[c.id]) for c in conversations]
+    voted = [replace(c, votes=votes.get(c.id)) for c in conversations]
+    return voted[: len(scored)], voted[len(scored) :]
 
 
 def true_distribution(data: Path, conversations: Sequence[Conversation]) -> pl.DataFrame | None:

@@ -140,16 +140,20 @@ def evaluation_of(config: Config) -> Artefact:
 
     named = {name: str(unpacked_folder(Path(path), config.root)) for name, path in config.eval.judges.items()}
     found = candidates(config.root, config.run, config.fold, teacher_stores(config.teacher), named)
-    split = config.eval.split if has_test_split(data_folder(config)) else "fold"
+    unvoted = config.eval.truth == "teacher"
+    split = config.eval.split if has_test_split(data_folder(config), unvoted) else "fold"
     return evaluation(config, split, [candidate.artefact for candidate in found], file_digests(found))
 
 
-def has_test_split(data: Path) -> bool:
-    """Whether there are voted conversations in the test split; taken for granted where nothing is prepared."""
+def has_test_split(data: Path, unvoted: bool) -> bool:
+    """Whether there are conversations to score in the test split, voted on or, with `unvoted`, any.
+
+    Taken for granted where nothing is prepared.
+    """
     from core.data.table import CONVERSATIONS
     from core.tables import read_parquet
 
     if not (data / MANIFEST).exists():
         return True
-    rows = read_parquet(data / CONVERSATIONS, columns=["votes", "fold"])
-    return bool(len(rows.filter(fold=TEST).drop_nulls("votes")))
+    rows = read_parquet(data / CONVERSATIONS, columns=["votes", "fold"]).filter(fold=TEST)
+    return not (rows if unvoted else rows.drop_nulls("votes")).is_empty()

@@ -38,10 +38,17 @@ def ask_all(
     engines: Engines,
     labels: Labels = LABELS,
 ) -> Panel:
-    """The baselines, and every candidate that is fit. Raises `UserError` where the student is not, or a named one."""
-    baselines = {"prior": prior(training, scored, labels), "surface": surface(training, scored, labels)}
-    if any(c.model_a and c.model_b for c in scored):
-        baselines["bradley_terry"] = bradley_terry(training, scored, labels)
+    """The baselines, where they have votes to learn from, and every candidate that is fit.
+
+    Raises `UserError` where the student is not, or a named one.
+    """
+    baselines = {}
+    if any(c.votes for c in training):
+        baselines = {"prior": prior(training, scored, labels), "surface": surface(training, scored, labels)}
+        if any(c.model_a and c.model_b for c in scored):
+            baselines["bradley_terry"] = bradley_terry(training, scored, labels)
+    else:
+        log.warning("no baselines: none of the %d other conversations has an opinion to learn from", len(training))
     found_answers, unanswered = ask_each(found, scored, engines, labels)
     answers = {name: Answers(scores, taught=0) for name, scores in baselines.items()} | found_answers
     return Panel(answers, unanswered, labels)

@@ -21,15 +21,16 @@ from eval.report.ladder import LADDER, UNREAD, ordered, unconvincing
 from eval.report.lineage import Lineage, trace
 from eval.report.sources import Sources
 from eval.slices import TAG
+from eval.truth import TRUTHS
 
-BIASES = {
+BIASES = {  # `who`: people, or who stands for them
     "position": "Does what is shown first win more often?",
-    "verbosity": "Does length win more often than it does with people?",
-    "verbosity_at_ties": "Does length win where people find both equally good?",
-    "self_enhancement": "Does its own family win more often than it does with people?",
-    "families": "Does any model family win more often than it does with people?",
-    "format": "Does markup win more often than it does with people?",
-    "refusals": "Do refusals win more often than they do with people?",
+    "verbosity": "Does length win more often than it does with {who}?",
+    "verbosity_at_ties": "Does length win between responses that are equally good to {who}?",
+    "self_enhancement": "Does its own family win more often than it does with {who}?",
+    "families": "Does any model family win more often than it does with {who}?",
+    "format": "Does markup win more often than it does with {who}?",
+    "refusals": "Do refusals win more often than they do with {who}?",
 }
 SLICES = {
     "language": "Language of the prompt",
@@ -115,9 +116,10 @@ def templates(*folders: Path) -> Environment:
 
 def _known(report: Report) -> dict[str, Any]:
     """The results and words that templates read."""
-    judges = report.evaluation.judges
+    judges, truth = report.evaluation.judges, TRUTHS[report.evaluation.truth]
     readers = _readers(judges)
     return {
+        "truth": truth,
         "metrics": report.evaluation,
         "of": judges,
         "judges": ordered(judges),
@@ -127,11 +129,11 @@ def _known(report: Report) -> dict[str, Any]:
         "lineage": report.lineage,
         "labels": report.evaluation.labels,
         "chance": math.log(len(report.evaluation.labels)),
-        "ladder": LADDER,
+        "ladder": LADDER | {"prior": f"{truth.frequencies} alone"},
         "with_sets": [judge for judge in readers if judges[judge].sets],
         "cost_charts": cost_charts(report.evaluation.costs),
         "cascade_charts": cascade_charts(report.evaluation.cascades, report.evaluation.costs),
-        "biases": BIASES,
+        "biases": {name: question.format(who=truth.who) for name, question in BIASES.items()},
         "slices": SLICES | tags_of(judges["student"]),
     }
 

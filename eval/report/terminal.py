@@ -9,6 +9,7 @@ from rich.text import Text
 from eval.evaluation import Evaluation
 from eval.means import METHODS
 from eval.report.ladder import ordered, unconvincing
+from eval.truth import TRUTHS
 
 
 def table(evaluation: Evaluation) -> Table:
@@ -64,7 +65,7 @@ def rows_line(evaluation: Evaluation) -> str:
         )
     for judge in ordered(evaluation.judges):
         of = evaluation.judges[judge]
-        sentences += provenance(judge, of.taught, of.alike, rows)
+        sentences += provenance(judge, of.taught, of.alike, rows, TRUTHS[evaluation.truth].rows)
     return "\n".join(sentences)
 
 
@@ -122,9 +123,9 @@ def bayes_line(evaluation: Evaluation) -> str | None:
 
 
 def sets_line(evaluation: Evaluation) -> str | None:
-    """How often prediction sets hold the vote, None where no export has thresholds."""
+    """How often prediction sets hold the vote, or what stands for it, None where no export has thresholds."""
     told = [
-        f"{judge}: sets hold {sets.coverage:.1%} of the votes ({sets.asked:.0%} asked), "
+        f"{judge}: sets hold {sets.coverage:.1%} of {TRUTHS[evaluation.truth].it} ({sets.asked:.0%} asked), "
         f"{sets.size:.2f} labels on average."
         for judge in ordered(evaluation.judges)
         if (sets := evaluation.judges[judge].sets)

@@ -20,9 +20,11 @@ import pytest
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST, content_hash
 from core.artefacts.manifest import Manifest, read_manifest
+from core.data.table import save_conversations, to_frame
 from core.errors import UserError
 from core.json_files import write_json
 from core.locks import alone, lock_of
+from core.records import Conversation
 from core.store.rows import LOGITS, REWARDS
 from core.store.writing import StoreWriter
 from distill import prepare
@@ -32,7 +34,7 @@ from distill.logits import judged_logits, logits_folder, reward_logits, teacher_
 from distill.status import figures
 from distill.status.__main__ import table
 from distill.status.following import following
-from distill.status.judges import evaluation_of, export_of
+from distill.status.judges import evaluation_of, export_of, has_test_split
 from distill.status.stage import Stage
 from distill.status.stages import stages_of
 from distill.training_run import training_run
@@ -423,6 +425,13 @@ def test_a_figure_whose_file_is_gone_is_left_out(root: Path) -> None:
     (root / "students/smoke/fold=0/metrics.json").unlink()
     found = next(stage for stage in stages_of(configure(root)) if stage.name == NAMES[3])
     assert (found.figure, found.state.reason) == ("", "metrics.json is gone, since it was finished")
+
+
+def test_by_the_teacher_a_test_split_without_votes_is_scored(tmp_path: Path) -> None:
+    rows = [Conversation(str(i), ["?"], ["x"], ["y"], votes=None if i else [1, 0, 0], fold=-i) for i in range(2)]
+    save_conversations(tmp_path, to_frame(rows))
+    Artefact(tmp_path, "prepare", {}, [], tmp_path).finish()
+    assert has_test_split(tmp_path, unvoted=True) and not has_test_split(tmp_path, unvoted=False)
 
 
 def test_an_evaluation_by_the_teacher_tells_no_log_loss_on_votes(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def history(validations: bool = True) -> pl.DataFrame:
     return pl.DataFrame(table, schema={"step": pl.Int64, "loss": pl.Float64, "validation_log_loss": pl.Float64})
 
 
-def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any) -> Evaluated:
+def evaluate(root: Path, rows: int = 150, repeated: bool = True, truth: str = "votes", **changes: Any) -> Evaluated:
     """Evaluate judges of a simulated arena. `changes` replace what the report shows."""
     simulated = arena(2 * rows, seed=3)
     conversations, law = simulated.conversations, simulated.law
@@ -109,7 +109,7 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
     for name, pair in said.items():
         of = {"taught": 0, "artefact": folders.get(name), **known_of.get(name, {})}
         answers[name] = Answers(scores(ids, *pair, cut), **of)
-    settings = configured("+eval.own.teacher=gpt-4", "eval.bootstrap=200")
+    settings = configured("+eval.own.teacher=gpt-4", "eval.bootstrap=200", f"eval.truth={truth}")
     config = settings.eval
     ab, ba = said["student"]
     blur = 0.3 * np.random.default_rng(6).normal(size=(2, *ab.shape))
@@ -124,9 +124,8 @@ def evaluate(root: Path, rows: int = 150, repeated: bool = True, **changes: Any)
         taught=7,
     )
     write_result(folders["student_w8a8"] / FIDELITY, lost)
-    measured = measure(
-        Panel(answers), held_out, pl.DataFrame({"probabilities": known}), config, 0, settings.t4, settings.coverage
-    )
+    law = pl.DataFrame({"probabilities": known}) if truth == "votes" else None
+    measured = measure(Panel(answers), held_out, law, config, 0, settings.t4, settings.coverage)
     folder = root / "eval" / "run"
     folder.mkdir(parents=True)
     write_result(folder / METRICS, measured)

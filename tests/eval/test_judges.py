@@ -358,8 +358,10 @@ def test_a_teacher_can_stand_for_the_votes(finished: Config, capsys: pytest.Capt
     lacking = finished.root / "logits" / "lacking"
     write_store(lacking, finished.root, Path(finished.model.base or ""), finished, leave_out=3)
     teacher = replace(finished.teacher, name="lacking")
-    with pytest.raises(ValueError, match=r"eval.truth=teacher: .* lacks 3 of \d+ conversations, such as"):
-        entry_point.main(replace(finished, eval=replace(finished.eval, truth="teacher"), teacher=teacher))
+    with pytest.raises(
+        ValueError, match=r"eval.truth=teacher: .* lacks 3 of the \d+ conversations that are scored, such"
+    ):
+        entry_point.main(replace(finished, eval=replace(finished.eval, truth="teacher", split="fold"), teacher=teacher))
 
 
 def test_seeds_are_judged_like_the_student(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,13 @@ from rich.console import Console
 from core.records import Conversation
 from core.scoring import logits_by_order
 from eval.conclusions import Row
+from eval.evaluation import Evaluation
 from eval.metrics import kl_rows, log_loss_rows, predict
 from eval.report.ladder import LADDER
 from eval.report.lineage import trace
 from eval.report.page import LONGEST, Report, shown_rows, turns, write_report
-from eval.report.terminal import bayes_line, checks_line, surface_line, table
+from eval.report.terminal import bayes_line, checks_line, lines, surface_line, table
+from eval.results import read_result
 from tests.eval.evaluations import Evaluated, evaluate, history, typed
 
 EVIL = "<script>alert('x')</script>\" onload=\"x"
@@ -271,6 +273,38 @@ def test_report_does_without_teacher_history_people_names_and_comparison(evaluat
     assert "Against the student" not in text, "nobody is there to compare it with"
     assert "The student's log loss is" in text and "Training" not in text and "Leaderboard" not in text
     assert "Where student and surface disagree most" in text and "KL to teacher" not in text.split("How to read it")[0]
+    del metrics["judges"]["prior"]
+    assert "The student has a log loss of" in Page(rendered(evaluation, tmp_path, metrics)).text
+
+
+OF_VOTES = (  # what is about votes whoever judges are measured by
+    *("the student, trained on votes alone", "trained on votes and the teacher", "stand for votes"),
+    *("The validation log loss is on votes for both", "without any vote", "as people wrote them"),
+    "the student's teachers saw the votes of",
+)
+
+
+def test_where_the_teacher_is_the_truth_nothing_is_said_of_voters(tmp_path: Path) -> None:
+    """Neither on the page nor on the screen: they say the teacher instead."""
+    evaluation = evaluate(tmp_path, rows=90, repeated=False, truth="teacher")
+    metrics = read_result(Evaluation, evaluation.folder / "metrics.json")
+    printed = "\n".join(str(line) for line in lines(metrics))
+    words = " ".join(without_conversations(evaluation).split())
+    for phrase in OF_VOTES:
+        words, printed = words.replace(phrase, ""), printed.replace(phrase, "")
+    assert not re.findall(r".{30}(?:[Vv]ot(?:e|er)s?\b|[Vv]oted|[Pp]eople).{30}", words)
+    assert not re.search(r"vote[sd]?\b|people", printed) and "of the teacher's probabilities (90% asked)" in printed
+    biases = metrics.judges["student_w8a8"].biases
+    assert "points above the teacher's (" in biases["verbosity"].sentence
+    assert biases["verbosity_at_ties"].sentence.startswith("Where the teacher expects a tie, the judge's lean")
+    for phrase in ("win more often than it does with the teacher?", "rated from the teacher's probabilities on"):
+        assert phrase in words
+
+
+def without_conversations(evaluation: Evaluated) -> str:
+    """The text of a page without that of its conversations, and without its style."""
+    page = re.sub(r"<style>.*?</style>|<details class=\"talk\">.*?</details>", "", evaluation.page, flags=re.DOTALL)
+    return Page(page).text
 
 
 def test_diverged_training_still_gives_a_report(evaluation: Evaluated, tmp_path: Path) -> None:
