@@ -99,9 +99,10 @@ def measured(configs: Sequence[Config]) -> list[list[Checkpoint]]:
     from core.store.targets import soft_targets
     from eval.metrics import flip_rate, log_loss_rows, predict
     from eval.scored import scored_and_training
-    from students.training.data import make_examples, micro_batches, split
+    from students.training.data import make_examples, split
     from students.training.losses import SWAPPED, Objective
     from students.training.model import build_judge
+    from students.training.steps import micro_batches
     from students.training.validation import score, validation
 
     config, device = configs[0], torch.device("cpu")

@@ -236,7 +236,8 @@ def step_callback(turns: Turns) -> Any:
 
 def epoch_plan(task: Task) -> list[list[Any]]:
     """The micro-batches [step][piece][row] that the student stage trains in its first epoch."""
-    from students.training.data import micro_batches, plan_epoch, prompt_numbers
+    from students.training.data import prompt_numbers
+    from students.training.steps import micro_batches, plan_epoch
 
     train, lengths = task.config.train, [example.length for example in task.examples]
     numbers = prompt_numbers(task.examples)

@@ -1,11 +1,4 @@
-"""What a judge is trained on, and which rows meet in which optimiser step on which rank.
-
-A step holds whole conversations, both orders of each; a rank gets whole conversations; a micro-batch gets rows of
-similar length. Conversations that share a response go to one step of a pointwise judge and to one micro-batch, as far
-as these have room: there it is computed once, and does not meet the weights again and again within an epoch, to be
-learned by heart (Ouyang et al. 2022, arXiv 2203.02155, section 3.5). All of it follows from (seed, epoch) alone, so a
-resumed run, or one on more ranks, meets the same conversations in the same steps, each exactly once an epoch.
-"""
+"""What a judge is trained on: conversations as token ids with their targets, and batches of them."""
 
 import hashlib
 import logging
@@ -23,12 +16,9 @@ from core.records import LABELS, ORDERS, TEST, Conversation, swap_labels
 from core.store.targets import entropy
 from students.training.config import RowWeightsConfig
 from students.training.padding import padded, padded_in_two, side_by_side
+from students.training.steps import BatchRow, PromptNumbers
 
 log = logging.getLogger(__name__)
-PIECES = 4  # of a step, at least: conversations that share no response with those of the others, if there are such
-BatchRow = tuple[int, int]  # (index of the example, index into ORDERS)
-PromptNumbers = tuple[int, int]  # what tells an example's prompts, in either order, from others
-Numbers = Sequence[PromptNumbers] | Mapping[int, PromptNumbers]  # by the index of the example
 Triple = tuple[float, float, float]
 
 
@@ -178,62 +168,9 @@ def split(
     return training, validation
 
 
-def plan_epoch(
-    lengths: Sequence[int], batch: int, pool_steps: int, seed: int, epoch: int, prompts: Numbers | None = None
-) -> list[list[int]]:
-    """The optimiser steps of one epoch, each a list of example indices; every example is in exactly one.
-
-    Steps are cut from a random permutation, in pools of `pool_steps` steps that are sorted by length, so that little
-    of a step is padding; the order of steps is random again. Examples that share `prompts` (None: none do) stay
-    together in pieces of at most a `PIECES`th of a step, drawn at random: a step of one prompt tells little.
-    """
-    rng = np.random.default_rng((seed, epoch))
-    families = [[i] for i in range(len(lengths))] if prompts is None else _families(range(len(lengths)), prompts)
-    pieces = families
-    if len(families) < len(lengths):
-        most = max(1, batch // PIECES)
-        mixed = [rng.permutation(family).tolist() if len(family) > 1 else family for family in families]
-        pieces = [family[k : k + most] for family in mixed for k in range(0, len(family), most)]
-        pieces = [pieces[place] for place in rng.permutation(len(pieces))]  # those of a family as far apart as any
-    places: dict[int, tuple[int, int]] = {}
-    for place, piece in enumerate(pieces):
-        places |= dict.fromkeys(piece, (max(lengths[i] for i in piece), place))
-    order = [i for place in rng.permutation(len(pieces)) for i in pieces[place]]
-    steps, pool = [], batch * pool_steps
-    for start in range(0, len(order), pool):
-        by_length = sorted(order[start : start + pool], key=lambda i: (*places[i], i))
-        steps += [by_length[k : k + batch] for k in range(0, len(by_length), batch)]
-    return [steps[i] for i in rng.permutation(len(steps))]
-
-
 def prompt_numbers(examples: Sequence[Example]) -> list[PromptNumbers]:
     """For each example a number of either prompt; equal prompts have equal numbers, on every rank."""
     return [(hash(tuple(first)), hash(tuple(second))) for first, second in (example.ids for example in examples)]
-
-
-def micro_batches(
-    step: Sequence[int],
-    lengths: Sequence[int],
-    world: int,
-    budget: int,
-    prompts: Numbers | None = None,
-) -> list[list[list[BatchRow]]]:
-    """Deal a step's examples to ranks and cut each rank's into micro-batches of at most `budget` padded tokens.
-
-    Returns [rank][micro-batch][row], both orders of a conversation side by side. All ranks get the same number of
-    micro-batches, because a ZeRO engine communicates in each; some may be empty. A conversation that is longer than the
-    budget is a micro-batch of its own. `prompts` (None: all differ) say which conversations share a prompt: they stay
-    together, unless that would take more than the budget, or other ranks would have fewer than their part.
-    """
-    numbers = prompts or {i: (2 * i, 2 * i + 1) for i in step}
-    ranks: list[list[list[int]]] = [[] for _ in range(world)]
-    part = math.ceil(len(step) / world)
-    for family in _families(sorted(step, key=lambda i: (-lengths[i], i)), numbers):
-        for start in range(0, len(family), part):
-            min(ranks, key=lambda dealt: sum(map(len, dealt))).append(family[start : start + part])
-    cut = [_cut(families, lengths, numbers, budget) for families in ranks]
-    most = max(map(len, cut))
-    return [pieces + [[]] * (most - len(pieces)) for pieces in cut]
 
 
 def collate(
@@ -271,45 +208,6 @@ def distinct_prompts(rows: Sequence[BatchRow], examples: Sequence[Example]) -> t
     places: dict[tuple[int, ...], int] = {}
     of_rows = [places.setdefault(tuple(examples[i].ids[order]), len(places)) for i, order in rows]
     return [*places], of_rows
-
-
-def _families(examples: Sequence[int], numbers: Numbers) -> list[list[int]]:
-    """`examples` by the prompts that they share, directly or through others; a family stands where its first stood."""
-    first_with: dict[int, int] = {}  # prompt -> position of the first example that has it
-    parents = list(range(len(examples)))
-
-    def root(position: int) -> int:
-        while parents[position] != position:
-            position = parents[position]
-        return position
-
-    for position, i in enumerate(examples):
-        for number in numbers[i]:
-            older, newer = sorted((root(first_with.setdefault(number, position)), root(position)))
-            parents[newer] = older
-    families: dict[int, list[int]] = {}
-    for position, i in enumerate(examples):
-        families.setdefault(root(position), []).append(i)
-    return [*families.values()]
-
-
-def _cut(
-    families: Sequence[Sequence[int]], lengths: Sequence[int], numbers: Numbers, budget: int
-) -> list[list[BatchRow]]:
-    parts: list[Sequence[int]] = []
-    for family in families:
-        whole = len({n for i in family for n in numbers[i]}) * lengths[family[0]] <= budget
-        parts += [family] if whole else [[i] for i in family]
-    pieces: list[list[BatchRow]] = []
-    prompts: set[int] = set()
-    for part in sorted(parts, key=lambda part: -lengths[part[0]]):  # the first one of a piece sets its padded width
-        added = {n for i in part for n in numbers[i]}
-        if not pieces or len(prompts | added) * lengths[pieces[-1][0][0]] > budget:
-            pieces.append([])
-            prompts = set()
-        prompts |= added
-        pieces[-1] += [(i, order) for i in part for order in range(len(ORDERS))]
-    return pieces
 
 
 def _turned(values: Sequence[tuple[float, float, float] | None], rows: Sequence[BatchRow]) -> torch.Tensor:

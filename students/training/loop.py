@@ -20,15 +20,7 @@ from core.records import LABELS, ORDERS
 from students.training.checkpoints import RunState, StopRequest, load_checkpoint, save_checkpoint
 from students.training.collectives import from_first, rank, total, world
 from students.training.config import LossConfig, OptimizerConfig
-from students.training.data import (
-    BatchRow,
-    Example,
-    collate,
-    distinct_prompts,
-    micro_batches,
-    plan_epoch,
-    prompt_numbers,
-)
+from students.training.data import Example, collate, distinct_prompts, prompt_numbers
 from students.training.engine import open_deepspeed
 from students.training.losses import Objective
 from students.training.model import JudgeModel
@@ -38,6 +30,7 @@ from students.training.progress import TrainingProgress
 from students.training.pruning import stop_if_pruned
 from students.training.ranks import UnreachableError, fail_together, raise_together
 from students.training.recipe import Recipe
+from students.training.steps import BatchRow, micro_batches, plan_epoch
 from students.training.tracking import Tracker
 from students.training.validation import Validation, better, score, swap_averaged, validation
 

@@ -22,9 +22,10 @@ from core.labels import NO_TIE
 from core.records import swap_labels
 from distill.config import Config
 from distill.training_run import recipe
-from students.training.data import BatchRow, Example, micro_batches
+from students.training.data import Example
 from students.training.model import JudgeModel, build_judge
 from students.training.pairing import Davidson
+from students.training.steps import BatchRow, micro_batches
 from students.training.tracking import Tracker
 from tests.composing import plain
 from tests.running import free_port, own_process

@@ -14,12 +14,11 @@ from students.training.data import (
     Example,
     collate,
     make_examples,
-    micro_batches,
-    plan_epoch,
     split,
     teacher_weight,
     vote_weight,
 )
+from students.training.steps import micro_batches, plan_epoch
 from tests.composing import configured
 
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)

@@ -24,8 +24,9 @@ from distill.training_run import run_folder
 from eval.metrics import log_loss_rows, predict
 from students.trained import open_trained
 from students.training.collectives import process_group
-from students.training.data import Example, collate, micro_batches, plan_epoch, prompt_numbers, split
+from students.training.data import Example, collate, prompt_numbers, split
 from students.training.inputs import check_prompt
+from students.training.steps import micro_batches, plan_epoch
 from teachers.scorers.opening import open_scorer
 from tests.composing import configured, scorer
 from tests.grids import grid
@@ -166,6 +167,24 @@ def test_no_step_is_of_one_prompt_where_there_are_others_and_epochs_differ() -> 
     assert min(len({prompts[i] for i in step}) for step in first if len(step) == 32) > 1
     assert np.mean([len({prompts[i] for i in step}) for step in first]) > 3
     assert not {frozenset(step) for step in first} & {frozenset(step) for step in second}
+
+
+def test_few_steps_are_of_one_prompt_where_its_pairs_share_their_longest_response() -> None:
+    """As of 100 pairs of 15 answers to each of 14 prompts: most pairs of a prompt are nearly as long."""
+    random = np.random.default_rng(0)
+    prompts, lengths, numbers = list[int](), list[int](), list[tuple[int, int]]()
+    for prompt in range(14):
+        answers = random.lognormal(4.5, 0.8, 15).astype(int)
+        pairs = [(i, j) for i in range(15) for j in range(i)]
+        for i, j in random.permutation(pairs)[:100].tolist():
+            prompts.append(prompt)
+            lengths.append(int(max(answers[i], answers[j])))
+            numbers.append((15 * prompt + i, 15 * prompt + j))
+    steps = [step for epoch in range(3) for step in plan_epoch(lengths, 64, 16, 0, epoch, numbers)]
+    of_one = np.mean([len({prompts[i] for i in step}) == 1 for step in steps if len(step) == 64])
+    assert of_one < 0.03, "about a seventh would be, sorted by length alone"
+    narrow = np.mean([np.ptp([lengths[i] for i in step]) for step in steps])
+    assert narrow < 0.6 * np.ptp(lengths), "steps are still of about one length"
 
 
 @pytest.mark.parametrize("chosen", [range(6), [0], [1]])  # the first has two equal responses
