@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import read_manifest
 from core.bradley_terry import BradleyTerry
 from core.errors import UserError
-from core.labels import Labels, among, check_knows, labels_of, noted, shared
+from core.labels import Labels, check_knows, labels_of, noted, shared
 from core.models.folders import model_hash
 from core.pointwise import check_kind
 from core.prompts import PromptConfig, Rendered, Renderer, check_open
 from core.provenance import Learned, behind_model
 from core.records import LABELS, ORDERS, TEST, Conversation
-from core.scoring import Scorer, scored_row, swap_average
+from core.scoring import Scorer, scored_row
 from core.store.parts import NO_FOLD
-from core.store.reading import read_parts
 from core.store.rows import LOGITS
 from core.store.seen import write_seen
 from core.store.writing import StoreWriter
@@ -34,7 +32,6 @@ from teachers.scorers.opening import open_scorer
 from teachers.scoring_run import ScoringRun, not_done, scoring_run, store_identity
 
 log = logging.getLogger(__name__)
-VOTES = pl.Schema({"id": pl.String(), "votes": pl.Array(pl.Float64, len(LABELS))})
 LIMIT = "limit"  # in a manifest's `extra`: only the rows of so many conversations are there
 
 
@@ -146,33 +143,7 @@ def write_judgements(
         written = sum(len(share.writer.done) for share in shares)
     extra = noted(known) | ({} if written == everything else {LIMIT: limit})
     artefact.finish(rows={"logits": written}, prompt=models[0].renderer.hashes, extra=extra)
-    told = f"{store}: {written} rows"
-    if found := log_loss_of_votes(read_parts(store), rows, labels):
-        loss, voted, guess = found
-        told += f"; log loss {loss:.4f} on the votes of {voted} conversations not learned from, {guess:.4f} by guessing"
-    log.info("%s", told)
-
-
-def log_loss_of_votes(
-    scores: pl.DataFrame, rows: Sequence[Conversation], labels: Labels = LABELS
-) -> tuple[float, int, float] | None:
-    """The log loss in nats of a store's rows (`LOGITS`) on votes, on how many, and that of guessing the labels' shares.
-
-    Votes are for `labels`, on conversations outside the test split, which is looked at once, by eval, that their judge
-    has not learned from. None where there are none.
-    """
-    outside = [c for c in rows if c.votes is not None and c.fold != TEST]
-    votes = pl.DataFrame({"id": [c.id for c in outside], "votes": [c.votes for c in outside]}, schema=VOTES)
-    found = swap_average(scores.filter(~pl.col("in_sample"))).join(votes, on="id")
-    if found.is_empty():
-        return None
-    logits, counts = (among(found[name].to_numpy().astype(float), labels) for name in ("logits", "votes"))
-    logits -= logits.max(axis=1, keepdims=True)
-    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    shares = counts.sum(axis=0) / counts.sum()
-    prior = -sum(share * np.log(share) for share in shares if share)
-    total = np.where(counts > 0, counts * log_probabilities, 0).sum()  # a label that a judge cannot give has no vote
-    return float(-total / counts.sum()), len(found), float(prior)
+    log.info("%s: %d rows", store, written)
 
 
 def rows_of_each(

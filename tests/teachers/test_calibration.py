@@ -1,6 +1,7 @@
 """Calibrated targets: any teacher gets a temperature fitted on other folds' votes; saturated targets are warned of."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from scipy.special import log_softmax, softmax
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
 from core.data.table import load_conversations
-from core.labels import LABELS
+from core.labels import LABELS, WITHOUT_TIES
 from core.naming import run_name
 from core.provenance import Learned
 from core.records import ORDERS, TEST, Conversation
@@ -27,7 +28,7 @@ from distill.config import Config
 from distill.logits import logits_folder
 from distill.status.inputs import logits_stages
 from distill.training_run import run_identity
-from teachers.calibration import tell_calibration, write_calibrated
+from teachers.calibration import log_loss_of_votes, tell_calibration, write_calibrated
 from teachers.derived import write_derived
 from tests.composing import configured
 
@@ -74,7 +75,8 @@ def test_a_teacher_that_is_too_sure_is_told_and_mended(tmp_path: Path, caplog: p
     given = store_of(tmp_path / "sure", rows, logits * TOO_SURE)
     with caplog.at_level(logging.INFO):
         tell_calibration(given, rows, LABELS, scaled=False)
-    (told,) = [record.message for record in caplog.records if "with the temperatures" in record.message]
+    (told,) = [record.message for record in caplog.records if "log loss" in record.message]
+    assert "conversations not learned from, 1.0" in told and "with the temperatures" in told
     scaled = tmp_path / "sure,calibrated"
     write_calibrated(
         Artefact(scaled, "teacher", {"limit": None}, [given], tmp_path), given, rows, LABELS, "out_of_fold"
@@ -151,3 +153,45 @@ def test_any_teacher_through_the_stage(tmp_path: Path) -> None:
     pl.DataFrame(table).write_csv(tmp_path / "theirs.csv", float_precision=5)
     teacher.main(replace(scaled, overwrite=True))  # what follows from others is made again by itself
     assert [stage.state.name for stage in logits_stages(scaled)] == ["done", "done"]
+
+
+def conversation(name: str, fold: int, votes: list[float] | None) -> Conversation:
+    return Conversation(name, ["?"], ["x"], ["y"], votes=votes, fold=fold)
+
+
+def test_the_log_loss_is_that_of_votes_outside_the_test_split_that_were_not_learned() -> None:
+    rows = [
+        conversation("one", 0, [1, 0, 0]),
+        conversation("two", 1, [0, 1, 1]),
+        conversation("learned", 1, [1, 0, 0]),
+        conversation("unvoted", 1, None),
+        conversation("test", TEST, [1, 0, 0]),
+    ]
+    logits = {"one": [3.0, 1.0, 0.0], "two": [0.0, 2.0, 1.0]}
+    scores = pl.DataFrame(
+        [
+            {
+                "id": c.id,
+                "order": order,
+                "logits": np.add(logits.get(c.id, [9.0, 0.0, 0.0]), (0.5, 0, 0) if order == "ab" else (-0.5, 0, 0)),
+                "in_sample": c.id == "learned",
+            }
+            for c in rows
+            for order in ORDERS
+        ],
+        schema_overrides={"logits": pl.Array(pl.Float32, 3)},
+    )
+    chances = {name: np.exp(of) / np.exp(of).sum() for name, of in logits.items()}
+    expected = -(math.log(chances["one"][0]) + math.log(chances["two"][1]) + math.log(chances["two"][2])) / 3
+    assert log_loss_of_votes(scores, rows) == (pytest.approx(expected), 2, pytest.approx(math.log(3)))
+    assert log_loss_of_votes(scores, rows[2:]) is None
+
+
+def test_without_ties_the_log_loss_is_that_of_a_and_b() -> None:
+    rows = [conversation("one", 0, [1, 0, 0]), conversation("two", 1, [0, 1, 0])]
+    scores = pl.DataFrame(
+        [{"id": c.id, "order": order, "logits": [1.0, 0.0, 9.0], "in_sample": False} for c in rows for order in ORDERS],
+        schema_overrides={"logits": pl.Array(pl.Float32, 3)},
+    )
+    expected = (math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 2  # whatever it thinks of ties
+    assert log_loss_of_votes(scores, rows, WITHOUT_TIES) == (pytest.approx(expected), 2, pytest.approx(math.log(2)))
