@@ -42,6 +42,7 @@ def write(config: Config, sources: "list[Recognised]", artefact: "Artefact") -> 
     from core.data.collecting import Tally, collect, kinds
     from core.data.folds import assign_folds
     from core.data.groups import assign_groups
+    from core.data.sources import LOG_ODDS, of_log_odds
     from core.data.table import CONVERSATIONS, save_conversations, to_frame
     from core.labels import labels_of_votes, noted
 
@@ -70,7 +71,7 @@ def write(config: Config, sources: "list[Recognised]", artefact: "Artefact") -> 
     save_conversations(folder, table)
     rows = {what: sum(getattr(tally, what) for tally in tallies) for what in summary.ROWS}
     labels = labels_of_votes(table["votes"])
-    artefact.finish(rows=rows, extra=noted(labels))
+    artefact.finish(rows=rows, extra=noted(labels) | ({LOG_ODDS: True} if of_log_odds(sources) else {}))
     summary.summarise(table, rejected, tallies, labels, folder, folder / REJECTED)
 
 

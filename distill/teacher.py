@@ -94,12 +94,13 @@ def from_teachers(config: Config, rows: "Sequence[Conversation]", labels: "Label
 
 def from_stored(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:
     """The logits that stored opinions amount to."""
+    from core.data.sources import scores_are_log_odds
     from teachers.stored.opinions import source_of, write_stored
 
-    stored = config.teacher.of_stored
-    source, told = source_of(stored)
+    stored, log_odds = config.teacher.of_stored, scores_are_log_odds(data_folder(config))
+    source, told = source_of(stored, log_odds)
     artefact, l2 = stored_logits(config, told), config.teacher.reward_l2
-    write_stored(artefact, source, rows[: config.limit], labels, stored.learned_from, l2)
+    write_stored(artefact, source, rows[: config.limit], labels, stored.learned_from, l2, log_odds)
 
 
 def from_chat(config: Config, rows: "Sequence[Conversation]", labels: "Labels") -> None:

@@ -1,11 +1,16 @@
 """The sources of `data`, each with the layout that it was recognised to have."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from core.artefacts.manifest import read_manifest
 from core.data.config import DataConfig
 from core.data.files.opening import matching, open_sources
 from core.data.layouts.recognising import Recognised, recognise
+from core.data.layouts.scored import SCORED, holds_log_odds
 from core.errors import UserError
+
+LOG_ODDS = "log_odds"  # in the manifest's `extra` of data whose scores are
 
 
 def open_recognised(data: DataConfig, with_votes: bool = True) -> list[Recognised]:
@@ -21,6 +26,19 @@ def open_recognised(data: DataConfig, with_votes: bool = True) -> list[Recognise
     if problems:
         raise UserError("the data cannot be read:\n" + "\n".join(f"  - {p}" for p in problems))
     return recognised
+
+
+def of_log_odds(sources: Sequence[Recognised]) -> bool:
+    """Whether all scores in the sources are log-odds, so that those of two responses differ by their pair's logit."""
+    return bool(sources) and all(s.layout is SCORED and holds_log_odds(s.source.columns) for s in sources)
+
+
+def scores_are_log_odds(data: Path) -> bool:
+    """Whether the scores in prepared `data` are log-odds; False of data of before, which do not tell.
+
+    Raises `UserError` as `read_manifest` does.
+    """
+    return bool(read_manifest(data, "prepare", verify=False).extra.get(LOG_ODDS))
 
 
 def _mixed(found: Sequence[Recognised], data: DataConfig) -> list[str]:

@@ -123,10 +123,12 @@ def given_stages(config: Config) -> Iterator[Stage]:
 
 def stored_state(config: Config, store: Path) -> State:
     """How the logits of stored opinions stand."""
+    from core.data.sources import scores_are_log_odds
     from teachers.stored.opinions import source_of
 
     try:
-        return state_of(stored_logits(config, source_of(config.teacher.of_stored)[1]))
+        told = source_of(config.teacher.of_stored, scores_are_log_odds(data_folder(config)))[1]
+        return state_of(stored_logits(config, told))
     except UserError as error:
         return state_in(store, "teacher", lambda _, why=str(error): why)  # type: ignore[misc]
 

@@ -22,7 +22,14 @@ from teachers.derived import write_derived
 from teachers.reward_logits import write_fit
 from teachers.rewards import RESPONSES
 from teachers.stored.columns import Quantity
-from teachers.stored.reading import Opinions, holds_responses, open_file, read_opinions, read_scores
+from teachers.stored.reading import (
+    Opinions,
+    holds_responses,
+    open_file,
+    read_opinions,
+    read_scores,
+    scores_of_data,
+)
 
 log = logging.getLogger(__name__)
 BEHIND = {"none": Learned(), "unknown": Learned.unknown()}  # any other word is a column of folds
@@ -31,10 +38,13 @@ EXACT = 1e-6  # how far from one a sum of probabilities may be without a word
 TOLERANCE = 1e-3  # by which probabilities may miss one, for the rounding of who wrote them
 
 
-def source_of(config: StoredConfig) -> tuple[Source | None, dict[str, Any]]:
-    """The table with the opinions, and what it is known by in an artefact; None: the data's own scores."""
+def source_of(config: StoredConfig, log_odds: bool) -> tuple[Source | None, dict[str, Any]]:
+    """The table with the opinions, and what it is known by in an artefact.
+
+    None: the data's own scores, which are `log_odds` or not.
+    """
     source = None if config.file is None else open_file(config.file)
-    told = {} if source is None else source.identity
+    told = source.identity if source is not None else {"log_odds": True} if log_odds else {}
     return source, {"stored": {"source": told, "learned_from": config.learned_from}}
 
 
@@ -45,12 +55,13 @@ def write_stored(
     labels: Labels,
     learned_from: str,
     l2: float,
+    log_odds: bool,
 ) -> None:
     """Write the opinions on `rows` into a finished store; people voted for `labels`.
 
     Scores of single responses become logits by the Bradley-Terry fit with the penalty `l2`. Where nobody could vote for
-    a tie, the difference of two log-odds is a pair's already. Raises `UserError` where the file does not cover the
-    rows, or says of one what cannot be.
+    a tie, the difference of two log-odds is a pair's already; `log_odds`: those in the data are. Raises `UserError`
+    where the file does not cover the rows, or says of one what cannot be.
     """
     if artefact.is_finished():
         log.info("%s is finished", artefact.folder)
@@ -59,34 +70,23 @@ def write_stored(
     hashes = {"template": "none", "prompt": name}
     folds = None if learned_from in BEHIND else learned_from
     if source is None:
-        scores = of_data(rows)
+        where, opinions = "the data", scores_of_data(rows, log_odds, labels, folds)
+    elif holds_responses(source):
+        where, opinions = source.where, read_scores(source, rows, labels, folds)
     else:
-        single = holds_responses(source)
-        opinions = read_scores(source, rows, labels, folds) if single else read_opinions(source, rows, folds)
-        if opinions.columns.quantity != "scores":
-            table, seen = as_logits(opinions, rows, source.where), seen_by(opinions, rows, learned_from)
-            check_knows(Path(source.where), LABELS[: opinions.columns.labels], labels)
-            write_derived(artefact, judged(table, opinions, rows, seen), seen, hashes, name, labels)
-            return
-        scores = [(said[None][0], said[None][1]) for said in (opinions.values[c.id] for c in rows)]
+        where, opinions = source.where, read_opinions(source, rows, folds)
+    if opinions.columns.quantity != "scores":
+        table, seen = as_logits(opinions, rows, where), seen_by(opinions, rows, learned_from)
+        check_knows(Path(where), LABELS[: opinions.columns.labels], labels)
+        write_derived(artefact, judged(table, opinions, rows, seen), seen, hashes, name, labels)
+        return
     if folds is not None:
         raise UserError(
             f"teacher.stored.learned_from={folds}: scores are fitted on the votes of other folds, whatever gave them "
             "learned from: say none or unknown"
         )
+    scores = [(said[None][0], said[None][1]) for said in (opinions.values[c.id] for c in rows)]
     write_fit(artefact, rewards(scores, rows), rows, l2, BEHIND[learned_from], hashes, labels)
-
-
-def of_data(rows: Sequence[Conversation]) -> list[tuple[float, float]]:
-    """The scores in the data. Raises `UserError` where a conversation has none."""
-    found = [(c.score_a, c.score_b) for c in rows if c.score_a is not None and c.score_b is not None]
-    if len(found) < len(rows):
-        lacking = [c.id for c in rows if c.score_a is None or c.score_b is None]
-        raise UserError(
-            f"teacher.stored.file=null: {len(lacking)} of {len(rows)} conversations of the data have no scores, such "
-            f"as {lacking[:3]}; name the file with the opinions"
-        )
-    return found
 
 
 def rewards(scores: Sequence[tuple[float, float]], rows: Sequence[Conversation]) -> pl.DataFrame:

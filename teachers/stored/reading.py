@@ -12,16 +12,15 @@ import numpy as np
 from core.data.files.reading import open_table
 from core.data.files.rows import Row, Source, shown
 from core.data.layouts.layout import named, number
-from core.data.layouts.scored import PROMPT, RESPONSE, SCORE
+from core.data.layouts.scored import PROMPT, RESPONSE, SCORE, holds_log_odds
 from core.errors import UserError
 from core.labels import WITHOUT_TIES, Labels
 from core.records import ORDERS, Conversation, Order
-from teachers.stored.columns import ADVICE, Columns, columns_of
+from teachers.stored.columns import ADVICE, Columns, Quantity, columns_of
 from teachers.stored.joining import PAIR, Join, check_covered, readable
 
 log = logging.getLogger(__name__)
 ORDER = "order"  # the column that tells in which order a row's responses were shown
-LOG_ODDS = "_logit"  # how the name of a column of such scores ends
 Values = list[float]  # of a, b and, where there is one, tie
 
 
@@ -116,15 +115,44 @@ def read_scores(source: Source, conversations: Sequence[Conversation], labels: L
     keys = {c.id: [join.of_texts(c.prompt, r) for r in (c.response_a, c.response_b)] for c in conversations}
     known = [name for name, (a, b) in keys.items() if a in scores and b in scores]
     check_covered([*keys], {*known}, source.where, ())
-    log_odds = labels == WITHOUT_TIES and score.lower().endswith(LOG_ODDS)
-    told = "log-odds, whose differences are the logits" if log_odds else "scores"
+    quantity = quantity_of_scores(holds_log_odds(source.columns), labels)
+    told = "log-odds, whose differences are the logits" if quantity == "logits" else "scores"
     log.info("%s: %s of %d responses, by a hash of the texts: %s", source.where, score, len(scores), told)
     values: dict[str, Mapping[Order | None, Values]] = {
         name: {None: [float(np.mean(scores[key])) for key in both]} for name, both in keys.items()
     }
-    columns = Columns("logits" if log_odds else "scores", {None: [score, score]})
+    columns = Columns(quantity, {None: [score, score]})
     places = {name: lines[a if not np.isfinite(scores[a]).all() else b] for name, (a, b) in keys.items()}
     return Opinions(columns, values, places, dict.fromkeys(keys))
+
+
+def scores_of_data(
+    conversations: Sequence[Conversation], log_odds: bool, labels: Labels, folds: str | None
+) -> Opinions:
+    """The scores in the data, which are `log_odds` or not; as `read_scores` has them.
+
+    Raises `UserError` where a conversation has none, and for a column of `folds`.
+    """
+    if folds is not None:
+        raise UserError(
+            f"teacher.stored.learned_from={folds}: the scores in the data are of single responses, which are in no "
+            "fold: say none or unknown"
+        )
+    values: dict[str, Mapping[Order | None, Values]] = {
+        c.id: {None: [c.score_a, c.score_b]} for c in conversations if c.score_a is not None and c.score_b is not None
+    }
+    if lacking := [c.id for c in conversations if c.id not in values]:
+        raise UserError(
+            f"teacher.stored.file=null: {len(lacking)} of {len(conversations)} conversations of the data have no "
+            f"scores, such as {lacking[:3]}; name the file with the opinions"
+        )
+    columns = Columns(quantity_of_scores(log_odds, labels), {None: ["score_a", "score_b"]})
+    return Opinions(columns, values, {c.id: row for row, c in enumerate(conversations, 1)}, dict.fromkeys(values))
+
+
+def quantity_of_scores(log_odds: bool, labels: Labels) -> Quantity:
+    """Log-odds against some opponent are logits where nobody could vote for a tie; of ties they say nothing."""
+    return "logits" if log_odds and labels == WITHOUT_TIES else "scores"
 
 
 def holds_responses(source: Source) -> bool:

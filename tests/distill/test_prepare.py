@@ -16,11 +16,13 @@ from omegaconf import OmegaConf
 from core.artefacts.manifest import read_manifest
 from core.config import from_mapping
 from core.data.public import VARIABLE, public_folder
+from core.data.sources import scores_are_log_odds
 from core.data.table import SCHEMA, load_conversations
 from core.errors import UserError
 from distill.command_line import CONF
 from distill.config import Config
 from distill.prepare import main
+from tests.layout_files import write as write_layout
 
 ROOT = Path(CONF).parent
 HUMAN = ROOT / public_folder()
@@ -68,6 +70,14 @@ def test_prepare_writes_conversations_rejected_rows_and_a_manifest(
     manifest = read_manifest(folder, "prepare")
     assert manifest.rows == {"read": 21, "kept": 20, "duplicates": 0, "rejected": 1}
     assert manifest.config["inputs"]["train"]["bytes"] == path.stat().st_size
+
+
+def test_the_manifest_tells_whether_scores_are_log_odds(tmp_path: Path) -> None:
+    path = write_layout("scored", tmp_path)
+    main(config(tmp_path, f"data.files=[{path}]"))
+    assert scores_are_log_odds(tmp_path / "data" / "lmsys")
+    main(config(tmp_path, f"data.files=[{write_rows(tmp_path / 'train.csv', 20)}]", "overwrite=true"))
+    assert not scores_are_log_odds(tmp_path / "data" / "lmsys")
 
 
 def test_near_duplicates_share_a_fold_and_the_summary_says_so(

@@ -60,9 +60,10 @@ def write(tmp_path: Path) -> Write:
         if table is not None:
             file = str(tmp_path / f"{place.name}.parquet")
             pl.DataFrame(table, strict=False).write_parquet(file)
-        source, identity = source_of(StoredConfig(file, told.get("learned_from", "none")))
+        learned_from, log_odds = told.get("learned_from", "none"), told.get("log_odds", False)
+        source, identity = source_of(StoredConfig(file, learned_from), log_odds)
         artefact = Artefact(place, "teacher", identity, [], tmp_path)
-        write_stored(artefact, source, rows, labels, told.get("learned_from", "none"), 1.0)
+        write_stored(artefact, source, rows, labels, learned_from, 1.0, log_odds)
         return place if told.get("folder") else read_logits(place, "").sort("id", "order")
 
     return run
@@ -231,7 +232,7 @@ def test_sums_that_are_almost_one_are_renormalised_and_told(write: Write, caplog
 
 def test_an_unread_path_is_refused() -> None:
     with pytest.raises(ValueError, match=r"teacher\.stored\.file=nowhere\.csv: no such file"):
-        source_of(StoredConfig("nowhere.csv", "none"))
+        source_of(StoredConfig("nowhere.csv", "none"), False)
 
 
 def test_data_without_ties_take_two_columns(write: Write) -> None:
@@ -283,6 +284,11 @@ def test_differences_of_log_odds_are_the_logits_of_data_without_ties(write: Writ
         assert np.abs(found - np.column_stack([p_a, 1 - p_a, np.zeros(COUNT)])).max() < 1e-6
     with pytest.raises(ValueError, match=r"learned_from=fold: .* holds single responses, which are in no fold"):
         write(table | {"fold": [0] * len(table["prompt"])}, rows, WITHOUT_TIES, learned_from="fold")
+    in_data = [replace(c, score_a=a, score_b=b) for c, (a, b) in zip(rows, SCORES, strict=True)]
+    assert write(None, in_data, WITHOUT_TIES, log_odds=True).equals(write(table, rows, WITHOUT_TIES)), "from the data"
+    assert not write(None, in_data, WITHOUT_TIES).equals(write(table, rows, WITHOUT_TIES)), "other scores are fitted"
+    with pytest.raises(ValueError, match=r"learned_from=fold: the scores in the data are of single responses"):
+        write(None, in_data, WITHOUT_TIES, learned_from="fold", log_odds=True)
     table["gpt_score"] = table.pop("gpt_logit")
     assert np.abs(of_rows(write(table, rows, WITHOUT_TIES), "ab", rows)[:, 0] - p_a).max() > 0.01
     table["gpt_logit"] = table.pop("gpt_score")
@@ -324,8 +330,10 @@ def test_the_same_opinions_are_finished_and_others_are_refused(tmp_path: Path) -
     pl.DataFrame(IDS | columns("p", P)).write_csv(tmp_path / "p.csv")
 
     def run() -> None:
-        source, identity = source_of(StoredConfig(str(tmp_path / "p.csv"), "none"))
-        write_stored(Artefact(tmp_path / "store", "teacher", identity, [], tmp_path), source, ROWS, LABELS, "none", 1.0)
+        source, identity = source_of(StoredConfig(str(tmp_path / "p.csv"), "none"), False)
+        write_stored(
+            Artefact(tmp_path / "store", "teacher", identity, [], tmp_path), source, ROWS, LABELS, "none", 1.0, False
+        )
 
     run()
     before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir())

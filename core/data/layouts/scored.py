@@ -1,7 +1,7 @@
 """Scored responses: one row a response, or all responses to a prompt in one row as in UltraFeedback and Nectar."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -22,6 +22,7 @@ from core.data.layouts.layout import (
     by_row,
     clean,
     name_in,
+    named,
     score_in,
     tags_of,
     text_id,
@@ -32,6 +33,7 @@ from core.records import Conversation
 PROMPT: Names = ("prompt", "instruction", "question")
 RESPONSE: Names = ("response", "completion", "answer", "output")
 MODEL: Names = ("model", "generator")
+LOG_ODDS = "_logit"  # how the name of a column of scores ends that are log-odds against some opponent
 SCORE: Names = (
     "score",
     "overall_score",
@@ -41,10 +43,15 @@ SCORE: Names = (
     "*_score",
     "*_rating",
     "*_reward",
-    "*_logit",
+    f"*{LOG_ODDS}",
 )
 RANK = "rank"  # Nectar: the best response has rank 1
 RESPONSES: Names = ("completions", "answers", "responses")
+
+
+def holds_log_odds(columns: Collection[str]) -> bool:
+    """Whether the scores in a table of these columns are log-odds: two of them differ by their pair's logit."""
+    return (named(SCORE, columns) or "").endswith(LOG_ODDS)
 
 
 def by_prompt(rows: Iterable[Row], reading: Reading) -> Iterator[Outcome]:

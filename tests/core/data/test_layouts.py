@@ -13,7 +13,7 @@ from core.data.collecting import Tally, collect
 from core.data.layouts.arena import SIDES
 from core.data.layouts.drawing import matches
 from core.data.layouts.table import LAYOUTS
-from core.data.sources import open_recognised
+from core.data.sources import of_log_odds, open_recognised
 from core.data.table import from_frame
 from core.errors import UserError
 from core.records import LABELS, Conversation
@@ -57,6 +57,19 @@ def lines(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def votes(conversations: list[Conversation]) -> tuple[int, ...]:
     won = Counter(max(range(3), key=(c.votes or []).__getitem__) for c in conversations)
     return tuple(won[k] for k in range(len(LABELS)))
+
+
+def test_scores_are_log_odds_where_their_column_says_so(tmp_path: Path) -> None:
+    path = write_layout("scored", tmp_path, COUNT)
+    assert of_log_odds(open_recognised(data_config(path)))
+    renamed = lines(
+        tmp_path,
+        [{"judge_score" if k == "judge_logit" else k: v for k, v in row.items()} for row in FILES["scored"](COUNT)],
+    )
+    assert not of_log_odds(open_recognised(data_config(renamed)))
+    both = open_recognised(data_config(path, renamed))
+    assert not of_log_odds(both), "those of one data set are taken alike"
+    assert not of_log_odds(open_recognised(data_config(write_layout("nectar", tmp_path, COUNT))))
 
 
 @pytest.mark.parametrize("name", FILES)
