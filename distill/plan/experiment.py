@@ -11,7 +11,7 @@ from distill.plan.scoring import scoring_stage
 from distill.plan.stage import Stage
 from distill.plan.t4 import t4_stage
 from distill.plan.training import Training, training_stage
-from distill.plan.work import Work, work_of
+from distill.plan.work import Work, computed_share, work_of
 from distill.training_run import named_teacher
 
 
@@ -84,4 +84,5 @@ def training_of(config: Config, base: str, shape: Shape) -> Training:
         longest=config.prompt.max_tokens,
         folds=config.data.folds.count,
         test_share=config.data.test_share,
+        computed=computed_share(config.prompt, config.root / "data" / config.data.name, config.train, config.seed),
     )

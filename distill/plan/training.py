@@ -21,7 +21,8 @@ class Training:
     """What a training's memory and time follow from.
 
     `longest`: tokens of the longest prompt. `masters` is `optimizer.master_weights`. Each of `folds` trains on all
-    conversations but `test_share` and its own fold.
+    conversations but `test_share` and its own fold. `computed`: the share of their prompts that no other of a step
+    equals (`computed_share`).
     """
 
     base: str
@@ -33,6 +34,7 @@ class Training:
     longest: int
     folds: int
     test_share: float
+    computed: float = 1.0
 
     @property
     def method(self) -> Method:
@@ -85,6 +87,9 @@ def training_stage(role: str, training: Training, work: Work, plan: PlanConfig) 
     memory = training_memory(shape, method, sharding, batch, plan.memory_overhead, plan.reserve_gb)
     trained = shape.trained(method) / 1e6
     checkpointed = ", checkpointed" if batch.checkpointing else ""
+    shared = (
+        "" if training.computed == 1 else f", {training.computed:.0%} of them computed: the others share a response"
+    )
     lines = [
         ("parameters", f"{shape.parameters / 1e9:.2f} billion, {trained:,.1f} million of them trained ({method})"),
         ("micro-batch", f"{batch.tokens:,} tokens{checkpointed}, {attention_name(batch, shape)} attention"),
@@ -97,7 +102,8 @@ def training_stage(role: str, training: Training, work: Work, plan: PlanConfig) 
         ("a row", f"{work.lengths.mean:.0f} tokens ({work.source})"),
         (
             "a fold",
-            f"{fold.rows:,.0f} rows in {training.train.epochs} epochs, {fold.flops / 1e18:.1f} EFLOP with validation",
+            f"{fold.rows:,.0f} rows in {training.train.epochs} epochs{shared}, {fold.flops / 1e18:.1f} EFLOP with "
+            "validation",
         ),
         ("rate", f"{plan.gpus} x {plan.gpu} at {share:.0%} of {plan.peak_tflops:g} TFLOPS"),
         (
@@ -120,7 +126,7 @@ def fold_time(training: Training, work: Work, plan: PlanConfig) -> FoldTime:
     computing = flops / (plan.gpus * plan.peak_tflops * 1e12 * utilisation(training.method, plan)) / 3600
     conversations = training.train.batch_conversations
     steps = rows / len(ORDERS) / conversations
-    tokens = conversations * len(ORDERS) * work.lengths.mean
+    tokens = conversations * len(ORDERS) * work.lengths.mean * training.computed
     micro_batches = max(1.0, tokens / training.batch.tokens / plan.gpus)
     traffic = step_traffic(training.shape, training.method, training.sharding(plan.gpus), training.batch, micro_batches)
     bandwidth = plan.node_bandwidth if plan.gpus <= plan.gpus_per_node else plan.network_bandwidth
@@ -137,7 +143,7 @@ def fold_work(training: Training, work: Work, padding: float) -> tuple[float, fl
     validations = steps / train.validate_every if train.validate_every else train.epochs
     flops = rows * training_flops(training.shape, training.method, work.lengths, batch.checkpointing, batch.eager)
     flops += validations * len(ORDERS) * validated * scoring_flops(training.shape, work.lengths)
-    return rows, flops / (1 - padding)
+    return rows, training.computed * flops / (1 - padding)
 
 
 def memory_by_stage(plan: PlanConfig, shape: Shape, batch: MicroBatch, masters: str) -> list[list[str]]:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from core.models.flops import Lengths
 from core.prompts import PromptConfig
+from core.records import ORDERS, TEST, Conversation
 from distill.plan.config import PlanConfig
+from students.training.config import TrainConfig
 
 SAMPLE = 300  # conversations that are rendered to learn their lengths
 
@@ -30,6 +32,30 @@ def work_of(plan: PlanConfig, prompt: PromptConfig, data: Path, model: Path | No
         lengths, rendered = rendered_lengths(prompt, data, model)
         return Work(count, lengths, f"the mean of {rendered} rendered conversations")
     return Work(count, Lengths.cut(plan.assumed.tokens, prompt.max_tokens), "assumed")
+
+
+def computed_share(prompt: PromptConfig, data: Path, train: TrainConfig, seed: int) -> float:
+    """Of the prompts of a training, the share that is computed.
+
+    A pointwise judge reads a response once a step, however many of its conversations share it; 1 of any other judge,
+    and where the data are not prepared.
+    """
+    from core.artefacts.contents import MANIFEST
+    from core.data.table import load_conversations
+    from students.training.steps import plan_epoch
+
+    if not prompt.pointwise or not (data / MANIFEST).is_file():
+        return 1.0
+    rows = [c for c in load_conversations(data) if c.fold != TEST]
+    known: dict[tuple[tuple[str, ...], ...], int] = {}
+
+    def number(c: Conversation, response: list[str]) -> int:
+        return known.setdefault((tuple(c.prompt), tuple(response)), len(known))
+
+    numbers = [(number(c, c.response_a), number(c, c.response_b)) for c in rows]
+    lengths = [max(sum(map(len, side)) for side in (c.response_a, c.response_b)) for c in rows]
+    steps = plan_epoch(lengths, train.batch_conversations, train.length_pool_steps, seed, 0, numbers)
+    return sum(len({number for i in step for number in numbers[i]}) for step in steps) / (len(ORDERS) * len(rows))
 
 
 def rendered_lengths(prompt: PromptConfig, data: Path, model: Path) -> tuple[Lengths, int]:

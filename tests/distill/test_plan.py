@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from core.data.table import load_conversations
+from core.artefacts.building import Artefact
+from core.data.table import load_conversations, save_conversations, to_frame
 from core.models.flops import Lengths, attention_flops, scoring_flops
 from core.models.memory import MicroBatch, Sharding
 from core.models.shapes import Shape
+from core.records import TEST, Conversation
 from distill import prepare
 from distill.plan.chat import chat_stage
 from distill.plan.experiment import count, stages_of, training_of
@@ -17,7 +19,7 @@ from distill.plan.measured import MeasuredSpeed, with_measured
 from distill.plan.stage import as_text, total
 from distill.plan.throughput import step_traffic, training_flops
 from distill.plan.training import fold_work, stores_scores
-from distill.plan.work import Work
+from distill.plan.work import Work, computed_share
 from students.export.formats import FORMATS
 from students.export.t4.hours import t4_hours
 from teachers.chat.prompts import renderer_of
@@ -95,6 +97,30 @@ def test_a_fold_trains_on_the_rows_that_the_student_stage_takes() -> None:
     rows, flops = fold_work(training_of(GEMMA, "google/gemma-2-9b-it", shape), work, GEMMA.plan.assumed.padding)
     assert rows == pytest.approx(2 * 2 * 1000 * 0.9 * 0.8 * 0.95)  # without test split, fold, validation
     assert flops > rows * training_flops(shape, "lora", work.lengths, checkpointing=True, eager=False)
+
+
+def test_a_response_that_conversations_share_is_counted_once_a_step(tmp_path: Path) -> None:
+    """All pairs of eight responses to each of four prompts are a step, or four."""
+    rows = [
+        Conversation(f"{p}{i}{j}", [f"question {p}"], [f"answer {p}{i}"], [f"answer {p}{j}"], fold=1, group=str(p))
+        for p in range(4)
+        for i in range(8)
+        for j in range(i)
+    ]
+    unused = [replace(c, id=f"test {c.id}", prompt=["other"], fold=TEST) for c in rows[:20]]
+    save_conversations(tmp_path, to_frame([*rows, *unused]))
+    pointwise = configured("+exp=smoke", "prompt=pointwise", "train.batch_conversations=112")
+    asked = (tmp_path, pointwise.train, 0)
+    assert computed_share(pointwise.prompt, *asked) == 1, "nobody knows"
+    Artefact(tmp_path, "prepare", {}, [], tmp_path.parent).finish()
+    assert computed_share(pointwise.prompt, *asked) == 4 * 8 / (2 * 112)
+    fewer = replace(pointwise.train, batch_conversations=28)
+    assert 4 * 8 / (2 * 112) < computed_share(pointwise.prompt, tmp_path, fewer, 0) < 1
+    assert computed_share(GEMMA.prompt, *asked) == 1
+    training = training_of(GEMMA, "google/gemma-2-9b-it", count(GEMMA, "google/gemma-2-9b-it"))
+    work = Work(1000, Lengths.equal(500), "")
+    whole, shared = (fold_work(replace(training, computed=share), work, 0.0) for share in (1.0, 0.25))
+    assert shared == (whole[0], pytest.approx(whole[1] / 4))
 
 
 def test_only_what_has_no_other_way_stores_its_scores() -> None:
