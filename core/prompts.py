@@ -38,8 +38,10 @@ from core.config import from_mapping
 from core.errors import UserError
 from core.prompt_markers import frame, without_markers
 from core.records import ORDERS, Conversation, Order
+from core.words import count_words
 
 LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
+WORDS_VERSION = 2  # the same for how words are counted: it is part of the hash of templates that tell them
 NAME_TOKENS = 32  # room for a model's name
 WORDS = "{words}"  # in <answer_a> and <answer_b>
 NUMBER_TOKENS = 8  # room for a number of words
@@ -111,7 +113,7 @@ class ResponseIds(list[int]):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A user's or a model's text: its token ids, and how many words it has."""
+    """A user's or a model's text: its token ids, and how many words it has, 0 where no template tells that."""
 
     ids: list[int]
     words: int
@@ -148,6 +150,7 @@ class Renderer:
         given = {name: text for name, text in asdict(config.template).items() if text is not None}
         if elsewhere := [name for name, text in given.items() if WORDS in text and not name.startswith("answer_")]:
             raise UserError(f"prompt.template.{elsewhere[0]} holds {WORDS}, which answer_a and answer_b alone can tell")
+        self._tells_words = any(WORDS in text for text in given.values())
         given, self._chat = as_chat(given, tokenizer_folder)
         fixed = {name: self._encode([text])[0] for name, text in given.items()}
         sides = ("a",) if self.pointwise else ("a", "b")
@@ -188,7 +191,7 @@ class Renderer:
         """
         texts = asdict(self.config.template)
         names = {name: texts.pop(name) for name in ("model_a", "model_b")}
-        template = _digest([LAYOUT_VERSION, texts])
+        template = _digest([LAYOUT_VERSION, texts, *[WORDS_VERSION] * self._tells_words])
         tokenizer = json.loads(self._tokenizer.to_str())
         parts = [template, self.config.max_tokens, self.config.min_turn_tokens, tokenizer, *self._frame, *self._chat]
         kind = {"kind": "pointwise"} if self.pointwise else {}
@@ -199,7 +202,8 @@ class Renderer:
         remaining = iter(conversations)
         while chunk := list(islice(remaining, CHUNK)):
             texts = [text for c in chunk for text in (*c.prompt, *c.response_a, *c.response_b)]
-            encoded = (Text(ids, len(text.split())) for ids, text in zip(self._encode(texts), texts, strict=True))
+            words = [count_words(text) if self._tells_words else 0 for text in texts]
+            encoded = (Text(*of) for of in zip(self._encode(texts), words, strict=True))
             for c in chunk:
                 questions, side_a, side_b = (
                     [next(encoded) for _ in part] for part in (c.prompt, c.response_a, c.response_b)

@@ -17,13 +17,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from core.words import UNSPACED
+
 PERMUTATIONS, BAND, SEED = 128, 4, 1  # hash functions, how many of them have to agree, and which they are
 MIXING = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], dtype=np.uint64)
 MARGIN = 0.15  # how far MinHash's estimate may lie below the threshold: 3.5 times its standard error
 NEIGHBOURS = 32  # texts of one bucket that each is compared with: thousands from one template take linear time
 PAIRS_AT_ONCE = 65_536
 EDGE = "\n"  # no word: words hold no spaces
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 BETWEEN = r"\s!-/:-@\[-`{-~\u2000-\u206f\u3000-\u303f"  # spaces and punctuation
 WORD = re.compile(f"[{UNSPACED}]|[^{UNSPACED}{BETWEEN}]+")  # each character of Thai, Japanese, Chinese ... is a word
 

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from core import prompts
 from core.errors import UserError
 from core.prompts import UNNAMED, PromptConfig, Renderer, share_room
 from core.records import Conversation
+from core.words import count_words
 from tests.composing import TEMPLATE, configured
 from tests.tiny_models import BOS, EOS, PAD
 
@@ -103,12 +105,23 @@ def test_a_marker_tells_how_many_words_the_whole_response_has(
     for pairwise, pointwise in zip(both.render([conversation]), alone.render([conversation]), strict=True):
         first, second = sides[pairwise.order]
         for rendered, budget, told in (
-            (pairwise, 192, f"\nA of {len(first[-1].split())}: "),
-            (pairwise, 192, f"\nB of {len(second[-1].split())}: "),
-            (pointwise, 96, f"\nA of {len(first[-1].split())}: "),
+            (pairwise, 192, f"\nA of {count_words(first[-1])}: "),
+            (pairwise, 192, f"\nB of {count_words(second[-1])}: "),
+            (pointwise, 96, f"\nA of {count_words(first[-1])}: "),
         ):
             assert told in tokenizer.decode(rendered.ids, skip_special_tokens=False)
             assert len(rendered.ids) <= budget
+
+
+def test_how_words_are_counted_is_in_the_hashes_of_those_who_tell_them(
+    tiny_tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    telling = replace(CONFIG, template=replace(TEMPLATE, answer_a="\nA of {words}: "))
+    plain, told = (Renderer(config, tiny_tokenizer_folder) for config in (CONFIG, telling))
+    before = plain.hashes, told.hashes
+    monkeypatch.setattr(prompts, "WORDS_VERSION", prompts.WORDS_VERSION + 1)
+    assert plain.hashes == before[0], "artefacts of before stay readable"
+    assert not before[1].items() & told.hashes.items()
 
 
 def test_no_other_text_tells_words(tiny_tokenizer_folder: Path) -> None:
