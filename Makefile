@@ -102,7 +102,7 @@ proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human
 	$(MAKE) data teacher-logits EXP=proof_gpt4
 	$(call three_seeds,proof_gpt4,name=proof_gpt4_1k,limit=1400)
 	$(call three_seeds,proof_gpt4,name=proof_gpt4_4k,limit=5600)
-	$(call three_seeds,proof_gpt4,name=proof_gpt4,train.epochs=2)
+	$(call three_seeds,proof_gpt4,name=proof_gpt4,limit=null)
 	$(PY) -m proof.rankings --data artifacts/data/alpaca_eval --logits artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4*
 	$(MAKE) data student EXP=proof_human
 	$(PY) -m distill.student -m +exp=proof_human seed=1,2
