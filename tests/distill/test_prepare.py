@@ -6,12 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from core.artefacts.manifest import read_manifest
 from core.config import from_mapping
@@ -22,6 +19,7 @@ from core.errors import UserError
 from distill.command_line import CONF
 from distill.config import Config
 from distill.prepare import main
+from tests.composing import plain
 from tests.layout_files import write as write_layout
 
 ROOT = Path(CONF).parent
@@ -29,9 +27,7 @@ HUMAN = ROOT / public_folder()
 
 
 def config(root: Path, *overrides: str) -> Config:
-    with initialize_config_dir(CONF, version_base="1.3"):
-        composed = compose("config", overrides=[f"paths.root={root}", *overrides])
-    values: Any = OmegaConf.to_container(composed, resolve=True)
+    values = plain(f"paths.root={root}", *overrides)
     return from_mapping(Config, values | {"run": values["name"]})
 
 
