@@ -7,6 +7,7 @@ from core.errors import UserError
 from core.models.shapes import Shape, folder_of
 from distill.config import Config
 from distill.plan.chat import chat_stage
+from distill.plan.forecast import forecast_stage
 from distill.plan.scoring import scoring_stage
 from distill.plan.stage import Stage
 from distill.plan.t4 import t4_stage
@@ -16,7 +17,10 @@ from distill.training_run import named_teacher
 
 
 def stages_of(config: Config) -> Iterator[Stage]:
-    """The teacher's training and scoring, the student's training, the export on T4s: those that the experiment has."""
+    """The teacher's training and scoring, the student's training, the export on T4s: those that the experiment has.
+
+    Last what more conversations would buy, where finished runs tell.
+    """
     base = config.model.base
     if base is None:
         raise UserError("model.base=null: name the model to train (hub id, folder, pip:PACKAGE), or give +exp=gemma9b")
@@ -28,6 +32,8 @@ def stages_of(config: Config) -> Iterator[Stage]:
         shape, work = count(config, base), work_for(config, base)
         yield training_stage("student", training_of(config, base, shape), work, config.plan)
         yield t4_stage(base, shape, work, config.t4, config.export.format)
+        if (found := forecast_stage(config)) is not None:
+            yield found
 
 
 def teacher_stages(config: Config, trained: Config | None) -> Iterator[Stage]:
