@@ -14,8 +14,9 @@ import torch
 
 from core.labels import among
 from core.records import LABELS, ORDERS
-from students.training.data import BatchRow, Example, collate
+from students.training.data import Example, collate
 from students.training.losses import SWAPPED, Objective, cross_entropy_sum
+from students.training.steps import BatchRow
 
 
 @dataclass(frozen=True)

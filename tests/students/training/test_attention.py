@@ -16,8 +16,9 @@ from transformers.integrations.flex_attention import WrappedFlexAttention
 from core.errors import UserError
 from students.training import attention
 from students.training.attention import choose_attention
-from students.training.data import BatchRow, collate
+from students.training.data import collate
 from students.training.model import JudgeModel
+from students.training.steps import BatchRow
 from tests.students.training.gpus import PretendedGpus
 from tests.students.training.single_steps import (
     Step,

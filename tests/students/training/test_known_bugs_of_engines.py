@@ -27,9 +27,10 @@ from torch.nn import functional
 
 from students.training import loop
 from students.training.collectives import process_group
-from students.training.data import Batch, BatchRow
+from students.training.data import Batch
 from students.training.loop import Trainer
 from students.training.model import JudgeModel
+from students.training.steps import BatchRow
 from tests.grids import grid
 from tests.students.training.single_steps import (
     ONE_EACH,
