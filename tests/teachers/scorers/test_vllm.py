@@ -27,6 +27,7 @@ from teachers.scorers.opening import open_scorer
 from teachers.scorers.transformers import TransformersScorer
 from teachers.scorers.vllm import VllmScorer, check_arguments
 from tests.composing import configured, scorer
+from tests.engines import spawned
 from tests.running import own_process
 from tests.tiny_exports import with_canaries
 
@@ -50,7 +51,7 @@ def engine_processes() -> list[str]:
 
 @pytest.fixture(scope="class")
 def engine(tiny_judge_llama: Path) -> Iterator[VllmScorer]:
-    with open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
+    with spawned(), open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
         assert isinstance(engine, VllmScorer)
         yield engine
     assert not engine_processes()
@@ -199,7 +200,8 @@ def open_and_wait(model: Path, pids: Connection) -> None:
 @pytest.mark.timeout(900)
 def test_a_kill_leaves_no_engine_behind(tiny_judge_llama: Path) -> None:
     receiving, sending = Pipe(duplex=False)
-    scoring = own_process(open_and_wait, tiny_judge_llama, sending)
+    with spawned():
+        scoring = own_process(open_and_wait, tiny_judge_llama, sending)
     engine = [psutil.Process(pid) for pid in receiving.recv()]
     assert engine and all(process.is_running() for process in engine)
     scoring.kill()
