@@ -100,23 +100,24 @@ averages: ## Five folds on real votes, averaged three ways (half an hour after m
 proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human votes, three seeds (many hours; it goes on where it was stopped)
 	$(PY) -m proof.subset $(RESPONSES) artifacts/proof/alpaca_eval.parquet
 	$(MAKE) data teacher-logits EXP=proof_gpt4
-	$(call three_seeds,proof_gpt4,name=proof_gpt4_1k,limit=1400)
-	$(call three_seeds,proof_gpt4,name=proof_gpt4_4k,limit=5600)
-	$(call three_seeds,proof_gpt4,name=proof_gpt4,limit=null)
+	$(call three_seeds,proof_gpt4,name=proof_gpt4_1k,limit=1400,loss=votes)
+	$(call three_seeds,proof_gpt4,name=proof_gpt4_4k,limit=5600,loss=votes)
+	$(call three_seeds,proof_gpt4,name=proof_gpt4,limit=null,loss=votes)
 	$(PY) -m proof.rankings --data artifacts/data/alpaca_eval --logits artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4*
-	$(MAKE) data student EXP=proof_human
-	$(PY) -m distill.student -m +exp=proof_human seed=1,2
-	$(PY) -m distill.export +exp=proof_human
-	$(PY) -m eval +exp=proof_human 'eval.seeds=[0,1,2]' 'eval.variants=[]'
+	$(MAKE) export EXP=proof_gpt4
+	$(MAKE) data EXP=proof_human
+	$(call three_seeds,proof_human,name=proof_human,limit=null,model.base=artifacts/exports/proof_gpt4/merged)
+	$(MAKE) export EXP=proof_human
 
 RESPONSES = $(or $(PUBLIC_DATA),../shared/data)/alpaca_eval_gpt4_turbo/responses.parquet
 
+# An experiment beside a variant of it: experiment, name, limit, the variant's override
 define three_seeds
 	$(PY) -m distill.student +exp=$(1) $(2) $(3)
-	$(PY) -m distill.student +exp=$(1) $(2) $(3) loss=votes
+	$(PY) -m distill.student +exp=$(1) $(2) $(3) $(4)
 	$(PY) -m distill.student -m +exp=$(1) $(2) $(3) seed=1,2
-	$(PY) -m distill.student -m +exp=$(1) $(2) $(3) seed=1,2 loss=votes
-	$(PY) -m eval +exp=$(1) $(2) 'eval.seeds=[0,1,2]'
+	$(PY) -m distill.student -m +exp=$(1) $(2) $(3) seed=1,2 $(4)
+	$(PY) -m eval +exp=$(1) $(2) 'eval.seeds=[0,1,2]' 'eval.variants=["$(4)"]'
 endef
 
 predict: ## Probabilities for a file without votes (ARGS='input=test.csv output=submission.csv')

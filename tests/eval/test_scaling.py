@@ -22,6 +22,7 @@ def test_a_law_is_found_where_it_holds() -> None:
     assert next_one.gain == pytest.approx(LAW.at(16000) - LAW.at(32000), abs=1e-4)
 
 
+@pytest.mark.long
 def test_its_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     truth = LAW.at(32000)
     held = [low <= truth <= high for s in range(40) for low, high in [forecast(runs(0.003, s), [32000])[0].log_loss_ci]]
