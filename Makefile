@@ -104,9 +104,11 @@ proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human
 	$(call three_seeds,proof_gpt4,name=proof_gpt4_4k,limit=5600,loss=votes)
 	$(call three_seeds,proof_gpt4,name=proof_gpt4,limit=null,loss=votes)
 	$(PY) -m proof.rankings --data artifacts/data/alpaca_eval --logits artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4*
+	$(PY) -m proof.length --data artifacts/data/alpaca_eval --teacher artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4
 	$(MAKE) export EXP=proof_gpt4
 	$(MAKE) data EXP=proof_human
 	$(call three_seeds,proof_human,name=proof_human,limit=null,model.base=artifacts/exports/proof_gpt4/merged)
+	$(PY) -m proof.length --data artifacts/data/human artifacts/eval/proof_human
 	$(MAKE) export EXP=proof_human
 
 RESPONSES = $(or $(PUBLIC_DATA),../shared/data)/alpaca_eval_gpt4_turbo/responses.parquet
