@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import UserError
-from core.models.architecture import HEADS, classifier_of, head_of
+from core.models.architecture import ENCODERS, HEADS, classifier_of, head_of
 from core.models.folders import new_model
-from core.models.linking import linked_classifier
+from core.models.linking import head_tensors, linked_classifier
 from core.models.shards import SHARD_BYTES, locate, read_shapes, read_tensor, write_weights
 from core.pointwise import KEY, outputs_of
 from core.records import LABELS
@@ -101,6 +101,8 @@ def unmerge_adapter(
     if lora.magnitudes:
         raise UserError(f"{adapter} is a DoRA adapter, which vLLM cannot serve beside its base: set teacher.merge=true")
     family = json.loads((base / "config.json").read_text())["model_type"]
+    if family in ENCODERS:
+        raise UserError(f"{base} is an encoder, beside which vLLM serves no adapter: set teacher.merge=true")
     linked_classifier(base, model, head_tensors(family, lora.score), outputs_of(len(lora.score) == 1), settings)
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -189,12 +191,6 @@ def _classifier_config(base: Path, dtype: torch.dtype, outputs: Sequence[str]) -
     return config
 
 
-def head_tensors(model_type: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a judge's score head [outputs, width] in the weights of its classifier."""
-    name = head_of(model_type)
-    return {f"{name}.weight": weight} | ({"classifier.bias": weight.new_zeros(len(weight))} if name != "score" else {})
-
-
 def caps_off(config: Mapping[str, Any]) -> dict[str, None]:
     """What to set in a model's configuration so that it computes without softcapping."""
     return {name: None for name in CAPS if config.get(name) is not None}
@@ -219,6 +215,12 @@ def stored_head(base: Path, outputs: Sequence[str] = LABELS) -> tuple[torch.Tens
     if sorted(names) != sorted(outputs):
         return None, f"that of {base} has {len(rows)} outputs, named {list(named.values())}, not {[*outputs]}"
     return rows[[names.index(label) for label in outputs]], f"{base} is a judge over {[*named.values()]}"
+
+
+def stored_rows(base: Path) -> torch.Tensor | None:
+    """The weights of the score head that `base` holds, whatever they mean; None where it has none."""
+    name = f"{head_of(json.loads((base / 'config.json').read_text()).get('model_type'))}.weight"
+    return read_tensor(sources, name) if name in (sources := locate(base)) else None
 
 
 def _check_fit(

@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 from core.chat_templates import SLOT, pieces_around
 from core.errors import UserError
 from core.locks import alone
-from core.models.architecture import layer_of
-from core.models.linking import linked_classifier
+from core.models.architecture import head_of, layer_of
+from core.models.linking import head_tensors, linked_classifier
 from core.prompt_markers import without_markers
 from core.prompts import CHUNK, share_room, shorten
 from core.records import Conversation
@@ -173,22 +173,24 @@ def as_classifier(model: Path, folder: Path) -> Path:
     for shard in sorted(model.glob("*.safetensors")):
         with safe_open(shard, "pt") as file:
             places |= {name: (shard, file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    head = next((name for name in HEADS if name in places), None)
+    own = f"{head_of(config.get('model_type'))}.weight"
+    head = next((name for name in (own, *HEADS[1:]) if name in places), None)
     if head is None:
         candidates = {
             name: shape
             for name, (_, shape) in places.items()
             if len(shape) == 2 and shape[0] <= FEW_OUTPUTS and layer_of(name) < 0
         }
+        known = ", ".join([own, *HEADS[1:]])
         raise UserError(
-            f"{model} has no reward head that is known here ({', '.join(HEADS)}); of its {len(places)} tensors these "
-            f"may be one: {candidates}. If one is, save the model with that tensor named score.weight"
+            f"{model} has no reward head that is known here ({known}); of its {len(places)} tensors these "
+            f"may be one: {candidates}. If one is, save the model with that tensor named {own}"
         )
     if not config.get("architectures"):
         raise UserError(
             f"{model}/config.json names no architectures: add the class of the model, such as LlamaForCausalLM"
         )
-    if head == HEADS[0] and config["architectures"][0].endswith("ForSequenceClassification"):
+    if head == own and config["architectures"][0].endswith("ForSequenceClassification"):
         return model
     shard, (outputs, _) = places[head]
     labels = list(config.get("id2label", {}).values())
@@ -196,7 +198,7 @@ def as_classifier(model: Path, folder: Path) -> Path:
         labels = [f"reward_{i}" for i in range(outputs)]
     with alone(folder, wait=True), safe_open(shard, "pt") as file:
         if not folder.is_dir() or not all(path.exists() for path in folder.iterdir()):  # a link may have lost its file
-            linked_classifier(model, folder, {HEADS[0]: file.get_tensor(head)}, labels)
+            linked_classifier(model, folder, head_tensors(config.get("model_type"), file.get_tensor(head)), labels)
     return folder
 
 

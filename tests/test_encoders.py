@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from students.export.t4.checking import check_t4
 from students.trained import open_trained
 from students.training.collectives import process_group
 from students.training.data import split
+from students.training.model import build_judge
+from teachers.rewards import as_classifier
 from teachers.scorers.int8 import multiplies_exactly
 from teachers.scorers.opening import open_scorer
 from tests.composing import configured, scorer
@@ -58,6 +60,11 @@ def stored_as(base: Path, folder: Path, change: Callable[[dict[str, torch.Tensor
 def pooled(folder: Path) -> Any:
     with torch.no_grad():
         return AutoModel.from_pretrained(folder, add_pooling_layer=True).eval()(TWELVE)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return resolve(str(tiny_encoder), tmp_path_factory.mktemp("models"))
 
 
 class TestFiles:
@@ -97,16 +104,35 @@ class TestFiles:
         found = pooled(resolve(str(folder), tmp_path))
         assert torch.equal(found.pooler_output, found.last_hidden_state[:, 0].tanh())
 
+    def test_a_folder_that_changed_is_another_base(self, tiny_encoder: Path, tmp_path: Path) -> None:
+        def doubled(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            name = "encoder.layer.0.attention.self.query.weight"
+            return tensors | {name: 2 * tensors[name]}
+
+        first, other = (stored_as(tiny_encoder, tmp_path / side / "same-name", lambda t: t) for side in "ab")
+        before = resolve(str(first), tmp_path)
+        assert resolve(str(other), tmp_path) == before, "the same files"
+        save_file(doubled(load_file(other / "model.safetensors")), other / "model.safetensors")
+        after = resolve(str(other), tmp_path)
+        assert not torch.equal(pooled(before).pooler_output, pooled(after).pooler_output)
+        assert torch.equal(pooled(after).pooler_output, pooled(other).pooler_output)
+        (first / "tokenizer.json").write_text((first / "tokenizer.json").read_text().replace("##", "@@"))
+        assert resolve(str(first), tmp_path) != before
+
+    def test_a_judge_in_older_names_keeps_its_head(self, base: Path, tmp_path: Path) -> None:
+        def as_judge(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            old = {n.replace("LayerNorm.weight", "LayerNorm.gamma"): t for n, t in tensors.items()}
+            return old | {"classifier.weight": torch.ones(3, 64), "classifier.bias": torch.zeros(3)}
+
+        found = resolve(str(stored_as(base, tmp_path / "judge", as_judge)), tmp_path)
+        assert torch.equal(load_file(found / "model.safetensors")["classifier.weight"], torch.ones(3, 64))
+        assert json.loads((found / "config.json").read_text())["architectures"] == ["BertForSequenceClassification"]
+
     def test_first_layers(self, tiny_encoder: Path, tmp_path: Path) -> None:
         cut = AutoModel.from_pretrained(resolve(str(tiny_encoder), tmp_path, layers=1)).eval()
         whole = AutoModel.from_pretrained(tiny_encoder, output_hidden_states=True).eval()
         with torch.no_grad():
             assert torch.equal(cut(TWELVE).last_hidden_state, whole(TWELVE).hidden_states[1])
-
-
-@pytest.fixture(scope="module")
-def base(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return resolve(str(tiny_encoder), tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +266,58 @@ class TestJudge:
         prompts, folder = rendered(config), config.export_folder()
         with open_scorer(folder, scorer("vllm", dtype="fp32"), max(map(len, prompts))) as opened:
             np.testing.assert_allclose(score(opened, prompts), as_transformers_gives(folder, prompts), atol=0.1)
+
+
+class TestHeads:
+    """What a base's own head means, and what nobody knows the meaning of."""
+
+    def judge(self, base: Path, folder: Path, labels: Sequence[str], bias: float = 0.0) -> Path:
+        rows = len(labels)
+        stored_as(
+            base,
+            folder,
+            lambda t: (
+                t
+                | {
+                    "classifier.weight": torch.arange(rows * 64.0).reshape(rows, 64),
+                    "classifier.bias": torch.full((rows,), bias),
+                }
+            ),
+        )
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+        config["architectures"] = ["BertForSequenceClassification"]
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    @pytest.mark.parametrize(("labels", "bias"), [(["tie", "a", "b"], 1.0), (["no", "maybe", "yes"], 0.0)])
+    def test_a_head_that_is_not_taken_over_leaves_nothing(
+        self, labels: list[str], bias: float, base: Path, tmp_path: Path
+    ) -> None:
+        config = step_config(self.judge(base, tmp_path / "x", labels, bias))
+        judge = build_judge(Path(str(config.model.base)), config.model, config.engine, config.seed)
+        drawn = judge.classifier.classifier.weight
+        assert not any(torch.allclose(row, torch.arange(i * 64.0, i * 64 + 64)) for row in drawn for i in range(3))
+
+    def test_frozen_layers_leave_the_pooler_to_learn(self, base: Path) -> None:
+        config = step_config(base, "model.freeze_layers=1")
+        judge = build_judge(base, config.model, config.engine, config.seed)
+        names = [name for name, p in judge.named_parameters() if p.requires_grad]
+        assert any("pooler" in name for name in names) and any("layer.1." in name for name in names)
+        assert not any("layer.0." in name for name in names)
+
+    def test_its_single_output_is_a_reward(self, base: Path, tmp_path: Path) -> None:
+        assert as_classifier(folder := self.judge(base, tmp_path / "own", ["reward"]), tmp_path / "unused") == folder
+        value_head = stored_as(base, tmp_path / "trl", lambda t: t | {"v_head.summary.weight": torch.ones(1, 64)})
+        linked = as_classifier(value_head, tmp_path / "linked")
+        expected = pooled(base).pooler_output.sum().item()
+        assert as_transformers_gives(linked, TWELVE.tolist()).item() == pytest.approx(expected, abs=1e-4)
+
+    def test_no_adapter_beside_it(self, configure: Configure) -> None:
+        config = configure("lora")
+        student.main(config)
+        with pytest.raises(UserError, match=r"teacher.merge=true"):
+            open_trained(run_folder(config), config.root, "").unmerged(config.root)
 
 
 class TestRefusals:

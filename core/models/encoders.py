@@ -1,5 +1,6 @@
 """Encoders as bases: their weights under the names that transformers' sequence classifier gives them."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable
@@ -7,21 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.artefacts.building import Artefact
-from core.models.architecture import ENCODERS, HEADS
-from core.models.folders import model_hash, new_model
-from core.provenance import copy_learned
+from core.errors import UserError
+from core.models.architecture import ENCODERS, HEADS, head_of
+from core.models.folders import TOKENIZER_FILES, new_model
+from core.provenance import LEARNED_FROM, copy_learned
 
 if TYPE_CHECKING:
     pass
 
 log = logging.getLogger(__name__)
 PREFIX, POOLER = "bert.", "bert.pooler.dense"
+HEAD = head_of("bert")
 POOLING = "1_Pooling/config.json"  # of sentence-transformers
 
 
 def named_as_classifier(base: Path, root: Path, name: str | None = None) -> Path:
     """`base`, or for an encoder whose tensors have other names a copy with those of its classifier, made once below
-    `root`/models, under `name` if it is given.
+    `root`/models, under `name` or else under its own with a hash of all that it holds.
 
     An encoder is stored with or without its prefix, under names of older versions, and with or without a pooler, the
     layer through which its classifier reads the first token. One that is not there, or that a sentence embedding was
@@ -35,15 +38,36 @@ def named_as_classifier(base: Path, root: Path, name: str | None = None) -> Path
     names = locate(base)
     if _fit(names) and not (base / POOLING).exists():
         return base
-    folder = root / "models" / (name or f"{base.name}-encoder")
-    artefact = Artefact(folder, "model", {"base": model_hash(base), "encoder": 1}, [], root)
+    held = _digest(base)
+    folder = root / "models" / (name or f"{base.name}-{held[:8]}-encoder")
+    artefact = Artefact(folder, "model", {"base": held}, [], root)
     with artefact.building(wait=True) as lacking:
         if lacking:
-            with new_model(folder, base, config | {"architectures": ["BertModel"]}) as partial:
+            is_judge = any(name.startswith(f"{HEAD}.") for name in names)
+            architecture = "BertForSequenceClassification" if is_judge else "BertModel"
+            with new_model(folder, base, config | {"architectures": [architecture]}) as partial:
                 _write(base, partial, trained_pooler=not (base / POOLING).exists())
                 copy_learned(base, partial)
             artefact.finish()
     return folder
+
+
+def check_room(model: Path, max_tokens: int) -> None:
+    """Raise `UserError` for prompts that are longer than an encoder, whose positions are a table, has places for."""
+    config = json.loads((model / "config.json").read_text())
+    if config.get("model_type") in ENCODERS and max_tokens > config["max_position_embeddings"]:
+        raise UserError(
+            f"prompt.max_tokens={max_tokens}: {model} has {config['max_position_embeddings']} positions: lower it"
+        )
+
+
+def _digest(base: Path) -> str:
+    """sha256 of all that a copy is made of: encoders are small enough to be read whole."""
+    found = hashlib.sha256()
+    kinds = ("config.json", "*.safetensors", *TOKENIZER_FILES, POOLING, LEARNED_FROM)
+    for path in sorted({path for kind in kinds for path in base.glob(kind)}):
+        found.update(f"{path.relative_to(base)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def _fit(names: Iterable[str]) -> bool:
@@ -60,11 +84,11 @@ def _write(base: Path, folder: Path, trained_pooler: bool) -> None:
     sources = locate(base)
     tensors: dict[str, torch.Tensor] = {}
     for name in sources:
-        if name.split(".")[0] in HEADS or name.endswith("position_ids"):
+        if name.endswith("position_ids") or name.split(".")[0] in {*HEADS} - {HEAD}:
             continue
         new = name.removesuffix(".gamma") + ".weight" if name.endswith(".gamma") else name
         new = new.removesuffix(".beta") + ".bias" if name.endswith(".beta") else new
-        tensors[new if new.startswith(PREFIX) else PREFIX + new] = read_tensor(sources, name)
+        tensors[new if new.startswith((PREFIX, f"{HEAD}.")) else PREFIX + new] = read_tensor(sources, name)
     if not trained_pooler or f"{POOLER}.weight" not in tensors:
         width = tensors[f"{PREFIX}embeddings.word_embeddings.weight"].shape[1]
         log.debug("the pooler of %s starts as the identity", base)

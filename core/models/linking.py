@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.folders import new_folder
-from core.models.architecture import HEADS, classifier_of
+from core.models.architecture import HEADS, classifier_of, head_of
 from core.models.folders import copy_tokenizer
 from core.provenance import copy_learned
 
@@ -65,3 +65,9 @@ def _link_shards(base: Path, folder: Path) -> dict[str, str]:
                 save_file({name: file.get_tensor(name) for name in kept}, target, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(kept, target.name)
     return weight_map
+
+
+def head_tensors(model_type: str | None, weight: "torch.Tensor") -> dict[str, "torch.Tensor"]:
+    """The tensors of a judge's score head [outputs, width] in the weights of its classifier."""
+    name = head_of(model_type)
+    return {f"{name}.weight": weight} | ({"classifier.bias": weight.new_zeros(len(weight))} if name != "score" else {})

@@ -23,15 +23,15 @@ import torch
 from core.artefacts.contents import MANIFEST
 from core.errors import UserError
 from core.folders import new_folder
-from core.models.architecture import HEADS, head_of
+from core.models.architecture import head_of, layer_of
 from core.models.folders import copy_tokenizer
 from core.models.shards import rewrite, stored
 from students.export.config import QuantisationConfig
 from students.export.smoothing import load_judge, smooth
 
 log = logging.getLogger(__name__)
-# In llm-compressor's notation. Biases, and the norms of decoders, are left alone anyway.
-UNTOUCHED = ("score", "classifier", "re:.*embed_tokens$", "re:.*embeddings$", "re:.*LayerNorm$")
+# In llm-compressor's notation. Biases, and decoders' norms, are left alone anyway; vLLM's pooler is a plain layer.
+UNTOUCHED = ("score", "classifier", "re:.*embed_tokens$", "re:.*embeddings$", "re:.*LayerNorm$", "re:.*pooler.dense$")
 DAMPING = 0.01  # added to the Hessian's diagonal, as a share of its mean: GPTQ's own default
 BITS = {"w8a16": 8, "w4a16": 4}
 GROUPS, WHOLE_ROW = (128, 64, 32), -1  # what Marlin, the kernel for T4s, knows
@@ -178,11 +178,7 @@ def _gptq(model: Path, out: Path, bits: int, group: int, prompts: Sequence[Seque
 
 def _linears(model: Path) -> dict[str, list[int]]:
     """The weights of an unquantised judge that are to be quantised: name -> shape [out, in]."""
-    return {
-        name: shape
-        for name, (_, shape) in stored(model).items()
-        if len(shape) == 2 and "embed" not in name and name.split(".")[0] not in HEADS
-    }
+    return {name: shape for name, (_, shape) in stored(model).items() if len(shape) == 2 and layer_of(name) >= 0}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from core.labels import Labels
 from core.models.label_tokens import OF_ONE_RESPONSE, label_token_ids, output_rows
 from core.pointwise import davidson_in
 from core.records import LABELS
-from students.merging import stored_head
+from students.merging import stored_head, stored_rows
 from students.training.pairing import Davidson
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ def start_head(
         return head
     log.info("the score head is drawn anew: %s", reason if own is None else "model.head=new")
     head.weight = nn.Parameter(drawn.detach().float())
-    if own is not None:  # transformers has loaded it
-        nn.init.normal_(head.weight, std=own.std().item())
+    if (stored := stored_rows(base)) is not None and stored.shape == drawn.shape:  # transformers has loaded it
+        nn.init.normal_(head.weight, std=stored.float().std().item())
     return head
 
 

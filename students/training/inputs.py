@@ -1,6 +1,5 @@
 """What a training learns from: its conversations, a teacher's soft targets, and both rendered as examples."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from core.artefacts.manifest import read_manifest
 from core.data.table import load_conversations
 from core.errors import UserError
 from core.labels import Labels, check_knows, labels_in
-from core.models.architecture import ENCODERS
 from core.prompts import PromptConfig, Renderer
 from core.records import Conversation
 from core.store.targets import Targets, soft_targets
@@ -74,15 +72,6 @@ def check_prompt(kind: str, prompt: PromptConfig) -> None:
         raise UserError(
             "prompt.template.answer_b=null shows one response, and model.kind=pairwise reads both: add "
             "model.kind=pointwise, or give a template that shows both"
-        )
-
-
-def check_room(base: Path, max_tokens: int) -> None:
-    """Refuse prompts that are longer than an encoder, whose positions are a table, has places for."""
-    config = json.loads((base / "config.json").read_text())
-    if config.get("model_type") in ENCODERS and max_tokens > config["max_position_embeddings"]:
-        raise UserError(
-            f"prompt.max_tokens={max_tokens}: {base} has {config['max_position_embeddings']} positions: lower it"
         )
 
 

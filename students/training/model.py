@@ -18,12 +18,13 @@ from core.errors import UserError
 from core.folders import new_folder
 from core.json_files import write_json
 from core.labels import Labels
-from core.models.architecture import ENCODERS, head_of, is_frozen
+from core.models.architecture import ENCODERS, head_of, is_frozen, layer_of
 from core.models.folders import copy_tokenizer
+from core.models.linking import head_tensors
 from core.models.shards import DTYPES
 from core.pointwise import JUDGE, KEY, noted, outputs_of
 from core.records import LABELS
-from students.merging import caps_off, head_tensors
+from students.merging import caps_off
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.collectives import take_device
 from students.training.config import EngineConfig, ModelConfig
@@ -238,15 +239,14 @@ def with_lora(model: Any, config: ModelConfig) -> Any:
     """PEFT's model around the classifier: LoRA matrices in fp32, its head trained in full and in fp32."""
     from peft import LoraConfig, get_peft_model
 
-    depth, targets, layers = model.config.num_hidden_layers, config.lora.targets, None
+    depth, targets, frozen = model.config.num_hidden_layers, config.lora.targets, config.freeze_layers
     head = head_of(model.config.model_type)
-    if config.freeze_layers:
-        layers = list(range(config.freeze_layers, depth))
-        if not layers:
-            raise UserError(f"model.freeze_layers={config.freeze_layers}: the base has {depth} layers, leave some free")
-        if targets == "all-linear":  # PEFT chooses layers only for targets that are named
-            linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != head]
-            targets = sorted({name.split(".")[-1] for name in linears})
+    if frozen:  # one by one: PEFT's own choice of layers passes over what is in none, such as a pooler
+        if frozen >= depth:
+            raise UserError(f"model.freeze_layers={frozen}: the base has {depth} layers, leave some free")
+        free = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not 0 <= layer_of(n) < frozen]
+        wanted = None if targets == "all-linear" else {targets} if isinstance(targets, str) else {*targets}
+        targets = [n for n in free if n != head and (wanted is None or n.split(".")[-1] in wanted)]
     adapter = LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
@@ -254,7 +254,6 @@ def with_lora(model: Any, config: ModelConfig) -> Any:
         use_rslora=config.lora.method == "rslora",
         use_dora=config.lora.method == "dora",
         target_modules=targets,
-        layers_to_transform=layers,
         modules_to_save=[head],
         task_type="SEQ_CLS",
     )

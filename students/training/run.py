@@ -9,10 +9,11 @@ from typing import Any
 from core import provenance
 from core.labels import noted
 from core.locks import alone
+from core.models.encoders import check_room
 from core.models.resolving import resolve
 from core.prompts import Renderer, check_open
 from students.training.collectives import process_group
-from students.training.inputs import check_prompt, check_room, check_template, load_inputs
+from students.training.inputs import check_prompt, check_template, load_inputs
 from students.training.loop import Trainer
 from students.training.model import build_judge
 from students.training.outcome import finished_log_loss, write_metrics

@@ -8,6 +8,7 @@ from typing import Any
 
 from core.bradley_terry import BradleyTerry
 from core.errors import UserError
+from core.models.encoders import check_room
 from core.models.label_tokens import label_token_ids
 from core.pointwise import PointwiseScorer, davidson_in, outputs_of
 from core.records import LABELS
@@ -43,6 +44,7 @@ def open_scorer(
         label_ids = label_token_ids(label_tokens, model)
     elif backend_of(config).loads_model:
         check_classifier(model, labels)
+        check_room(model, max_tokens)
     outputs = None if labels is None else len(labels)
     with open_with(ModelSpec(model, max_tokens, label_ids, outputs, adapter, fold), config) as scorer:
         yield scorer if davidson is None else PointwiseScorer(scorer, davidson)
