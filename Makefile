@@ -136,7 +136,7 @@ test-long: ## The rest: many kills, every engine and format, browsers, Ray
 
 test-all: test test-long ## Both
 
-TEST = $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 10
+TEST = $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 30
 
 test-gpu-pins: ## What we take for granted of the GPU build of vLLM, read from its wheel (downloads it and Triton, about a gigabyte)
 	$(PY) -m pytest tests/gpu_pins.py $(ARGS)

@@ -1,6 +1,7 @@
 """A tiny judge as `distill.export` leaves one: what serving, predicting and evaluating open."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +52,10 @@ def one_output(folder: Path) -> None:
     write_json(folder / JUDGE, noted_davidson)
 
 
-def with_canaries(folder: Path, renderer: Renderer, conversations: int = 12) -> None:
-    """Add canaries to the judge in `folder`, as `distill.export` does."""
+def with_canaries(folder: Path, renderer: Renderer, conversations: int = 12, repeats: int = 2) -> None:
+    """Add canaries to the judge in `folder`, as `distill.export` does; of an int8 judge, `repeats` tell its scatter."""
     rows = simulate(SimulateConfig(conversations, seed=1))[0]
-    canaries = configured("+exp=smoke").canaries
+    canaries = replace(configured("+exp=smoke").canaries, repeats=repeats)
     make_canaries(folder, folder, renderer, scorer("transformers"), "fp16", canaries, rows, seed=0)
 
 

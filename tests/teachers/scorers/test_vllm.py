@@ -3,6 +3,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import cycle
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -45,16 +46,22 @@ def prompts() -> list[list[int]]:
     return [*rows, rows[0], [*rows[1], 2], [*rows[2], 1, 2], rng.integers(0, 560, MAX_TOKENS).tolist()]
 
 
-def engine_processes() -> list[str]:
-    return [child.name() for child in psutil.Process().children(recursive=True) if "VLLM" in child.name()]  # or zombies
+@contextmanager
+def no_process_left() -> Iterator[None]:
+    """Within, an engine starts and ends, with all of its processes; zombies count."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    left = [p for p in psutil.Process().children(recursive=True) if p not in before]
+    assert not [
+        p for p in left if p.status() == psutil.STATUS_ZOMBIE or "resource_tracker" not in " ".join(p.cmdline())
+    ]
 
 
 @pytest.fixture(scope="class")
 def engine(tiny_judge_llama: Path) -> Iterator[VllmScorer]:
-    with spawned(), open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
+    with no_process_left(), spawned(), open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
         assert isinstance(engine, VllmScorer)
         yield engine
-    assert not engine_processes()
 
 
 @pytest.mark.long
@@ -89,13 +96,13 @@ def test_int8_engine_computes_what_was_exported_where_the_cpu_can(
     folder = tmp_path / "w8a8"
     shutil.copytree(tiny_w8a8, folder)
     renderer = Renderer(configured("+exp=smoke").prompt, folder)
-    with_canaries(folder, renderer, conversations=64)
+    with_canaries(folder, renderer, conversations=64, repeats=8)
     expected = score(TransformersScorer(folder, REFERENCE), prompts)
     environment = dict(os.environ)
-    with VllmScorer(folder, VLLM, MAX_TOKENS) as engine:
+    with no_process_left(), VllmScorer(folder, VLLM, MAX_TOKENS) as engine:
         found = score(engine, prompts)
         problem = check_canaries(folder, renderer, engine, "warn")
-    assert not engine_processes() and os.environ == environment
+    assert os.environ == environment
     if multiplies_exactly():  # then the two agree but for a few roundings
         assert problem is None
         assert np.abs(found - expected).mean() < 0.01
@@ -139,11 +146,10 @@ def test_label_tokens_of_a_real_language_model_equal_transformers(smollm2: Path)
     with torch.inference_mode():
         plain = torch.stack([model(torch.tensor([p])).logits[0, -1].log_softmax(-1)[ids] for p in prompts]).numpy()
     assert np.abs(expected - plain).max() < 1e-3
-    with open_scorer(smollm2, VLLM, prompt.max_tokens, label_tokens=labels) as engine:
+    with no_process_left(), open_scorer(smollm2, VLLM, prompt.max_tokens, label_tokens=labels) as engine:
         found = score(engine, prompts)
     assert np.abs(found - plain).max() < 1e-3
     assert (np.exp(found).sum(1) < 1).all()  # log-probabilities over the whole vocabulary, not over the three
-    assert not engine_processes()
 
 
 @pytest.mark.long
@@ -172,7 +178,7 @@ def test_an_adapter_beside_its_base_equals_the_merged_judge(
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_an_engine_found_dead_says_so_and_what_to_do(tiny_judge_llama: Path, prompts: list[list[int]]) -> None:
-    with open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
+    with no_process_left(), open_scorer(tiny_judge_llama, VLLM, MAX_TOKENS) as engine:
         assert isinstance(engine, VllmScorer)
         # Without end: a quick engine may have answered all that it holds when it dies.
         stream = engine.stream(cycle(prompts))
@@ -187,7 +193,6 @@ def test_an_engine_found_dead_says_so_and_what_to_do(tiny_judge_llama: Path, pro
         core.resources.engine_dead = False
         with pytest.raises(ValueError, match="vLLM's engine died"):
             deque(stream, maxlen=0)
-    assert not engine_processes()
 
 
 def open_and_wait(model: Path, pids: Connection) -> None:
