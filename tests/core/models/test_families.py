@@ -13,7 +13,10 @@ from students.training.config import ModelConfig
 from students.training.shape import counted, counted_on_meta_tensors, trained_shape
 from tests.composing import configured
 
-KNOWN = [facts["names"][0] for facts in yaml.safe_load(SHAPES.read_text()).values()]
+LISTED = yaml.safe_load(SHAPES.read_text()).values()
+DECODERS, ENCODERS = (
+    [facts["names"][0] for facts in LISTED if (facts["model_type"] == "bert") is bert] for bert in (False, True)
+)
 SOME = {"targets": ["q_proj", "v_proj"]}
 SETTINGS = [
     ({}, {}),
@@ -34,9 +37,18 @@ def both_agree(base: str, root: Path, trained: ModelConfig) -> None:
     assert counted(decoder, trained) == counted_on_meta_tensors(base, root, trained)
 
 
-@pytest.mark.parametrize("base", KNOWN)
+@pytest.mark.parametrize("base", DECODERS)
 def test_a_known_model_is_counted_as_transformers_counts_it(base: str, tmp_path: Path) -> None:
     both_agree(base, tmp_path, settings({"layers": 3}, {}))
+
+
+@pytest.mark.parametrize("base", ENCODERS)
+def test_an_encoder_is_counted_without_its_weights(base: str, tmp_path: Path) -> None:
+    shape = trained_shape(base, tmp_path, settings({"kind": "pointwise", "freeze_layers": 1}, {"rank": 4}))
+    width, mlp, layers = shape.width, shape.mlp, shape.layers
+    of_layer, pooler, head = 4 * 2 * width + 2 * (width + mlp), 2 * width, 3 * width
+    assert (layers, shape.kv_heads, shape.norms) == (6, 12, 2) and shape.parameters == 22_713_216 + head + 3
+    assert shape.adapters == 4 * ((layers - 1) * of_layer + pooler) + head + 3  # the bias, which stays zero
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
