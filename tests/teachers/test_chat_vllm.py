@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,10 +49,8 @@ def config_for(root: Path, api: ChatApi, name: str, *more: str) -> Config:
     return configured("+exp=smoke", *data, "teacher=chat", f"teacher.name={name}", *chat, *more)
 
 
-def in_process(folder: Path, messages: list[dict[str, str]]) -> tuple[list[float], set[str], float]:
+def in_process(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> tuple[list[float], set[str], float]:
     """Log-probabilities of the labels, all of their spellings summed; those among the likeliest 20 tokens; the rest."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     with torch.inference_mode():
         found = model(**ids).logits[0, -1].log_softmax(-1)
@@ -67,8 +66,8 @@ def in_process(folder: Path, messages: list[dict[str, str]]) -> tuple[list[float
 
 
 def test_log_probabilities_equal_the_model_s_own_through_faults(proxy: ChatApi, smollm2: Path, tmp_path: Path) -> None:
-    proxy.act = faults(40.0)
-    config = config_for(tmp_path, proxy, "chat", "prompt.label_tokens=[A,B,C]", "teacher.chat.timeout_s=20")
+    proxy.act = faults(16.0)
+    config = config_for(tmp_path, proxy, "chat", "prompt.label_tokens=[A,B,C]", "teacher.chat.timeout_s=8")
     prepare.main(config)
     teacher.main(config)
     rows = read_logits(logits_folder(config), "")
@@ -78,11 +77,13 @@ def test_log_probabilities_equal_the_model_s_own_through_faults(proxy: ChatApi, 
     prompts = renderer_of(config.teacher.of_chat, config.prompt).render(
         load_conversations(config.root / "data" / config.data.name)
     )
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     compared = 0
     for prompt in prompts:
         row = rows.filter(id=prompt.id, order=prompt.order).row(0, named=True)
         shown = to_own_order(np.array(row["logits"]), prompt.order)
-        own, listed, outside = in_process(smollm2, prompt.messages)
+        own, listed, outside = in_process(model, tokenizer, prompt.messages)
         for value, expected, label in zip(shown, own, LABELS, strict=True):
             if label in listed:
                 assert abs(value - expected) < 1e-3, (prompt.id, label)

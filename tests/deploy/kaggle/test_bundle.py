@@ -28,6 +28,7 @@ from deploy.predicting.submission import check_submission
 from distill.command_line import CONF
 from distill.kaggle import chooses_scorer, composes, notebook_overrides
 from eval.canaries.checking import CANARIES
+from tests import engines
 from tests.composing import configured, scorer
 from tests.imports import demands
 from tests.running import refuses, succeeds
@@ -106,6 +107,10 @@ def test_the_notebook_predicts_from_an_unpacked_bundle(bundle: Path, tmp_path: P
         csv.writer(file).writerows([("id", "prompt", "response_a", "response_b"), *rows])
     script = notebook_code(bundle, without="install").replace("/kaggle/", f"{tmp_path}/")
     assert "predict.devices=2" in script and str(tmp_path) in script
+    (tmp_path / "sitecustomize.py").write_text(Path(engines.__file__).read_text() + "\nfork_engines()\n")
+    code = 'str(bundle / "code")'
+    assert script.count(code) == 1
+    script = script.replace(code, f"{code} + ':{tmp_path}'")
     assert (unpacked / "model" / CANARIES).exists()  # what the notebook checks its engines with
     for folder in (unpacked / "code").rglob("*"):
         folder.chmod(0o555 if folder.is_dir() else 0o444)  # as inputs are there

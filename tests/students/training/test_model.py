@@ -267,6 +267,7 @@ class TestLowPrecision:
         """Steps of 2e-5 on weights of 0.1, whose neighbours in bf16 are 4e-4 away: rounded to nearest, all are lost."""
         common = ("model=full", "optimizer.lr=2e-5", "optimizer.head_lr=2e-5", "optimizer.decay=constant")
         common += ("train.epochs=12", "model.head=new", "engine=zero1")
+        common += ("train.batch_conversations=2", "limit=12")  # a CPU emulates bf16, slowly
         exact = configure("exact", *common)
         student.main(exact)
         ends = {}
