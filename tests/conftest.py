@@ -4,6 +4,7 @@ Several processes share the tests by files. What costs seconds is imported by th
 that only hands the tests out needs none of it.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -71,6 +72,14 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so no collection of garbage need look at it: each scorer begins and ends with one
+    (`core.device`), which takes most of a second where all libraries are loaded.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -1,5 +1,6 @@
 """Running the entry points in tests, as users do."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -55,6 +56,7 @@ def _replace_environment(environment: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     fork_engines()
+    gc.freeze()  # what the server has imported
 
 
 def start_command(
