@@ -44,17 +44,21 @@ def exported_judge(config: Config, judge: Path, prompt: Mapping[str, Any]) -> Ar
 
 def judge_folder(config: Config, chosen: str | None) -> Path:
     """The export that a user has `chosen`, or the experiment's own; one that was packed is unpacked."""
-    folder = config.export_folder(chosen)
-    if not is_packed(folder):
-        return folder
-    from students.export.packing import unpack
-
-    return unpack(folder, config.root)
+    return unpacked(config.export_folder(chosen), config.root)
 
 
 def named_judges(config: Config) -> dict[str, str]:
     """The folders and files in `eval.judges`, by name; those that were packed are unpacked."""
-    return {name: str(judge_folder(config, path)) for name, path in config.eval.judges.items()}
+    return {name: str(unpacked(Path(path), config.root)) for name, path in config.eval.judges.items()}
+
+
+def unpacked(folder: Path, root: Path) -> Path:
+    """`folder`, or what is in it where it holds a packed judge."""
+    if not is_packed(folder):
+        return folder
+    from students.export.packing import unpack
+
+    return unpack(folder, root)
 
 
 def evaluation_folder(config: Config) -> Path:

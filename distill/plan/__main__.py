@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from distill.plan.stage import Stage
 
 READS = (
-    "role data prompt model train engine optimizer.master_weights loss teacher scorers.teacher export.format "
+    "role seed data prompt model train engine optimizer.master_weights loss teacher scorers.teacher export.format "
     "plan t4 paths"
 )
 
