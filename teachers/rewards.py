@@ -162,9 +162,9 @@ class RewardRenderer:
 def as_classifier(model: Path, folder: Path) -> Path:
     """A folder that transformers and vLLM load as a sequence classifier whose outputs are the rewards.
 
-    That is `model` itself where it is one. Else `folder` gets links to its shards and its head as `score.weight`. Of
-    ArmoRM the 19 objectives stay and the gating network is dropped: the fit on your votes weighs them. Of
-    a TRL value head the bias is dropped, which cancels in the difference of two rewards.
+    That is `model` itself where it is one. Else `folder` gets links to its shards and its head under the classifier's
+    name for it. Of ArmoRM the 19 objectives stay and the gating network is dropped: the fit on your votes weighs them.
+    Of a TRL value head the bias is dropped, which cancels in the difference of two rewards.
 
     Raises `UserError` that lists what may be the head where `model` has none of `HEADS`.
     """
