@@ -116,7 +116,7 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ] && locked_for "$(versio
     say "$VENV already holds $REQUIREMENTS"
     exit 0
 fi
-say "$REQUIREMENTS into $VENV, 3.5 GB: two minutes to ten, as the downloads take. Stop it at any time; make setup goes on."
+say "$REQUIREMENTS into $VENV, 3.7 GB: two minutes to ten, as the downloads take. Stop it at any time; make setup goes on."
 
 installed=""
 if [ -e "$py" ]; then
