@@ -26,7 +26,7 @@ from eval.conclusions import (
     quantile_bins,
 )
 from eval.intervals import Estimate, Jackknife
-from eval.metrics import flip_rows, log_loss_rows, predict, shares
+from eval.metrics import flip_rows, log_loss_rows, predict, shares, win_rates
 from eval.slices import find_slices
 from eval.surface_features import MARKUP, ResponseFeatures, response_features
 from eval.truth import VOTES, Truth
@@ -110,15 +110,10 @@ def family(model: str) -> str:
     return next((of for of, starts in FAMILIES.items() if name.startswith(starts)), name)
 
 
-def _win_rates(probabilities: np.ndarray) -> np.ndarray:
-    """The win rate of a in each row, ties half: [n, labels] -> [n]; that of b is one less it."""
-    return (1 + probabilities[:, 0] - probabilities[:, 1]) / 2
-
-
 def _position(groups: Sequence[str], logits_ab: np.ndarray, logits_ba: np.ndarray, level: float) -> Bias:
     """How much win rate a response gains by being shown first, which is the same for a and for b of a row."""
     jackknife, everywhere = Jackknife(groups), np.ones(len(groups))
-    shift = _win_rates(softmax(logits_ab.astype(float), axis=1)) - _win_rates(softmax(logits_ba.astype(float), axis=1))
+    shift = win_rates(softmax(logits_ab.astype(float), axis=1)) - win_rates(softmax(logits_ba.astype(float), axis=1))
     flips = flip_rows(logits_ab, logits_ba)
     tenth = (predict(logits_ab, logits_ba).max(axis=1) * 10).astype(int).clip(max=9)
     table = [
@@ -161,7 +156,7 @@ class _AgainstPeople:
     ):
         self.conversations, self.features, self.level, self.truth = conversations, features, level, truth
         self.probabilities, self.votes = probabilities, votes
-        self.judge, self.people = _win_rates(probabilities), _win_rates(votes)
+        self.judge, self.people = win_rates(probabilities), win_rates(votes)
         self.jackknife = Jackknife([c.group for c in conversations])
 
     def verbosity(self) -> list[Bias]:

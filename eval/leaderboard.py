@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.records import Conversation
 from eval.bootstrap import Resampling, interval, resample
 from eval.intervals import Interval, number_groups
-from eval.metrics import shares
+from eval.metrics import shares, win_rates
 
 ANCHOR, POINTS = 1000.0, 400 / np.log(10)  # the mean rating; Elo points to a nat: 400 are odds of ten to one
 RIDGE = 0.01  # of ratings: keeps those finite of models that only won, or that others were never compared with
@@ -138,8 +138,7 @@ def ratings(games: pl.DataFrame, outcomes: np.ndarray, resampling: Resampling) -
         raise UserError(f"{lacking} of {len(games)} conversations lack a model's name: rate those that have both")
     models = sorted({*sides["model_a"], *sides["model_b"]})
     first, second = (pl.Series(side).cast(pl.Enum(models)).to_physical().to_numpy().astype(int) for side in sides)
-    share = shares(outcomes)
-    won = share[:, 0] + share[:, 2:].sum(axis=1) / 2
+    won = win_rates(shares(outcomes))
     count = len(models)
     cells = np.concatenate([first * count + second, second * count + first])  # of the matrix who won against whom
     scores = np.stack([won, 1 - won])

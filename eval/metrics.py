@@ -57,6 +57,11 @@ def brier_rows(probabilities: np.ndarray, votes: np.ndarray) -> np.ndarray:
     return (probabilities**2).sum(axis=1) - 2 * (probabilities * shares(votes)).sum(axis=1) + 1
 
 
+def win_rates(probabilities: np.ndarray) -> np.ndarray:
+    """The win rate of a in each row, ties half: [n, labels] -> [n]; that of b is one less it."""
+    return np.asarray((1 + probabilities[:, 0] - probabilities[:, 1]) / 2)
+
+
 def accuracy_rows(probabilities: np.ndarray, votes: np.ndarray) -> np.ndarray:
     """The chance that someone who voted on the row agrees with the most likely label: [n, 3] and [n, 3] -> [n].
 

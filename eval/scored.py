@@ -26,7 +26,7 @@ def scored_and_training(
     """(split, scored, training): up to `limit` conversations to score, and those that baselines may learn from.
 
     `split="test"` is the locked test split, from which nobody has learned; where the data have none it is
-    fold `fold`, as with `split="fold"`, and that is told. Only those that somebody voted on are scored, unless
+    fold `fold`, as with `split="fold"`, and the log says so. Conversations without votes are scored only where
     `unvoted` is set. Raises `UserError` where there are none.
     """
     voted = [c for c in conversations if c.votes or unvoted]

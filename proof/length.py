@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, softmax
 from scipy.stats import kendalltau
 
 from core.data.table import load_conversations
@@ -30,7 +30,7 @@ from core.tables import read_parquet
 from core.words import count_words
 from eval.bootstrap import resample
 from eval.intervals import LEVEL, number_groups
-from eval.metrics import shares
+from eval.metrics import shares, win_rates
 
 RIDGE = 0.01  # of strengths: keeps those finite of models that only won
 DRAWS = 100
@@ -99,15 +99,10 @@ def slope_interval(games: Games, won: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def share_for_a(probabilities: np.ndarray) -> np.ndarray:
-    """[n] from [n, 3]: a tie is half a win for each side."""
-    return np.asarray(probabilities[:, 0] + probabilities[:, 2] / 2)
-
-
 def said(averaged: pl.DataFrame, ids: Sequence[str]) -> np.ndarray:
     """The shares for a, [n], by the mean logits of each id."""
     found = dict(averaged.select("id", "logits").iter_rows())
-    return share_for_a(np.exp((z := np.array([found[i] for i in ids])) - np.logaddexp.reduce(z, axis=1, keepdims=True)))
+    return win_rates(softmax([found[i] for i in ids], axis=1))
 
 
 def main() -> None:
@@ -124,7 +119,7 @@ def main() -> None:
     if told.teacher is not None:
         won[TEACHER] = said(swap_average(read_logits(told.teacher, "make teacher-logits")), games.ids)
     elif all(c.votes for c in rows):
-        won[PEOPLE] = share_for_a(shares(np.array([c.votes for c in rows], float)))
+        won[PEOPLE] = win_rates(shares(np.array([c.votes for c in rows], float)))
     for (judge,), of in predictions.group_by("judge", maintain_order=True):
         won[str(judge)] = said(swap_average(of), games.ids)
     report(games, won)

@@ -203,9 +203,9 @@ def stored_head(base: Path, outputs: Sequence[str] = LABELS) -> tuple[torch.Tens
     """
     config = json.loads((base / "config.json").read_text())
     name = head_of(config.get("model_type"))
-    if f"{name}.weight" not in (sources := locate(base)):
+    rows, sources = stored_rows(base), locate(base)
+    if rows is None:
         return None, f"{base} has no score head"
-    rows = read_tensor(sources, f"{name}.weight")
     if len(rows) > 1 and f"{name}.bias" in sources and read_tensor(sources, f"{name}.bias").any():
         return None, f"that of {base} has a bias"
     named = config.get("id2label", {})

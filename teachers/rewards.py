@@ -30,7 +30,7 @@ Response = Literal["a", "b"]
 RESPONSES: tuple[Response, ...] = ("a", "b")
 LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
 CUT = " [...] "
-HEADS = ("score.weight", "regression_layer.weight", "v_head.summary.weight")  # sequence classifier, ArmoRM, TRL
+OTHER_HEADS = ("regression_layer.weight", "v_head.summary.weight")  # beside a classifier's own: ArmoRM, TRL
 FEW_OUTPUTS = 64  # a matrix with at most so many rows may be a head
 
 
@@ -166,7 +166,7 @@ def as_classifier(model: Path, folder: Path) -> Path:
     name for it. Of ArmoRM the 19 objectives stay and the gating network is dropped: the fit on your votes weighs them.
     Of a TRL value head the bias is dropped, which cancels in the difference of two rewards.
 
-    Raises `UserError` that lists what may be the head where `model` has none of `HEADS`.
+    Raises `UserError` that lists what may be the head where `model` has none that is known.
     """
     config = json.loads((model / "config.json").read_text())
     places: dict[str, tuple[Path, list[int]]] = {}
@@ -174,14 +174,14 @@ def as_classifier(model: Path, folder: Path) -> Path:
         with safe_open(shard, "pt") as file:
             places |= {name: (shard, file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     own = f"{head_of(config.get('model_type'))}.weight"
-    head = next((name for name in (own, *HEADS[1:]) if name in places), None)
+    head = next((name for name in (own, *OTHER_HEADS) if name in places), None)
     if head is None:
         candidates = {
             name: shape
             for name, (_, shape) in places.items()
             if len(shape) == 2 and shape[0] <= FEW_OUTPUTS and layer_of(name) < 0
         }
-        known = ", ".join([own, *HEADS[1:]])
+        known = ", ".join([own, *OTHER_HEADS])
         raise UserError(
             f"{model} has no reward head that is known here ({known}); of its {len(places)} tensors these "
             f"may be one: {candidates}. If one is, save the model with that tensor named {own}"

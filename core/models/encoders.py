@@ -3,18 +3,14 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core.artefacts.building import Artefact
 from core.errors import UserError
 from core.models.architecture import ENCODERS, HEADS, head_of
 from core.models.folders import TOKENIZER_FILES, new_model
 from core.provenance import LEARNED_FROM, copy_learned
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 PREFIX, POOLER = "bert.", "bert.pooler.dense"
@@ -35,7 +31,7 @@ def named_as_classifier(base: Path, root: Path, name: str | None = None) -> Path
         return base
     from core.models.shards import locate
 
-    names = locate(base)
+    names = locate(base)  # and the file that holds each
     if _fit(names) and not (base / POOLING).exists():
         return base
     held = _digest(base)
@@ -46,7 +42,7 @@ def named_as_classifier(base: Path, root: Path, name: str | None = None) -> Path
             is_judge = any(name.startswith(f"{HEAD}.") for name in names)
             architecture = "BertForSequenceClassification" if is_judge else "BertModel"
             with new_model(folder, base, config | {"architectures": [architecture]}) as partial:
-                _write(base, partial, trained_pooler=not (base / POOLING).exists())
+                _write(names, partial, trained_pooler=not (base / POOLING).exists())
                 copy_learned(base, partial)
             artefact.finish()
     return folder
@@ -75,13 +71,12 @@ def _fit(names: Iterable[str]) -> bool:
     return known and f"{POOLER}.weight" in names and not any(name.endswith((".gamma", ".beta")) for name in names)
 
 
-def _write(base: Path, folder: Path, trained_pooler: bool) -> None:
+def _write(sources: Mapping[str, Path], folder: Path, trained_pooler: bool) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from core.models.shards import locate, read_tensor
+    from core.models.shards import read_tensor
 
-    sources = locate(base)
     tensors: dict[str, torch.Tensor] = {}
     for name in sources:
         if name.endswith("position_ids") or name.split(".")[0] in {*HEADS} - {HEAD}:
@@ -91,6 +86,6 @@ def _write(base: Path, folder: Path, trained_pooler: bool) -> None:
         tensors[new if new.startswith((PREFIX, f"{HEAD}.")) else PREFIX + new] = read_tensor(sources, name)
     if not trained_pooler or f"{POOLER}.weight" not in tensors:
         width = tensors[f"{PREFIX}embeddings.word_embeddings.weight"].shape[1]
-        log.debug("the pooler of %s starts as the identity", base)
+        log.debug("the pooler in %s starts as the identity", folder)
         tensors |= {f"{POOLER}.weight": torch.eye(width), f"{POOLER}.bias": torch.zeros(width)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

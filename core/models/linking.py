@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.folders import new_folder
-from core.models.architecture import HEADS, classifier_of, head_of
+from core.models.architecture import ENCODERS, HEADS, classifier_of, head_of
 from core.models.folders import copy_tokenizer
 from core.provenance import copy_learned
 
@@ -70,4 +70,5 @@ def _link_shards(base: Path, folder: Path) -> dict[str, str]:
 def head_tensors(model_type: str | None, weight: "torch.Tensor") -> dict[str, "torch.Tensor"]:
     """The tensors of a judge's score head [outputs, width] in the weights of its classifier."""
     name = head_of(model_type)
-    return {f"{name}.weight": weight} | ({"classifier.bias": weight.new_zeros(len(weight))} if name != "score" else {})
+    bias = {f"{name}.bias": weight.new_zeros(len(weight))} if model_type in ENCODERS else {}
+    return {f"{name}.weight": weight, **bias}

@@ -1,20 +1,23 @@
 """What more conversations would buy, by the experiment's own finished runs on fewer."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from core.artefacts.contents import MANIFEST
+from core.artefacts.identity import differing_fields
+from core.artefacts.manifest import Manifest, made_from, read_manifest
+from core.errors import UserError
 from core.json_files import read_json
 from distill.config import Config
 from distill.plan.stage import Stage
-from distill.training_run import run_identity
+from distill.training_run import run_folder, run_identity
 from eval.intervals import LEVEL
+from eval.judges.candidates import STUDENT
 from eval.scaling import FEWEST, Run, forecast
 
 APART = ("limit", "seed")  # in which small runs may differ
-RUNS = "students/"
+REMEDY = "evaluate again, with overwrite=true"
 ERRORS = 3.92  # standard errors from one end of a 95% interval to the other
 
 
@@ -36,24 +39,23 @@ def forecast_stage(config: Config) -> Stage | None:
 
 def evaluated_runs(config: Config) -> Iterator[Run]:
     """The evaluated students that differ from the configured one in how many conversations they saw, and their seed."""
-    wanted = _without(run_identity(config))
+    wanted = json.loads(json.dumps(run_identity(config)))
     for folder in sorted((config.root / "eval").glob("*")):
-        manifest, metrics = (_read(folder / name) for name in (MANIFEST, "metrics.json"))
-        student = metrics.get("judges", {}).get("student")
-        place = next((name for name in manifest.get("parents", {}) if name.startswith(RUNS)), None)
-        if student is None or place is None or metrics.get("split") != "test":
+        student = run_folder(replace(config, role="student", run=folder.name))
+        evaluation, trained = finished(folder, "eval"), finished(student, "student")
+        if evaluation is None or trained is None or not made_from(evaluation, [student], config.root):
             continue
-        trained = _read(config.root / place / MANIFEST)
-        if trained.get("content") != manifest["parents"][place] or _without(trained["config"]) != wanted:
-            continue
-        seeds = _read(folder / "seeds.json").get("judges", {}).get("student", student)
-        low, high = seeds["log_loss_ci"]
-        yield Run(trained["rows"]["training"], seeds["log_loss"], (high - low) / ERRORS)
+        metrics, seeds = read_json(folder / "metrics.json", REMEDY), folder / "seeds.json"
+        differing = {field for field, _, _ in differing_fields(trained.config, wanted)}
+        if metrics["split"] == "test" and differing <= {*APART}:
+            judges = read_json(seeds, REMEDY)["judges"] if seeds.exists() else metrics["judges"]
+            low, high = judges[STUDENT]["log_loss_ci"]
+            yield Run(trained.rows["training"], judges[STUDENT]["log_loss"], (high - low) / ERRORS)
 
 
-def _without(identity: Mapping[str, Any]) -> str:
-    return json.dumps({name: value for name, value in identity.items() if name not in APART}, sort_keys=True)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path, "evaluate again") if path.exists() else {}
+def finished(folder: Path, stage: str) -> Manifest | None:
+    """The manifest in `folder`; None where there is none that this version reads."""
+    try:
+        return read_manifest(folder, stage, verify=False)
+    except UserError:
+        return None

@@ -59,6 +59,11 @@ class JudgeModel(nn.Module):
         """transformers' module, with LoRA layers in place of some of its own where it has them."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
+    @property
+    def head(self) -> str:
+        """What the classifier calls its score head."""
+        return head_of(self.classifier.config.model_type)
+
     def forward(
         self, input_ids: torch.Tensor | tuple[torch.Tensor, ...], positions: torch.Tensor | None, ends: torch.Tensor
     ) -> torch.Tensor:
@@ -73,13 +78,14 @@ class JudgeModel(nn.Module):
                 for block in blocks
             ]
             pooled = (hidden[0] if len(hidden) == 1 else torch.cat(hidden))[ends]
-        outputs = getattr(classifier, head_of(classifier.config.model_type))(pooled)
+        outputs = getattr(classifier, self.head)(pooled)
         return outputs if self.davidson is None else self.davidson(outputs)
 
     def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(LoRA matrices or all weights, score head and what comes after it)."""
-        head = head_of(self.classifier.config.model_type)
-        named = [(head in n or n.startswith("davidson."), p) for n, p in self.named_parameters() if p.requires_grad]
+        named = [
+            (self.head in n or n.startswith("davidson."), p) for n, p in self.named_parameters() if p.requires_grad
+        ]
         return [p for of_head, p in named if not of_head], [p for of_head, p in named if of_head]
 
     def save(self, folder: Path, gathered: bool, write: bool) -> None:
@@ -102,8 +108,7 @@ class JudgeModel(nn.Module):
                 self.model.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
                 (partial / "README.md").unlink(missing_ok=True)  # a model card template with nothing filled in
             else:
-                head = head_of(self.classifier.config.model_type)
-                state |= head_tensors(self.classifier.config.model_type, state[f"{head}.weight"])
+                state |= head_tensors(self.classifier.config.model_type, state[f"{self.head}.weight"])
                 self.model.save_pretrained(str(partial), state_dict=state)
                 copy_tokenizer(self.base, partial)
 

@@ -8,6 +8,7 @@ import pytest
 
 from core.artefacts.building import Artefact
 from core.data.table import load_conversations, save_conversations, to_frame
+from core.json_files import write_json
 from core.models.flops import Lengths, attention_flops, scoring_flops
 from core.models.memory import MicroBatch, Sharding
 from core.models.shapes import Shape
@@ -271,23 +272,26 @@ def test_a_chat_api_costs_what_its_prices_come_to(tmp_path: Path) -> None:
 def test_finished_runs_on_fewer_conversations_tell_what_more_would_buy(tmp_path: Path) -> None:
     """Three sizes of the experiment itself; runs that were trained otherwise, or changed since, do not count."""
 
-    def evaluated(name: str, rows: int, log_loss: float, *overrides: str, content: str = "x") -> None:
+    def evaluated(name: str, rows: int, log_loss: float, *overrides: str, changed: bool = False) -> None:
         config = replace(configured("+exp=smoke", f"paths.root={tmp_path}", *overrides), run=name)
         student, evaluation = tmp_path / "students" / name / "fold=0", tmp_path / "eval" / name
+        figures = {"log_loss": log_loss, "log_loss_ci": [log_loss - 0.01, log_loss + 0.01]}
         for folder in (student, evaluation):
             folder.mkdir(parents=True)
-        trained = {"config": run_identity(config), "content": "x", "rows": {"training": rows}}
-        (student / "manifest.json").write_text(json.dumps(trained))
-        (evaluation / "manifest.json").write_text(json.dumps({"parents": {f"students/{name}/fold=0": content}}))
-        figures = {"log_loss": log_loss, "log_loss_ci": [log_loss - 0.01, log_loss + 0.01]}
-        (evaluation / "metrics.json").write_text(json.dumps({"split": "test", "judges": {"student": figures}}))
+            write_json(folder / "metrics.json", {"split": "test", "judges": {"student": figures}})
+        trained = Artefact(student, "student", run_identity(config), [], tmp_path)
+        trained.finish(rows={"training": rows})
+        Artefact(evaluation, "eval", {}, [student], tmp_path).finish()
+        if changed:
+            write_json(student / "metrics.json", {"log_loss": 0.0})
+            trained.finish(rows={"training": rows})
 
     config = configured("+exp=smoke", f"paths.root={tmp_path}")
     evaluated("small", 500, 0.9, "limit=500")
     evaluated("middle", 2000, 0.8, "limit=2000", "seed=3")
     assert forecast_stage(config) is None, "two sizes"
     evaluated("otherwise", 8000, 0.1, "train.epochs=7")
-    evaluated("changed", 8000, 0.1, content="y")
+    evaluated("changed", 8000, 0.1, changed=True)
     assert forecast_stage(config) is None
     evaluated("whole", 8000, 0.75)
     stage = forecast_stage(config)

@@ -5,7 +5,8 @@ import pytest
 from scipy.special import expit
 
 from core.records import Conversation
-from proof.length import Games, fit, said, share_for_a, slope_interval
+from eval.metrics import win_rates
+from proof.length import Games, fit, said, slope_interval
 
 STRENGTHS = {"m0": 1.0, "m1": 0.0, "m2": -1.0}
 LENGTHS = {"m0": 2.0, "m1": 1.0, "m2": 0.5}  # better models write more
@@ -42,4 +43,4 @@ def test_shares_are_those_of_the_mean_logits() -> None:
 
     logits = pl.DataFrame({"id": ["x", "y"], "logits": [[0.0, 0.0, -30.0], [np.log(3.0), 0.0, 0.0]]})
     assert said(logits, ["y", "x"]) == pytest.approx([0.7, 0.5])
-    assert share_for_a(np.array([[0.2, 0.4, 0.4]])) == pytest.approx([0.4])
+    assert win_rates(np.array([[0.2, 0.4, 0.4]])) == pytest.approx([0.4])
