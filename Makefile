@@ -100,8 +100,8 @@ averages: ## Five folds on real votes, averaged three ways (half an hour after m
 proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human votes, three seeds (many hours; it goes on where it was stopped)
 	$(PY) -m proof.subset $(RESPONSES) artifacts/proof/alpaca_eval.parquet
 	$(MAKE) data teacher-logits EXP=proof_gpt4
-	$(call three_seeds,proof_gpt4,name=proof_gpt4_1k,limit=1400,loss=votes)
-	$(call three_seeds,proof_gpt4,name=proof_gpt4_4k,limit=5600,loss=votes)
+	$(call three_seeds,proof_gpt4,name=proof_gpt4_1k,limit=1700,loss=votes)
+	$(call three_seeds,proof_gpt4,name=proof_gpt4_4k,limit=6700,loss=votes)
 	$(call three_seeds,proof_gpt4,name=proof_gpt4,limit=null,loss=votes)
 	$(PY) -m proof.rankings --data artifacts/data/alpaca_eval --logits artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4*
 	$(PY) -m proof.length --data artifacts/data/alpaca_eval --teacher artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4

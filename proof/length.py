@@ -7,7 +7,8 @@ A judge's share for a is regressed on which models answered and on the logarithm
 (as Dubois et al. 2024, arXiv 2404.04475, control AlpacaEval's win rates). The slope is what length is worth where the
 models are the same: nats for twice as many words. The models' strengths beside it are length-controlled ratings; those
 without the slope are plain ones. Printed are the slope with its 95% interval, over prompts, and how far both ratings
-order the models as the teacher's do (Kendall's tau). The last line is JSON.
+order the models as those of the first do, the teacher or people (Kendall's tau, of models that met: of others nobody
+knows the order). Rows count that name both models and, without --teacher, have votes. The last line is JSON.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import numpy as np
 import polars as pl
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
-from scipy.stats import kendalltau
 
 from core.data.table import load_conversations
 from core.records import Conversation
@@ -99,6 +99,13 @@ def slope_interval(games: Games, won: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def same_order(mine: np.ndarray, theirs: np.ndarray, sides: np.ndarray) -> float:
+    """Kendall's tau of two ratings, over the pairs of models that met (`sides` [n, 2])."""
+    met = np.unique(np.sort(sides, axis=1), axis=0)
+    leads = [np.sign(of[met[:, 0]] - of[met[:, 1]]) for of in (mine, theirs)]
+    return float(np.mean(leads[0] * leads[1]))
+
+
 def said(averaged: pl.DataFrame, ids: Sequence[str]) -> np.ndarray:
     """The shares for a, [n], by the mean logits of each id."""
     found = dict(averaged.select("id", "logits").iter_rows())
@@ -113,13 +120,18 @@ def main() -> None:
     told = parser.parse_args()
     predictions = read_parquet(told.evaluation / "predictions.parquet")
     judged = {*predictions["id"]}
-    rows = [c for c in load_conversations(told.data) if c.id in judged and c.model_a and c.model_b]
-    games = Games.of(rows)
+    rows = [c for c in load_conversations(told.data) if c.id in judged]
+    counted = [c for c in rows if c.model_a and c.model_b and (told.teacher is not None or c.votes)]
+    if not counted:
+        lacking = "names both models" if told.teacher else "names both models and has votes"
+        parser.exit(2, f"{told.data}: none of the {len(rows)} rows {lacking}\n")
+    print(f"{len(counted)} of {len(rows)} rows count")
+    games = Games.of(counted)
     won: dict[str, np.ndarray] = {}
     if told.teacher is not None:
         won[TEACHER] = said(swap_average(read_logits(told.teacher, "make teacher-logits")), games.ids)
-    elif all(c.votes for c in rows):
-        won[PEOPLE] = win_rates(shares(np.array([c.votes for c in rows], float)))
+    else:
+        won[PEOPLE] = win_rates(shares(np.array([c.votes for c in counted], float)))
     for (judge,), of in predictions.group_by("judge", maintain_order=True):
         won[str(judge)] = said(swap_average(of), games.ids)
     report(games, won)
@@ -133,8 +145,7 @@ def report(games: Games, won: Mapping[str, np.ndarray]) -> None:
     for judge, own in fits.items():
         low, high = slope_interval(games, won[judge])
         plain, controlled = (
-            float(kendalltau(mine.strengths, theirs.strengths).statistic)
-            for mine, theirs in zip(own, first, strict=True)
+            same_order(mine.strengths, theirs.strengths, games.sides) for mine, theirs in zip(own, first, strict=True)
         )
         found[judge] = {"slope": own[1].slope, "ci": [low, high], "tau": plain, "length_controlled_tau": controlled}
         print(f"{judge}: {own[1].slope:+.3f} nats for twice the words ({low:+.3f} to {high:+.3f})")
