@@ -50,7 +50,6 @@ def main(config: Config) -> None:
 
 def evaluate(config: Config) -> None:
     """All judges on the votes of the prepared data."""
-    from core.artefacts.contents import MANIFEST
     from core.data.table import load_conversations
     from core.labels import labels_in
     from core.locks import alone
@@ -61,7 +60,7 @@ def evaluate(config: Config) -> None:
     from eval.report.terminal import lines, table
     from eval.results import read_result, write_result
     from eval.scored import as_voted_by, scored_and_training
-    from eval.seeds import seeds_table
+    from eval.seeds import SEEDS, seeds_table
 
     # What is scored, and who judges it
     root, data = config.root, data_folder(config)
@@ -83,6 +82,7 @@ def evaluate(config: Config) -> None:
     with artefact.building(inputs=inputs, overwrite=overwrite) as lacking:
         if lacking:
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / SEEDS).unlink(missing_ok=True)  # of a run that was killed, perhaps on other rows
             write_evaluation(config, folder, data, ask_all(found, scored, training, engines, labels), scored)
             artefact.finish(rows=rows)
 
@@ -95,9 +95,9 @@ def evaluate(config: Config) -> None:
     if config.eval.seeds:
         with alone(folder):
             summary = judge_seeds(config, engines, scored, labels)
-            (folder / MANIFEST).unlink()  # rewritten below, with seeds.json in it
-            write_result(folder / "seeds.json", summary)
-            artefact.finish(rows=rows)
+            with artefact.reopened():
+                write_result(folder / SEEDS, summary)
+                artefact.finish(rows=rows)
         console.print(seeds_table(summary))
     tell_report(folder, evaluation.unanswered)
 
@@ -138,7 +138,7 @@ def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]"
     seeds, variants = config.eval.seeds, config.eval.variants
     found = over_seeds(config.root, config.run, config.fold, config.seed, seeds, variants, config.name)
     answers = {name: [ask(candidate, scored, engines, labels) for candidate in of] for name, of in found.items()}
-    return compare_seeds(answers, seeds, scored, labels, BINS)
+    return compare_seeds(answers, seeds, scored, labels, BINS, config.eval.truth)
 
 
 def score_on_benchmark(config: Config, path: Path) -> None:

@@ -17,6 +17,9 @@ from eval.judges.answers import Answers
 from eval.judges.candidates import STUDENT
 from eval.metrics import accuracy_rows, flip_rate, log_loss_rows, predict
 from eval.reliability import expected_calibration_error
+from eval.truth import TRUTHS
+
+SEEDS = "seeds.json"
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,16 @@ class Gain:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """The student and its variants over training `seeds`, and what it gains over each variant."""
+    """The student and its variants over training `seeds`, and what it gains over each variant.
+
+    `truth`: whose opinion they are measured by (`eval.truth`).
+    """
 
     seeds: Sequence[int]
     rows: int
     judges: Mapping[str, OverSeeds]
     gains: Mapping[str, Gain]
+    truth: str = "votes"
 
 
 def compare_seeds(
@@ -78,15 +85,17 @@ def compare_seeds(
     scored: Sequence[Conversation],
     labels: Labels,
     bins: int,
+    truth: str,
 ) -> SeedSummary:
-    """From the answers of each judge's runs, which follow `seeds`, to the conversations scored, voted for `labels`."""
+    """From the answers of each judge's runs, which follow `seeds`, to the conversations scored, voted for `labels` by
+    people, or by what `truth` says."""
     ids, votes = [c.id for c in scored], among(np.array([c.votes for c in scored]), labels)
     runs = {
         judge: [SeedRun.of(*logits_by_order(one.scores, ids, labels), votes, bins) for one in of]
         for judge, of in answers.items()
     }
     taught = {judge: most([one.taught for one in of]) for judge, of in answers.items()}
-    return summarise_seeds(runs, seeds, [c.group for c in scored], taught)
+    return summarise_seeds(runs, seeds, [c.group for c in scored], taught, truth)
 
 
 def most(taught: Sequence[int | None]) -> int | None:
@@ -96,7 +105,11 @@ def most(taught: Sequence[int | None]) -> int | None:
 
 
 def summarise_seeds(
-    runs: Mapping[str, Sequence[SeedRun]], seeds: Sequence[int], groups: Groups, taught: Mapping[str, int | None]
+    runs: Mapping[str, Sequence[SeedRun]],
+    seeds: Sequence[int],
+    groups: Groups,
+    taught: Mapping[str, int | None],
+    truth: str = "votes",
 ) -> SeedSummary:
     """`runs` of each judge follow `seeds`, their losses the rows of `groups`; one judge is `STUDENT`.
 
@@ -122,6 +135,7 @@ def summarise_seeds(
         rows=len(groups),
         judges={judge: _over_seeds(of, _mean(losses[judge], jackknife), taught[judge]) for judge, of in runs.items()},
         gains={judge: Gain(gain.value, gain.interval(LEVEL)) for judge, gain in gains.items()},
+        truth=truth,
     )
 
 
@@ -150,16 +164,18 @@ def _over_seeds(runs: Sequence[SeedRun], mean: Estimate, taught: int | None) -> 
 
 def seeds_table(summary: SeedSummary) -> Table:
     """What `summarise_seeds` gave, for the terminal."""
+    truth = TRUTHS[summary.truth]
     table = Table(
         title=f"{len(summary.seeds)} training seeds: {', '.join(map(str, summary.seeds))}",
-        caption="intervals: 95%, over rows and seeds; gain: by how many nats the student is better, paired",
+        caption=f"measured by {truth.it}; intervals: 95%, over rows and seeds; "
+        "gain: by how many nats the student is better, paired",
     )
     table.add_column("judge", overflow="fold")
     for heading in ("log loss", "95% interval", "student's gain", "95% interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     for judge, of in summary.judges.items():
         gain = summary.gains.get(judge)
-        saw = f"\ncross-validated, its teachers saw {of.taught} of {summary.rows} votes" if of.taught else ""
+        saw = f"\ncross-validated, its teachers saw {of.taught} of {summary.rows} {truth.rows}" if of.taught else ""
         saw = "\nnobody can tell what it learned from" if of.taught is None else saw
         table.add_row(
             judge + saw,

@@ -114,6 +114,18 @@ class Artefact:
         write_json(self.folder / MANIFEST, asdict(manifest))
         return manifest
 
+    @contextmanager
+    def reopened(self) -> Iterator[None]:
+        """Around changes to a finished artefact that end with `finish`: a kill in between leaves one to be built anew.
+
+        Whoever calls this holds the folder's lock (`alone`).
+        """
+        begun = begun_file(self.folder)
+        begun.touch()
+        (self.folder / MANIFEST).unlink()
+        yield
+        begun.unlink()
+
     def claim(self, overwrite: bool = False) -> None:
         """Start an artefact that takes long, or resume it: the folder may hold checkpoints of this very run only.
 

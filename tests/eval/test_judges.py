@@ -36,6 +36,7 @@ from eval.judges.candidates import Candidate, candidates, teacher_stores
 from eval.judges.panel import Panel, ask_all
 from eval.metrics import predict
 from eval.recalibration import Recalibration, write_recalibration
+from eval.seeds import SEEDS
 from tests.artefacts import finish_again
 from tests.composing import configured
 from tests.device import Device
@@ -367,7 +368,7 @@ def test_a_teacher_can_stand_for_the_votes(finished: Config, capsys: pytest.Capt
 def test_seeds_are_judged_like_the_student(finished: Config, capsys: pytest.CaptureFixture[str]) -> None:
     students = finished.root / "students"
     for name in ("smoke,seed=1", "smoke,loss=votes", "smoke,loss=votes,seed=1"):
-        shutil.copytree(students / "smoke", students / name)
+        shutil.copytree(students / "smoke", students / name, dirs_exist_ok=True)
     seeds = replace(finished.eval, seeds=[0, 1], variants=["loss=votes"])
     entry_point.main(replace(finished, overwrite=True, eval=seeds))
     assert "2 training seeds: 0, 1" in capsys.readouterr().out
@@ -377,3 +378,27 @@ def test_seeds_are_judged_like_the_student(finished: Config, capsys: pytest.Capt
     assert summary["gains"]["loss=votes"]["difference"] == pytest.approx(0) == metrics["gain"]["difference"]
     with pytest.raises(ValueError, match=r"student of seed 2 is missing; train it first: .* seed=2"):
         entry_point.main(replace(finished, eval=replace(seeds, seeds=[0, 2])))
+
+
+def test_a_kill_while_seeds_are_added_leaves_an_evaluation_that_is_made_again(
+    finished: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of seeds is there by then: it must not stay beside an evaluation by another truth."""
+    folder = finished.root / "eval" / "smoke"
+    shutil.copytree(
+        finished.root / "students" / "smoke", finished.root / "students" / "smoke,seed=1", dirs_exist_ok=True
+    )
+    seeds = replace(finished, eval=replace(finished.eval, seeds=[0, 1], variants=[]))
+    entry_point.main(replace(finished, overwrite=True))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Artefact, "finish", killed)
+        entry_point.main(seeds)
+    assert (folder / SEEDS).exists() and not (folder / MANIFEST).exists()
+    entry_point.main(replace(finished, eval=replace(finished.eval, truth="teacher")))
+    assert read_manifest(folder).config["eval"]["truth"] == "teacher" and not (folder / SEEDS).exists()
+    entry_point.main(replace(seeds, overwrite=True))
+    assert SEEDS in (read_manifest(folder).files or {})
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

@@ -69,7 +69,13 @@ def test_table_shows_both_judges_and_the_gain() -> None:
     assert "2 training seeds: 3, 7" in shown and NO_TEACHER in shown and "student's gain" in shown
     assert "cross-validated" not in shown
     console.print(seeds_table(summarise_seeds(runs, [3, 7], groups, {"student": 20, NO_TEACHER: 0})))
-    assert "cross-validated, its teachers saw 20 of 50 votes" in " ".join(console.export_text().split())
+    told = " ".join(console.export_text().split())
+    assert "cross-validated, its teachers saw 20 of 50 votes" in told and "measured by the votes;" in told
+    summary = summarise_seeds(runs, [3, 7], groups, {"student": 20, NO_TEACHER: 0}, "teacher")
+    console.print(seeds_table(summary))
+    told = " ".join(console.export_text().split())
+    assert "saw 20 of 50 conversations" in told and "measured by the teacher's probabilities;" in told
+    assert "votes" not in told.replace(NO_TEACHER, "")
 
 
 def test_one_seed_is_refused() -> None:
