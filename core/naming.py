@@ -77,6 +77,12 @@ def variant(run: str, *overrides: str) -> str:
     return found
 
 
+def without(run: str, key: str) -> str:
+    """The name of `run` less the override of a `key`."""
+    name, *given = run.split(",")
+    return ",".join([name, *(override for override in given if override.split("=")[0] != key)])
+
+
 def spelled(value: str) -> str:
     """An override's value as a folder's name spells it: a plain one as it is, any other readably and with a hash.
 

@@ -58,9 +58,9 @@ def evaluate(config: Config) -> None:
     from eval.judges.candidates import TEACHER, candidates, file_digests, teacher_stores
     from eval.judges.panel import ask_all
     from eval.report.terminal import lines, table
-    from eval.results import read_result, write_result
+    from eval.results import SEEDS, read_result, write_result
     from eval.scored import as_voted_by, scored_and_training
-    from eval.seeds import SEEDS, seeds_table
+    from eval.seeds import seeds_table
 
     # What is scored, and who judges it
     root, data = config.root, data_folder(config)

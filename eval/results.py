@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.json_files import write_json
 
 R = TypeVar("R")
+SEEDS = "seeds.json"  # a `SeedSummary`, beside an evaluation's metrics
 
 
 def write_result(path: Path, result: Any) -> None:

@@ -19,8 +19,6 @@ from eval.metrics import accuracy_rows, flip_rate, log_loss_rows, predict
 from eval.reliability import expected_calibration_error
 from eval.truth import TRUTHS
 
-SEEDS = "seeds.json"
-
 
 @dataclass(frozen=True)
 class SeedRun:

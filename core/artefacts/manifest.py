@@ -147,6 +147,6 @@ def changed_parents(manifest: Manifest, root: Path, verify: bool = True) -> list
     return [name for name, content in now.items() if content != manifest.parents[name]]
 
 
-def made_from(manifest: Manifest, parents: Iterable[Path], root: Path) -> bool:
+def made_from(manifest: Manifest, parents: Iterable[Path], root: Path, verify: bool = True) -> bool:
     """Whether an artefact was made from these, as they are now."""
-    return parent_contents(parents, root).items() <= manifest.parents.items()
+    return parent_contents(parents, root, verify).items() <= manifest.parents.items()

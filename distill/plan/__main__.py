@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from distill.plan.stage import Stage
 
 READS = (
-    "name role fold seed data prompt model train engine optimizer.master_weights loss teacher scorers.teacher "
-    "export.format plan t4 paths"
+    "name role fold seed data prompt model train engine optimizer loss teacher scorers.teacher export.format "
+    "eval.truth plan t4 paths"
 )
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from core.artefacts.building import Artefact
 from core.data.table import load_conversations, save_conversations, to_frame
-from core.json_files import write_json
 from core.models.flops import Lengths, attention_flops, scoring_flops
 from core.models.memory import MicroBatch, Sharding
 from core.models.shapes import Shape
@@ -16,13 +15,11 @@ from core.records import TEST, Conversation
 from distill import prepare
 from distill.plan.chat import chat_stage
 from distill.plan.experiment import count, stages_of, training_of
-from distill.plan.forecast import forecast_stage
 from distill.plan.measured import MeasuredSpeed, with_measured
 from distill.plan.stage import as_text, total
 from distill.plan.throughput import step_traffic, training_flops
 from distill.plan.training import fold_work, stores_scores
 from distill.plan.work import Work, computed_share
-from distill.training_run import run_identity
 from students.export.formats import FORMATS
 from students.export.t4.hours import t4_hours
 from teachers.chat.prompts import renderer_of
@@ -267,35 +264,3 @@ def test_a_chat_api_costs_what_its_prices_come_to(tmp_path: Path) -> None:
     assert planned.cost == pytest.approx((sum(characters) / 4 * 0.6e-6 + len(characters) * 0.6e-6,) * 2)
     unpriced = chat_stage(replace(chat, price_input=None), config.prompt, data, config.plan.assumed)
     assert unpriced.cost is None and "price_input" in dict(unpriced.lines)["cost"]
-
-
-def test_finished_runs_on_fewer_conversations_tell_what_more_would_buy(tmp_path: Path) -> None:
-    """Three sizes of the experiment itself; runs that were trained otherwise, or changed since, do not count."""
-
-    def evaluated(name: str, rows: int, log_loss: float, *overrides: str, changed: bool = False) -> None:
-        config = replace(configured("+exp=smoke", f"paths.root={tmp_path}", *overrides), run=name)
-        student, evaluation = tmp_path / "students" / name / "fold=0", tmp_path / "eval" / name
-        figures = {"log_loss": log_loss, "log_loss_ci": [log_loss - 0.01, log_loss + 0.01]}
-        for folder in (student, evaluation):
-            folder.mkdir(parents=True)
-            write_json(folder / "metrics.json", {"split": "test", "judges": {"student": figures}})
-        trained = Artefact(student, "student", run_identity(config), [], tmp_path)
-        trained.finish(rows={"training": rows})
-        Artefact(evaluation, "eval", {}, [student], tmp_path).finish()
-        if changed:
-            write_json(student / "metrics.json", {"log_loss": 0.0})
-            trained.finish(rows={"training": rows})
-
-    config = configured("+exp=smoke", f"paths.root={tmp_path}")
-    evaluated("small", 500, 0.9, "limit=500")
-    evaluated("middle", 2000, 0.8, "limit=2000", "seed=3")
-    assert forecast_stage(config) is None, "two sizes"
-    evaluated("otherwise", 8000, 0.1, "train.epochs=7")
-    evaluated("changed", 8000, 0.1, changed=True)
-    assert forecast_stage(config) is None
-    evaluated("whole", 8000, 0.75)
-    stage = forecast_stage(config)
-    assert stage is not None
-    names, told = zip(*stage.lines, strict=True)
-    assert names == ("500 conversations", "2,000 conversations", "8,000 conversations", "16,000", "32,000")
-    assert 0.65 < float(told[3].split(",")[0]) < 0.75

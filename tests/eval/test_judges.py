@@ -36,7 +36,7 @@ from eval.judges.candidates import Candidate, candidates, teacher_stores
 from eval.judges.panel import Panel, ask_all
 from eval.metrics import predict
 from eval.recalibration import Recalibration, write_recalibration
-from eval.seeds import SEEDS
+from eval.results import SEEDS
 from tests.artefacts import finish_again
 from tests.composing import configured
 from tests.device import Device
