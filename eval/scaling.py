@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 from scipy.optimize import minimize_scalar, nnls
 
 from eval.intervals import LEVEL, Interval
@@ -17,6 +18,7 @@ FEWEST = 3  # sizes: the law has three parameters
 DRAWS = 200
 TINY = 1e-9
 EXPONENTS = (0.02, 2.0)
+NEAR = 1e-3  # to a bound of these: the search ends close to it
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Law:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The log loss expected of a run with so many `conversations`, and by how many nats that is less than the largest
-    run has; both with 95% intervals.
+    """The log loss that the law gives for so many `conversations`, and by how many nats that is less than what it gives
+    for as many as the largest run saw, measured or not; both with 95% intervals.
     """
 
     conversations: int
@@ -72,6 +74,26 @@ def fit(runs: Sequence[Run]) -> Law:
 
     best = minimize_scalar(lambda exponent: solved(exponent)[0], bounds=EXPONENTS, method="bounded")
     return solved(float(best.x))[1]
+
+
+def misfit(runs: Sequence[Run]) -> str | None:
+    """Why the law through `runs` does not tell of more conversations, as the end of a sentence; None where it may.
+
+    Its exponent lies at the end of what is searched, or chi-square says that the runs lie further from it than their
+    errors allow. Runs that share their test rows share the luck of these, so that is rather told too seldom.
+    """
+    law = fit(runs)
+    at_bound = law.gain > 0 and min(abs(law.exponent - bound) for bound in EXPONENTS) < NEAR
+    if at_bound:
+        return f"its exponent lies at the end of what is searched, {law.exponent:.2f}"
+    fitted = 1 if law.gain == 0 else 2 + (law.floor > 0)  # parameters that are not held by a bound
+    freedom = len(runs) - fitted
+    distance = sum(((run.log_loss - law.at(run.conversations)) / max(run.error, TINY)) ** 2 for run in runs)
+    if freedom and stats.chi2.sf(distance, freedom) < LEVEL:
+        return (
+            f"runs lie further from it than their errors allow, chi-square {distance:.1f}, df {freedom}"
+        )
+    return None
 
 
 def forecast(runs: Sequence[Run], sizes: Sequence[int], seed: int = 0) -> list[Forecast]:

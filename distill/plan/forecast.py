@@ -19,7 +19,7 @@ from distill.training_run import run_folder, run_identity
 from eval.intervals import LEVEL
 from eval.judges.candidates import STUDENT, TEACHER, teacher_stores
 from eval.results import SEEDS
-from eval.scaling import FEWEST, Run, forecast
+from eval.scaling import FEWEST, Run, forecast, misfit
 
 APART = ("limit", "seed")  # in which small runs may differ
 REMEDY = "evaluate again, with overwrite=true"
@@ -39,6 +39,8 @@ def forecast_stage(config: Config) -> Stage | None:
     for found in forecast(runs, [2 * largest, 4 * largest]):
         told = f"{found.log_loss:.4f}, {found.gain:.4f} less ({found.gain_ci[0]:.4f} to {found.gain_ci[1]:.4f})"
         lines.append((f"{found.conversations:,}", told))
+    if problem := misfit(runs):
+        lines.append(("the law", f"does not fit: {problem}"))
     return Stage(f"Log loss by training conversations, {1 - LEVEL:.0%} interval", lines)
 
 

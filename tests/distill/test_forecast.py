@@ -80,6 +80,9 @@ def test_finished_runs_on_fewer_conversations_tell_what_more_would_buy(tmp_path:
     names, told = zip(*stage.lines, strict=True)
     assert names == ("500 conversations", "2,000 conversations", "8,000 conversations", "16,000", "32,000")
     assert 0.65 < float(told[3].split(",")[0]) < 0.75
+    evaluated("larger", 32000, 0.3, "limit=32000")
+    stage = forecast_stage(config)
+    assert stage is not None and stage.lines[-1][0] == "the law" and "does not fit: " in stage.lines[-1][1]
 
 
 def test_of_the_judges_of_an_evaluation_the_student_is_taken(tmp_path: Path) -> None:
