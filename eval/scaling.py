@@ -83,16 +83,13 @@ def misfit(runs: Sequence[Run]) -> str | None:
     errors allow. Runs that share their test rows share the luck of these, so that is rather told too seldom.
     """
     law = fit(runs)
-    at_bound = law.gain > 0 and min(abs(law.exponent - bound) for bound in EXPONENTS) < NEAR
-    if at_bound:
+    if law.gain > 0 and min(abs(law.exponent - bound) for bound in EXPONENTS) < NEAR:
         return f"its exponent lies at the end of what is searched, {law.exponent:.2f}"
     fitted = 1 if law.gain == 0 else 2 + (law.floor > 0)  # parameters that are not held by a bound
     freedom = len(runs) - fitted
     distance = sum(((run.log_loss - law.at(run.conversations)) / max(run.error, TINY)) ** 2 for run in runs)
     if freedom and stats.chi2.sf(distance, freedom) < LEVEL:
-        return (
-            f"runs lie further from it than their errors allow, chi-square {distance:.1f}, df {freedom}"
-        )
+        return f"runs lie further from it than their errors allow, chi-square {distance:.1f}, df {freedom}"
     return None
 
 

@@ -63,7 +63,9 @@ def micro_batches(
     Returns [rank][micro-batch][row], both orders of a conversation side by side. All ranks get the same number of
     micro-batches, because a ZeRO engine communicates in each; some may be empty. A conversation that is longer than the
     budget is a micro-batch of its own. `prompts` (None: all differ) say which conversations share a prompt: they stay
-    together, unless that would take more than the budget, or other ranks would have fewer than their part.
+    together, unless that would take more than the budget, or they are more than a rank's equal part, in pieces of which
+    they are dealt. Each piece goes to the rank with the fewest so far, so none gets twice its part: of families of 3, 3
+    and 3 two ranks get 6 and 3.
     """
     numbers = prompts or {i: (2 * i, 2 * i + 1) for i in step}
     ranks: list[list[list[int]]] = [[] for _ in range(world)]

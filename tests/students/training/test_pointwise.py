@@ -159,6 +159,18 @@ def test_no_rank_waits_while_others_have_all_of_a_prompt(world: int) -> None:
     assert sum(counts) == 56 and max(counts) == math.ceil(56 / world)
 
 
+@given(families=st.lists(st.integers(1, 12), min_size=1, max_size=12), world=st.integers(1, 5))
+def test_no_rank_gets_twice_its_part(families: list[int], world: int) -> None:
+    """Families of at most a part stay together for that, as sharing a response saves more."""
+    numbers = [(f, 100 + 12 * f + i) for f, size in enumerate(families) for i in range(size)]
+    dealt = micro_batches(range(len(numbers)), [10] * len(numbers), world, 10_000, numbers)
+    owned = [[numbers[i][0] for rows in rank for i, order in rows if order == 0] for rank in dealt]
+    part = math.ceil(len(numbers) / world)
+    assert sum(map(len, owned)) == len(numbers) and max(map(len, owned)) < 2 * part
+    for family, size in enumerate(families):
+        assert size > part or sum(family in of for of in owned) == 1
+
+
 def test_no_step_is_of_one_prompt_where_there_are_others_and_epochs_differ() -> None:
     """As of 165 pairs of answers to each of a few prompts, all of the same length."""
     prompts = [i // 165 for i in range(13 * 165)]
