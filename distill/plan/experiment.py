@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from core.errors import UserError
 from core.models.shapes import Shape, folder_of
+from distill.artefacts import data_folder
 from distill.config import Config
 from distill.plan.chat import chat_stage
 from distill.plan.forecast import forecast_stage
@@ -12,7 +13,7 @@ from distill.plan.scoring import scoring_stage
 from distill.plan.stage import Stage
 from distill.plan.t4 import t4_stage
 from distill.plan.training import Training, training_stage
-from distill.plan.work import Work, computed_share, work_of
+from distill.plan.work import Work, computed_share, scored_share, work_of
 from distill.training_run import named_teacher
 
 
@@ -42,20 +43,16 @@ def teacher_stages(config: Config, trained: Config | None) -> Iterator[Stage]:
         base = trained.model.base
         shape, work = count(trained, base), work_for(trained, base)
         yield training_stage("teacher", training_of(trained, base, shape), work, trained.plan)
-        yield scoring_stage(base, shape, work, config.teacher, config.scorers.teacher.memory_share, trained.plan)
+        memory, computed = config.scorers.teacher.memory_share, scored_share(trained.prompt, data_folder(trained))
+        yield scoring_stage(base, shape, work, config.teacher, memory, trained.plan, computed)
     elif config.teacher.model is not None:
         base = config.teacher.model
         whole = replace(config, model=replace(config.model, layers=None, freeze_layers=0))
-        yield scoring_stage(
-            base,
-            count(whole, base),
-            work_for(config, base),
-            config.teacher,
-            config.scorers.teacher.memory_share,
-            config.plan,
-        )
+        memory, computed = config.scorers.teacher.memory_share, scored_share(config.prompt, data_folder(config))
+        told = (config.teacher, memory, config.plan, computed)
+        yield scoring_stage(base, count(whole, base), work_for(config, base), *told)
     elif config.teacher.kind == "chat":
-        data = config.root / "data" / config.data.name
+        data = data_folder(config)
         yield chat_stage(config.teacher.of_chat, config.prompt, data, config.plan.assumed)
     elif config.teacher.kind == "stored":
         yield Stage(f"The teacher, {config.teacher.name}", [("cost", "none: its opinions are stored")])
@@ -75,7 +72,7 @@ def count(config: Config, base: str) -> Shape:
 
 def work_for(config: Config, base: str) -> Work:
     """What there is to do with the model `base`."""
-    return work_of(config.plan, config.prompt, config.root / "data" / config.data.name, folder_of(base, config.root))
+    return work_of(config.plan, config.prompt, data_folder(config), folder_of(base, config.root))
 
 
 def training_of(config: Config, base: str, shape: Shape) -> Training:
@@ -90,5 +87,5 @@ def training_of(config: Config, base: str, shape: Shape) -> Training:
         longest=config.prompt.max_tokens,
         folds=config.data.folds.count,
         test_share=config.data.test_share,
-        computed=computed_share(config.prompt, config.root / "data" / config.data.name, config.train, config.seed),
+        computed=computed_share(config.prompt, data_folder(config), config.train, config.seed),
     )

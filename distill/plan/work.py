@@ -1,5 +1,6 @@
 """How much there is to do: conversations, and the lengths of their prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,22 +41,41 @@ def computed_share(prompt: PromptConfig, data: Path, train: TrainConfig, seed: i
     A pointwise judge reads a response once a step, however many of its conversations share it; 1 of any other judge,
     and where the data are not prepared.
     """
-    from core.artefacts.contents import MANIFEST
-    from core.data.table import load_conversations
     from students.training.steps import plan_epoch
 
-    if not prompt.pointwise or not (data / MANIFEST).is_file():
+    rows = [c for c in pointwise_rows(prompt, data) if c.fold != TEST]
+    if not rows:
         return 1.0
-    rows = [c for c in load_conversations(data) if c.fold != TEST]
+    numbers = prompt_numbers(rows)
+    lengths = [max(sum(map(len, side)) for side in (c.response_a, c.response_b)) for c in rows]
+    steps = plan_epoch(lengths, train.batch_conversations, train.length_pool_steps, seed, 0, numbers)
+    return sum(len({number for i in step for number in numbers[i]}) for step in steps) / (len(ORDERS) * len(rows))
+
+
+def scored_share(prompt: PromptConfig, data: Path) -> float:
+    """The same of the prompts of a scoring run over all conversations, which reads each response once."""
+    rows = pointwise_rows(prompt, data)
+    return (
+        len({number for pair in prompt_numbers(rows) for number in pair}) / (len(ORDERS) * len(rows)) if rows else 1.0
+    )
+
+
+def pointwise_rows(prompt: PromptConfig, data: Path) -> list[Conversation]:
+    """The prepared conversations where they are here and the judge is pointwise; else none."""
+    from core.artefacts.contents import MANIFEST
+    from core.data.table import load_conversations
+
+    return load_conversations(data) if prompt.pointwise and (data / MANIFEST).is_file() else []
+
+
+def prompt_numbers(rows: Sequence[Conversation]) -> list[tuple[int, int]]:
+    """A number of each conversation's two prompts of a pointwise judge; equal prompts have equal numbers."""
     known: dict[tuple[tuple[str, ...], ...], int] = {}
 
     def number(c: Conversation, response: list[str]) -> int:
         return known.setdefault((tuple(c.prompt), tuple(response)), len(known))
 
-    numbers = [(number(c, c.response_a), number(c, c.response_b)) for c in rows]
-    lengths = [max(sum(map(len, side)) for side in (c.response_a, c.response_b)) for c in rows]
-    steps = plan_epoch(lengths, train.batch_conversations, train.length_pool_steps, seed, 0, numbers)
-    return sum(len({number for i in step for number in numbers[i]}) for step in steps) / (len(ORDERS) * len(rows))
+    return [(number(c, c.response_a), number(c, c.response_b)) for c in rows]
 
 
 def rendered_lengths(prompt: PromptConfig, data: Path, model: Path) -> tuple[Lengths, int]:

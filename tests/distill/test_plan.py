@@ -123,6 +123,35 @@ def test_a_response_that_conversations_share_is_counted_once_a_step(tmp_path: Pa
     assert shared == (whole[0], pytest.approx(whole[1] / 4))
 
 
+def test_a_response_that_conversations_share_is_scored_once_by_a_pointwise_teacher(tmp_path: Path) -> None:
+    """All pairs of eight responses to each of four prompts: of 224 prompts, 32 are computed."""
+    rows = [
+        Conversation(f"{p}{i}{j}", [f"question {p}"], [f"answer {p}{i}"], [f"answer {p}{j}"], fold=p, group=str(p))
+        for p in range(4)
+        for i in range(8)
+        for j in range(i)
+    ]
+    root = f"paths.root={tmp_path}"
+    data = tmp_path / "data" / "smoke"
+    data.mkdir(parents=True)
+    save_conversations(data, to_frame(rows))
+    Artefact(data, "prepare", {}, [], tmp_path).finish(rows={"kept": len(rows)})
+
+    def scoring(*overrides: str) -> tuple[float, str]:
+        """Hours of a conversation, and what is told of the rows."""
+        teacher = ("teacher=model", f"teacher.model={GEMMA_9B}")
+        config = configured("+exp=smoke", "loss=distill", root, *teacher, *overrides)
+        stage = next(stages_of(config))
+        assert stage.hours is not None
+        prepared = len(rows) if config.data.name == "smoke" else config.plan.assumed.conversations
+        return stage.hours[0] / prepared, dict(stage.lines)["rows"]
+
+    unknown, _ = scoring("prompt=pointwise", "data.name=unprepared")
+    shared, told = scoring("prompt=pointwise")
+    assert shared == pytest.approx(unknown * 32 / 224) and "14% of them computed" in told
+    assert "computed" not in scoring()[1]
+
+
 def test_only_what_has_no_other_way_stores_its_scores() -> None:
     assert not stores_scores("auto", "auto", capped=True) and stores_scores("auto", "auto", capped=True, on_gpu=False)
     assert stores_scores("auto", "fp32", capped=True) and not stores_scores("auto", "fp32", capped=False)
