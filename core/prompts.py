@@ -41,7 +41,7 @@ from core.records import ORDERS, Conversation, Order
 from core.words import count_words
 
 LAYOUT_VERSION = 1  # raise it when the same inputs would give other ids: it is part of every prompt hash
-WORDS_VERSION = 2  # the same for how words are counted: it is part of the hash of templates that tell them
+WORDS_VERSION = 3  # the same for how words are counted: it is part of the hash of templates that tell them
 NAME_TOKENS = 32  # room for a model's name
 WORDS = "{words}"  # in <answer_a> and <answer_b>
 NUMBER_TOKENS = 8  # room for a number of words
