@@ -316,3 +316,10 @@ def test_the_configuration_expects_them_where_they_are_made(monkeypatch: pytest.
     assert configured("data=human").data.files == ["elsewhere/*/*.csv"]
     assert configured("+exp=human").data.files == [str(SOURCES["pandalm_testset"].path(public_folder()))]
     assert configured("data=human").data.shuffle_sides == [SOURCES["finegrained_rlhf_dev"].name]
+
+
+def test_a_judge_that_is_shipped_learns_from_the_sets_that_may_be_shipped_alone() -> None:
+    votes = [source for source in SOURCES.values() if Path(source.output).suffix == ".csv"]
+    data = configured("+exp=judge_human").data
+    assert data.files == [str(source.path(public_folder())) for source in votes if source.shippable]
+    assert 0 < len(data.files) < len(votes)
