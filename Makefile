@@ -14,7 +14,7 @@ ifeq ($(filter setup,$(MAKECMDGOALS))$(wildcard $(VENV)/.installed),)
 $(error run make setup first: there is no complete $(VENV))
 endif
 endif
-.PHONY: help setup status plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages proof predict serve test test-long test-all test-gpu-pins checks format bench gpu-check clean
+.PHONY: help setup status plan data teacher teacher-logits student student-no-teacher export eval export-eval demo demo-teacher demo-seeds human in-fold ablation averages proof predict serve try test test-long test-all test-gpu-pins checks format bench gpu-check clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 22
@@ -127,6 +127,9 @@ predict: ## Probabilities for a file without votes (ARGS='input=test.csv output=
 
 serve: ## The exported judge as an HTTP API and a page, on http://127.0.0.1:8080
 	$(PY) -m distill.serve +exp=$(EXP) $(ARGS)
+
+try: ## The judge in judges/human with its page, on http://127.0.0.1:8080: no training, no download
+	$(PY) -m distill.serve serve.model=judges/human scorer@scorers.exported=transformers $(ARGS)
 
 test: ## The tests of every promise, on all cores (ARGS='tests/core -x' chooses)
 	$(TEST) -m "not long" $(ARGS)

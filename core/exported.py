@@ -23,11 +23,21 @@ GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of 
 
 @dataclass(frozen=True)
 class ExportedJudge:
-    """An export's folder. `renderer` makes the prompts that it was trained on, with the tokenizer in the folder."""
+    """An export's folder. `renderer` makes the prompts that it was trained on, with the tokenizer in the folder.
+
+    `given`: the folder that the user named, which is another one where a judge was packed into it.
+    """
 
     folder: Path
     manifest: Manifest
     renderer: Renderer
+    given: Path
+
+    @property
+    def name(self) -> str:
+        """What a user knows it by, and the beginning of its content hash: `judges/human@9a226f4c12ab`."""
+        given = self.given.resolve()
+        return f"{given.parent.name}/{given.name}@{self.manifest.content[:12]}"
 
     @property
     def max_tokens(self) -> int:
@@ -72,8 +82,8 @@ def average_folder(root: Path, method: str, contents: Sequence[str]) -> Path:
     return root / "models" / f"average-{method}-{identity_hash(list(contents))}"
 
 
-def open_exported(folder: Path) -> ExportedJudge:
-    """Open a finished export, wherever the folder was moved to.
+def open_exported(folder: Path, given: Path | None = None) -> ExportedJudge:
+    """Open a finished export, wherever the folder was moved to; `given` where the user named another (`unpack`).
 
     Raises `UserError` where it is unfinished or failed its checks (`manifest.json`, extra.failed), and where this code
     renders other prompts than it was made for.
@@ -86,4 +96,4 @@ def open_exported(folder: Path) -> ExportedJudge:
             f"{folder} failed its checks ({'; '.join(failed)}): take another format, or raise its "
             "limits and export it with overwrite=true"
         )
-    return ExportedJudge(folder, manifest, renderer_of(manifest, folder, folder))
+    return ExportedJudge(folder, manifest, renderer_of(manifest, folder, folder), given or folder)

@@ -14,7 +14,8 @@ def main(config: Config) -> None:
     from core.exported import open_exported
     from deploy.serving.server import serve
 
-    jobs, exported = config.root / "serve" / "jobs", open_exported(judge_folder(config, config.serve.model))
+    folder, given = judge_folder(config, config.serve.model), config.export_folder(config.serve.model)
+    jobs, exported = config.root / "serve" / "jobs", open_exported(folder, given)
     serve(exported, config.scorers.exported, config.serve, jobs, config.canaries.on_failure, config.coverage)
 
 

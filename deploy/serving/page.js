@@ -1,28 +1,8 @@
 "use strict";
 const FIELDS = ["prompt", "response_a", "response_b"];
 const NAMES = [["a", "A"], ["tie", "Tie"], ["b", "B"]];
-const EXAMPLES = {
-  "An explanation": [[
-    "Explain to a seven-year-old why the sky is blue.",
-    "Sunlight looks white, but it is made of all the colours of the rainbow! When it comes into our air, it bumps into tiny bits of air. The blue part bounces around much more than the others, so blue comes to your eyes from everywhere. That's why the whole sky looks blue.",
-    "The phenomenon is due to Rayleigh scattering, whose intensity is inversely proportional to the fourth power of the wavelength. Consequently, shorter wavelengths are scattered preferentially.",
-  ]],
-  "Code, two turns": [[
-    "Write a Python function that returns the n-th Fibonacci number.",
-    "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n    return a",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)",
-  ], [
-    "It takes forever for n = 50. Can you make it faster?",
-    "It should not: it makes n steps, and fibonacci(50) takes microseconds. Perhaps you run an older version? Restart Python and try again.",
-    "Yes. The calls repeat each other's work; remember their results:\n\nfrom functools import cache\n\n@cache\ndef fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)",
-  ]],
-  "A close call": [[
-    "Suggest a name for a small bakery by the sea.",
-    "The Salty Loaf: warm, easy to remember, and a wink at both the bread and the sea.",
-    "How about \"Tide & Crumb\"? It sounds like the coast and like something fresh out of the oven.",
-  ]],
-};
 const $ = (selector, within = document) => within.querySelector(selector);
+const EXAMPLES = JSON.parse($("#examples").textContent);
 const percent = (share) => `${Math.round(100 * share)}%`;
 let served = null, judged = null;
 const labels = () => NAMES.filter(([label]) => served.labels.includes(label));

@@ -26,8 +26,10 @@ def page_and_policy() -> tuple[str, str]:
 
 def inlined(page: str) -> str:
     """A page with its style and script in it, so that it loads nothing."""
-    style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    files = ("page.css", "examples.json", "page.js")
+    style, examples, script = ((FOLDER / name).read_text(encoding="utf-8") for name in files)
     page = page.replace('<link rel="stylesheet" href="page.css">', f"<style>\n{style}</style>")
+    page = page.replace(' src="examples.json"></script>', f">\n{examples}</script>")  # data, which needs no leave to run
     return page.replace('<script src="page.js"></script>', f"<script>\n{script}</script>")
 
 

@@ -44,23 +44,24 @@ def serve(
         service = Service(exported, scorer, settings, jobs, canaries, coverage)
         app = Middleware(create_app(service, with_key=key is not None), service.traffic, key, settings.max_body_bytes)
         host, port = listening.getsockname()[:2]
-        log.info("serving %s on http://%s:%d", service.model, f"[{host}]" if ":" in host else host, port)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        log.info("loading %s, which will be on %s", service.model, url)
         options: dict[str, Any] = {"lifespan": "on", "log_config": None, "log_level": "warning", "access_log": False}
         config = uvicorn.Config(app, server_header=False, timeout_graceful_shutdown=1, **options)
-        Server(config, service).run([listening])
+        Server(config, service, url).run([listening])
     if service.failure is not None:
         raise service.failure
 
 
 class Server(uvicorn.Server):
-    """Stops once its service is over.
+    """Says at which `url` it is ready, and stops once its service is over.
 
     After a signal it refuses new work with 503 until all accepted work is answered.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, url: str) -> None:
         super().__init__(config)
-        self.service = service
+        self.service, self.url, self.said = service, url, False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.service.state == "draining":  # the second signal: stop at once
@@ -70,6 +71,9 @@ class Server(uvicorn.Server):
             self.service.drain()
 
     async def on_tick(self, counter: int) -> bool:
+        if self.service.state == "ready" and not self.said:
+            self.said = True
+            log.info("%s is ready on %s (page and API); Ctrl-C stops it", self.service.model, self.url)
         return await super().on_tick(counter) or self.service.over
 
 

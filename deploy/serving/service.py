@@ -4,7 +4,6 @@ All of it runs on the event loop, so nothing here needs a lock. Rendering goes t
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -32,8 +31,6 @@ from eval.recalibration import read_recalibration
 from teachers.scorers.config import ScorerConfig
 from teachers.scorers.opening import open_scorer
 
-log = logging.getLogger(__name__)
-
 
 class Service:
     """One exported judge with its scorer, its queue and its jobs.
@@ -52,7 +49,7 @@ class Service:
     ) -> None:
         folder, content = exported.folder.resolve(), exported.manifest.content[:12]
         self.settings, self.renderer, self.max_tokens = settings, exported.renderer, exported.max_tokens
-        self.model = f"{folder.parent.name}/{folder.name}@{content}"
+        self.model = exported.name
         self.davidson = exported.davidson
         self.recalibrate, self.labels = read_recalibration(folder), exported.labels
         self.thresholds = read_thresholds(folder)
@@ -95,7 +92,6 @@ class Service:
         try:
             # Shielded: the batcher's own futures are not cancelled with this task.
             await asyncio.shield(asyncio.wrap_future(self.batcher.ready))
-            log.info("%s is ready", self.model)
             await asyncio.gather(self.jobs.work(), asyncio.shield(asyncio.wrap_future(self.batcher.ended)))
         except Exception as error:
             self.failure = error

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Literal
 
 import pytest
 
-from deploy.serving.page import page_and_policy
+from deploy.serving.page import FOLDER, page_and_policy
 from tests.serving import Server, serving
 from tests.tiny_exports import tiny_export
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
 pytestmark = pytest.mark.long
 PHONE = {"width": 360, "height": 740}
+EXAMPLES = json.loads((FOLDER / "examples.json").read_text())
 SCRIPT = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 
 
@@ -67,6 +69,15 @@ class TestPage:
         assert page.locator("#flips").inner_text().startswith("Yes" if answer["flips"] else "No")
         playwright.expect(page.locator("#tokens")).to_contain_text(f"{answer['prompt_tokens']} of 256 tokens")
         playwright.expect(page.locator("#tokens")).to_contain_text("Nothing was left out")
+
+    def test_each_example_comes_into_the_form_by_its_button(self, page: "playwright.Page") -> None:
+        group = page.get_by_role("group", name="Examples")
+        assert group.get_by_role("button").all_text_contents() == [*EXAMPLES]
+        for name, turns in EXAMPLES.items():
+            group.get_by_role("button", name=name).focus()
+            page.keyboard.press("Enter")
+            fields = [page.get_by_label(label, exact=True).all() for label in ("Prompt", "Response A", "Response B")]
+            assert [[area.input_value() for area in turn] for turn in zip(*fields, strict=True)] == turns
 
     def test_text_is_never_code(self, page: "playwright.Page") -> None:
         fill(page, SCRIPT, SCRIPT, "<b>bold</b>")
