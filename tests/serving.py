@@ -65,17 +65,19 @@ class Server:
 def serving(
     export: Path, root: Path, *overrides: str, backend: str = "transformers", environment: dict[str, str] | None = None
 ) -> Iterator[Server]:
-    """`python -m distill.serve` on a free port, once it is ready; killed at the end if it still runs."""
+    """`python -m distill.serve` of an export on a free port, once it is ready; killed at the end if it still runs."""
+    arguments = ("+exp=smoke", f"serve.model={export}", f"scorer@scorers.exported={backend}", *overrides)
+    with started(root, *arguments, environment=environment) as server:
+        yield server
+
+
+@contextmanager
+def started(root: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+    """The same with these `arguments`, to which root and port are added."""
     port = free_port()
-    settings = [
-        f"serve.model={export}",
-        f"paths.root={root}",
-        f"serve.port={port}",
-        f"scorer@scorers.exported={backend}",
-    ]
     root.mkdir(parents=True, exist_ok=True)
     log = root / f"serve-{port}.log"
-    arguments = ("+exp=smoke", *settings, *overrides)
+    arguments = (*arguments, f"paths.root={root}", f"serve.port={port}")
     process = start_command("distill.serve", *arguments, stdout=log, stderr=log, environment=environment)
     server = Server(process, f"http://127.0.0.1:{port}", log)
     try:

@@ -29,7 +29,9 @@ def inlined(page: str) -> str:
     files = ("page.css", "examples.json", "page.js")
     style, examples, script = ((FOLDER / name).read_text(encoding="utf-8") for name in files)
     page = page.replace('<link rel="stylesheet" href="page.css">', f"<style>\n{style}</style>")
-    page = page.replace(' src="examples.json"></script>', f">\n{examples}</script>")  # data, which needs no leave to run
+    page = page.replace(
+        ' src="examples.json"></script>', f">\n{examples}</script>"
+    )  # data, which needs no leave to run
     return page.replace('<script src="page.js"></script>', f"<script>\n{script}</script>")
 
 

@@ -1,4 +1,7 @@
-"""A public data set that we measure on: where its files are, what may be done with them, and what we make of them."""
+"""A public data set that we measure on: where its files are, what may be done with them, and what we make of them.
+
+Beside it a model that we train from.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -63,6 +66,15 @@ class Source:
         wrong = [f"{path} {state}" for path, blob in paths.items() if (state := problem_of(path, blob))]
         more = f", and {len(wrong) - 1} more files are not as expected" if len(wrong) > 1 else ""
         return wrong[0] + more if wrong else None
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model that judges are trained from, with a licence that lets a product contain what is trained from it."""
+
+    about: str
+    url: str
+    licence: str
 
 
 def problem_of(path: Path, blob: str) -> str | None:

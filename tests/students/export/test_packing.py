@@ -1,7 +1,9 @@
 """A packed judge: without the weights, and the same judge once a machine has merged them again."""
 
 import json
+import shlex
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from students.trained import open_trained
 from teachers.scorers.opening import open_scorer
 from tests.artefacts import finish_again
 from tests.composing import configured, scorer
+from tests.running import ROOT
+from tests.serving import PAIR, started
 
 pytestmark = pytest.mark.timeout(300)
 POINTWISE = ("model.kind=pointwise", "prompt=pointwise", "prompt.max_tokens=160")
@@ -88,6 +92,22 @@ def test_unpacked_elsewhere_it_is_the_same_judge(
         assert there == here or (there["config"], there["prompt"], there["rows"]) == (
             *(here[key] for key in ("config", "prompt", "rows")),
         )
+
+
+def test_make_try_serves_it_without_anything_prepared(packed: Path, tmp_path: Path) -> None:
+    shown = subprocess.run(["make", "-n", "try", "PY=python"], cwd=ROOT, capture_output=True, text=True, check=True)
+    python, m, module, *arguments = shlex.split(shown.stdout)
+    assert (python, m, module, arguments[0]) == ("python", "-m", "distill.serve", "serve.model=judges/human")
+    root = tmp_path / "artifacts"
+    with started(root, f"serve.model={packed}", *arguments[1:]) as server:
+        model = server.get("/v1/model").json()
+        assert model["model"].startswith("judges/small@") and model["computes_otherwise"] is None
+        (answer,) = server.judge(PAIR)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1) and not answer["flips"]
+        assert "Try an example" in server.get("/").text
+        said = server.log.read_text()
+        assert "8 canaries" in said and f"judges/small@{model['model'].split('@')[1]} is ready on {server.url}" in said
+    assert len([*root.glob("models/unpacked-*")]) == 1 and not (root / "data").exists()
 
 
 def test_it_is_among_the_judges_of_an_evaluation(packed: Path, exported: Config) -> None:
