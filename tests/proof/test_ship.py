@@ -20,7 +20,7 @@ from distill import export, prepare, student
 from eval.__main__ import main as evaluate
 from eval.evaluation import METRICS
 from proof.card import CARD
-from proof.ship import ship
+from proof.ship import main, ship
 from proof.shippable import MACHINE_PATH, check_no_machine_paths
 from proof.sources.lmsys_row import lmsys_row
 from proof.sources.making import as_table, digest
@@ -156,6 +156,21 @@ def test_a_teacher_whose_terms_nobody_knows_is_refused(sources: Sources) -> None
     write_json(run / "manifest.json", manifest | {"parents": manifest["parents"] | {"logits/gpt4_turbo": "0" * 64}})
     with pytest.raises(UserError, match="taught learned from logits/gpt4_turbo, whose terms nobody has checked"):
         ship(run, EXPORT, Path("judges/other"), EVALUATION, ROOT, sources, BASES)
+
+
+def test_data_that_changed_since_the_training_are_refused(sources: Sources) -> None:
+    run = Path(shutil.copytree(RUN, "older"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    write_json(run / "manifest.json", manifest | {"parents": dict.fromkeys(manifest["parents"], "0" * 64)})
+    with pytest.raises(UserError, match=r"artifacts/data/smoke is not what older was trained on: train it again"):
+        ship(run, EXPORT, Path("judges/other"), EVALUATION, ROOT, sources, BASES)
+
+
+def test_the_command_refuses_with_one_sentence(sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([str(RUN), str(EXPORT), "judges/other", "--evaluation", str(EVALUATION)])  # by the real table
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1 and "tiny" in told
 
 
 def test_an_evaluation_of_another_judge_is_refused(sources: Sources) -> None:
