@@ -16,7 +16,9 @@ from tests.composing import configured
 from tests.test_architecture import PACKAGES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/kaggle/*.md"), *ROOT.glob("judges/*/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/kaggle/*.md"), *ROOT.glob("judges/*/*.md")]
+)
 STAGES = ("distill.", "eval", "distill.kaggle")
 NOT_COMPOSED = ("distill.store",)  # a command line of its own
 OTHERS = ("pytest", "pip")
