@@ -29,10 +29,9 @@ import numpy as np
 from bench.configuration import configured, file_of
 from bench.conversations import whole_groups
 from bench.processes import processor_seconds
-from core.bradley_terry import BradleyTerry
 from core.config import from_mapping
 from core.models.resolving import resolve
-from core.pointwise import PointwiseScorer
+from core.pointwise import Choice, PointwiseScorer
 from core.prompts import Renderer
 from core.provenance import Learned
 from core.records import LABELS, ORDERS, Conversation
@@ -118,7 +117,7 @@ def measure(
     began = time.perf_counter()
     with VllmScorer(model, config, renderer.config.max_tokens) as scorer:
         startup_s = time.perf_counter() - began
-        rewards = PointwiseScorer(FirstOutput(scorer), BradleyTerry(np.ones(1), 0.0))
+        rewards = PointwiseScorer(FirstOutput(scorer), Choice(1.0, 0.0))
 
         def bare() -> Any:
             ordered = [{"prompt_token_ids": ids} for ids in sorted(prompts)]

@@ -14,8 +14,8 @@ from core.prompts import Renderer, renderer_of
 from core.renamed import removed
 
 if TYPE_CHECKING:
-    from core.bradley_terry import BradleyTerry
     from core.labels import Labels
+    from core.pointwise import Choice
 
 PACKED_RUN, PACKED_EXPORT = "run", "export"  # what a judge is packed into (`students.export.packing`)
 GGUF_BACKBONE, GGUF_HEAD = "backbone.gguf", "score.safetensors"  # the files of an export for llama.cpp
@@ -51,12 +51,12 @@ class ExportedJudge:
         return labels_of(self.manifest)
 
     @property
-    def davidson(self) -> "BradleyTerry | None":
+    def choice(self) -> "Choice | None":
         """By what a pointwise judge's rewards become logits; None of a pairwise judge."""
-        from core.pointwise import JUDGE, davidson_of  # imports polars
+        from core.pointwise import JUDGE, choice_of  # imports polars
 
         path = self.folder / JUDGE
-        return davidson_of(read_json(path, "export it again, with overwrite=true")) if path.exists() else None
+        return choice_of(read_json(path, "export it again, with overwrite=true")) if path.exists() else None
 
 
 def export_folder(root: Path, run: str, name: str) -> Path:

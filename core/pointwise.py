@@ -1,7 +1,7 @@
-"""Pointwise judges: each response alone gets a reward, and two rewards amount to logits of a, b and tie.
+"""Pointwise judges: each response alone gets a reward, and two rewards amount to logits of a, b and tie (`Choice`).
 
-s = scale * (r_a - r_b), and the logits are Davidson's (`core.bradley_terry`). `scale` and `log_tie` are learnt with the
-judge. They stand in the config.json of its model, a plain sequence classifier with one output, and in `judge.json`.
+How they do is learnt with the judge. It stands in the config.json of its model, a plain sequence classifier with one
+output, and in `judge.json`.
 A scorer of such a model is wrapped once, where it is opened, and answers like that of any judge; both orders of a
 conversation have the same two rewards, so no verdict depends on the order.
 """
@@ -11,13 +11,13 @@ import json
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.bradley_terry import BradleyTerry
 from core.errors import UserError
 from core.labels import NO_TIE
 from core.prompts import ResponseIds
@@ -25,9 +25,29 @@ from core.records import LABELS
 from core.scoring import Scorer
 
 OUTPUTS = ("reward",)  # of a pointwise judge's classifier, as `LABELS` are a pairwise one's
-KEY = "pointwise"  # in config.json and judge.json
+KEY = "choice"  # in config.json and judge.json
+FORMER_KEY = "pointwise"  # of judges whose rewards did not tell how likely a tie is
 JUDGE = "judge.json"
 KNOWN = 100_000  # rewards that a stream remembers: one that never ends must not grow
+
+
+@dataclass(frozen=True)
+class Choice:
+    """P(a), P(b) and P(tie) in proportion to exp(scale * r_a), exp(scale * r_b) and exp(log_tie).
+
+    Luce's choice (1959, "Individual Choice Behavior") where a tie is a third alternative, whose reward is known: what a
+    prompt's rewards differ by tells who wins, and how high they are tells how likely a tie is. `log_tie` is `NO_TIE`
+    where nobody could vote for one; the height of rewards then tells nothing.
+    """
+
+    scale: float
+    log_tie: float
+
+    def logits(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """float64 [n, 3] for rewards of the responses a and b, each [n]; those of a and b add up to zero."""
+        half = self.scale * (first - second) / 2
+        tie = np.full(len(half), NO_TIE) if self.log_tie == NO_TIE else self.log_tie - self.scale * (first + second) / 2
+        return np.column_stack([half, -half, tie])
 
 
 def outputs_of(pointwise: bool) -> tuple[str, ...]:
@@ -35,29 +55,33 @@ def outputs_of(pointwise: bool) -> tuple[str, ...]:
     return OUTPUTS if pointwise else LABELS
 
 
-def noted(davidson: BradleyTerry) -> dict[str, Any]:
+def noted(choice: Choice) -> dict[str, Any]:
     """What config.json and judge.json say of a pointwise judge; `log_tie` is null where nobody could vote for a tie."""
-    (scale,) = davidson.weights.tolist()
-    return {KEY: {"scale": scale, "log_tie": None if davidson.log_tie == NO_TIE else davidson.log_tie}}
+    return {KEY: {"scale": choice.scale, "log_tie": None if choice.log_tie == NO_TIE else choice.log_tie}}
 
 
-def davidson_of(note: Mapping[str, Any]) -> BradleyTerry | None:
-    """The scale and the tie constant by which a judge's rewards become logits, from what `noted` wrote, among other
-    keys; None where the judge is pairwise."""
-    if (found := note.get(KEY)) is None:
+def choice_of(note: Mapping[str, Any]) -> Choice | None:
+    """How a judge's rewards become logits, from what `noted` wrote, among other keys; None where the judge is pairwise.
+
+    Raises `UserError` for a judge of ties whose rewards do not tell how likely these are.
+    """
+    former = note.get(FORMER_KEY)
+    if former is not None and former["log_tie"] is not None:
+        raise UserError("a pointwise judge of an earlier version, with another model of ties: train it again")
+    if (found := note.get(KEY, former)) is None:
         return None
-    return BradleyTerry(np.array([found["scale"]]), NO_TIE if found["log_tie"] is None else found["log_tie"])
+    return Choice(found["scale"], NO_TIE if found["log_tie"] is None else found["log_tie"])
 
 
-def davidson_in(model: Path) -> BradleyTerry | None:
+def choice_in(model: Path) -> Choice | None:
     """That of a model's folder; None of one that has none, or no config.json."""
     path = model / "config.json"
-    return davidson_of(json.loads(path.read_text())) if path.exists() else None
+    return choice_of(json.loads(path.read_text())) if path.exists() else None
 
 
 def check_kind(model: Path, pointwise: bool) -> None:
     """Raise `UserError` for a judge of the other kind than the prompts that it is to be shown."""
-    is_pointwise = davidson_in(model) is not None
+    is_pointwise = choice_in(model) is not None
     if is_pointwise and not pointwise:
         raise UserError(
             f"{model} is a pointwise judge, which reads one response, and prompt.template shows both: give prompt="
@@ -77,8 +101,8 @@ class PointwiseScorer:
     share theirs, and conversations share a response. What is spared counts as cached.
     """
 
-    def __init__(self, rewards: Scorer, davidson: BradleyTerry):
-        self.rewards, self.davidson = rewards, davidson
+    def __init__(self, rewards: Scorer, choice: Choice):
+        self.rewards, self.choice = rewards, choice
         self._spared = 0  # tokens of the prompts less those that were computed
 
     @property
@@ -137,7 +161,7 @@ class PointwiseScorer:
     def _output(self, own: float, other: float | None = None) -> np.ndarray:
         if other is None:
             return np.array([own], np.float32)
-        return self.davidson.logits(np.array([[own - other]]))[0].astype(np.float32)
+        return self.choice.logits(np.array([own]), np.array([other]))[0].astype(np.float32)
 
 
 def _digest(ids: Sequence[int]) -> bytes:

@@ -73,7 +73,7 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     from core.json_files import write_json
     from core.labels import noted
     from core.pointwise import JUDGE
-    from core.pointwise import noted as noted_davidson
+    from core.pointwise import noted as noted_choice
     from core.provenance import write_learned
     from eval.canaries.making import make_canaries
     from eval.export_comparison import exported, fit_to_votes, unquantised, write_fidelity
@@ -86,8 +86,8 @@ def write_export(config: Config, judge: "TrainedJudge", rows: "Rows", artefact: 
     model = export_model(judge, export, rows.training, config.root, seed)
     copy_linked(model.folder, folder)
     write_learned(folder, judge.learned())
-    if judge.davidson is not None:
-        write_json(folder / JUDGE, noted_davidson(judge.davidson))
+    if judge.choice is not None:
+        write_json(folder / JUDGE, noted_choice(judge.choice))
     make_canaries(folder, model.folder, judge.renderer, scorer, export.dtype, config.canaries, rows.training, seed)
     # Compare.
     student = unquantised(judge, config.scorers.student, config.root)

@@ -29,7 +29,7 @@ def fold_models(config: Config) -> list[TeacherModel]:
             return (judge.merged(config.root), None) if config.teacher.merge else judge.unmerged(config.root)
 
         who = (judge.manifest.content, fold, judge.learned(), judge.labels)
-        return TeacherModel(*who, judge.renderer, judge.base, folders, judge.davidson)
+        return TeacherModel(*who, judge.renderer, judge.base, folders, judge.choice)
 
     opened = [open_trained(f, config.root, "train it first (role=teacher)") for f in teacher_folders(config)]
     return [model(fold, judge) for fold, judge in zip(config.teacher.folds, opened, strict=True)]

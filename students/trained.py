@@ -9,15 +9,14 @@ import torch
 
 from core.artefacts.building import Artefact
 from core.artefacts.manifest import Manifest, read_manifest
-from core.bradley_terry import BradleyTerry
 from core.errors import UserError
 from core.json_files import read_json
 from core.labels import Labels, labels_of, noted
 from core.models.folders import model_hash, new_model
 from core.models.resolving import resolve
 from core.models.shards import locate, read_shapes, read_tensor, write_weights
-from core.pointwise import JUDGE, davidson_of
-from core.pointwise import noted as noted_davidson
+from core.pointwise import JUDGE, Choice, choice_of
+from core.pointwise import noted as noted_choice
 from core.prompts import Renderer, renderer_of
 from core.provenance import Learned, read_learned, write_learned
 from students.merging import caps_off, merge_adapter, unmerge_adapter
@@ -49,17 +48,17 @@ class TrainedJudge:
         return read_learned(self.folder)
 
     @property
-    def davidson(self) -> BradleyTerry | None:
+    def choice(self) -> Choice | None:
         """How a pointwise judge's rewards become logits; None for a pairwise one."""
         if not self.renderer.pointwise:
             return None
         path = self.folder / ("model" if self.tuned_whole else "adapter") / JUDGE
-        return davidson_of(read_json(path, "train the judge again, with overwrite=true"))
+        return choice_of(read_json(path, "train the judge again, with overwrite=true"))
 
     @property
     def settings(self) -> dict[str, Any]:
         """Keys of config.json that differ from its base's."""
-        own = {} if self.davidson is None else noted_davidson(self.davidson)
+        own = {} if self.choice is None else noted_choice(self.choice)
         if self.manifest.config["model"]["softcapping"]:
             return own
         return own | caps_off(json.loads((self.base / "config.json").read_text()))

@@ -3,7 +3,7 @@
     python -m studies.order_blind [--conversations 20000]
 
 Expected log loss (nats) of the true distribution, of the same without the effect of the position, and of the best
-judge of Davidson's form, as pointwise judges are: its scale and tie constant are fitted to the true distribution.
+pointwise judge (`core.pointwise.Choice`): its scale and its constant of ties are fitted to the true distribution.
 """
 
 import argparse
@@ -11,9 +11,9 @@ import argparse
 import numpy as np
 from scipy.optimize import minimize
 
-from core.bradley_terry import BradleyTerry
 from core.data.arena_sim import NOISE, POSITION, bayes_log_loss, simulate, vote_probabilities
 from core.data.config import SimulateConfig
+from core.pointwise import Choice
 
 
 def main() -> None:
@@ -26,14 +26,14 @@ def main() -> None:
     def log_loss(probabilities: np.ndarray) -> float:
         return float(-(truth * np.log(probabilities)).sum(axis=1).mean())
 
-    def davidson(parameters: np.ndarray) -> float:
-        logits = BradleyTerry(parameters[:1], float(parameters[1])).logits(strength[:, None])
+    def pointwise(parameters: np.ndarray) -> float:
+        logits = Choice(*map(float, parameters)).logits(strength / 2, -strength / 2)
         weights = np.exp(logits)
         return log_loss(weights / weights.sum(axis=1, keepdims=True))
 
     blind = np.array([vote_probabilities(difference - POSITION, 0.0) for difference in strength])
-    best = minimize(davidson, [1.0, 0.0], method="Nelder-Mead").fun
-    print(f"true {bayes_log_loss(table):.4f}, blind to the order {log_loss(blind):.4f}, as Davidson's {best:.4f}")
+    best = minimize(pointwise, [1.0, 0.0], method="Nelder-Mead").fun
+    print(f"true {bayes_log_loss(table):.4f}, blind to the order {log_loss(blind):.4f}, pointwise {best:.4f}")
 
 
 if __name__ == "__main__":

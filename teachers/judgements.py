@@ -12,11 +12,10 @@ import numpy as np
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
 from core.artefacts.manifest import read_manifest
-from core.bradley_terry import BradleyTerry
 from core.errors import UserError
 from core.labels import Labels, check_knows, labels_of, noted, shared
 from core.models.folders import model_hash
-from core.pointwise import check_kind
+from core.pointwise import Choice, check_kind
 from core.prompts import PromptConfig, Rendered, Renderer, check_open
 from core.provenance import Learned, behind_model
 from core.records import LABELS, ORDERS, TEST, Conversation
@@ -40,7 +39,7 @@ class TeacherModel:
     """One model of a teacher.
 
     `content` tells it from any other; `learned`: what it learned from, `labels`: and what could be voted for there;
-    `folders()`: its folder, made ready when it is asked for, and an adapter that is served beside it. `davidson`: how
+    `folders()`: its folder, made ready when it is asked for, and an adapter that is served beside it. `choice`: how
     the rewards of a pointwise judge become logits, where its folder need not tell.
     """
 
@@ -51,7 +50,7 @@ class TeacherModel:
     renderer: Renderer
     tokenizer: Path
     folders: Callable[[], tuple[Path, Path | None]]
-    davidson: BradleyTerry | None = None
+    choice: Choice | None = None
 
     def asked_tokens(self, teacher: TeacherConfig) -> list[str] | None:
         """The next tokens that the model is asked for; None where its score head is read.
@@ -191,7 +190,7 @@ def score_share(share: Share, store: Path, teacher: TeacherConfig, scorer: Score
         folder,
         scorer,
         model.renderer.config.max_tokens,
-        davidson=model.davidson,
+        choice=model.choice,
         label_tokens=model.asked_tokens(teacher),
         adapter=adapter,
         fold=model.fold if model.fold >= 0 else None,

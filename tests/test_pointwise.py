@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from core.data.table import load_conversations
 from core.exported import open_exported
-from core.pointwise import davidson_in, davidson_of
+from core.pointwise import choice_in, choice_of
 from core.scoring import logits_by_order
 from tests.running import refuses, succeeds
 from tests.serving import PAIR, serving
@@ -77,8 +77,8 @@ def test_an_export_is_a_plain_classifier_with_one_output(finished: tuple[Path, l
     folder = root / "exports/tiny/merged"
     exported, config = open_exported(folder), json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"] and config["id2label"] == {"0": "reward"}
-    davidson = davidson_in(folder)
-    assert davidson is not None and davidson == davidson_of(json.loads((folder / "judge.json").read_text()))
+    choice = choice_in(folder)
+    assert choice is not None and choice == choice_of(json.loads((folder / "judge.json").read_text()))
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     assert model.config.num_labels == 1
     model.config.pad_token_id = -1
@@ -90,21 +90,21 @@ def test_an_export_is_a_plain_classifier_with_one_output(finished: tuple[Path, l
             pair = list(exported.renderer.render([c]))
             with torch.inference_mode():
                 a, b = (model(torch.tensor([[*p.ids]])).logits.item() for p in pair)
-            half = davidson.weights.item() * (a - b) / 2
-            assert own[0] == pytest.approx([half, -half, davidson.log_tie], abs=1e-3)
+            half, level = choice.scale * (a - b) / 2, choice.scale * (a + b) / 2
+            assert own[0] == pytest.approx([half, -half, choice.log_tie - level], abs=1e-3)
 
 
 def test_an_average_gives_the_mean_of_what_its_folds_rewards_amount_to(finished: tuple[Path, list[str]]) -> None:
     root, _ = finished
     (export,) = (root / "exports/tiny,loss=votes").glob("merged*/judge.json")
     folds = [root / f"students/tiny,loss=votes/fold={fold}/adapter" for fold in (0, 1)]
-    learnt = [davidson_of(json.loads((fold / "judge.json").read_text())) for fold in folds]
-    found = davidson_in(export.parent)
+    learnt = [choice_of(json.loads((fold / "judge.json").read_text())) for fold in folds]
+    found = choice_in(export.parent)
     assert found is not None and all(learnt)
     heads = [load_file(f / "adapter_model.safetensors")["base_model.model.score.weight"] for f in folds]
-    expected = sum(of.weights.item() * head for of, head in zip(learnt, heads, strict=True) if of) / 2
+    expected = sum(of.scale * head for of, head in zip(learnt, heads, strict=True) if of) / 2
     head = load_file(export.parent / "model.safetensors")["score.weight"]
-    torch.testing.assert_close(found.weights.item() * head, expected)
+    torch.testing.assert_close(found.scale * head, expected)
     assert found.log_tie == pytest.approx(np.mean([of.log_tie for of in learnt if of]))
 
 

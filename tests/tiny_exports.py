@@ -4,19 +4,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from core.artefacts.building import Artefact
 from core.artefacts.contents import MANIFEST
-from core.bradley_terry import BradleyTerry
 from core.config import from_mapping, to_mapping
 from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
 from core.json_files import write_json
-from core.pointwise import JUDGE, noted
+from core.pointwise import JUDGE, Choice, noted
 from core.prompts import PromptConfig, Renderer
 from core.provenance import Learned, write_learned
 from eval.canaries.making import make_canaries
@@ -46,10 +44,10 @@ def one_output(folder: Path) -> None:
     weight = model.score.weight.detach()
     model.score = torch.nn.Linear(weight.shape[1], 1, bias=False)
     model.score.weight.data = weight[:1] - weight[1:2]
-    noted_davidson = noted(BradleyTerry(np.array([1.5]), -0.5))
-    model.config.update({"id2label": {0: "reward"}, "label2id": {"reward": 0}, **noted_davidson})
+    noted_choice = noted(Choice(1.5, -0.5))
+    model.config.update({"id2label": {0: "reward"}, "label2id": {"reward": 0}, **noted_choice})
     model.save_pretrained(folder)
-    write_json(folder / JUDGE, noted_davidson)
+    write_json(folder / JUDGE, noted_choice)
 
 
 def with_canaries(folder: Path, renderer: Renderer, conversations: int = 12, repeats: int = 2) -> None:

@@ -35,11 +35,11 @@ class Ranker:
 
         Raises `UserError` for outputs that are not finite.
         """
-        if (davidson := self.judge.davidson) is not None:
+        if (choice := self.judge.choice) is not None:
             # All prompts in one stream, so that the scorer's batches are full.
             rewards = self.rewards([*chain(*groups.values())])
             own = np.split(rewards, np.cumsum([*map(len, groups.values())])[:-1])
-            how = (davidson, self.recalibrate, self.judge.labels)
+            how = (choice, self.recalibrate, self.judge.labels)
             return {name: pointwise_standing(each, *how) for name, each in zip(groups, own, strict=True)}
         tournaments = {name: Tournament(len(rows)) for name, rows in groups.items()}
         # A round of all groups at a time, so that the scorer's batches are full.

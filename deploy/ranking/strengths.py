@@ -11,8 +11,8 @@ import numpy as np
 from scipy.special import expit, softmax
 from scipy.stats import norm, rankdata
 
-from core.bradley_terry import BradleyTerry
 from core.labels import Labels, among, with_tie
+from core.pointwise import Choice
 
 PRIOR = 0.01  # of the strengths, as a precision: it centres them, and holds one that always wins
 TOLERANCE, STEPS = 1e-10, 100
@@ -90,11 +90,12 @@ def against_others(wins: np.ndarray) -> np.ndarray:
 
 
 def pointwise_standing(
-    rewards: np.ndarray, davidson: BradleyTerry, recalibrate: Callable[[np.ndarray], np.ndarray], labels: Labels
+    rewards: np.ndarray, choice: Choice, recalibrate: Callable[[np.ndarray], np.ndarray], labels: Labels
 ) -> Standing:
     """What the `rewards` [n] of a pointwise judge amount to."""
-    gaps = (rewards[:, None] - rewards[None, :]).reshape(-1, 1)
-    wins = shares_of(recalibrate(among(davidson.logits(gaps), labels))).reshape(len(rewards), -1)
+    count = len(rewards)
+    pairs = choice.logits(rewards.repeat(count), np.tile(rewards, count))
+    wins = shares_of(recalibrate(among(pairs, labels))).reshape(count, -1)
     return Standing(rewards, against_others(wins), None)
 
 

@@ -77,9 +77,9 @@ async def ranked(service: Service, body: RankRequest) -> tuple[list[Ranked], int
     Raises `HTTPException` 500 where the judge's outputs are not finite.
     """
     rows = body.conversations()
-    if service.davidson is not None:
+    if service.choice is not None:
         found = np.array(await rewards(service, rows))
-        return listed(pointwise_standing(found, service.davidson, service.recalibrate, service.labels)), 0
+        return listed(pointwise_standing(found, service.choice, service.recalibrate, service.labels)), 0
     tournament, asked = Tournament(len(rows)), 0
     while len(pairs := tournament.pairs()):
         shown, _ = await service.logits([versus(rows[a], rows[b], f"{a}:{b}") for a, b in pairs.tolist()])

@@ -47,10 +47,10 @@ class Service:
         canaries: CanaryMode,
         coverage: float,
     ) -> None:
-        folder, content = exported.folder.resolve(), exported.manifest.content[:12]
+        folder = exported.folder.resolve()
         self.settings, self.renderer, self.max_tokens = settings, exported.renderer, exported.max_tokens
         self.model = exported.name
-        self.davidson = exported.davidson
+        self.choice = exported.choice
         self.recalibrate, self.labels = read_recalibration(folder), exported.labels
         self.thresholds = read_thresholds(folder)
         self.coverage = coverage

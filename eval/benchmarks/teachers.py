@@ -36,7 +36,7 @@ def ask_teacher(
             *(folder, model.content, model.renderer, scorer, conversations, root),
             label_tokens=model.asked_tokens(teacher),
             adapter=adapter,
-            davidson=model.davidson,
+            choice=model.choice,
         )
         frames.append(found.scores)
     lengths = pl.col("prompt_tokens", "truncated").first()

@@ -10,7 +10,7 @@ import polars as pl
 from core.artefacts.building import Artefact
 from core.artefacts.identity import identity_hash
 from core.artefacts.manifest import read_manifest
-from core.bradley_terry import BradleyTerry
+from core.pointwise import Choice
 from core.prompts import Renderer
 from core.records import Conversation
 from core.scoring import score_conversations
@@ -43,17 +43,17 @@ def predictions(
     *,
     label_tokens: Sequence[str] | None = None,
     adapter: Path | None = None,
-    davidson: BradleyTerry | None = None,
+    choice: Choice | None = None,
 ) -> Predictions:
     """The answers of the model in a folder, whose hash is `content`, under an `adapter` where one is served beside it.
 
-    A language model is asked for `label_tokens` instead of its score head; `davidson`: see `open_scorer`.
+    A language model is asked for `label_tokens` instead of its score head; `choice`: see `open_scorer`.
 
     With `canaries`, the model is an export whose engine is checked first: with "warn", what is wrong with it is among
     what `failed`. Raises `UserError` where, with "refuse", it computes something else than was exported.
     """
     if not backend_of(scorer).loads_model:  # a server's owner alone knows which model it holds now: nothing is kept
-        return ask(model, renderer, scorer, conversations, canaries, label_tokens, adapter, davidson)
+        return ask(model, renderer, scorer, conversations, canaries, label_tokens, adapter, choice)
     shown = [[c.id, c.model_a, c.model_b, c.prompt, c.response_a, c.response_b] for c in conversations]
     identity = {
         "content": content,
@@ -67,7 +67,7 @@ def predictions(
     artefact = Artefact(folder, "predictions", identity, [], root)
     with artefact.building(wait=True) as lacking:
         if lacking:
-            found = ask(model, renderer, scorer, conversations, canaries, label_tokens, adapter, davidson)
+            found = ask(model, renderer, scorer, conversations, canaries, label_tokens, adapter, choice)
             folder.mkdir(parents=True, exist_ok=True)
             found.scores.write_parquet(folder / SCORED)
             artefact.finish(rows={"scored": len(conversations)}, extra={FAILED: [*found.failed]})
@@ -82,10 +82,10 @@ def ask(
     canaries: CanaryMode | None,
     label_tokens: Sequence[str] | None,
     adapter: Path | None,
-    davidson: BradleyTerry | None,
+    choice: Choice | None,
 ) -> Predictions:
     """The answers of a scorer that is opened for them."""
     budget = renderer.config.max_tokens
-    with open_scorer(model, scorer, budget, davidson=davidson, label_tokens=label_tokens, adapter=adapter) as opened:
+    with open_scorer(model, scorer, budget, choice=choice, label_tokens=label_tokens, adapter=adapter) as opened:
         problem = None if canaries is None else check_canaries(model, renderer, opened, canaries)
         return Predictions(score_conversations(opened, renderer, conversations), [problem] if problem else [])

@@ -8,14 +8,13 @@ import numpy as np
 
 from core.artefacts.building import Artefact
 from core.artefacts.manifest import made_from
-from core.bradley_terry import BradleyTerry
 from core.data.table import load_conversations
 from core.errors import UserError
 from core.exported import average_folder
 from core.json_files import write_json
 from core.labels import noted
-from core.pointwise import JUDGE
-from core.pointwise import noted as noted_davidson
+from core.pointwise import JUDGE, Choice
+from core.pointwise import noted as noted_choice
 from core.provenance import union, write_learned
 from core.records import Conversation
 from students.export.averaging import average_adapters, write_adapter
@@ -116,20 +115,20 @@ def methods(folds: Sequence[TrainedJudge]) -> tuple[str, ...]:
     return METHODS[:1] if dora else METHODS
 
 
-def of_one_scale(folds: Sequence[TrainedJudge]) -> tuple[dict[str, Adapter], BradleyTerry | None]:
+def of_one_scale(folds: Sequence[TrainedJudge]) -> tuple[dict[str, Adapter], Choice | None]:
     """The folds' adapters by folder and, for pointwise judges, the mean scale and tie constant, to which their heads
     are brought: a fold counts by what its rewards amount to, not by their size.
     """
     adapters = {str(fold.folder): read_adapter(fold.folder / "adapter") for fold in folds}
-    learnt = [fold.davidson for fold in folds if fold.davidson is not None]
+    learnt = [fold.choice for fold in folds if fold.choice is not None]
     if not learnt:
         return adapters, None
-    scale = float(np.mean([each.weights for each in learnt]))
+    scale = float(np.mean([each.scale for each in learnt]))
     scaled = {
-        name: replace(adapter, score=adapter.score * (each.weights.item() / scale))
+        name: replace(adapter, score=adapter.score * (each.scale / scale))
         for (name, adapter), each in zip(adapters.items(), learnt, strict=True)
     }
-    return scaled, BradleyTerry(np.array([scale]), float(np.mean([each.log_tie for each in learnt])))
+    return scaled, Choice(scale, float(np.mean([each.log_tie for each in learnt])))
 
 
 def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJudge:
@@ -143,11 +142,11 @@ def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJu
     artefact = Artefact(folder, "average", identity, [fold.folder for fold in folds], root)
     with artefact.building(wait=True) as lacking:
         if lacking:
-            adapters, davidson = of_one_scale(folds)
+            adapters, choice = of_one_scale(folds)
             averaged = average_adapters(adapters, method)
             write_adapter(averaged.adapter, folds[0].folder / "adapter", folder / "adapter")
-            if davidson is not None:
-                write_json(folder / "adapter" / JUDGE, noted_davidson(davidson))
+            if choice is not None:
+                write_json(folder / "adapter" / JUDGE, noted_choice(choice))
             write_learned(folder, union(fold.learned() for fold in folds))
             artefact.finish(
                 prompt=folds[0].manifest.prompt, extra={"energy": averaged.energy, **noted(folds[0].labels)}

@@ -11,10 +11,10 @@ from torch.nn import functional
 from core.errors import UserError
 from core.labels import Labels
 from core.models.label_tokens import OF_ONE_RESPONSE, label_token_ids, output_rows
-from core.pointwise import davidson_in
+from core.pointwise import choice_in
 from core.records import LABELS
 from students.merging import stored_head, stored_rows
-from students.training.pairing import Davidson
+from students.training.pairing import LearntChoice
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def start_head(
     return head
 
 
-def start_davidson(base: Path, wanted: str, labels: Labels) -> Davidson:
+def start_choice(base: Path, wanted: str, labels: Labels) -> LearntChoice:
     """What a pointwise judge's rewards go through: as the base has learnt it where its head is kept, else 1 and 0."""
-    own = davidson_in(base) if wanted in ("auto", "base") else None
-    return Davidson(ties=len(labels) == len(LABELS), start=own)
+    own = choice_in(base) if wanted in ("auto", "base") else None
+    return LearntChoice(ties=len(labels) == len(LABELS), start=own)

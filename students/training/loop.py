@@ -79,7 +79,7 @@ class Trainer:
         self.objective = Objective(recipe.loss, labels)
         self.engine = open_deepspeed(judge, recipe.optimizer, recipe.engine)
         self.device = self.engine.device
-        self.in_two = judge.davidson is not None and not recipe.engine.padding_free
+        self.in_two = judge.choice is not None and not recipe.engine.padding_free
         self.lengths, self.prompts = [example.length for example in training], prompt_numbers(training)
         train = recipe.train
         self.steps_per_epoch = math.ceil(len(training) / train.batch_conversations)

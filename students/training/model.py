@@ -28,8 +28,8 @@ from students.merging import caps_off
 from students.training.attention import COMPILER, choose_attention, triton_compiles
 from students.training.collectives import take_device
 from students.training.config import EngineConfig, ModelConfig
-from students.training.heads import start_davidson, start_head
-from students.training.pairing import Davidson, learnt
+from students.training.heads import start_choice, start_head
+from students.training.pairing import LearntChoice, learnt
 
 log = logging.getLogger(__name__)
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -46,13 +46,13 @@ class JudgeModel(nn.Module):
     the first to the second.
     """
 
-    def __init__(self, model: Any, base: Path, davidson: Davidson | None = None):
+    def __init__(self, model: Any, base: Path, choice: LearntChoice | None = None):
         """`model` is transformers' sequence classifier, or PEFT's model around it, made from the folder `base`.
 
-        With `davidson` it gives rewards, and both rows of a conversation stand side by side.
+        With `choice` it gives rewards, and both rows of a conversation stand side by side.
         """
         super().__init__()
-        self.model, self.base, self.davidson = model, base, davidson
+        self.model, self.base, self.choice = model, base, choice
 
     @property
     def classifier(self) -> Any:
@@ -79,13 +79,11 @@ class JudgeModel(nn.Module):
             ]
             pooled = (hidden[0] if len(hidden) == 1 else torch.cat(hidden))[ends]
         outputs = getattr(classifier, self.head)(pooled)
-        return outputs if self.davidson is None else self.davidson(outputs)
+        return outputs if self.choice is None else self.choice(outputs)
 
     def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(LoRA matrices or all weights, score head and what comes after it)."""
-        named = [
-            (self.head in n or n.startswith("davidson."), p) for n, p in self.named_parameters() if p.requires_grad
-        ]
+        named = [(self.head in n or n.startswith("choice."), p) for n, p in self.named_parameters() if p.requires_grad]
         return [p for of_head, p in named if not of_head], [p for of_head, p in named if of_head]
 
     def save(self, folder: Path, gathered: bool, write: bool) -> None:
@@ -100,8 +98,8 @@ class JudgeModel(nn.Module):
             return
         name = "adapter" if adapted else "model"
         with new_folder(folder / name) as partial:
-            if self.davidson is not None:
-                note = noted(learnt(state.pop("davidson.log_scale"), state.pop("davidson.log_tie", None)))
+            if self.choice is not None:
+                note = noted(learnt(state.pop("choice.log_scale"), state.pop("choice.log_tie", None)))
                 write_json(partial / JUDGE, note)
                 self.classifier.config.update(note)
             if adapted:
@@ -189,19 +187,19 @@ def build_judge(
         )
     drawn = getattr(model, head).weight
     setattr(model, head, start_head(drawn, base, config.head, label_tokens, outputs_of(pointwise)))
-    davidson = start_davidson(base, config.head, labels) if pointwise else None
+    choice = start_choice(base, config.head, labels) if pointwise else None
     if engine.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if engine.liger and device.type == "cuda":
         fuse(model)
     if config.tuning == "lora":
-        return JudgeModel(with_lora(model, config), base, davidson)
+        return JudgeModel(with_lora(model, config), base, choice)
     # DeepSpeed wants one type for all that it trains; the head computes in fp32 all the same.
     getattr(model, head).to(dtype)
     for name, parameter in model.named_parameters():
         if is_frozen(name, config.freeze_layers):
             parameter.requires_grad = False
-    return JudgeModel(model, base, None if davidson is None else davidson.to(dtype))
+    return JudgeModel(model, base, None if choice is None else choice.to(dtype))
 
 
 def fuse(model: Any) -> None:

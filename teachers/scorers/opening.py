@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from core.bradley_terry import BradleyTerry
 from core.errors import UserError
 from core.models.encoders import check_room
 from core.models.label_tokens import label_token_ids
-from core.pointwise import PointwiseScorer, davidson_in, outputs_of
+from core.pointwise import Choice, PointwiseScorer, choice_in, outputs_of
 from core.records import LABELS
 from core.scoring import Scorer
 from teachers.scorers.backends import ModelSpec, backend_of, open_with
@@ -24,7 +23,7 @@ def open_scorer(
     max_tokens: int,
     *,
     judges: bool = True,
-    davidson: BradleyTerry | None = None,
+    choice: Choice | None = None,
     label_tokens: Sequence[str] | None = None,
     adapter: Path | None = None,
     fold: int | None = None,
@@ -32,13 +31,13 @@ def open_scorer(
     """The scorer of a model's folder, closed at the end.
 
     `max_tokens` is the longest prompt in tokens. It gives the logits of a judge (`judges`), or whatever outputs the
-    classifier has. A pointwise judge's rewards become logits by what its config.json says, or by `davidson` where the
+    classifier has. A pointwise judge's rewards become logits by what its config.json says, or by `choice` where the
     folder is not that of its model. With `label_tokens`, one text a label, a language model is asked for these next
     tokens instead. `adapter` is a LoRA folder that is served beside `model`, `fold` fills a server's URL. Raises
     `UserError` where the folder or the servers do not hold such a model.
     """
-    davidson = davidson or (davidson_in(model) if judges and label_tokens is None else None)
-    labels = outputs_of(davidson is not None) if judges else None
+    choice = choice or (choice_in(model) if judges and label_tokens is None else None)
+    labels = outputs_of(choice is not None) if judges else None
     label_ids = None
     if label_tokens is not None:
         label_ids = label_token_ids(label_tokens, model)
@@ -47,7 +46,7 @@ def open_scorer(
         check_room(model, max_tokens)
     outputs = None if labels is None else len(labels)
     with open_with(ModelSpec(model, max_tokens, label_ids, outputs, adapter, fold), config) as scorer:
-        yield scorer if davidson is None else PointwiseScorer(scorer, davidson)
+        yield scorer if choice is None else PointwiseScorer(scorer, choice)
 
 
 def check_classifier(model: Path, labels: Sequence[str] | None = LABELS) -> None:

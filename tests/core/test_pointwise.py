@@ -8,18 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from core import pointwise
-from core.bradley_terry import BradleyTerry
 from core.errors import UserError
-from core.pointwise import PointwiseScorer, check_kind, davidson_of, noted
+from core.labels import NO_TIE
+from core.pointwise import Choice, PointwiseScorer, check_kind, choice_of, noted
 from core.prompts import PromptConfig, Renderer, ResponseIds
 from core.records import Conversation
 from core.scoring import logits_by_order, score_conversations
 from tests.composing import configured
 from tests.tiny_models import tiny_tokenizer
 
-DAVIDSON = BradleyTerry(np.array([1.5]), -0.25)
+CHOICE = Choice(1.5, -0.25)
 
 
 class CountingScorer:
@@ -63,24 +64,25 @@ def ranked(responses: int) -> list[Conversation]:
 @pytest.mark.parametrize("seed", range(5))
 def test_each_response_is_asked_once_and_no_order_matters(renderer: Renderer, seed: int) -> None:
     rows, inner = ranked(6), CountingScorer(seed)
-    scorer = PointwiseScorer(inner, DAVIDSON)
+    scorer = PointwiseScorer(inner, CHOICE)
     scores = score_conversations(scorer, renderer, rows)
     assert len(inner.asked) == 6 == len(set(inner.asked))
     assert scores["prompt_tokens"].sum() == scorer.tokens_cached + sum(map(len, inner.asked))
     first, second = logits_by_order(scores, [c.id for c in rows])
     assert np.array_equal(first, second)
     prompts = {(p.id, p.order): sum(p.ids) / 1000 for p in renderer.render(rows)}
-    half = 1.5 * np.array([prompts[c.id, "ab"] - prompts[c.id, "ba"] for c in rows]) / 2
-    np.testing.assert_allclose(first, np.column_stack([half, -half, np.full(len(rows), -0.25)]), atol=1e-5)
+    a, b = (np.array([prompts[c.id, order] for c in rows]) for order in ("ab", "ba"))
+    weights = np.column_stack([np.exp(1.5 * a), np.exp(1.5 * b), np.full(len(rows), np.exp(-0.25))])
+    np.testing.assert_allclose(softmax(first, axis=1), weights / weights.sum(axis=1, keepdims=True), atol=1e-5)
 
 
 def test_what_a_stream_forgets_is_asked_again_and_right(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ranked(6)
-    expected = score_conversations(PointwiseScorer(CountingScorer(0), DAVIDSON), renderer, rows)
+    expected = score_conversations(PointwiseScorer(CountingScorer(0), CHOICE), renderer, rows)
     monkeypatch.setattr(pointwise, "KNOWN", 2)
     for seed in range(5):
         inner = CountingScorer(seed)
-        assert score_conversations(PointwiseScorer(inner, DAVIDSON), renderer, rows).equals(expected)
+        assert score_conversations(PointwiseScorer(inner, CHOICE), renderer, rows).equals(expected)
         assert 6 < len(inner.asked) <= 72
 
 
@@ -108,23 +110,39 @@ def test_a_privileged_teacher_is_told_whose_response_it_is(renderer: Renderer, t
 
 def test_empty_responses_have_a_reward(renderer: Renderer) -> None:
     rows = [Conversation("1", [""], [""], [""]), Conversation("2", ["Why?"], [""], ["Because."])]
-    scores = score_conversations(PointwiseScorer(CountingScorer(0), DAVIDSON), renderer, rows)
+    scores = score_conversations(PointwiseScorer(CountingScorer(0), CHOICE), renderer, rows)
     assert np.isfinite(scores["logits"].to_numpy()).all()
     assert scores.filter(id="1")["logits"].to_list()[0][:2] == [0, 0]
 
 
 def test_another_number_of_outputs_is_refused(renderer: Renderer) -> None:
     with pytest.raises(UserError, match="one output, its scorer gave 3"):
-        score_conversations(PointwiseScorer(CountingScorer(0, outputs=3), DAVIDSON), renderer, ranked(2))
+        score_conversations(PointwiseScorer(CountingScorer(0, outputs=3), CHOICE), renderer, ranked(2))
 
 
 @pytest.mark.parametrize("log_tie", [-0.7, -30.0])
 def test_what_is_noted_is_read_back(log_tie: float) -> None:
-    davidson = BradleyTerry(np.array([2.5]), log_tie)
-    note = noted(davidson)
-    assert (note["pointwise"]["log_tie"] is None) == (log_tie == -30)
-    assert davidson_of({"hidden_size": 64, **note}) == davidson
-    assert davidson_of({"hidden_size": 64}) is None
+    choice = Choice(2.5, log_tie)
+    note = noted(choice)
+    assert (note["choice"]["log_tie"] is None) == (log_tie == -30)
+    assert choice_of({"hidden_size": 64, **note}) == choice
+    assert choice_of({"hidden_size": 64}) is None
+
+
+def test_of_earlier_judges_those_without_ties_are_read() -> None:
+    """Where nobody could vote for a tie, the two models are the same."""
+    former = {"scale": 2.5, "log_tie": None}
+    assert choice_of({"pointwise": former}) == Choice(2.5, NO_TIE)
+    with pytest.raises(UserError, match="earlier version"):
+        choice_of({"pointwise": {**former, "log_tie": -0.5}})
+
+
+def test_rewards_of_one_height_tie_as_often_as_that_height_says() -> None:
+    rewards = np.array([-2.0, 0.0, 2.0])
+    ties = softmax(Choice(1.0, 0.5).logits(rewards, rewards), axis=1)[:, 2]
+    assert ties == pytest.approx(np.exp(0.5) / (np.exp(0.5) + 2 * np.exp(rewards)))
+    without = Choice(1.0, NO_TIE).logits(rewards, rewards[::-1])
+    assert np.array_equal(without[:, 2], np.full(3, NO_TIE)) and without[:, 0] == pytest.approx([-2.0, 0.0, 2.0])
 
 
 def test_a_judge_and_prompts_of_different_kinds_are_refused(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from core.bradley_terry import BradleyTerry
 from core.data.arena_sim import simulate
 from core.data.config import SimulateConfig
 from core.models.folders import copy_tokenizer
-from core.pointwise import davidson_in, noted
+from core.pointwise import Choice, choice_in, noted
 from core.prompts import Renderer
 from core.scoring import score, score_conversations
 from students.export.config import QuantisationConfig
@@ -24,7 +23,7 @@ from tests.composing import configured, scorer
 from tests.teachers.scorers.test_server import vllm_serve
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(580)]
-DAVIDSON = BradleyTerry(np.array([1.25]), -0.5)
+CHOICE = Choice(1.25, -0.5)
 Exports = dict[str, Path]
 
 
@@ -36,7 +35,7 @@ def exports(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
         smollm2, num_hidden_layers=4, id2label={0: "reward"}, label2id={"reward": 0}, dtype=torch.float32
     )
     torch.nn.init.normal_(model.score.weight, std=0.05, generator=torch.Generator().manual_seed(0))
-    model.config.update(noted(DAVIDSON))
+    model.config.update(noted(CHOICE))
     model.save_pretrained(merged)
     copy_tokenizer(smollm2, merged)
     quantise(merged, w8a8, "w8a8", QuantisationConfig(smoothing=None, group=None), [])
@@ -78,7 +77,7 @@ def as_classifier_gives(model: Any, prompts: list[list[int]]) -> np.ndarray:
 @pytest.mark.parametrize("format", ["merged", "w8a8"])
 def test_transformers_loads_it(format: str, exports: Exports, prompts: list[list[int]]) -> None:
     folder = exports[format]
-    assert davidson_in(folder) == DAVIDSON
+    assert choice_in(folder) == CHOICE
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     assert model.config.num_labels == 1
     assert_same_rewards(format, as_classifier_gives(model, prompts), exports, prompts)

@@ -24,7 +24,7 @@ from distill.config import Config
 from distill.training_run import recipe
 from students.training.data import Example
 from students.training.model import JudgeModel, build_judge
-from students.training.pairing import Davidson
+from students.training.pairing import LearntChoice
 from students.training.steps import BatchRow, micro_batches
 from students.training.tracking import Tracker
 from tests.composing import plain
@@ -106,7 +106,7 @@ def make_judge(config: Config) -> JudgeModel:
         for name, parameter in judge.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
-            if "davidson" in name:
+            if "choice" in name:
                 parameter.fill_(0.3)
     return judge
 
@@ -121,7 +121,7 @@ def by_definition(config: Config, conversations: Sequence[Example]) -> Step:
     sums = dict.fromkeys(("cross_entropy", "kl"), torch.zeros(()))
     for c in conversations:
         outputs = [classifier(input_ids=torch.tensor([ids])).logits[0] for ids in c.ids]
-        for order, logits in enumerate(outputs if judge.davidson is None else from_rewards(judge.davidson, *outputs)):
+        for order, logits in enumerate(outputs if judge.choice is None else from_rewards(judge.choice, *outputs)):
             votes, teacher = (
                 torch.tensor(v if order == 0 else swap_labels(v)) for v in (c.votes or (0.0,) * 3, c.teacher or ())
             )
@@ -138,11 +138,11 @@ def by_definition(config: Config, conversations: Sequence[Example]) -> Step:
     )
 
 
-def from_rewards(davidson: Davidson, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+def from_rewards(choice: LearntChoice, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
     """A pair's logits in either order, by definition."""
-    half = davidson.log_scale.exp() * (first - second) / 2
-    tie = torch.tensor([NO_TIE]) if davidson.log_tie is None else davidson.log_tie
-    return [torch.cat([half, -half, tie]), torch.cat([-half, half, tie])]
+    a, b = choice.log_scale.exp() * first, choice.log_scale.exp() * second
+    tie = torch.tensor([NO_TIE]) if choice.log_tie is None else choice.log_tie
+    return [torch.cat([a, b, tie]), torch.cat([b, a, tie])]
 
 
 def take_step(config: Config, conversations: Sequence[Example], folder: Path, save: bool = False) -> Step:

@@ -98,10 +98,10 @@ def test_a_pointwise_judge_goes_on_from_a_reward_model(tiny_llama: Path, tmp_pat
     model.save_pretrained(base)
     config = configured("+exp=smoke", "model.layers=null", *POINTWISE)
     judge = build_judge(base, config.model, config.engine, 0)
-    assert torch.equal(judge.classifier.score.weight, model.score.weight) and judge.davidson is not None
-    assert judge.davidson.log_scale.exp().item() == pytest.approx(2) and judge.davidson.log_tie == -0.5
+    assert torch.equal(judge.classifier.score.weight, model.score.weight) and judge.choice is not None
+    assert judge.choice.log_scale.exp().item() == pytest.approx(2) and judge.choice.log_tie == -0.5
     other = build_judge(base, replace(config.model, head="new"), config.engine, 0)
-    assert other.davidson is not None and other.davidson.log_scale.item() == 0 == other.davidson.log_tie
+    assert other.choice is not None and other.choice.log_scale.item() == 0 == other.choice.log_tie
 
 
 def test_logits_are_scaled_as_the_family_scales_them(tiny_llama: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from core.data.table import load_conversations
 from core.errors import UserError
 from core.json_files import read_json
 from core.labels import NO_TIE, WITHOUT_TIES, Labels
-from core.pointwise import JUDGE, davidson_of
+from core.pointwise import JUDGE, choice_of
 from core.records import LABELS
 from core.scoring import logits_by_order, score_conversations
 from distill import prepare, student
@@ -89,12 +89,12 @@ def test_a_step_is_the_step_by_definition(
     conversations = with_shared_responses()
     expected = by_definition(config, conversations)
     found = take_step(config, conversations, tmp_path / "run", save=True)
-    assert expected.gradients.keys() >= {"davidson.log_scale", "davidson.log_tie"}
+    assert expected.gradients.keys() >= {"choice.log_scale", "choice.log_tie"}
     assert_same_step(found, expected)
-    davidson = davidson_of(read_json(tmp_path / "run" / "adapter" / JUDGE, ""))
-    assert davidson is not None
-    assert math.log(davidson.weights.item()) == pytest.approx(found.values["davidson.log_scale"].item(), abs=1e-6)
-    assert davidson.log_tie == pytest.approx(found.values["davidson.log_tie"].item())
+    choice = choice_of(read_json(tmp_path / "run" / "adapter" / JUDGE, ""))
+    assert choice is not None
+    assert math.log(choice.scale) == pytest.approx(found.values["choice.log_scale"].item(), abs=1e-6)
+    assert choice.log_tie == pytest.approx(found.values["choice.log_tie"].item())
 
 
 @pytest.mark.long
@@ -114,7 +114,7 @@ def test_data_without_ties_leave_out_the_tie_constant(tiny_llama: Path) -> None:
 
     config = step_config(tiny_llama, *POINTWISE)
     judge = build_judge(tiny_llama, config.model, config.engine, 0, labels=("a", "b"))
-    assert [n for n, _ in judge.named_parameters() if n.startswith("davidson")] == ["davidson.log_scale"]
+    assert [n for n, _ in judge.named_parameters() if n.startswith("choice")] == ["choice.log_scale"]
 
 
 def test_a_response_that_conversations_share_is_computed_once_a_step() -> None:
@@ -235,10 +235,10 @@ def test_what_follows_a_family_that_is_cut_keeps_the_budget() -> None:
 
 def test_a_better_response_has_the_larger_reward_whatever_was_learnt(tiny_llama: Path) -> None:
     judge = make_judge(step_config(tiny_llama, *POINTWISE))
-    assert judge.davidson is not None
+    assert judge.choice is not None
     with torch.no_grad():
-        judge.davidson.log_scale.fill_(-5.0)
-        logits = judge.davidson(torch.tensor([[2.0], [1.0], [0.5], [3.0]]))
+        judge.choice.log_scale.fill_(-5.0)
+        logits = judge.choice(torch.tensor([[2.0], [1.0], [0.5], [3.0]]))
     assert logits[0, 0] > logits[0, 1] and logits[2, 0] < logits[2, 1]
     assert torch.equal(logits[1::2], logits[::2][:, [1, 0, 2]])
 
@@ -267,7 +267,7 @@ def test_what_was_trained_is_what_is_served(
     config = replace(config, run=run, model=replace(config.model, base=str(tiny_qwen2)))
     loss = student.main(config)
     judge = open_trained(run_folder(config), root, "")
-    assert judge.davidson is not None and (judge.davidson.log_tie == NO_TIE) == (labels != LABELS)
+    assert judge.choice is not None and (judge.choice.log_tie == NO_TIE) == (labels != LABELS)
     _, rows = split(load_conversations(root / "data" / config.data.name), config.fold, config.train.validation_share)
     with open_scorer(judge.merged(root), scorer("transformers"), judge.max_tokens) as opened:
         scores = score_conversations(opened, judge.renderer, rows)
