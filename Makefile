@@ -102,24 +102,28 @@ proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human
 	$(MAKE) data teacher-logits EXP=proof_gpt4
 	$(call three_seeds,proof_gpt4,name=proof_gpt4_1k,limit=1700,loss=votes)
 	$(call three_seeds,proof_gpt4,name=proof_gpt4_4k,limit=6700,loss=votes)
-	$(call three_seeds,proof_gpt4,name=proof_gpt4,limit=null,loss=votes)
+	$(call three_seeds,proof_gpt4,,,loss=votes)
 	$(PY) -m proof.rankings --data artifacts/data/alpaca_eval --logits artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4*
 	$(PY) -m proof.length --data artifacts/data/alpaca_eval --teacher artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4
-	$(MAKE) export EXP=proof_gpt4
 	$(MAKE) data EXP=proof_human
-	$(call three_seeds,proof_human,name=proof_human,limit=null,model.base=artifacts/exports/proof_gpt4/merged)
+	$(PY) -m proof.scores --data artifacts/data/human $(GPT4_STUDENT) artifacts/proof/scores.parquet
+	$(PY) -m distill.teacher +exp=proof_human teacher=stored teacher.name=gpt4_student teacher.stored.file=artifacts/proof/scores.parquet teacher.stored.learned_from=none
+	$(call three_seeds,proof_human,,,model.base=$(GPT4_STUDENT),+eval.judges.gpt4_student=artifacts/logits/gpt4_student)
 	$(PY) -m proof.length --data artifacts/data/human artifacts/eval/proof_human
-	$(MAKE) export EXP=proof_human
 
 RESPONSES = $(or $(PUBLIC_DATA),../shared/data)/alpaca_eval_gpt4_turbo/responses.parquet
+comma = ,
+GPT4_STUDENT = artifacts/exports/proof_gpt4/merged
 
-# An experiment beside a variant of it: experiment, name, limit, the variant's override
+# An experiment beside a variant of it: experiment, name, limit of training (those without one are exported), the
+# variant's override, other judges
 define three_seeds
 	$(PY) -m distill.student +exp=$(1) $(2) $(3)
 	$(PY) -m distill.student +exp=$(1) $(2) $(3) $(4)
 	$(PY) -m distill.student -m +exp=$(1) $(2) $(3) seed=1,2
 	$(PY) -m distill.student -m +exp=$(1) $(2) $(3) seed=1,2 $(4)
-	$(PY) -m eval +exp=$(1) $(2) 'eval.seeds=[0,1,2]' 'eval.variants=["$(4)"]'
+	$(if $(3),,$(PY) -m distill.export -m +exp=$(1) export.format=merged$(comma)w8a8$(comma)w8a16)
+	$(PY) -m eval +exp=$(1) $(2) $(5) 'eval.seeds=[0,1,2]' 'eval.variants=["$(4)"]'
 endef
 
 predict: ## Probabilities for a file without votes (ARGS='input=test.csv output=submission.csv')
