@@ -94,7 +94,7 @@ def test_a_base_without_the_head_that_is_asked_for_says_so(tiny_llama: Path, tin
 def test_a_pointwise_judge_goes_on_from_a_reward_model(tiny_llama: Path, tmp_path: Path) -> None:
     base = tmp_path / "reward"
     model = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=1, dtype=torch.float32)
-    model.config.update({"pointwise": {"scale": 2.0, "log_tie": -0.5}})
+    model.config.update({"choice": {"scale": 2.0, "log_tie": -0.5}})
     model.save_pretrained(base)
     config = configured("+exp=smoke", "model.layers=null", *POINTWISE)
     judge = build_judge(base, config.model, config.engine, 0)

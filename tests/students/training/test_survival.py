@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.pointwise import JUDGE
+from core.pointwise import JUDGE, KEY
 from core.tables import read_parquet
 from distill import prepare, student
 from distill.config import Config
@@ -59,7 +59,7 @@ def history(config: Config) -> pl.DataFrame:
 
 def adapter(config: Config) -> dict[str, torch.Tensor]:
     folder = run_folder(config) / "adapter"
-    learnt = json.loads((folder / JUDGE).read_text())["pointwise"] if (folder / JUDGE).exists() else {}
+    learnt = json.loads((folder / JUDGE).read_text())[KEY] if (folder / JUDGE).exists() else {}
     return load_file(folder / "adapter_model.safetensors") | {n: torch.tensor(value) for n, value in learnt.items()}
 
 
