@@ -13,7 +13,7 @@ from core.artefacts.building import Artefact
 from core.errors import UserError
 from core.labels import Labels
 from core.models.folders import model_hash
-from core.pointwise import davidson_in
+from core.pointwise import choice_in
 from core.provenance import Learned
 from core.records import LABELS, ORDERS, TEST, Conversation
 from core.store.parts import NO_FOLD
@@ -47,7 +47,7 @@ class RewardModel:
 
         Raises `UserError` for a pointwise judge, which reads its own prompts and knows what its rewards amount to.
         """
-        if davidson_in(source) is not None:
+        if choice_in(source) is not None:
             raise UserError(
                 f"teacher.model={source} is a pointwise judge of this project: ask it with teacher=model and the "
                 "prompt that it was trained on, such as prompt=pointwise"

@@ -47,7 +47,7 @@ class Service:
         canaries: CanaryMode,
         coverage: float,
     ) -> None:
-        folder = exported.folder.resolve()
+        folder, content = exported.folder.resolve(), exported.manifest.content[:12]
         self.settings, self.renderer, self.max_tokens = settings, exported.renderer, exported.max_tokens
         self.model = exported.name
         self.choice = exported.choice
