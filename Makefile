@@ -108,12 +108,14 @@ proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human
 	$(MAKE) data EXP=proof_human
 	$(PY) -m proof.scores --data artifacts/data/human $(GPT4_STUDENT) artifacts/proof/scores.parquet
 	$(PY) -m distill.teacher +exp=proof_human teacher=stored teacher.name=gpt4_student teacher.stored.file=artifacts/proof/scores.parquet teacher.stored.learned_from=none
-	$(call three_seeds,proof_human,,,model.base=$(GPT4_STUDENT),+eval.judges.gpt4_student=artifacts/logits/gpt4_student)
+	$(call three_seeds,proof_human,,,model.base=$(GPT4_STUDENT),+eval.judges.gpt4_student=artifacts/logits/gpt4_student '+eval.judges.two_stage="$(TWO_STAGE)"')
+	$(PY) -m proof.mixture --data artifacts/data/human artifacts/eval/proof_human surface student gpt4_student two_stage
 	$(PY) -m proof.length --data artifacts/data/human artifacts/eval/proof_human
 
 RESPONSES = $(or $(PUBLIC_DATA),../shared/data)/alpaca_eval_gpt4_turbo/responses.parquet
 comma = ,
 GPT4_STUDENT = artifacts/exports/proof_gpt4/merged
+TWO_STAGE = artifacts/students/proof_human$(comma)model.base=artifacts+exports+proof_gpt4+merged-33dfcd13/fold=0
 
 # An experiment beside a variant of it: experiment, name, limit of training (those without one are exported), the
 # variant's override, other judges

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from core import screen
 from core.errors import UserError
 from core.exits import ChecksFailed
-from distill.artefacts import data_folder, named_judges
+from distill.artefacts import data_folder, evaluation_folder, named_judges
 from distill.artefacts import evaluation as evaluation_of
 from distill.config import Config
 from distill.entry_point import entry_point
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from core.labels import Labels
     from core.records import Conversation
     from eval.benchmarks.rows import Benchmark
+    from eval.evaluation import Evaluation
     from eval.judges.answers import Engines
     from eval.judges.candidates import Candidate
     from eval.judges.panel import Panel
@@ -94,7 +95,7 @@ def evaluate(config: Config) -> None:
         console.print(line)
     if config.eval.seeds:
         with alone(folder):
-            summary = judge_seeds(config, engines, scored, labels)
+            summary = judge_seeds(config, engines, scored, labels, evaluation)
             with artefact.reopened():
                 write_result(folder / SEEDS, summary)
                 artefact.finish(rows=rows)
@@ -128,16 +129,23 @@ def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", s
     write_report(folder / "report.html", report)
 
 
-def judge_seeds(config: Config, engines: "Engines", scored: "list[Conversation]", labels: "Labels") -> "SeedSummary":
-    """The student against `eval.variants` over `eval.seeds`."""
-    from eval.judges.answers import ask
-    from eval.judges.candidates import over_seeds
+def judge_seeds(
+    config: Config, engines: "Engines", scored: "list[Conversation]", labels: "Labels", evaluation: "Evaluation"
+) -> "SeedSummary":
+    """The student against `eval.variants` over `eval.seeds`, beside the baselines and what `eval.judges` names."""
+    from core.tables import read_parquet
+    from eval.judges.answers import Answers, ask
+    from eval.judges.candidates import BASELINES, over_seeds
     from eval.reliability import BINS
     from eval.seeds import compare_seeds
 
     seeds, variants = config.eval.seeds, config.eval.variants
     found = over_seeds(config.root, config.run, config.fold, config.seed, seeds, variants, config.name)
     answers = {name: [ask(candidate, scored, engines, labels) for candidate in of] for name, of in found.items()}
+    kept = read_parquet(evaluation_folder(config) / "predictions.parquet").partition_by("judge", as_dict=True)
+    for name in (*BASELINES, *config.eval.judges):
+        if (name,) in kept:
+            answers[name] = [Answers(kept[name,], evaluation.judges[name].taught)]
     return compare_seeds(answers, seeds, scored, labels, BINS, config.eval.truth)
 
 

@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.labels import Labels, among
 from core.records import Conversation
 from core.scoring import logits_by_order
+from eval.comparison import BASELINE
 from eval.intervals import LEVEL, Estimate, Groups, Interval, Jackknife, number_groups
 from eval.judges.answers import Answers
 from eval.judges.candidates import STUDENT
@@ -65,15 +66,17 @@ class Gain:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """The student and its variants over training `seeds`, and what it gains over each variant.
+    """The student and its variants over training `seeds`, beside judges of one run each, and what it gains over each.
 
-    `truth`: whose opinion they are measured by (`eval.truth`).
+    `over_surface`: what each gains over `BASELINE`, where that is among them. `truth`: whose opinion they are measured
+    by (`eval.truth`).
     """
 
     seeds: Sequence[int]
     rows: int
     judges: Mapping[str, OverSeeds]
     gains: Mapping[str, Gain]
+    over_surface: Mapping[str, Gain]
     truth: str = "votes"
 
 
@@ -86,12 +89,13 @@ def compare_seeds(
     truth: str,
 ) -> SeedSummary:
     """From the answers of each judge's runs, which follow `seeds`, to the conversations scored, voted for `labels` by
-    people, or by what `truth` says."""
+    people, or by what `truth` says. A judge that no seed made has one answer."""
     ids, votes = [c.id for c in scored], among(np.array([c.votes for c in scored]), labels)
     runs = {
         judge: [SeedRun.of(*logits_by_order(one.scores, ids, labels), votes, bins) for one in of]
         for judge, of in answers.items()
     }
+    runs = {judge: of * len(seeds) if len(of) == 1 else of for judge, of in runs.items()}
     taught = {judge: most([one.taught for one in of]) for judge, of in answers.items()}
     return summarise_seeds(runs, seeds, [c.group for c in scored], taught, truth)
 
@@ -127,12 +131,17 @@ def summarise_seeds(
     for judge, of in losses.items():
         assert of.shape == (count, len(groups)), f"{judge}: losses of shape {of.shape}"
     jackknife = Jackknife(number_groups(groups))
-    gains = {judge: _mean(of - losses[STUDENT], jackknife) for judge, of in losses.items() if judge != STUDENT}
+
+    def gain(judge: str, rival: str) -> Gain:
+        found = _mean(losses[rival] - losses[judge], jackknife)
+        return Gain(found.value, found.interval(LEVEL))
+
     return SeedSummary(
         seeds=list(seeds),
         rows=len(groups),
         judges={judge: _over_seeds(of, _mean(losses[judge], jackknife), taught[judge]) for judge, of in runs.items()},
-        gains={judge: Gain(gain.value, gain.interval(LEVEL)) for judge, gain in gains.items()},
+        gains={judge: gain(STUDENT, judge) for judge in losses if judge != STUDENT},
+        over_surface={judge: gain(judge, BASELINE) for judge in losses if BASELINE in losses and judge != BASELINE},
         truth=truth,
     )
 
@@ -166,19 +175,24 @@ def seeds_table(summary: SeedSummary) -> Table:
     table = Table(
         title=f"{len(summary.seeds)} training seeds: {', '.join(map(str, summary.seeds))}",
         caption=f"measured by {truth.it}; intervals: 95%, over rows and seeds; "
-        "gain: by how many nats the student is better, paired",
+        "gain: by how many nats the student is better, and each judge than surface, paired",
     )
     table.add_column("judge", overflow="fold")
-    for heading in ("log loss", "95% interval", "student's gain", "95% interval"):
+    columns = ("log loss", "95% interval", "student's gain", "95% interval", "over surface", "95% interval")
+    for heading in columns if summary.over_surface else columns[:4]:
         table.add_column(heading, justify="right", no_wrap=True)
     for judge, of in summary.judges.items():
-        gain = summary.gains.get(judge)
+        gains = [summary.gains.get(judge), summary.over_surface.get(judge)]
         saw = f"\ncross-validated, its teachers saw {of.taught} of {summary.rows} {truth.rows}" if of.taught else ""
         saw = "\nnobody can tell what it learned from" if of.taught is None else saw
         table.add_row(
             judge + saw,
             f"{of.log_loss:.4f}",
             "{:.4f} to {:.4f}".format(*of.log_loss_ci),
-            *([] if gain is None else [f"{gain.difference:+.4f}", "{:+.4f} to {:+.4f}".format(*gain.ci)]),
+            *(cell for gain in gains for cell in _cells(gain)),
         )
     return table
+
+
+def _cells(gain: Gain | None) -> tuple[str, str]:
+    return ("", "") if gain is None else (f"{gain.difference:+.4f}", "{:+.4f} to {:+.4f}".format(*gain.ci))

@@ -376,6 +376,8 @@ def test_seeds_are_judged_like_the_student(finished: Config, capsys: pytest.Capt
     metrics = json.loads((finished.root / "eval" / "smoke" / "metrics.json").read_text())
     assert summary["judges"]["student"]["log_loss"] == pytest.approx(metrics["judges"]["student"]["log_loss"])
     assert summary["gains"]["loss=votes"]["difference"] == pytest.approx(0) == metrics["gain"]["difference"]
+    gain = metrics["judges"]["surface"]["log_loss"] - metrics["judges"]["student"]["log_loss"]
+    assert summary["over_surface"]["student"]["difference"] == pytest.approx(gain)
     with pytest.raises(ValueError, match=r"student of seed 2 is missing; train it first: .* seed=2"):
         entry_point.main(replace(finished, eval=replace(seeds, seeds=[0, 2])))
 

@@ -82,3 +82,20 @@ def test_one_seed_is_refused() -> None:
     runs, groups = simulate(1, 20, 0.0, 0)
     with pytest.raises(ValueError, match=r"eval.seeds=\[4\].*two or more"):
         summarise_seeds(runs, [4], groups, dict.fromkeys(runs, 0))
+
+
+def test_what_each_is_better_than_surface_is_told_where_that_is_judged() -> None:
+    """A judge that no seed made stands beside them with its one run."""
+    runs, groups = simulate(3, 50, 0.01, 0)
+    fixed = simulate(1, 50, 0.0, 1)[0][NO_TEACHER]
+    summary = summarise_seeds({**runs, "surface": fixed * 3}, [0, 1, 2], groups, dict.fromkeys([*runs, "surface"], 0))
+    assert summary.judges["surface"].log_loss_sd == pytest.approx(0)
+    for judge, of in runs.items():
+        gain = fixed[0].losses.mean() - np.mean([run.losses.mean() for run in of])
+        assert summary.over_surface[judge].difference == pytest.approx(gain)
+        low, high = summary.over_surface[judge].ci
+        assert low < gain < high
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(seeds_table(summary))
+    assert f"{summary.over_surface[NO_TEACHER].difference:+.4f}" in console.export_text()
+    assert not summarise_seeds(runs, [0, 1, 2], groups, dict.fromkeys(runs, 0)).over_surface
