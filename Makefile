@@ -103,15 +103,19 @@ proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human
 	$(call three_seeds,proof_gpt4,name=proof_gpt4_1k,limit=1700,loss=votes)
 	$(call three_seeds,proof_gpt4,name=proof_gpt4_4k,limit=6700,loss=votes)
 	$(call three_seeds,proof_gpt4,,,loss=votes)
-	$(PY) -m proof.rankings --data artifacts/data/alpaca_eval --logits artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4*
-	$(PY) -m proof.length --data artifacts/data/alpaca_eval --teacher artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4
+	$(call kept,rankings,proof.rankings --data artifacts/data/alpaca_eval --logits artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4*)
+	$(call kept,length_gpt4,proof.length --data artifacts/data/alpaca_eval --teacher artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4)
+	$(call kept,formats,bench.formats --data artifacts/data/alpaca_eval $(addprefix artifacts/exports/proof_gpt4/,merged w8a8 w8a16))
 	$(MAKE) data EXP=proof_human
 	$(PY) -m proof.scores --data artifacts/data/human $(GPT4_STUDENT) artifacts/proof/scores.parquet
 	$(PY) -m distill.teacher +exp=proof_human teacher=stored teacher.name=gpt4_student teacher.stored.file=artifacts/proof/scores.parquet teacher.stored.learned_from=none
 	$(call three_seeds,proof_human,,,model.base=$(GPT4_STUDENT),+eval.judges.gpt4_student=artifacts/logits/gpt4_student '+eval.judges.two_stage="$(TWO_STAGE)"')
-	$(PY) -m proof.mixture --data artifacts/data/human artifacts/eval/proof_human surface student gpt4_student two_stage
-	$(PY) -m proof.length --data artifacts/data/human artifacts/eval/proof_human
+	$(call kept,mixture,proof.mixture --data artifacts/data/human artifacts/eval/proof_human surface student gpt4_student two_stage)
+	$(call kept,length_human,proof.length --data artifacts/data/human artifacts/eval/proof_human)
+	$(PY) -m proof.figures artifacts docs/images
 
+# What a script prints, kept for proof.figures: name, command
+kept = set -o pipefail; $(PY) -m $(2) | tee artifacts/proof/$(1).txt
 RESPONSES = $(or $(PUBLIC_DATA),../shared/data)/alpaca_eval_gpt4_turbo/responses.parquet
 comma = ,
 GPT4_STUDENT = artifacts/exports/proof_gpt4/merged

@@ -1,0 +1,241 @@
+"""The plots of docs/results.md from what `make proof` measured: python -m proof.figures artifacts docs/images
+
+Plotly draws them in Chromium, which has to be on the machine. What was not measured has no plot.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import plotly.graph_objects as go
+
+from core.json_files import read_json
+from eval.scaling import FEWEST, Run, forecast
+
+SIZES = ("proof_gpt4_1k", "proof_gpt4_4k", "proof_gpt4")
+HARD = "loss=votes"
+NAMES = {"prior": "shares of the labels", "surface": "length and layout", "bradley_terry": "model names"}
+BLUE, RED, GREY, GREEN = "#2563eb", "#dc2626", "#6b7280", "#059669"
+ERRORS = 3.92  # standard errors from one end of a 95% interval to the other
+WIDTH, HEIGHT = 760, 400
+REMEDY = "run make proof"
+Figures = Mapping[str, Callable[[Path], go.Figure]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="where the artefacts are")
+    parser.add_argument("output", type=Path, help="a folder for the plots")
+    told = parser.parse_args()
+    drawn = {}
+    for name, draw in FIGURES.items():
+        try:
+            drawn[name] = draw(told.root)
+        except FileNotFoundError as error:
+            print(f"{name}: left out, {error.filename} is missing")
+    save(drawn, told.output)
+
+
+def results(root: Path, run: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """metrics.json and seeds.json of an evaluation."""
+    found = [root / "eval" / run / name for name in ("metrics.json", "seeds.json")]
+    for path in found:
+        path.stat()
+    metrics, seeds = (read_json(path, REMEDY) for path in found)
+    return metrics, seeds
+
+
+def printed(path: Path) -> dict[str, Any]:
+    """What a script of `proof` or `bench` printed last."""
+    return dict(json.loads(path.read_text().splitlines()[-1]))
+
+
+def soft_against_hard(root: Path) -> go.Figure:
+    """Log loss of GPT-4's students by training pairs, beside the baselines."""
+    found = [results(root, run) for run in SIZES]
+    pairs = [trained_on(root, run) for run in SIZES]
+    figure = go.Figure()
+    for name, judge, colour in (("soft targets", "student", BLUE), ("its hard verdicts", HARD, RED)):
+        of = [seeds["judges"][judge] for _, seeds in found]
+        figure.add_trace(points(pairs, of, name, colour))
+    metrics = found[-1][0]["judges"]
+    for judge in ("prior", "surface", "bradley_terry", "teacher"):
+        level = metrics[judge]["log_loss"]
+        figure.add_hline(
+            level, line_dash="dot", line_color=GREY, annotation_text=NAMES.get(judge, "GPT-4 Turbo itself")
+        )
+    figure.update_xaxes(type="log", title="training pairs", tickvals=pairs, ticktext=[f"{n:,}" for n in pairs])
+    figure.update_yaxes(title="log loss against GPT-4 Turbo (nats)")
+    return figure
+
+
+def points(x: Sequence[float], of: Sequence[Mapping[str, Any]], name: str, colour: str) -> go.Scatter:
+    """Log losses with 95% intervals."""
+    up = [judge["log_loss_ci"][1] - judge["log_loss"] for judge in of]
+    down = [judge["log_loss"] - judge["log_loss_ci"][0] for judge in of]
+    return go.Scatter(
+        x=x,
+        y=[judge["log_loss"] for judge in of],
+        error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},
+        name=name,
+        mode="lines+markers",
+        line_color=colour,
+    )
+
+
+def trained_on(root: Path, run: str) -> int:
+    """How many conversations the student of a run learned from."""
+    return int(read_json(root / "students" / run / "fold=0" / "manifest.json", REMEDY)["rows"]["training"])
+
+
+def what_more_would_buy(root: Path) -> go.Figure:
+    """The law through the students on soft targets, and the next two doublings."""
+    of = {trained_on(root, run): results(root, run)[1]["judges"]["student"] for run in SIZES}
+    runs = [
+        Run(size, judge["log_loss"], (judge["log_loss_ci"][1] - judge["log_loss_ci"][0]) / ERRORS)
+        for size, judge in of.items()
+    ]
+    assert len(runs) >= FEWEST
+    largest = max(of)
+    sizes = [round(min(of) * (4 * largest / min(of)) ** (step / 40)) for step in range(41)]
+    law = forecast(runs, sizes)
+    figure = go.Figure()
+    bounds = [[each.log_loss_ci[end] for each in law] for end in (0, 1)]
+    figure.add_trace(go.Scatter(x=sizes, y=bounds[1], line_width=0, showlegend=False))
+    figure.add_trace(
+        go.Scatter(
+            x=sizes, y=bounds[0], line_width=0, fill="tonexty", fillcolor="rgba(37,99,235,0.15)", name="95% interval"
+        )
+    )
+    figure.add_trace(go.Scatter(x=sizes, y=[each.log_loss for each in law], name="fitted law", line_color=BLUE))
+    figure.add_trace(points([*of], [*of.values()], "measured", RED).update(mode="markers"))
+    ticks = [*of, 2 * largest, 4 * largest]
+    figure.update_xaxes(type="log", title="training pairs", tickvals=ticks, ticktext=[f"{n:,}" for n in ticks])
+    figure.update_yaxes(title="log loss against GPT-4 Turbo (nats)")
+    return figure
+
+
+def human_votes(root: Path) -> go.Figure:
+    """Judges of human votes with their intervals."""
+    metrics, seeds = results(root, "proof_human")
+    two_stage = next(name for name in seeds["judges"] if name.startswith("model.base="))
+    shown = {
+        "prior": NAMES["prior"],
+        "surface": NAMES["surface"],
+        "gpt4_student": "GPT-4's student, scale and ties fitted",
+        "student": "trained on the votes",
+        two_stage: "GPT-4's student, then the votes",
+    }
+    judged = {**metrics["judges"], **seeds["judges"]}
+    of = {name: judged[judge] for judge, name in shown.items() if judge in judged}
+    mixed = printed(root / "proof" / "mixture.txt")["mixture"]
+    return dots({**of, "the last three with length and layout": mixed}, "log loss on human votes (nats)")
+
+
+def dots(of: Mapping[str, Mapping[str, Any]], title: str) -> go.Figure:
+    """One line a judge, the first on top."""
+    names = [*of][::-1]
+    values = [of[name]["log_loss"] for name in names]
+    figure = go.Figure(
+        go.Scatter(
+            x=values,
+            y=names,
+            mode="markers",
+            marker={"size": 9, "color": BLUE},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [of[name]["log_loss_ci"][1] - value for name, value in zip(names, values, strict=True)],
+                "arrayminus": [value - of[name]["log_loss_ci"][0] for name, value in zip(names, values, strict=True)],
+            },
+        )
+    )
+    figure.update_xaxes(title=title)
+    return figure
+
+
+def exports(root: Path) -> go.Figure:
+    """Log loss against conversations a second, by format and engine."""
+    rates = printed(root / "proof" / "formats.txt")["per_second"]
+    judges = results(root, "proof_gpt4")[0]["judges"]
+    figure = go.Figure()
+    for name, rate in rates.items():
+        format, engine = name.split()
+        loss = judges[f"student_{format}"]["log_loss"]
+        colour = {"loop": GREY, "transformers": BLUE, "vllm": GREEN}[engine]
+        figure.add_trace(
+            go.Scatter(
+                x=[rate], y=[loss], text=[name], mode="markers+text", textposition="top center", marker_color=colour
+            )
+        )
+    figure.update_layout(showlegend=False)
+    figure.update_xaxes(title="conversations a second on two CPU cores", rangemode="tozero")
+    figure.update_yaxes(title="log loss against GPT-4 Turbo (nats)")
+    return figure
+
+
+def lengths(root: Path) -> go.Figure:
+    """What twice the words are worth to judges, their teacher and people."""
+    figure = go.Figure()
+    for file, colour, name in (("length_gpt4", BLUE, "AlpacaEval's prompts"), ("length_human", RED, "human votes")):
+        of = printed(root / "proof" / f"{file}.txt")
+        shown = {judge: said for judge, said in of.items() if judge in SHOWN}
+        figure.add_trace(
+            go.Bar(
+                x=[SHOWN[judge] for judge in shown],
+                y=[said["slope"] for said in shown.values()],
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [said["ci"][1] - said["slope"] for said in shown.values()],
+                    "arrayminus": [said["slope"] - said["ci"][0] for said in shown.values()],
+                },
+                name=name,
+                marker_color=colour,
+            )
+        )
+    figure.update_yaxes(title="nats for twice the words")
+    return figure
+
+
+SHOWN = {
+    "people": "people",
+    "teacher": "GPT-4 Turbo",
+    "surface": "length and layout",
+    "student": "the student",
+    "two_stage": "GPT-4's student, then votes",
+}
+FIGURES: Figures = {
+    "proof_soft_hard": soft_against_hard,
+    "proof_votes": human_votes,
+    "proof_law": what_more_would_buy,
+    "proof_exports": exports,
+    "proof_lengths": lengths,
+}
+
+
+def save(figures: Mapping[str, go.Figure], folder: Path) -> None:
+    """Write each as an SVG."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        for name, figure in figures.items():
+            figure.update_layout(
+                template="plotly_white", width=WIDTH, height=HEIGHT, margin={"l": 70, "r": 30, "t": 30, "b": 60}
+            )
+            page.set_content(figure.to_html(include_plotlyjs=True, div_id="plot"))
+            url = page.evaluate("Plotly.toImage('plot', {format: 'svg'})")
+            path = folder / f"{name}.svg"
+            path.write_text(unquote(url.split(",", 1)[1]))
+            print(path)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
