@@ -1,9 +1,9 @@
 """How many conversations a second the exports of a judge answer: python -m bench.formats FOLDER... [--rows N]
 
 Each export through transformers and through vLLM, in the engine that `eval` asks too, and the loop one writes first
-(`bench.teacher`): transformers' classifier, eight rows of similar length at a time. One conversation of each prompt, so
-that no response is shared. Engines take turns, `--repeats` times, after a pass that does not count; rows of the table
-are medians. `ratio`: of an engine to the loop over the same export where transformers reads it, else over the first.
+(`bench.simple_loop`): transformers' classifier over the merged export, eight rows of similar length at a time. One
+conversation of each prompt, so that no response is shared. Each engine passes over all of them `--repeats` times, after
+a pass that does not count; rates are of the median pass.
 On a CPU without VNNI an int8 export goes through transformers alone (`teachers/scorers/int8.py`).
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.configuration import file_of
-from bench.teacher import transformers_loop
+from bench.simple_loop import transformers_loop
 from core.config import from_mapping
 from core.data.table import load_conversations
 from core.exported import open_exported

@@ -29,6 +29,7 @@ import numpy as np
 from bench.configuration import configured, file_of
 from bench.conversations import whole_groups
 from bench.processes import processor_seconds
+from bench.simple_loop import transformers_loop
 from core.config import from_mapping
 from core.models.resolving import resolve
 from core.pointwise import Choice, PointwiseScorer
@@ -48,7 +49,6 @@ TARGETS = {
     "overhead_vs_engine": ["<=", 1.05],
     "pointwise_speedup": [">=", 1.8],
 }
-BATCH = 8
 PROMPTS = ("default", "pointwise")
 ROWS_PER_PART = 4096
 HEAD_STD = 0.02
@@ -169,29 +169,6 @@ def stage(scorer: Any, renderer: Renderer, conversations: list[Conversation], st
             score_conversations(share, scorer, run, by_label_tokens=False)
     rows = read_parts(store).rows_by_key(["id", "order"], named=True, unique=True)
     return np.stack([to_own_order(np.array(rows[c.id, o]["logits"]), o) for c in conversations for o in ORDERS])
-
-
-def transformers_loop(model: Path) -> Callable[[Sequence[list[int]]], np.ndarray]:
-    """The loop one writes first: sorted by length, eight rows at a time, padded on the right."""
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    classifier = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
-    pad = classifier.config.pad_token_id
-
-    @torch.inference_mode()
-    def score(prompts: Sequence[list[int]]) -> np.ndarray:
-        logits = np.empty((len(prompts), len(LABELS)), dtype=np.float32)
-        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            width = max(len(prompts[row]) for row in rows)
-            ids = torch.tensor([prompts[row] + [pad] * (width - len(prompts[row])) for row in rows])
-            mask = torch.tensor([[1] * len(prompts[row]) + [0] * (width - len(prompts[row])) for row in rows])
-            logits[rows] = classifier(input_ids=ids, attention_mask=mask, use_cache=False).logits.numpy()
-        return logits
-
-    return score
 
 
 if __name__ == "__main__":
