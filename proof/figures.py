@@ -59,8 +59,11 @@ def soft_against_hard(root: Path) -> go.Figure:
     found = [results(root, run) for run in SIZES]
     pairs = [trained_on(root, run) for run in SIZES]
     figure = go.Figure()
-    for name, judge, colour in (("soft targets", "student", BLUE), ("its hard verdicts", HARD, RED)):
-        of = [seeds["judges"][judge] for _, seeds in found]
+    for name, judge, alone, colour in (
+        ("soft targets", "student", "student", BLUE),
+        ("its hard verdicts", HARD, "student_no_teacher", RED),
+    ):
+        of = [seeds["judges"].get(judge) or metrics["judges"][alone] for metrics, seeds in found]  # one seed, at least
         figure.add_trace(points(pairs, of, name, colour))
     metrics = found[-1][0]["judges"]
     for judge in ("prior", "surface", "bradley_terry", "teacher"):
