@@ -26,27 +26,30 @@ from core.scoring import Scorer
 
 OUTPUTS = ("reward",)  # of a pointwise judge's classifier, as `LABELS` are a pairwise one's
 KEY = "choice"  # in config.json and judge.json
-FORMER_KEY = "pointwise"  # of judges whose rewards did not tell how likely a tie is
+FORMER_KEY = "pointwise"  # of judges of an earlier version, which knew no `Choice.height`
 JUDGE = "judge.json"
 KNOWN = 100_000  # rewards that a stream remembers: one that never ends must not grow
 
 
 @dataclass(frozen=True)
 class Choice:
-    """P(a), P(b) and P(tie) in proportion to exp(scale * r_a), exp(scale * r_b) and exp(log_tie).
+    """P(a), P(b) and P(tie) in proportion to exp(s/2), exp(-s/2) and exp(log_tie - height * m), s = scale * (r_a - r_b)
+    and m = scale * (r_a + r_b) / 2.
 
-    Luce's choice (1959, "Individual Choice Behavior") where a tie is a third alternative, whose reward is known: what a
-    prompt's rewards differ by tells who wins, and how high they are tells how likely a tie is. `log_tie` is `NO_TIE`
-    where nobody could vote for one; the height of rewards then tells nothing.
+    What two rewards differ by tells who wins; how high both are may tell how likely a tie is, which differs by prompt.
+    A `height` of 0 is Davidson's model (1970, "On Extending the Bradley-Terry Model to Accommodate Ties"), of 1 Luce's
+    choice (1959, "Individual Choice Behavior") among three of which a tie is one. `log_tie` is `NO_TIE` where nobody
+    could vote for one; the height of rewards then tells nothing.
     """
 
     scale: float
     log_tie: float
+    height: float = 0.0
 
     def logits(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """float64 [n, 3] for rewards of the responses a and b, each [n]; those of a and b add up to zero."""
-        half = self.scale * (first - second) / 2
-        tie = np.full(len(half), NO_TIE) if self.log_tie == NO_TIE else self.log_tie - self.scale * (first + second) / 2
+        half, mean = self.scale * (first - second) / 2, self.scale * (first + second) / 2
+        tie = np.full(len(half), NO_TIE) if self.log_tie == NO_TIE else self.log_tie - self.height * mean
         return np.column_stack([half, -half, tie])
 
 
@@ -57,20 +60,18 @@ def outputs_of(pointwise: bool) -> tuple[str, ...]:
 
 def noted(choice: Choice) -> dict[str, Any]:
     """What config.json and judge.json say of a pointwise judge; `log_tie` is null where nobody could vote for a tie."""
-    return {KEY: {"scale": choice.scale, "log_tie": None if choice.log_tie == NO_TIE else choice.log_tie}}
+    log_tie = None if choice.log_tie == NO_TIE else choice.log_tie
+    return {KEY: {"scale": choice.scale, "log_tie": log_tie, "height": choice.height}}
 
 
 def choice_of(note: Mapping[str, Any]) -> Choice | None:
     """How a judge's rewards become logits, from what `noted` wrote, among other keys; None where the judge is pairwise.
 
-    Raises `UserError` for a judge of ties whose rewards do not tell how likely these are.
+    That of an earlier version may stand beside it, in the config.json of a judge that went on from an older one.
     """
-    former = note.get(FORMER_KEY)
-    if former is not None and former["log_tie"] is not None:
-        raise UserError("a pointwise judge of an earlier version, with another model of ties: train it again")
-    if (found := note.get(KEY, former)) is None:
+    if (found := note.get(KEY, note.get(FORMER_KEY))) is None:
         return None
-    return Choice(found["scale"], NO_TIE if found["log_tie"] is None else found["log_tie"])
+    return Choice(found["scale"], NO_TIE if found["log_tie"] is None else found["log_tie"], found.get("height", 0.0))
 
 
 def choice_in(model: Path) -> Choice | None:

@@ -90,7 +90,7 @@ def test_an_export_is_a_plain_classifier_with_one_output(finished: tuple[Path, l
             pair = list(exported.renderer.render([c]))
             with torch.inference_mode():
                 a, b = (model(torch.tensor([[*p.ids]])).logits.item() for p in pair)
-            half, level = choice.scale * (a - b) / 2, choice.scale * (a + b) / 2
+            half, level = choice.scale * (a - b) / 2, choice.height * choice.scale * (a + b) / 2
             assert own[0] == pytest.approx([half, -half, choice.log_tie - level], abs=1e-3)
 
 
@@ -106,6 +106,7 @@ def test_an_average_gives_the_mean_of_what_its_folds_rewards_amount_to(finished:
     head = load_file(export.parent / "model.safetensors")["score.weight"]
     torch.testing.assert_close(found.scale * head, expected)
     assert found.log_tie == pytest.approx(np.mean([of.log_tie for of in learnt if of]))
+    assert found.height == pytest.approx(np.mean([of.height for of in learnt if of]))
 
 
 def test_it_is_served(finished: tuple[Path, list[str]], tmp_path: Path) -> None:

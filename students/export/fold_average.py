@@ -116,7 +116,7 @@ def methods(folds: Sequence[TrainedJudge]) -> tuple[str, ...]:
 
 
 def of_one_scale(folds: Sequence[TrainedJudge]) -> tuple[dict[str, Adapter], Choice | None]:
-    """The folds' adapters by folder and, for pointwise judges, the mean scale and tie constant, to which their heads
+    """The folds' adapters by folder and, for pointwise judges, the mean `Choice`, to which their heads
     are brought: a fold counts by what its rewards amount to, not by their size.
     """
     adapters = {str(fold.folder): read_adapter(fold.folder / "adapter") for fold in folds}
@@ -128,7 +128,8 @@ def of_one_scale(folds: Sequence[TrainedJudge]) -> tuple[dict[str, Adapter], Cho
         name: replace(adapter, score=adapter.score * (each.scale / scale))
         for (name, adapter), each in zip(adapters.items(), learnt, strict=True)
     }
-    return scaled, Choice(scale, float(np.mean([each.log_tie for each in learnt])))
+    log_tie, height = (float(np.mean([getattr(each, name) for each in learnt])) for name in ("log_tie", "height"))
+    return scaled, Choice(scale, log_tie, height)
 
 
 def average(folds: Sequence[TrainedJudge], method: str, root: Path) -> TrainedJudge:

@@ -99,7 +99,8 @@ class JudgeModel(nn.Module):
         name = "adapter" if adapted else "model"
         with new_folder(folder / name) as partial:
             if self.choice is not None:
-                note = noted(learnt(state.pop("choice.log_scale"), state.pop("choice.log_tie", None)))
+                names = ("log_scale", "log_tie", "height")
+                note = noted(learnt(*(state.pop(f"choice.{name}", None) for name in names)))
                 write_json(partial / JUDGE, note)
                 self.classifier.config.update(note)
             if adapted:

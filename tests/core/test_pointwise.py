@@ -20,7 +20,7 @@ from core.scoring import logits_by_order, score_conversations
 from tests.composing import configured
 from tests.tiny_models import tiny_tokenizer
 
-CHOICE = Choice(1.5, -0.25)
+CHOICE = Choice(1.5, -0.25, 1.0)
 
 
 class CountingScorer:
@@ -122,25 +122,26 @@ def test_another_number_of_outputs_is_refused(renderer: Renderer) -> None:
 
 @pytest.mark.parametrize("log_tie", [-0.7, -30.0])
 def test_what_is_noted_is_read_back(log_tie: float) -> None:
-    choice = Choice(2.5, log_tie)
+    choice = Choice(2.5, log_tie, 0.75)
     note = noted(choice)
     assert (note["choice"]["log_tie"] is None) == (log_tie == -30)
     assert choice_of({"hidden_size": 64, **note}) == choice
     assert choice_of({"hidden_size": 64}) is None
 
 
-def test_of_earlier_judges_those_without_ties_are_read() -> None:
-    """Where nobody could vote for a tie, the two models are the same."""
+def test_judges_of_an_earlier_version_have_no_height() -> None:
     former = {"scale": 2.5, "log_tie": None}
     assert choice_of({"pointwise": former}) == Choice(2.5, NO_TIE)
-    with pytest.raises(UserError, match="earlier version"):
-        choice_of({"pointwise": {**former, "log_tie": -0.5}})
+    tying = {"pointwise": {**former, "log_tie": -0.5}}
+    assert choice_of(tying) == Choice(2.5, -0.5, 0.0)
+    assert choice_of({**tying, **noted(CHOICE)}) == CHOICE, "a judge that went on from it"
 
 
 def test_rewards_of_one_height_tie_as_often_as_that_height_says() -> None:
     rewards = np.array([-2.0, 0.0, 2.0])
-    ties = softmax(Choice(1.0, 0.5).logits(rewards, rewards), axis=1)[:, 2]
-    assert ties == pytest.approx(np.exp(0.5) / (np.exp(0.5) + 2 * np.exp(rewards)))
+    for height in (0.0, 0.4, 1.0):
+        ties = softmax(Choice(1.0, 0.5, height).logits(rewards, rewards), axis=1)[:, 2]
+        assert ties == pytest.approx(np.exp(0.5) / (np.exp(0.5) + 2 * np.exp(height * rewards)))
     without = Choice(1.0, NO_TIE).logits(rewards, rewards[::-1])
     assert np.array_equal(without[:, 2], np.full(3, NO_TIE)) and without[:, 0] == pytest.approx([-2.0, 0.0, 2.0])
 

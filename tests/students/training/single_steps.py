@@ -24,7 +24,7 @@ from distill.config import Config
 from distill.training_run import recipe
 from students.training.data import Example
 from students.training.model import JudgeModel, build_judge
-from students.training.pairing import LearntChoice
+from students.training.pairing import PACE, LearntChoice
 from students.training.steps import BatchRow, micro_batches
 from students.training.tracking import Tracker
 from tests.composing import plain
@@ -107,7 +107,7 @@ def make_judge(config: Config) -> JudgeModel:
             if "lora_B" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=rng))
             if "choice" in name:
-                parameter.fill_(0.3)
+                parameter.fill_(0.3 / PACE if "height" in name else 0.3)
     return judge
 
 
@@ -141,7 +141,10 @@ def by_definition(config: Config, conversations: Sequence[Example]) -> Step:
 def from_rewards(choice: LearntChoice, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
     """A pair's logits in either order, by definition."""
     a, b = choice.log_scale.exp() * first, choice.log_scale.exp() * second
-    tie = torch.tensor([NO_TIE]) if choice.log_tie is None else choice.log_tie
+    mean = (a + b) / 2
+    tie = torch.tensor([NO_TIE]) + mean
+    if choice.log_tie is not None and choice.height is not None:
+        tie = choice.log_tie + (1 - PACE * choice.height) * mean
     return [torch.cat([a, b, tie]), torch.cat([b, a, tie])]
 
 

@@ -20,6 +20,7 @@ from core.renamed import with_new_names
 from distill import prepare, student
 from distill.training_run import run_identity
 from students.training.model import JudgeModel, build_judge
+from students.training.pairing import PACE
 from tests.composing import configured
 from tests.tiny_models import FAMILIES, Family, tiny_causal
 
@@ -94,12 +95,13 @@ def test_a_base_without_the_head_that_is_asked_for_says_so(tiny_llama: Path, tin
 def test_a_pointwise_judge_goes_on_from_a_reward_model(tiny_llama: Path, tmp_path: Path) -> None:
     base = tmp_path / "reward"
     model = AutoModelForSequenceClassification.from_pretrained(tiny_llama, num_labels=1, dtype=torch.float32)
-    model.config.update({"choice": {"scale": 2.0, "log_tie": -0.5}})
+    model.config.update({"choice": {"scale": 2.0, "log_tie": -0.5, "height": 0.5}})
     model.save_pretrained(base)
     config = configured("+exp=smoke", "model.layers=null", *POINTWISE)
     judge = build_judge(base, config.model, config.engine, 0)
     assert torch.equal(judge.classifier.score.weight, model.score.weight) and judge.choice is not None
     assert judge.choice.log_scale.exp().item() == pytest.approx(2) and judge.choice.log_tie == -0.5
+    assert judge.choice.height is not None and PACE * judge.choice.height.item() == pytest.approx(0.5)
     other = build_judge(base, replace(config.model, head="new"), config.engine, 0)
     assert other.choice is not None and other.choice.log_scale.item() == 0 == other.choice.log_tie
 

@@ -26,6 +26,7 @@ from students.trained import open_trained
 from students.training.collectives import process_group
 from students.training.data import Example, collate, prompt_numbers, split
 from students.training.inputs import check_prompt
+from students.training.pairing import PACE
 from students.training.steps import micro_batches, plan_epoch
 from teachers.scorers.opening import open_scorer
 from tests.composing import configured, scorer
@@ -89,12 +90,13 @@ def test_a_step_is_the_step_by_definition(
     conversations = with_shared_responses()
     expected = by_definition(config, conversations)
     found = take_step(config, conversations, tmp_path / "run", save=True)
-    assert expected.gradients.keys() >= {"choice.log_scale", "choice.log_tie"}
+    assert expected.gradients.keys() >= {"choice.log_scale", "choice.log_tie", "choice.height"}
     assert_same_step(found, expected)
     choice = choice_of(read_json(tmp_path / "run" / "adapter" / JUDGE, ""))
     assert choice is not None
     assert math.log(choice.scale) == pytest.approx(found.values["choice.log_scale"].item(), abs=1e-6)
     assert choice.log_tie == pytest.approx(found.values["choice.log_tie"].item())
+    assert choice.height == pytest.approx(PACE * found.values["choice.height"].item())
 
 
 @pytest.mark.long
