@@ -111,6 +111,7 @@ proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human
 	$(PY) -m distill.teacher +exp=proof_human teacher=stored teacher.name=gpt4_student teacher.stored.file=artifacts/proof/scores.parquet teacher.stored.learned_from=none
 	$(call three_seeds,proof_human,,,model.base=$(GPT4_STUDENT),+eval.judges.gpt4_student=artifacts/logits/gpt4_student '+eval.judges.two_stage="$(TWO_STAGE)"')
 	$(call kept,mixture,proof.mixture --data artifacts/data/human artifacts/eval/proof_human surface student gpt4_student two_stage)
+	$(call kept,mixture_unseen,proof.mixture --data artifacts/data/human --without artifacts/data/alpaca_eval artifacts/eval/proof_human surface student gpt4_student two_stage)
 	$(call kept,length_human,proof.length --data artifacts/data/human artifacts/eval/proof_human)
 	$(PY) -m proof.figures artifacts docs/images
 

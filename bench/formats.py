@@ -1,6 +1,6 @@
 """How many conversations a second the exports of a judge answer: python -m bench.formats FOLDER... [--rows N]
 
-Each export through transformers and through vLLM, in the engine that `eval` asks too, and the loop one writes first
+Each export through transformers and, where that reads it here, through vLLM, and the loop one writes first
 (`bench.simple_loop`): transformers' classifier over the merged export, eight rows of similar length at a time. One
 conversation of each prompt, so that no response is shared. Each engine passes over all of them `--repeats` times, after
 a pass that does not count; rates are of the median pass.
@@ -16,13 +16,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.configuration import file_of
 from bench.simple_loop import transformers_loop
+from core.artefacts.manifest import read_manifest
 from core.config import from_mapping
 from core.data.table import load_conversations
 from core.exported import open_exported
 from core.records import Conversation
 from core.scoring import score_conversations
+from students.export.formats import format_named
 from teachers.scorers.config import ScorerConfig, TransformersConfig, VllmConfig
 from teachers.scorers.opening import open_scorer
 
@@ -41,7 +45,8 @@ def main() -> None:
     rows = [*of_prompt.values()][: told.rows]
     seconds: dict[str, list[float]] = {}
     for export in told.exports:
-        for engine in KINDS:
+        format = format_named(read_manifest(export, "export").config["export"]["format"])
+        for engine in KINDS if format.vllm_on_cpus or torch.cuda.is_available() else ("transformers",):
             name = f"{export.name} {engine}"
             seconds |= measure(export, engine, rows, told.repeats, name)
     rates = {name: len(rows) / statistics.median(times) for name, times in seconds.items()}

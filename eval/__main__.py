@@ -132,7 +132,7 @@ def write_evaluation(config: Config, folder: Path, data: Path, panel: "Panel", s
 def judge_seeds(
     config: Config, engines: "Engines", scored: "list[Conversation]", labels: "Labels", evaluation: "Evaluation"
 ) -> "SeedSummary":
-    """The student against `eval.variants` over `eval.seeds`, beside the baselines and what `eval.judges` names."""
+    """The student against `eval.variants` over `eval.seeds`, beside the baselines, which have no seeds."""
     from core.tables import read_parquet
     from eval.judges.answers import Answers, ask
     from eval.judges.candidates import BASELINES, over_seeds
@@ -143,7 +143,7 @@ def judge_seeds(
     found = over_seeds(config.root, config.run, config.fold, config.seed, seeds, variants, config.name)
     answers = {name: [ask(candidate, scored, engines, labels) for candidate in of] for name, of in found.items()}
     kept = read_parquet(evaluation_folder(config) / "predictions.parquet").partition_by("judge", as_dict=True)
-    for name in (*BASELINES, *config.eval.judges):
+    for name in BASELINES:
         if (name,) in kept:
             answers[name] = [Answers(kept[name,], evaluation.judges[name].taught)]
     return compare_seeds(answers, seeds, scored, labels, BINS, config.eval.truth)

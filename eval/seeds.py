@@ -66,7 +66,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """The student and its variants over training `seeds`, beside judges of one run each, and what it gains over each.
+    """The student and its variants over training `seeds`, beside judges that have none, and what it gains over each.
 
     `over_surface`: what each gains over `BASELINE`, where that is among them. `truth`: whose opinion they are measured
     by (`eval.truth`).
@@ -89,7 +89,7 @@ def compare_seeds(
     truth: str,
 ) -> SeedSummary:
     """From the answers of each judge's runs, which follow `seeds`, to the conversations scored, voted for `labels` by
-    people, or by what `truth` says. A judge that no seed made has one answer."""
+    people, or by what `truth` says. A judge that no seed changes has one answer."""
     ids, votes = [c.id for c in scored], among(np.array([c.votes for c in scored]), labels)
     runs = {
         judge: [SeedRun.of(*logits_by_order(one.scores, ids, labels), votes, bins) for one in of]

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import plotly.graph_objects as go
 
 from core.json_files import read_json
-from eval.scaling import FEWEST, Run, forecast
+from eval.scaling import FEWEST, Run, forecast, misfit
 
 SIZES = ("proof_gpt4_1k", "proof_gpt4_4k", "proof_gpt4")
 HARD = "loss=votes"
@@ -117,6 +117,8 @@ def what_more_would_buy(root: Path) -> go.Figure:
     figure.add_trace(go.Scatter(x=sizes, y=[each.log_loss for each in law], name="fitted law", line_color=BLUE))
     figure.add_trace(points([*of], [*of.values()], "measured", RED).update(mode="markers"))
     ticks = [*of, 2 * largest, 4 * largest]
+    if problem := misfit(runs):
+        figure.update_layout(title=f"the law does not fit: {problem}", title_font_size=12)
     figure.update_xaxes(type="log", title="training pairs", tickvals=ticks, ticktext=[f"{n:,}" for n in ticks])
     figure.update_yaxes(title="log loss against GPT-4 Turbo (nats)")
     return figure
@@ -136,7 +138,7 @@ def human_votes(root: Path) -> go.Figure:
     judged = {**metrics["judges"], **seeds["judges"]}
     of = {name: judged[judge] for judge, name in shown.items() if judge in judged}
     mixed = printed(root / "proof" / "mixture.txt")["mixture"]
-    return dots({**of, "the last three with length and layout": mixed}, "log loss on human votes (nats)")
+    return dots({**of, "the last three with length and layout, seed 0": mixed}, "log loss on human votes (nats)")
 
 
 def dots(of: Mapping[str, Mapping[str, Any]], title: str) -> go.Figure:
@@ -209,7 +211,7 @@ SHOWN = {
     "people": "people",
     "teacher": "GPT-4 Turbo",
     "surface": "length and layout",
-    "student": "the student",
+    "student": "a student trained on them",
     "two_stage": "GPT-4's student, then votes",
 }
 FIGURES: Figures = {

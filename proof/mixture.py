@@ -3,7 +3,8 @@ r"""What several judges say together: the mean of their probabilities, on the ro
     python -m proof.mixture --data artifacts/data/human artifacts/eval/proof_human surface student two_stage
 
 Printed are the log loss of each and of the mixture on the votes, with 95% intervals over prompts, by how much the
-mixture is better than each, paired, and the log losses by source. The last line is JSON.
+mixture is better than each, paired, and the log losses by source. `--without` leaves out rows whose first prompt is in
+other prepared conversations, from which one of the judges has learned something. The last line is JSON.
 """
 
 import argparse
@@ -30,12 +31,15 @@ def main() -> None:
     parser.add_argument("evaluation", type=Path, help="a folder that python -m eval wrote")
     parser.add_argument("judges", nargs="+", help="which of its judges are mixed")
     parser.add_argument("--data", type=Path, required=True, help="prepared conversations, with votes")
+    parser.add_argument("--without", type=Path, help="prepared conversations whose prompts do not count")
     told = parser.parse_args()
     kept = read_parquet(told.evaluation / "predictions.parquet").partition_by("judge", as_dict=True)
     if missing := [judge for judge in told.judges if (judge,) not in kept]:
         parser.error(f"{told.evaluation} has no {', '.join(missing)}, only {', '.join(str(name) for (name,) in kept)}")
     judged, labels = {*kept[told.judges[0],]["id"]}, labels_in(told.data)
-    rows = [c for c in load_conversations(told.data) if c.id in judged and c.votes]
+    seen = {c.prompt[0] for c in load_conversations(told.without)} if told.without else set()
+    rows = [c for c in load_conversations(told.data) if c.id in judged and c.votes and c.prompt[0] not in seen]
+    print(f"{len(rows)} of {len(judged)} rows, {len({c.group for c in rows})} prompts")
     votes = among(np.array([c.votes for c in rows], float), labels)
     said = {judge: predict(*logits_by_order(kept[judge,], [c.id for c in rows], labels)) for judge in told.judges}
     report(said, votes, [c.group for c in rows], [c.source for c in rows])

@@ -85,7 +85,7 @@ def test_one_seed_is_refused() -> None:
 
 
 def test_what_each_is_better_than_surface_is_told_where_that_is_judged() -> None:
-    """A judge that no seed made stands beside them with its one run."""
+    """A baseline, which no seed changes, stands beside them with its one run."""
     runs, groups = simulate(3, 50, 0.01, 0)
     fixed = simulate(1, 50, 0.0, 1)[0][NO_TEACHER]
     summary = summarise_seeds({**runs, "surface": fixed * 3}, [0, 1, 2], groups, dict.fromkeys([*runs, "surface"], 0))
