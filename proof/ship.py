@@ -15,12 +15,15 @@ from core.artefacts.manifest import read_manifest
 from core.errors import UserError
 from core.exits import plain_ends, refuse, surroundings_explained
 from core.folders import new_folder
+from core.tables import read_parquet
 from proof.card import CARD, card
 from proof.shippable import check_no_machine_paths, origins
 from proof.sources.source import Base, Source
 from proof.sources.table import BASES, SOURCES
 from students.export.packing import pack
 from students.trained import open_trained
+
+SAMPLES = "samples.parquet"
 
 
 def main(
@@ -57,6 +60,9 @@ def ship(
 ) -> None:
     """Write `output`. Raises `UserError` for a judge that may not be shipped, and then leaves what is there."""
     judge = open_trained(run, root, "make student")
+    samples = run / SAMPLES
+    if samples.exists() and len(read_parquet(samples)):
+        raise UserError(f"{samples} holds texts of the data: train the judge with tracker.samples=0")
     text = card(
         output, judge, read_manifest(export, "export"), origins(judge, export, root, sources, bases), evaluation
     )

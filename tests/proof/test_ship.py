@@ -47,7 +47,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Itera
             *("+exp=smoke", "paths.root=artifacts", "model.base=tiny", "model.layers=null", "train.epochs=1"),
             *("data.simulate=null", "data.files=[first/votes.csv,second/votes.csv]", "loss=votes"),
             *("model.kind=pointwise", "prompt=pointwise", "prompt.max_tokens=160", "canaries.rows=8"),
-            *("export.format=merged", "export.dtype=fp32", "canaries.repeats=2", "teacher.folds=[]"),
+            *("export.format=merged", "export.dtype=fp32", "canaries.repeats=2", "teacher.folds=[]", "tracker.samples=0"),
             *(f"scorer@scorers.{role}=transformers" for role in ("check", "student", "exported")),
         )
         config = replace(config, run="smoke")
@@ -103,6 +103,15 @@ def test_it_holds_no_path_of_the_machine_that_made_it(sources: Sources) -> None:
     manifest.write_text(manifest.read_text().replace('"command": "', '"command": "paths.root=/home/me/artifacts '))
     with pytest.raises(UserError, match=r"run/manifest.json holds a path of this machine, /home/me/artifacts: train"):
         check_no_machine_paths(folder)
+
+
+def test_samples_of_the_data_are_not_shipped(sources: Sources) -> None:
+    shutil.copytree(RUN, "artifacts/students/samples/fold=0")
+    samples = Path("artifacts/students/samples/fold=0/samples.parquet")
+    pl.DataFrame({"prompt": ["somebody's question"]}).write_parquet(samples)
+    finish_again(samples.parent)
+    with pytest.raises(UserError, match=r"samples.parquet holds texts of the data: .* tracker.samples=0"):
+        ship(samples.parent, EXPORT, Path("judges/samples"), EVALUATION, ROOT, sources, BASES)
 
 
 @pytest.mark.parametrize("text", ["https://example.org/a/b", "artifacts/models/x", "../shared/data/a", "a/b or c"])
