@@ -178,7 +178,7 @@ def exports(root: Path) -> go.Figure:
             )
         )
     figure.update_layout(showlegend=False)
-    figure.update_xaxes(title="conversations a second on two CPU cores", rangemode="tozero")
+    figure.update_xaxes(title="conversations a second on a CPU", rangemode="tozero")
     figure.update_yaxes(title="log loss against GPT-4 Turbo (nats)")
     return figure
 
