@@ -14,6 +14,8 @@ from urllib.parse import unquote
 import plotly.graph_objects as go
 
 from core.json_files import read_json
+from eval.evaluation import METRICS
+from eval.results import SEEDS
 from eval.scaling import FEWEST, Run, forecast, misfit
 
 SIZES = ("proof_gpt4_1k", "proof_gpt4_4k", "proof_gpt4")
@@ -40,13 +42,13 @@ def main() -> None:
     save(drawn, told.output)
 
 
-def results(root: Path, run: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """metrics.json and seeds.json of an evaluation."""
-    found = [root / "eval" / run / name for name in ("metrics.json", "seeds.json")]
-    for path in found:
-        path.stat()
-    metrics, seeds = (read_json(path, REMEDY) for path in found)
-    return metrics, seeds
+def results(root: Path, run: str) -> dict[str, Any]:
+    """The judges of an evaluation, by name: over its seeds where it has several."""
+    folder = root / "eval" / run
+    (folder / METRICS).stat()
+    judges = dict(read_json(folder / METRICS, REMEDY)["judges"])
+    judges |= {HARD: judges["student_no_teacher"]} if "student_no_teacher" in judges else {}
+    return judges | (read_json(folder / SEEDS, REMEDY)["judges"] if (folder / SEEDS).exists() else {})
 
 
 def printed(path: Path) -> dict[str, Any]:
@@ -56,18 +58,15 @@ def printed(path: Path) -> dict[str, Any]:
 
 def soft_against_hard(root: Path) -> go.Figure:
     """Log loss of GPT-4's students by training pairs, beside the baselines."""
-    found = [results(root, run) for run in SIZES]
-    pairs = [trained_on(root, run) for run in SIZES]
+    found = {trained_on(root, run): results(root, run) for run in SIZES}
+    pairs = [*found]
     figure = go.Figure()
-    for name, judge, alone, colour in (
-        ("soft targets", "student", "student", BLUE),
-        ("its hard verdicts", HARD, "student_no_teacher", RED),
-    ):
-        of = [seeds["judges"].get(judge) or metrics["judges"][alone] for metrics, seeds in found]  # one seed, at least
-        figure.add_trace(points(pairs, of, name, colour))
-    metrics = found[-1][0]["judges"]
+    for name, judge, colour in (("soft targets", "student", BLUE), ("its hard verdicts", HARD, RED)):
+        of = {size: judges[judge] for size, judges in found.items() if judge in judges}
+        figure.add_trace(points([*of], [*of.values()], name, colour))
+    judges = found[max(pairs)]
     for judge in ("prior", "surface", "bradley_terry", "teacher"):
-        level = metrics[judge]["log_loss"]
+        level = judges[judge]["log_loss"]
         figure.add_hline(
             level, line_dash="dot", line_color=GREY, annotation_text=NAMES.get(judge, "GPT-4 Turbo itself")
         )
@@ -97,7 +96,7 @@ def trained_on(root: Path, run: str) -> int:
 
 def what_more_would_buy(root: Path) -> go.Figure:
     """The law through the students on soft targets, and the next two doublings."""
-    of = {trained_on(root, run): results(root, run)[1]["judges"]["student"] for run in SIZES}
+    of = {trained_on(root, run): results(root, run)["student"] for run in SIZES}
     runs = [
         Run(size, judge["log_loss"], (judge["log_loss_ci"][1] - judge["log_loss_ci"][0]) / ERRORS)
         for size, judge in of.items()
@@ -126,8 +125,8 @@ def what_more_would_buy(root: Path) -> go.Figure:
 
 def human_votes(root: Path) -> go.Figure:
     """Judges of human votes with their intervals."""
-    metrics, seeds = results(root, "proof_human")
-    two_stage = next(name for name in seeds["judges"] if name.startswith("model.base="))
+    judged = results(root, "proof_human")
+    two_stage = next(name for name in judged if name.startswith("model.base="))
     shown = {
         "prior": NAMES["prior"],
         "surface": NAMES["surface"],
@@ -135,7 +134,6 @@ def human_votes(root: Path) -> go.Figure:
         "student": "trained on the votes",
         two_stage: "GPT-4's student, then the votes",
     }
-    judged = {**metrics["judges"], **seeds["judges"]}
     of = {name: judged[judge] for judge, name in shown.items() if judge in judged}
     mixed = printed(root / "proof" / "mixture.txt")["mixture"]
     return dots({**of, "the last three with length and layout, seed 0": mixed}, "log loss on human votes (nats)")
@@ -166,7 +164,7 @@ def dots(of: Mapping[str, Mapping[str, Any]], title: str) -> go.Figure:
 def exports(root: Path) -> go.Figure:
     """Log loss against conversations a second, by format and engine."""
     rates = printed(root / "proof" / "formats.txt")["per_second"]
-    judges = results(root, "proof_gpt4")[0]["judges"]
+    judges = results(root, "proof_gpt4")
     figure = go.Figure()
     for name, rate in rates.items():
         format, engine = name.split()
