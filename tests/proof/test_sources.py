@@ -321,5 +321,7 @@ def test_the_configuration_expects_them_where_they_are_made(monkeypatch: pytest.
 def test_a_judge_that_is_shipped_learns_from_the_sets_that_may_be_shipped_alone() -> None:
     votes = [source for source in SOURCES.values() if Path(source.output).suffix == ".csv"]
     data = configured("+exp=judge_human").data
-    assert data.files == [str(source.path(public_folder())) for source in votes if source.shippable]
+    crowded = "llmfao"  # 2,139 pairs of 13 prompts
+    kept = [source for source in votes if source.shippable and source.name != crowded]
+    assert data.files == [str(source.path(public_folder())) for source in kept]
     assert 0 < len(data.files) < len(votes)
