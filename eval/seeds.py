@@ -178,21 +178,18 @@ def seeds_table(summary: SeedSummary) -> Table:
         "gain: by how many nats the student is better, and each judge than surface, paired",
     )
     table.add_column("judge", overflow="fold")
-    columns = ("log loss", "95% interval", "student's gain", "95% interval", "over surface", "95% interval")
-    for heading in columns if summary.over_surface else columns[:4]:
+    gained = ("student's gain", "over surface") if summary.over_surface else ("student's gain",)
+    for heading in ("log loss", *gained):
         table.add_column(heading, justify="right", no_wrap=True)
     for judge, of in summary.judges.items():
         gains = [summary.gains.get(judge), summary.over_surface.get(judge)]
         saw = f"\ncross-validated, its teachers saw {of.taught} of {summary.rows} {truth.rows}" if of.taught else ""
         saw = "\nnobody can tell what it learned from" if of.taught is None else saw
-        table.add_row(
-            judge + saw,
-            f"{of.log_loss:.4f}",
-            "{:.4f} to {:.4f}".format(*of.log_loss_ci),
-            *(cell for gain in gains for cell in _cells(gain)),
-        )
+        low, high = of.log_loss_ci
+        cells = [f"{of.log_loss:.4f}\n{low:.4f} to {high:.4f}", *map(_cell, gains)]
+        table.add_row(judge + saw, *cells[: len(gained) + 1])
     return table
 
 
-def _cells(gain: Gain | None) -> tuple[str, str]:
-    return ("", "") if gain is None else (f"{gain.difference:+.4f}", "{:+.4f} to {:+.4f}".format(*gain.ci))
+def _cell(gain: Gain | None) -> str:
+    return "" if gain is None else f"{gain.difference:+.4f}\n{gain.ci[0]:+.4f} to {gain.ci[1]:+.4f}"

@@ -95,7 +95,10 @@ def test_what_each_is_better_than_surface_is_told_where_that_is_judged() -> None
         assert summary.over_surface[judge].difference == pytest.approx(gain)
         low, high = summary.over_surface[judge].ci
         assert low < gain < high
-    console = Console(width=200, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(seeds_table(summary))
-    assert f"{summary.over_surface[NO_TEACHER].difference:+.4f}" in console.export_text()
+    shown = console.export_text()
+    assert all(judge in shown for judge in summary.judges) and "…" not in shown
+    low, high = summary.over_surface[NO_TEACHER].ci
+    assert f"{summary.over_surface[NO_TEACHER].difference:+.4f}" in shown and f"{low:+.4f} to {high:+.4f}" in shown
     assert not summarise_seeds(runs, [0, 1, 2], groups, dict.fromkeys(runs, 0)).over_surface
