@@ -105,6 +105,7 @@ proof: ## Students of GPT-4 Turbo's opinions, soft and hard, and judges of human
 	$(call three_seeds,proof_gpt4,,,loss=votes)
 	$(call kept,rankings,proof.rankings --data artifacts/data/alpaca_eval --logits artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4*)
 	$(call kept,length_gpt4,proof.length --data artifacts/data/alpaca_eval --teacher artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4)
+	$(call kept,mixture_gpt4,proof.mixture --data artifacts/data/alpaca_eval --teacher artifacts/logits/gpt4_turbo artifacts/eval/proof_gpt4 surface student)
 	$(call kept,formats,bench.formats --data artifacts/data/alpaca_eval $(addprefix artifacts/exports/proof_gpt4/,merged w8a8 w8a16))
 	$(MAKE) data EXP=proof_human
 	$(PY) -m proof.scores --data artifacts/data/human $(GPT4_STUDENT) artifacts/proof/scores.parquet

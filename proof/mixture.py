@@ -4,7 +4,8 @@ r"""What several judges say together: the mean of their probabilities, on the ro
 
 Printed are the log loss of each and of the mixture on the votes, with 95% intervals over prompts, by how much the
 mixture is better than each, paired, and the log losses by source. `--without` leaves out rows whose first prompt is in
-other prepared conversations, from which one of the judges has learned something. The last line is JSON.
+other prepared conversations, from which one of the judges has learned something; with `--teacher` its verdict is what
+they are measured by, as with `eval.truth=teacher`. The last line is JSON.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from core.tables import read_parquet
 from eval.bootstrap import Resampling
 from eval.means import Difference, Means
 from eval.metrics import log_loss_rows, predict
+from eval.scored import as_voted_by
 
 MIXTURE = "mixture"
 RESAMPLING = Resampling(draws=1000, seed=0)
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("judges", nargs="+", help="which of its judges are mixed")
     parser.add_argument("--data", type=Path, required=True, help="prepared conversations, with votes")
     parser.add_argument("--without", type=Path, help="prepared conversations whose prompts do not count")
+    parser.add_argument("--teacher", type=Path, help="the store of a teacher whose verdict stands for votes")
     told = parser.parse_args()
     kept = read_parquet(told.evaluation / "predictions.parquet").partition_by("judge", as_dict=True)
     if missing := [judge for judge in told.judges if (judge,) not in kept]:
@@ -40,6 +43,8 @@ def main() -> None:
     seen = {c.prompt[0] for c in load_conversations(told.without)} if told.without else set()
     rows = [c for c in load_conversations(told.data) if c.id in judged and c.votes and c.prompt[0] not in seen]
     print(f"{len(rows)} of {len(judged)} rows, {len({c.group for c in rows})} prompts")
+    if told.teacher is not None:
+        rows, _ = as_voted_by(told.teacher, rows, [], labels)
     votes = among(np.array([c.votes for c in rows], float), labels)
     said = {judge: predict(*logits_by_order(kept[judge,], [c.id for c in rows], labels)) for judge in told.judges}
     report(said, votes, [c.group for c in rows], [c.source for c in rows])
