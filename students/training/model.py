@@ -180,6 +180,7 @@ def build_judge(
         device_map={"": str(device)} if config.load_in_4bit else None,  # else DeepSpeed moves it
         ignore_mismatched_sizes=True,  # the head of a reward model
     )
+    keep_four_bits(model)
     pointwise = config.kind == "pointwise"
     if not hasattr(model, head):
         raise UserError(
@@ -262,6 +263,13 @@ def with_lora(model: Any, config: ModelConfig) -> Any:
         task_type="SEQ_CLS",
     )
     return get_peft_model(model, adapter)
+
+
+def keep_four_bits(model: Any) -> None:
+    """Keep bitsandbytes from packing weights in a validation, on CPUs with AVX-512 BF16: it would train on in bf16."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def four_bits(dtype: torch.dtype, head: str) -> Any:

@@ -42,6 +42,7 @@ def test_only_the_base_is_stored_in_four_bits(base: Path) -> None:
     stored = [m for m in judge.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
     assert len(stored) == LAYERS * LINEARS and {m.weight.dtype for m in stored} == {torch.uint8}
     assert {m.weight.quant_type for m in stored} == {"nf4"} and all(m.weight.quant_state.nested for m in stored)
+    assert not any(m.support_avx512bf16_for_cpu for m in stored), "packed in a validation, they train on in bf16"
     weights, head = judge.trainable()
     assert len(weights) == 2 * len(stored) and {p.dtype for p in [*weights, *head]} == {torch.float32}
     with pytest.raises(UserError, match="4-bit weights cannot be trained"):
