@@ -68,7 +68,11 @@ def soft_against_hard(root: Path) -> go.Figure:
     for judge in ("prior", "surface", "bradley_terry", "teacher"):
         level = judges[judge]["log_loss"]
         figure.add_hline(
-            level, line_dash="dot", line_color=GREY, annotation_text=NAMES.get(judge, "GPT-4 Turbo itself")
+            level,
+            line_dash="dot",
+            line_color=GREY,
+            annotation_text=NAMES.get(judge, "GPT-4 Turbo itself"),
+            annotation_position="top left",
         )
     figure.update_xaxes(type="log", title="training pairs", tickvals=pairs, ticktext=[f"{n:,}" for n in pairs])
     figure.update_yaxes(title="log loss against GPT-4 Turbo (nats)")
