@@ -47,7 +47,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Itera
             *("+exp=smoke", "paths.root=artifacts", "model.base=tiny", "model.layers=null", "train.epochs=1"),
             *("data.simulate=null", "data.files=[first/votes.csv,second/votes.csv]", "loss=votes"),
             *("model.kind=pointwise", "prompt=pointwise", "prompt.max_tokens=160", "canaries.rows=8"),
-            *("export.format=merged", "export.dtype=fp32", "canaries.repeats=2", "teacher.folds=[]", "tracker.samples=0"),
+            *(
+                "export.format=merged",
+                "export.dtype=fp32",
+                "canaries.repeats=2",
+                "teacher.folds=[]",
+                "tracker.samples=0",
+            ),
             *(f"scorer@scorers.{role}=transformers" for role in ("check", "student", "exported")),
         )
         config = replace(config, run="smoke")
