@@ -99,8 +99,8 @@ class JudgeModel(nn.Module):
         name = "adapter" if adapted else "model"
         with new_folder(folder / name) as partial:
             if self.choice is not None:
-                names = ("log_scale", "log_tie", "height")
-                note = noted(learnt(*(state.pop(f"choice.{name}", None) for name in names)))
+                log_tie, height = (state.pop(f"choice.{name}", None) for name in ("log_tie", "height"))
+                note = noted(learnt(state.pop("choice.log_scale"), log_tie, height))
                 write_json(partial / JUDGE, note)
                 self.classifier.config.update(note)
             if adapted:
