@@ -8,12 +8,12 @@ from eval.comparison import Gains, JudgeFigures
 from eval.evaluation import METRICS, Evaluation, JudgeResult
 from eval.intervals import Interval
 from eval.judges.candidates import BASELINES, STUDENT
-from eval.results import read_result
+from eval.results import SEEDS, read_result
 from eval.seeds import SeedSummary
 from proof.shippable import Origins
 from students.trained import TrainedJudge
 
-CARD, SEEDS = "README.md", "seeds.json"
+CARD = "README.md"
 
 
 def card(folder: Path, judge: TrainedJudge, export: Manifest, origins: Origins, evaluation: Path) -> str:
@@ -155,7 +155,7 @@ def limits(judge: TrainedJudge, of: JudgeResult) -> str:
     return "\n".join(
         (
             "- It is small: it knows few facts, so it takes a fluent wrong answer for a right one.",
-            f"- {judge.max_tokens} tokens at a time: what lies beyond is told by the number of words at most.",
+            f"- {judge.max_tokens} tokens at a time: of what lies beyond it knows at most how many words there are.",
             "- Nearly all of its data are English, and most are single turns.",
             "- People's votes favour longer responses, and so does it."
             + (f" {length.sentence}" if length is not None and length.value is not None else ""),

@@ -81,16 +81,20 @@ def soft_against_hard(root: Path) -> go.Figure:
 
 def points(x: Sequence[float], of: Sequence[Mapping[str, Any]], name: str, colour: str) -> go.Scatter:
     """Log losses with 95% intervals."""
-    up = [judge["log_loss_ci"][1] - judge["log_loss"] for judge in of]
-    down = [judge["log_loss"] - judge["log_loss_ci"][0] for judge in of]
-    return go.Scatter(
-        x=x,
-        y=[judge["log_loss"] for judge in of],
-        error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},
-        name=name,
-        mode="lines+markers",
-        line_color=colour,
-    )
+    values = [judge["log_loss"] for judge in of]
+    bars = error_bars(values, [judge["log_loss_ci"] for judge in of])
+    return go.Scatter(x=x, y=values, error_y=bars, name=name, mode="lines+markers", line_color=colour)
+
+
+def error_bars(values: Sequence[float], intervals: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Plotly's bars from each interval's one end to the other."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - value for value, (_, high) in zip(values, intervals, strict=True)],
+        "arrayminus": [value - low for value, (low, _) in zip(values, intervals, strict=True)],
+        "thickness": 1,
+    }
 
 
 def trained_on(root: Path, run: str) -> int:
@@ -147,20 +151,9 @@ def dots(of: Mapping[str, Mapping[str, Any]], title: str) -> go.Figure:
     """One line a judge, the first on top."""
     names = [*of][::-1]
     values = [of[name]["log_loss"] for name in names]
-    figure = go.Figure(
-        go.Scatter(
-            x=values,
-            y=names,
-            mode="markers",
-            marker={"size": 9, "color": BLUE},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [of[name]["log_loss_ci"][1] - value for name, value in zip(names, values, strict=True)],
-                "arrayminus": [value - of[name]["log_loss_ci"][0] for name, value in zip(names, values, strict=True)],
-            },
-        )
-    )
+    bars = error_bars(values, [of[name]["log_loss_ci"] for name in names])
+    marker = {"size": 9, "color": BLUE}
+    figure = go.Figure(go.Scatter(x=values, y=names, mode="markers", marker=marker, error_x=bars))
     figure.update_xaxes(title=title)
     return figure
 
@@ -191,20 +184,10 @@ def lengths(root: Path) -> go.Figure:
     for file, colour, name in (("length_gpt4", BLUE, "AlpacaEval's prompts"), ("length_human", RED, "human votes")):
         of = printed(root / "proof" / f"{file}.txt")
         shown = {judge: said for judge, said in of.items() if judge in SHOWN}
-        figure.add_trace(
-            go.Bar(
-                x=[SHOWN[judge] for judge in shown],
-                y=[said["slope"] for said in shown.values()],
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [said["ci"][1] - said["slope"] for said in shown.values()],
-                    "arrayminus": [said["slope"] - said["ci"][0] for said in shown.values()],
-                },
-                name=name,
-                marker_color=colour,
-            )
-        )
+        slopes = [said["slope"] for said in shown.values()]
+        bars = error_bars(slopes, [said["ci"] for said in shown.values()])
+        places = [SHOWN[judge] for judge in shown]
+        figure.add_trace(go.Bar(x=places, y=slopes, error_y=bars, name=name, marker_color=colour))
     figure.update_yaxes(title="nats for twice the words")
     return figure
 
