@@ -39,7 +39,8 @@ class Choice:
     What two rewards differ by tells who wins; how high both are may tell how likely a tie is, which differs by prompt.
     A `height` of 0 is Davidson's model (1970, "On Extending the Bradley-Terry Model to Accommodate Ties"), of 1 Luce's
     choice (1959, "Individual Choice Behavior") among three of which a tie is one. `log_tie` is `NO_TIE` where nobody
-    could vote for one; the height of rewards then tells nothing.
+    could vote for one; the height of rewards then tells nothing. Beyond 1 or -1 a height can take from P(a) what a
+    higher r_a gives; which of a and b is likelier it never changes.
     """
 
     scale: float
